@@ -1,0 +1,5 @@
+"""`python -m loraexp`, `torchrun -m loraexp`, `accelerate launch -m loraexp`: the command `loraexp`."""
+
+from loraexp.cli import entry
+
+entry()

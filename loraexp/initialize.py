@@ -1,0 +1,207 @@
+"""Initialising: calibration rows → statistics → factors, layer by layer, and the ledger of what was seen and made."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from loraexp.adapter import Adapters
+from loraexp.evaluate import autocast, to_device
+from loraexp.layer import Factors, Layer
+from loraexp.memory import peak_bytes, reset_peak
+from loraexp.models import weight_of
+from loraexp.parallel import Processes
+from loraexp.progress import bar
+from loraexp.statistics import Calibration, collect, fingerprint, layer_generator
+
+if TYPE_CHECKING:
+    from loraexp.settings import CalibrationSettings, Settings
+    from loraexp.tasks import Task
+
+PROBE_ROWS = 64  # rows on which the loss is measured before and after initialising
+BF16_LOSS = 0.1  # share of an update's energy that bf16 weights may lose before it is worth a warning
+
+
+@dataclass
+class Made:
+    """The factors of every layer, what they cost, and what the ledger says of them."""
+
+    factors: dict[str, Factors]
+    cost: dict[str, Any]
+    ledger: dict[str, Any]
+    probe: Any = field(repr=False)  # () → mean loss on the probe rows
+
+    def finish(self, adapters: Adapters) -> dict[str, Any]:
+        """The ledger, with the loss after the factors are in place."""
+        after = self.probe()
+        self.ledger["loss"]["after"] = after
+        shifted = any(f.start == "shifted" for f in self.factors.values())
+        before = self.ledger["loss"]["before"]
+        if shifted and after > before:
+            self.ledger["warnings"].append(
+                f"the loss rose from {before:.4f} to {after:.4f} at step 0: a smaller start (larger init.gamma or init.scale), "
+                "or init.start=pretrained, keeps the pretrained function"
+            )
+        return self.ledger
+
+
+def calibration_rows(rows: int, settings: CalibrationSettings, seed: int) -> np.ndarray:
+    """Indices of the calibration rows: the first of the file, or a draw that depends on the seed alone."""
+    count = min(settings.samples, rows)
+    if settings.rows == "head":
+        return np.arange(count)
+    return np.random.default_rng([seed, 20]).permutation(rows)[:count]
+
+
+def initialize(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    task: Task,
+    initializer: partial,
+    *,
+    scaling: float,
+    settings: Settings,
+    device: torch.device,
+    processes: Processes,
+) -> Made:
+    """Run the initializer on every target layer, on exactly the statistics that it declares to need.
+
+    One layer after another: what a layer's factors were made from is dropped before the next group is collected.
+    """
+    began = time.perf_counter()
+    reset_peak(device)
+    examples = task.splits["train"]
+    function: Any = initializer.func
+
+    def loss_sum(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        with autocast(device, settings.precision):
+            return task.loss_sum(model, batch)
+
+    def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with autocast(device, settings.precision):
+            return task.outputs(model, batch).float()
+
+    first = to_device(task.collate(examples, np.arange(min(PROBE_ROWS, len(examples)))), device)
+
+    def probe() -> float:
+        with torch.no_grad():
+            total, count = loss_sum(model, first)
+        return float(total) / count
+
+    before = probe()
+    report: dict[str, Any] = {"way": "weights only", "forward_sweeps": 0.0, "samples": 0, "tokens": 0, "cache_hit": False}
+    factors: dict[str, Factors] = {}
+    lines: dict[str, Any] = {}
+    with warnings.catch_warnings(record=True) as caught, bar("initialising", len(targets)) as advance:
+        warnings.simplefilter("always")
+        if function.needs:
+            rows = calibration_rows(len(examples), settings.calibration, settings.seed)
+            size = settings.calibration.batch_size
+            batches = [task.collate(examples, rows[i : i + size]) for i in range(0, len(rows), size)]
+            share = batches[processes.rank :: processes.world]
+            collected = collect(
+                model,
+                targets,
+                Calibration(batches=share, loss_sum=loss_sum, outputs=outputs, population=len(examples)),
+                function.needs,
+                function.request(settings.rank, **initializer.keywords),
+                budget=settings.calibration.memory_budget,
+                mode=settings.calibration.mode,
+                seed=settings.seed,
+                cache=Path(settings.cache_root) / "statistics" if settings.calibration.cache else None,
+                cache_key=f"{fingerprint(model)}-{settings.precision}" if settings.calibration.cache else "",
+            )
+            layers = collected.layers
+        else:
+            collected = None
+            layers = (Layer(name=name, W=weight_of(module)) for name, module in targets.items())
+        for layer in layers:
+            generator = layer_generator(settings.seed, layer.name)
+            made = initializer(layer, rank=settings.rank, scaling=scaling, generator=generator)
+            factors[layer.name] = checked(layer, made, settings)
+            lines[layer.name] = describe(layer, made, scaling, settings.precision)
+            advance()
+        if collected is not None:
+            report = dataclasses.asdict(collected.report)
+    seconds = time.perf_counter() - began
+    cost = {"init_seconds": seconds, "init_peak_bytes": peak_bytes(device), "init_forward_sweeps": report["forward_sweeps"]}
+    said = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+    ledger = {
+        "initializer": settings.init["name"],
+        "cost": cost,
+        "statistics": report,
+        "loss": {"before": before},
+        "warnings": said,
+        "layers": lines,
+    }
+    return Made(factors, cost, ledger, probe)
+
+
+def checked(layer: Layer, made: Any, settings: Settings) -> Factors:
+    """What the initializer returned, refused where it is not a pair of finite factors of the layer's shape."""
+    name = settings.init["name"]
+    if not isinstance(made, Factors):
+        raise TypeError(f"init={name}: returned {type(made).__name__} for layer {layer.name}; expected Factors")
+    if made.A.shape[1] != layer.d_in or made.B.shape[0] != layer.d_out:
+        shapes = f"A {tuple(made.A.shape)}, B {tuple(made.B.shape)}"
+        raise ValueError(f"init={name}: {shapes} for layer {layer.name} of shape ({layer.d_out}, {layer.d_in})")
+    for factor, value in (("A", made.A), ("B", made.B), ("R", made.R)):
+        if value is not None and not torch.isfinite(value).all():
+            raise FloatingPointError(f"init={name}: {factor} of layer {layer.name} is not finite: use more init.samples, or damping")
+    return made
+
+
+def describe(layer: Layer, made: Factors, scaling: float, precision: str) -> dict[str, Any]:
+    """A layer's line in the ledger: size of `η B0 A0` against `W0`, its spectrum, the energy its subspaces hold.
+
+    `energy` is `‖Π_B G Π_A‖² / ‖G‖²` with the projectors on the columns of B and the rows of A, and G the gradient
+    that the initializer saw (where it saw none: the weight).
+    """
+    A, B = made.A.float(), made.B.float()
+    basis_A, triangle_A = torch.linalg.qr(A.mT)
+    basis_B, triangle_B = torch.linalg.qr(B)
+    middle = triangle_B if made.R is None else triangle_B @ made.R.float()
+    spectrum = scaling * torch.linalg.svdvals(middle @ triangle_A.mT)
+    weight_norm = float(torch.linalg.matrix_norm(layer.W.float()))
+    line: dict[str, Any] = {
+        "shape": [layer.d_out, layer.d_in],
+        "rank": A.shape[0],
+        "start": made.start,
+        "trains": sorted(made.train),
+        "relative_norm": float(spectrum.norm()) / weight_norm if weight_norm else None,
+        "singular_values": [float(s) for s in spectrum[:8]],
+    }
+    seen = next((k for k in ("gradient", "summed_gradient") if k in layer.statistics), None)
+    whole = layer.W if seen is None else layer.statistics[seen]
+    if A.any() and B.any():
+        inside = basis_B.mT @ whole.float() @ basis_A
+        line["energy"] = {"of": seen or "weight", "share": float(inside.square().sum() / whole.float().square().sum().clamp_min(1e-45))}
+        if precision == "bf16":
+            line["bf16_merge_loss"] = bf16_loss(layer, made, scaling)
+    if "curvature" in layer.statistics and layer.curvature.notes:
+        line["notes"] = list(layer.curvature.notes)
+    return line
+
+
+def bf16_loss(layer: Layer, made: Factors, scaling: float) -> float:
+    """Share of the energy of `η B0 A0` that is lost when it is added to the weight in bf16; warns above 10 %."""
+    update = scaling * made.product().float()
+    exact = layer.W.float() + update
+    lost = float((exact.bfloat16().float() - exact).square().sum() / update.square().sum())
+    if lost > BF16_LOSS:
+        warnings.warn(
+            f"layer {layer.name}: merged into bf16 weights the initial update would lose {lost:.0%} of its energy; "
+            "keep the adapter apart (as the run does), or export with a float32 base",
+            stacklevel=2,
+        )
+    return lost

@@ -1,0 +1,162 @@
+"""Truncated SVD, inverse roots, sketches: the linear algebra that initializers and optimizers share.
+
+Everything here works in float32 or float64, on any device, with an explicit generator, and says in its docstring
+which slow reference the tests hold it against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SVD(NamedTuple):
+    """Thin singular value decomposition `U diag(S) Vh`; S descending, columns of U and rows of Vh orthonormal."""
+
+    U: Tensor  # (d_out, k)
+    S: Tensor  # (k,)
+    Vh: Tensor  # (k, d_in)
+
+    def leading(self, rank: int) -> SVD:
+        """The `rank` largest triplets."""
+        return SVD(self.U[:, :rank], self.S[:rank], self.Vh[:rank])
+
+    def trailing(self, rank: int) -> SVD:
+        """The `rank` smallest triplets."""
+        return SVD(self.U[:, -rank:], self.S[-rank:], self.Vh[-rank:])
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` itself in float32 or float64, a float32 copy of anything narrower."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def gaussian(rows: int, columns: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    """A standard normal matrix, drawn on the CPU so that every device sees the same numbers."""
+    return torch.randn(rows, columns, generator=generator, dtype=like.dtype).to(like.device)
+
+
+def factor(x: Tensor, W: Tensor) -> Tensor:
+    """`x` as an adapter factor of the weight `W`: on its device, in float64 if `W` is and in float32 otherwise.
+
+    Always a compact copy: a slice of a decomposition would keep the whole decomposition in memory.
+    """
+    dtype = torch.float64 if W.dtype == torch.float64 else torch.float32
+    return x.to(device=W.device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def check_rank(layer: str, rank: int, available: int, what: str) -> None:
+    """Refuse a rank that asks for more directions than there are; `what` names them and how many the rank takes."""
+    if rank < 1 or rank > available:
+        raise ValueError(f"layer {layer}: rank={rank}, expected 1 to {available} ({what}); choose a rank in that range")
+
+
+def check_positive(**values: float) -> None:
+    """Refuse a hyper-parameter that has to be a positive number and is not."""
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name}={value}: expected a number greater than 0")
+
+
+def check_choice(*expected: str, **values: str) -> None:
+    """Refuse a named choice that is not one of the expected ones."""
+    for name, value in values.items():
+        if value not in expected:
+            raise ValueError(f"{name}={value!r}: expected {', '.join(expected[:-1])} or {expected[-1]}")
+
+
+def svd(matrix: Tensor) -> SVD:
+    """Every singular triplet, in float32 or better: for the methods that want an exact one, or the smallest ones."""
+    return SVD(*torch.linalg.svd(at_least_float32(matrix), full_matrices=False))
+
+
+class Product(NamedTuple):
+    """A product that a subspace iteration asks for: `G @ block` where `side` is "right", `Gᵀ @ block` where "left"."""
+
+    side: str
+    block: Tensor
+
+
+def randomized_svd_steps(
+    d_out: int, d_in: int, k: int, oversample: int, iterations: int, generator: torch.Generator | None, like: Tensor
+) -> Generator[Product, Tensor, SVD]:
+    """Randomised SVD of a matrix that is only known through its products.
+
+    Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1.
+    Yields each product it needs and is sent the answer, so that one iteration serves a matrix in memory and a gradient
+    that is streamed from the calibration batches alike. Takes `2 + 2·iterations` products.
+    """
+    width = min(k + oversample, d_out, d_in)
+    Y = yield Product("right", gaussian(d_in, width, generator, like))
+    Q = torch.linalg.qr(Y).Q
+    for _ in range(iterations):
+        Z = torch.linalg.qr((yield Product("left", Q))).Q
+        Q = torch.linalg.qr((yield Product("right", Z))).Q
+    projected = (yield Product("left", Q)).mT  # QᵀG (width, d_in)
+    U, S, Vh = torch.linalg.svd(projected, full_matrices=False)
+    k = min(k, width)
+    return SVD((Q @ U)[:, :k], S[:k], Vh[:k])
+
+
+def randomized_svd(matrix: Tensor, k: int, oversample: int, iterations: int, generator: torch.Generator | None) -> SVD:
+    """Leading `k` singular triplets of `matrix` by randomised subspace iteration; reference: `torch.linalg.svd`."""
+    matrix = at_least_float32(matrix)
+    d_out, d_in = matrix.shape
+    steps = randomized_svd_steps(d_out, d_in, k, oversample, iterations, generator, matrix)
+    try:
+        product = next(steps)
+        while True:
+            answer = matrix @ product.block if product.side == "right" else matrix.mT @ product.block
+            product = steps.send(answer)
+    except StopIteration as stop:
+        return stop.value
+
+
+def double(x: Tensor) -> Tensor:
+    """`x` in float64, on its own device, or on the CPU where the device knows no float64 (MPS)."""
+    return x.to("cpu", torch.float64) if x.device.type == "mps" else x.double()
+
+
+def inverse_square_root(matrix: Tensor, floor: float) -> Tensor:
+    """A root `X` (m, k) of the pseudo-inverse of a symmetric positive matrix: `X Xᵀ = matrix⁺`, `Xᵀ matrix X = I`.
+
+    Eigenvalues not above `floor` times the largest count as zero, and have no column in `X`. The symmetric root is
+    `X` times an orthogonal matrix. Reference: the dense pseudo-inverse.
+    """
+    values, U = torch.linalg.eigh(matrix)
+    kept = values > floor * values.max().clamp_min(0)
+    return U[:, kept] * values[kept].rsqrt()
+
+
+def leading_eigenpairs(apply: Callable[[Tensor], Tensor], start: Tensor, k: int, tolerance: float = 1e-9) -> tuple[Tensor, Tensor]:
+    """The `k` largest eigenvalues, descending, and eigenvectors (size, k) of a symmetric operator given by products.
+
+    Block Krylov subspace of `apply` from the columns of `start` (size, b), fully reorthogonalised, with Rayleigh-Ritz
+    (Golub and Van Loan, Matrix Computations, section 10.3). It ends when the residuals of all k pairs are below
+    `tolerance` times the largest of their eigenvalues. An operator that would need more than half of its space is
+    formed and decomposed densely: slow, never inexact.
+    Reference: `torch.linalg.eigh`.
+    """
+    size = start.shape[0]
+    V = Q = torch.linalg.qr(start).Q
+    T = V.new_zeros(0, 0)  # VᵀPV, grown by a border at each step
+    due = k
+    while V.shape[1] <= size // 2:
+        residual = apply(Q)
+        border = V.mT @ residual
+        T = torch.cat([torch.cat([T, border[: len(T)]], 1), border.mT])
+        block, R = torch.linalg.qr(residual - V @ border)
+        if len(T) >= due:
+            values, X = torch.linalg.eigh(T)
+            errors = (R @ X[-Q.shape[1] :, -k:]).norm(dim=0)
+            if errors.max() <= tolerance * values[-k:].abs().max():
+                return values[-k:].flip(0), (V @ X[:, -k:]).flip(1)
+            due = len(T) + len(T) // 8  # the cost of all checks stays that of a few
+        Q = torch.linalg.qr(block - V @ (V.mT @ block)).Q  # orthogonal to V a second time: twice is enough
+        V = torch.cat([V, Q], 1)
+    dense = apply(torch.eye(size, dtype=start.dtype, device=start.device))
+    values, X = torch.linalg.eigh((dense + dense.mT) / 2)
+    return values[-k:].flip(0), X[:, -k:].flip(1)

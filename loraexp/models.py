@@ -1,0 +1,206 @@
+"""Load a model and its tokenizer, and choose the linear layers that get an adapter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from loraexp.sources import SourceError, cache_folder, hub_session, resolve, verify
+
+if TYPE_CHECKING:
+    from loraexp.settings import ModelSettings
+
+
+@contextmanager
+def loading(place: Path | str) -> Iterator[None]:
+    """transformers without its loading reports; for a hub id, an unreachable hub is given up within seconds."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with nullcontext() if isinstance(place, Path) else hub_session():
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def locate(settings: ModelSettings) -> Path | str:
+    """A folder, or a hub id, where the weights are."""
+    if settings.path is None:
+        raise SourceError(f"model={settings.name}: model.path and model.config are both null; give one of them")
+    return resolve(settings.path, key="model.path")
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The fast tokenizer of the model; a pad token is required and never invented silently."""
+    from transformers import AutoTokenizer
+
+    place = locate(settings) if settings.tokenizer is None else resolve(settings.tokenizer, key="model.tokenizer")
+    revision = settings.revision if settings.tokenizer is None else None
+    with loading(place):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise unreachable(settings, place, "tokenizer", error) from error
+    if tokenizer.pad_token_id is None:
+        raise SourceError(f"model={settings.name}: its tokenizer has no pad token; give model.tokenizer one that has")
+    return tokenizer
+
+
+def unreachable(settings: ModelSettings, place: Path | str, what: str, error: Exception) -> SourceError:
+    """One line: what was looked for, where, and the two ways to provide it."""
+    if isinstance(place, Path):
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return SourceError(f"model={settings.name}: no usable {what} in {place}: {reason[:200]}; set model.path=DIR to a complete copy")
+    return SourceError(
+        f"model={settings.name}: no {what} of {place} on the hub ({type(error).__name__}) or in its cache {cache_folder()}; "
+        "set model.path=DIR to a local copy, or make the hub reachable"
+    )
+
+
+def load_config(settings: ModelSettings, **labels: Any) -> Any:
+    """The architecture: from the settings themselves, or from the files at `model.path`."""
+    from transformers import AutoConfig
+
+    if settings.config is not None:
+        architecture = dict(settings.config)
+        return AutoConfig.for_model(architecture.pop("model_type"), **architecture, **labels)
+    place = locate(settings)
+    with loading(place):
+        try:
+            return AutoConfig.from_pretrained(place, revision=settings.revision, trust_remote_code=False, **labels)
+        except (OSError, ValueError) as error:
+            raise unreachable(settings, place, "config.json", error) from error
+
+
+def model_class(kind: str) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+    return {"encoder": AutoModelForSequenceClassification, "seq2seq": AutoModelForSeq2SeqLM, "causal": AutoModelForCausalLM}[kind]
+
+
+PEFT_TASK = {"encoder": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM"}
+
+
+def skeleton(settings: ModelSettings, **labels: Any) -> nn.Module:
+    """The model without its weights (on the meta device): names and shapes in a fraction of a second."""
+    config = load_config(settings, **labels)
+    with torch.device("meta"):
+        return model_class(settings.kind).from_config(config)
+
+
+def load_model(settings: ModelSettings, *, dtype: torch.dtype, head_seed: int, **labels: Any) -> nn.Module:
+    """The pretrained model, its new head drawn from `head_seed`, in `dtype`, on the CPU, in evaluation mode.
+
+    The head depends on the seed alone: every initializer compared under one seed starts from the same head.
+    """
+    config = load_config(settings, **labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.weights_seed)
+        if settings.config is not None:
+            model = model_class(settings.kind).from_config(config, dtype=dtype)
+        else:
+            model = pretrained(settings, config, dtype)
+        torch.manual_seed(head_seed)
+        for name in new_modules(model, settings.kind):
+            model.get_submodule(name).apply(model._init_weights)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.eval()
+
+
+def pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any:
+    """The weights at `model.path`, from safetensors alone unless the user trusts a pickle."""
+    place = locate(settings)
+    if isinstance(place, Path):
+        verify(place / "model.safetensors", settings.sha256, key="model.sha256")
+    options = {"attn_implementation": settings.attention} if settings.attention else {}
+    with loading(place):
+        try:
+            return model_class(settings.kind).from_pretrained(
+                place,
+                config=config,
+                revision=settings.revision,
+                dtype=dtype,
+                use_safetensors=None if settings.allow_pickle else True,
+                trust_remote_code=False,
+                **options,
+            )
+        except (OSError, ValueError) as error:
+            if isinstance(place, Path) and not any(place.glob("*.safetensors")):
+                raise SourceError(
+                    f"model={settings.name}: no .safetensors file in {place}; convert the weights, or set "
+                    "model.allow_pickle=true if you trust the files (loading a .bin can run code)"
+                ) from error
+            raise unreachable(settings, place, "weights", error) from error
+
+
+def new_modules(model: nn.Module, kind: str) -> list[str]:
+    """Top-level modules that the task added to the pretrained body: the classification head of an encoder."""
+    if kind != "encoder":
+        return []
+    body = getattr(model, "base_model_prefix", "")
+    return [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """An `nn.Linear`, or a quantised stand-in that has its attributes and computes `x Wᵀ`."""
+    return hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight")
+
+
+def target_layers(model: nn.Module, targets: Sequence[str], head: Sequence[str]) -> dict[str, nn.Module]:
+    """The linear layers whose name is, or ends in, one of `targets`; the new head is never among them."""
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if is_linear(module) and not any(name == h or name.startswith(f"{h}.") for h in head)
+    }
+    found: dict[str, nn.Module] = {}
+    for target in targets:
+        matching = {n: m for n, m in linear.items() if n == target or n.endswith(f".{target}")}
+        if not matching:
+            ends = sorted({name.rpartition(".")[2] for name in linear})
+            raise ValueError(f"model.targets: no linear layer is named {target!r}; the model has {', '.join(ends)}")
+        found |= matching
+    return {name: module for name, module in linear.items() if name in found}
+
+
+def check_rank(targets: Mapping[str, nn.Module], rank: int) -> None:
+    """The rank fits every target, or a ValueError names the first that is smaller."""
+    for name, module in targets.items():
+        d_out, d_in = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+        if rank > min(d_out, d_in):
+            raise ValueError(f"rank={rank}: layer {name} is ({d_out}, {d_in}); expected at most {min(d_out, d_in)}")
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight (d_out, d_in) of a linear layer, dequantised where it is quantised."""
+    weight: Any = module.weight
+    if weight.dtype.is_floating_point and weight.shape == (module.out_features, module.in_features):
+        return weight.detach()
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, weight.quant_state)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first accelerator there is, else the CPU; a device that is not there is refused."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if name == "cuda" and "LOCAL_RANK" in os.environ:
+            name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"device={name}: not available here ({str(error).splitlines()[0][:100]}); expected auto or cpu") from error
+    return device

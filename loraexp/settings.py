@@ -1,0 +1,100 @@
+"""The typed settings of a run: plain dataclasses that the modules share, with no Hydra and no torch in them.
+
+A field's annotation is its type, its metadata the bounds; `config.check` builds these from the composed configuration
+and refuses everything that does not fit, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def number(above: float | None = None, least: float | None = None, most: float | None = None) -> Any:
+    """A field for a number that must be > above, ≥ least, ≤ most."""
+    return field(metadata={"above": above, "least": least, "most": most})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    name: str
+    path: str | None  # hub id, folder, or package:<distribution>/<path>; null: built from `config`
+    config: dict | None  # architecture of a model with random weights, drawn with `weights_seed`
+    tokenizer: str | None  # where the tokenizer is, when not at `path`
+    revision: str | None
+    sha256: str | None  # of model.safetensors; verified where given
+    kind: Literal["encoder", "seq2seq", "causal"]
+    targets: list[str]  # names, or ends of names, of the linear layers that get an adapter
+    attention: str | None  # attn_implementation of transformers; null: its choice
+    gradient_checkpointing: bool
+    allow_pickle: bool  # load .bin weights when there is no safetensors file: runs code from the file
+    weights_seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSettings:
+    """How the statistics of a data-driven initializer are gathered."""
+
+    samples: int = number(above=0)
+    batch_size: int = number(above=0)
+    rows: Literal["head", "shuffled"]  # the first rows of the training file, or rows drawn with the run's seed
+    mode: Literal["eval", "train"]  # dropout off or on
+    memory_budget: int = number(least=0)  # bytes for the statistics' own state
+    cache: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings:
+    scaling: Literal["lora", "rslora"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    epochs: float = number(least=0)
+    max_steps: int | None = number(least=0)  # overrides epochs; 0: initialise, evaluate, save, stop
+    batch_size: int = number(above=0)  # examples of one micro-batch group; × gradient_accumulation = of one step
+    eval_batch_size: int = number(above=0)
+    gradient_accumulation: int = number(above=0)
+    micro_batches: int = number(above=0)  # length-sorted parts a batch is cut into; the gradient is the batch's
+    length_buckets: bool  # examples of similar length share a batch
+    scheduler: Literal["linear", "cosine", "constant"]
+    warmup_ratio: float = number(least=0, most=1)
+    weight_decay: float = number(least=0)
+    max_grad_norm: float | None = number(above=0)
+    eval_every: int = number(least=0)  # steps; 0: once an epoch
+    checkpoint_every: int = number(least=0)  # steps; 0: at each evaluation
+    keep_checkpoint: bool
+    log_every: int = number(above=0)
+    patience: int | None = number(above=0)  # evaluations without a better one before stopping early; null: never
+    select: Literal["best", "last"]  # whose weights are reported and saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbSettings:
+    mode: Literal["offline", "online", "disabled"]
+    project: str
+    entity: str | None
+    group: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One run, checked."""
+
+    model: ModelSettings
+    task: dict[str, Any]  # `_target_` and the keywords of the task
+    init: dict[str, Any]  # `_target_` and the hyper-parameters of the initializer
+    optimizer: dict[str, Any]  # `_target_` and the hyper-parameters of the rule
+    calibration: CalibrationSettings
+    adapter: AdapterSettings
+    train: TrainSettings
+    wandb: WandbSettings
+    lr: float = number(above=0)
+    seed: int = number(least=0)
+    rank: int = number(above=0)
+    alpha: float = number(above=0)
+    output_root: str
+    cache_root: str
+    device: str
+    precision: Literal["fp32", "bf16"]
+    force: bool

@@ -1,0 +1,172 @@
+"""The verbs that work beside runs: `list`, `verify`, `export`."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loraexp import config
+from loraexp.config import ConfigError
+
+PLURALS = {"models": "model", "tasks": "task", "inits": "init", "optimizers": "optimizer"}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line of ours, with exit status 2."""
+
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{self.prog.removeprefix('loraexp ')}: {message}; see {self.prog} --help")
+
+
+def main(verb: str, arguments: Sequence[str]) -> int:
+    return {"list": list_choices, "verify": verify, "export": export}[verb](arguments)
+
+
+def list_choices(arguments: Sequence[str]) -> int:
+    """`loraexp list [models|tasks|inits|optimizers]`: name and first comment of every file of a group."""
+    parser = Parser("loraexp list", description=list_choices.__doc__)
+    parser.add_argument("what", nargs="?", help=" | ".join(PLURALS))
+    what = parser.parse_args(arguments).what
+    if what is not None and what not in PLURALS:
+        raise ConfigError(f"list {what}: {config.nearest(what, PLURALS)}")
+    for plural in [what] if what else PLURALS:
+        if what is None:
+            print(f"\n{plural}")
+        group = PLURALS[plural]
+        for name in config.names(group):
+            first = (config.folder("conf") / group / f"{name}.yaml").read_text().splitlines()[0]
+            print(f"  {name:<16} {first.removeprefix('#').strip()}")
+    return 0
+
+
+def find_run(word: str) -> tuple[Path, dict[str, Any]]:
+    """A run folder by its path, or by its id anywhere under ./outputs; with its record."""
+    from loraexp import record
+
+    folder = Path(word)
+    if not folder.is_dir():
+        found = sorted(Path("outputs").glob(f"*/*-{word}")) if "/" not in word else []
+        if len(found) != 1:
+            raise ConfigError(f"{word}: expected a run folder, or the id of one run under ./outputs ({len(found)} found)")
+        folder = found[0]
+    content = record.read(folder)
+    if content is None or content["status"] != "finished":
+        status = "no record.json" if content is None else f"status {content['status']}"
+        raise ConfigError(f"{folder}: expected a finished run, found {status}")
+    return folder, content
+
+
+def load_run(folder: Path, record: dict[str, Any]) -> tuple[Any, Any]:
+    """Checked settings of a run, and a function that loads its ORIGINAL base in a given dtype."""
+    from omegaconf import OmegaConf
+
+    from loraexp import models
+
+    settings, _ = config.check(OmegaConf.create(yaml.safe_load((folder / "config.yaml").read_text())))
+
+    def base(dtype: Any) -> Any:
+        labels = {k: {int(i): n for i, n in v.items()} if k == "id2label" else v for k, v in record["labels"].items()}
+        return models.load_model(settings.model, dtype=dtype, head_seed=settings.seed, **labels)
+
+    return settings, base
+
+
+def verify(arguments: Sequence[str]) -> int:
+    """`loraexp verify RUN`: prove that a run's saved adapter is the same function on the original base every way.
+
+    Logits of the same tokens through this project's layer (R and offset apart), through PEFT, and merged once in
+    float32 agree to 1e-5 of the largest logit. In bf16 the adapter kept apart is compared with edited weights.
+    """
+    import torch
+
+    from loraexp import models
+    from loraexp.adapter import load_raw, merge
+
+    parser = Parser("loraexp verify", description=verify.__doc__)
+    parser.add_argument("run", help="run folder or run id")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="relative to the largest logit (default 1e-5)")
+    options = parser.parse_args(arguments)
+    folder, record = find_run(options.run)
+    settings, base = load_run(folder, record)
+    raw = folder / "adapter" / "factors.safetensors"
+    if not raw.exists():
+        raise ConfigError(f"{folder}: init={settings.init['name']} saved a whole model, there is no adapter to verify")
+
+    generator = torch.Generator().manual_seed(0)
+    model = base(torch.float32)
+    tokens = torch.randint(5, model.config.vocab_size, (8, 24), generator=generator)
+    mask = torch.ones_like(tokens)
+    mask[::2, 16:] = 0  # half of the rows are padded
+
+    @torch.inference_mode()
+    def logits(model: Any) -> torch.Tensor:
+        return model.eval()(input_ids=tokens, attention_mask=mask).logits.float()
+
+    ours = load_raw(model, raw)
+    results = {"this project": logits(model)}
+    results["merged in float32"] = logits(merge(ours))
+    try:
+        from peft import PeftModel
+
+        results["PEFT"] = logits(PeftModel.from_pretrained(base(torch.float32), folder / "adapter"))
+    except ImportError:
+        print("PEFT is not installed (pip install 'loraexp[peft]'): its way is not checked")
+    expected = results["this project"]
+    largest = float(expected.abs().max())
+    worst = 0.0
+    for name, found in results.items():
+        error = float((found - expected).abs().max()) / largest
+        worst = max(worst, error)
+        print(f"{name:<20} largest difference {error:.1e} of the largest logit")
+
+    rounded = base(torch.bfloat16)
+    exact = rounded.float()
+    load_raw(exact, raw)
+    wanted = logits(exact)
+    apart = base(torch.bfloat16)
+    load_raw(apart, raw)
+    edited = base(torch.bfloat16)
+    merge(load_raw(edited, raw))
+    for name in models.new_modules(edited, settings.model.kind):
+        apart.get_submodule(name).bfloat16()
+        edited.get_submodule(name).bfloat16()
+    for name, candidate in (("bf16, kept apart", apart), ("bf16, weight edited", edited)):
+        error = float((logits(candidate) - wanted).square().mean().sqrt()) / largest
+        print(f"{name:<20} rms difference     {error:.1e} of the largest logit")
+    agree = worst <= options.tolerance
+    print("agree" if agree else f"DISAGREE: {worst:.1e} is above the tolerance {options.tolerance:g}")
+    return 0 if agree else 1
+
+
+def export(arguments: Sequence[str]) -> int:
+    """`loraexp export RUN --to DIR [--merged]`: a PEFT adapter folder, or the base with the update merged in float32."""
+    parser = Parser("loraexp export", description=export.__doc__)
+    parser.add_argument("run", help="run folder or run id")
+    parser.add_argument("--to", required=True, type=Path, help="a folder that does not exist yet")
+    parser.add_argument("--merged", action="store_true", help="a whole checkpoint instead of an adapter")
+    options = parser.parse_args(arguments)
+    folder, record = find_run(options.run)
+    if options.to.exists() and any(options.to.iterdir()):
+        raise ConfigError(f"--to {options.to}: the folder is not empty; give a new one")
+    raw = folder / "adapter" / "factors.safetensors"
+    options.to.mkdir(parents=True, exist_ok=True)
+    if not options.merged or not raw.exists():
+        for path in (folder / "adapter").iterdir():
+            if path != raw:
+                shutil.copy2(path, options.to / path.name)
+    else:
+        import torch
+
+        from loraexp import models
+        from loraexp.adapter import load_raw, merge
+
+        settings, base = load_run(folder, record)
+        merge(load_raw(base(torch.float32), raw)).save_pretrained(options.to)  # type: ignore[operator]
+        models.load_tokenizer(settings.model).save_pretrained(options.to)
+    print(f"{'merged checkpoint' if options.merged else 'adapter'} in {options.to}")
+    return 0
