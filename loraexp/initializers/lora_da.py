@@ -1,0 +1,158 @@
+"""LoRA-DA: A spans the directions that balance the bias of a rank-r update against the variance of estimating it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from loraexp import linalg
+from loraexp.layer import Factors, Layer, Start, needs
+
+
+class Flavour(NamedTuple):
+    """The values that a hyper-parameter left at None takes, and whether Δ is divided by its largest singular value."""
+
+    damping: float
+    variance_weight: float
+    gamma: float
+    normalised: bool
+
+
+FLAVOURS = {
+    "paper": Flavour(damping=0.0, variance_weight=1.0, gamma=1.0, normalised=False),
+    "released": Flavour(damping=1e-6, variance_weight=0.03, gamma=1024.0, normalised=True),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """`Δ = −Z⁻¹ Gᵀ diag(1/y)` (d_in, d_out), the Fisher-preconditioned step, known by its products and never formed.
+
+    `C` is the Cholesky factor of Z; without it Z is the identity.
+    """
+
+    G: Tensor  # (d_out, d_in)
+    y: Tensor  # (d_out, 1)
+    C: Tensor | None  # (d_in, d_in)
+
+    def solve(self, X: Tensor) -> Tensor:
+        """`Z⁻¹ X` of `X` (d_in, b)."""
+        return X if self.C is None else torch.cholesky_solve(X, self.C)
+
+    def transposed(self, X: Tensor) -> Tensor:
+        """`Δᵀ X` (d_out, b) of `X` (d_in, b)."""
+        return -(self.G @ self.solve(X)) / self.y
+
+    def bias_minus_variance(self, X: Tensor, variance: float) -> Tensor:
+        """`−Ω X = Δ Δᵀ X − variance · Z⁻¹ X` (d_in, b) of `X` (d_in, b)."""
+        solved = self.solve(X)
+        return self.solve(self.G.mT @ ((self.G @ solved) / self.y**2)) - variance * solved
+
+
+@needs("gradient", "input_moment", "output_moment", "population")
+def lora_da(
+    layer: Layer,
+    *,
+    rank: int,
+    scaling: float,
+    generator: torch.Generator,
+    flavour: Literal["released", "paper"] = "released",
+    terms: Literal["all", "no_bias", "no_variance", "no_variance_fisher"] = "all",
+    damping: float | None = None,
+    damping_mode: Literal["absolute", "relative"] = "absolute",
+    variance_weight: float | None = None,
+    gamma: float | None = None,
+    start: Start = "shifted",
+) -> Factors:
+    """Project the Fisher-preconditioned step on the r directions of least estimation variance less explained bias.
+
+    LoRA-DA, Algorithm 1 with the minus of its equation 21, equations 17 to 19, appendix D. `G` (d_out, d_in) is the
+    mean-loss gradient; `Z = E[h hᵀ]` (d_in, d_in) and `y = E[μ²]` (d_out,) are means over unpadded tokens, μ the
+    gradient of the sample's own loss; `N` is the size of the training set; β, γ are `variance_weight`, `gamma`:
+
+        Δ = −Z⁻¹ Gᵀ diag(1/y)  (d_in, d_out)           only the diagonal of the output Fisher is used (appendix D)
+        Ω = β (Σ_i 1/y_i)/N · Z⁻¹ − Δ Δᵀ  (d_in, d_in)
+        Q = the eigenvectors of the r smallest eigenvalues of Ω  (d_in, r)
+        A0 = Qᵀ/√γ  (r, d_in),      B0 = Δᵀ Q/√γ  (d_out, r);      start at W0 + η B0 A0
+
+        paper:     β = 1, γ = 1, no damping: at its word, and far too long a step on a real network
+        released:  β = 0.03, γ = 1024, damping 1e-6, and Δ in B0 divided by its largest singular value; Ω as a whole is
+                   divided by the square of it, which leaves its eigenvectors alone
+
+    A hyper-parameter left at None takes its flavour's value; η does not enter. Damping λ adds λ to the diagonal of Z
+    and to y (absolute), or λ times the mean of the diagonal of Z and λ times the median of y (relative).
+    `terms` are the ablations of Table 6: no_bias drops `ΔΔᵀ` from Ω, no_variance its first term, and
+    no_variance_fisher that and the Fisher too (`Δ = −Gᵀ`).
+
+    Warns when absolute damping exceeds the median of y: the output Fisher is then the same for all outputs.
+    Raises ValueError for an unknown flavour, terms or damping_mode, a rank above d_in, a value out of range, a Z or y
+    that damping leaves singular, a zero gradient; MissingStatistic without its statistics.
+    """
+    linalg.check_rank(layer.name, rank, layer.d_in, "eigenvectors of the guidance matrix Ω")
+    linalg.check_choice(*FLAVOURS, flavour=flavour)
+    linalg.check_choice("all", "no_bias", "no_variance", "no_variance_fisher", terms=terms)
+    linalg.check_choice("absolute", "relative", damping_mode=damping_mode)
+    own = FLAVOURS[flavour]
+    damping = own.damping if damping is None else damping
+    beta = own.variance_weight if variance_weight is None else variance_weight
+    gamma = own.gamma if gamma is None else gamma
+    linalg.check_positive(gamma=gamma, population=layer.population)
+    if not (damping >= 0 and beta >= 0):
+        raise ValueError(f"damping={damping}, variance_weight={beta}: expected numbers of at least 0")
+    step = _step(layer, damping, damping_mode, fisher=terms != "no_variance_fisher")
+    Q = _directions(layer, step, rank, terms, beta, generator)
+    B = step.transposed(Q)
+    if own.normalised:
+        B = B / _largest_singular_value(layer, step, rank, generator)
+    root = math.sqrt(gamma)
+    return Factors(A=linalg.factor(Q.mT / root, layer.W), B=linalg.factor(B / root, layer.W), start=start)
+
+
+def _step(layer: Layer, damping: float, mode: str, *, fisher: bool) -> Step:
+    """The step Δ of a layer, with damped Fisher factors, or with the identity in their place."""
+    G, Z, y = (linalg.double(x) for x in (layer.gradient, layer.input_moment, layer.output_moment))
+    if not G.any():
+        raise ValueError(f"layer {layer.name}: its gradient is zero and has no directions; drop it from model.targets")
+    if not fisher:
+        return Step(G, torch.ones_like(y)[:, None], None)
+    if mode == "relative":
+        damping_Z, damping_y = damping * float(Z.diagonal().mean()), damping * float(y.median())
+    else:
+        damping_Z, damping_y = damping, damping
+        if damping > y.median():
+            warnings.warn(
+                f"layer {layer.name}: damping={damping:g} exceeds the median {y.median():.1e} of output_moment, "
+                "which makes the output Fisher uniform; init.damping_mode=relative scales it to the layer",
+                stacklevel=3,
+            )
+    y = y + damping_y
+    C, failed = torch.linalg.cholesky_ex(Z + damping_Z * torch.eye(layer.d_in, dtype=Z.dtype, device=Z.device))
+    for statistic, singular in (("input_moment", failed > 0), ("output_moment", (y <= 0).any())):
+        if singular:
+            raise ValueError(
+                f"layer {layer.name}: {statistic} is singular with damping={damping:g} ({mode}), expected one that "
+                "can be inverted; raise init.damping or init.samples"
+            )
+    return Step(G, y[:, None], C)
+
+
+def _directions(layer: Layer, step: Step, rank: int, terms: str, beta: float, generator: torch.Generator) -> Tensor:
+    """The eigenvectors (d_in, r) of the r smallest eigenvalues of Ω, as the leading ones of −Ω."""
+    start = linalg.gaussian(layer.d_in, rank, generator, step.G)
+    if terms == "no_bias":  # Ω is a multiple of Z⁻¹, whose smallest eigenvalues are the largest of Z
+        Z = linalg.double(layer.input_moment)
+        return linalg.leading_eigenpairs(lambda X: Z @ X, start, rank)[1]
+    variance = beta * float((1 / step.y).sum()) / layer.population if terms == "all" else 0.0
+    return linalg.leading_eigenpairs(lambda X: step.bias_minus_variance(X, variance), start, rank)[1]
+
+
+def _largest_singular_value(layer: Layer, step: Step, rank: int, generator: torch.Generator) -> float:
+    """σ of Δ, as the root of the largest eigenvalue of `Δ Δᵀ`, which is known to far more digits than its vector."""
+    start = linalg.gaussian(layer.d_in, rank, generator, step.G)
+    values, _ = linalg.leading_eigenpairs(lambda X: step.bias_minus_variance(X, 0.0), start, 1, tolerance=1e-6)
+    return math.sqrt(float(values[0]))

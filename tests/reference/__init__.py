@@ -1,0 +1,1 @@
+"""Literal, slow transcriptions of the papers: dense matrices, float64, nothing shared with the package."""
