@@ -25,9 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from loraexp import settings as schema
 
 PACKAGE = Path(__file__).resolve().parent
-GROUPS = ("model", "task", "init", "optimizer", "experiment")
+GROUPS = ("model", "task", "init", "optimizer", "method", "experiment")
 # Keys that say where and whether a run happens, not what it is: they are not part of its id.
-NOT_IDENTITY = ("output_root", "cache_root", "wandb", "force", "hydra", "experiment")
+NOT_IDENTITY = ("output_root", "cache_root", "wandb", "force")
 # What the run itself hands to the function behind `_target_`, never the configuration.
 GIVEN = {
     "init": {"layer", "rank", "scaling", "generator"},
@@ -49,6 +49,12 @@ def folder(name: str) -> Path:
 def names(group: str) -> list[str]:
     """The choices of a configuration group: its yaml files."""
     return sorted(path.stem for path in (folder("conf") / group).glob("*.yaml"))
+
+
+def about(group: str, name: str) -> str:
+    """The first comment of a file of a configuration group: what it is, in one line."""
+    lines = (folder("conf") / group / f"{name}.yaml").read_text().splitlines()
+    return next((line.lstrip("# ") for line in lines if line.startswith("# ") and not line.startswith("# @")), "")
 
 
 def read_yaml(group: str, name: str) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def known_keys(near: str) -> list[str]:
     root = OmegaConf.load(folder("conf") / "config.yaml")
     group = near.split(".")[0]
     extra: dict[str, Any] = {}
-    if group in GROUPS and group != "experiment":
+    if group in GROUPS and group not in ("method", "experiment"):
         for name in names(group):
             extra |= read_yaml(group, name)
     merged = OmegaConf.to_container(root)
@@ -163,12 +169,14 @@ def check(cfg: DictConfig) -> tuple[schema.Settings, dict[str, Any]]:
     with translated():
         composed = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(composed, dict)
-    plain: dict[str, Any] = {str(key): value for key, value in composed.items() if key not in ("hydra", "experiment")}
+    plain: dict[str, Any] = {str(key): value for key, value in composed.items() if key not in ("hydra", "method", "experiment")}
     plain["output_root"] = str(Path(plain["output_root"]).expanduser().absolute())
     plain["cache_root"] = str(Path(plain["cache_root"]).expanduser().absolute())
     for key in ("data_dir", "eval_data_dir"):  # one id wherever the command is typed
         if plain["task"].get(key):
             plain["task"][key] = str(Path(plain["task"][key]).expanduser().absolute())
+    if not getattr(target(plain["init"], "init"), "trains", True):
+        plain["train"]["max_steps"] = 0  # an initializer that trains nothing (one_step) is evaluated as it is
     calibration = {f.name for f in dataclasses.fields(schema.CalibrationSettings)}
     parts = dict(plain)
     parts["init"] = {k: v for k, v in plain["init"].items() if k not in calibration}
@@ -280,22 +288,34 @@ def check_target(group: str, node: dict[str, Any]) -> None:
             raise ConfigError(f"{group}.{key}: there is no such key; {nearest(key, parameters)}")
         if key in hints:
             fit(f"{group}.{key}", value, hints[key])
+        if key.startswith("limit_"):
+            check_bounds(f"{group}.{key}", value, {"above": 0})
 
 
 def check_together(settings: schema.Settings) -> None:
-    """Choices that exclude each other: an optimizer that needs factors which the initializer freezes."""
-    trains = getattr(target(settings.init, "init"), "trains", frozenset({"A", "B"}))
-    needed: frozenset[str] = getattr(target(settings.optimizer, "optimizer"), "needs_trained", frozenset())
-    if not needed <= trains:
-        rules = [name for name in names("optimizer") if needed_by(name) <= trains]
+    """Choices that exclude each other: hyper-parameters of an initializer; what it trains and what the optimizer needs."""
+    initializer = target(settings.init, "init")
+    trains = getattr(initializer, "trains", frozenset({"A", "B"}))
+    try:
+        initializer.request(settings.rank, **{k: v for k, v in settings.init.items() if k not in ("_target_", "_partial_", "name")})
+    except ValueError as error:
+        raise ConfigError(f"init={settings.init.get('name')}: {error}") from error
+    if not fits(target(settings.optimizer, "optimizer"), trains):
+        rules = [name for name in names("optimizer") if fits(target(read_yaml("optimizer", name), "optimizer"), trains)]
         raise ConfigError(
-            f"optimizer={settings.optimizer.get('name')} trains {' and '.join(sorted(needed))}, but init="
+            f"optimizer={settings.optimizer.get('name')} {wants(target(settings.optimizer, 'optimizer'))}, but init="
             f"{settings.init.get('name')} trains {' and '.join(sorted(trains)) or 'nothing'}; choose optimizer={'|'.join(rules)}"
         )
 
 
-def needed_by(optimizer: str) -> frozenset[str]:
-    return getattr(target(read_yaml("optimizer", optimizer), "optimizer"), "needs_trained", frozenset())
+def fits(optimizer: Any, trains: frozenset[str]) -> bool:
+    """Whether a rule can step what an initializer trains; a rule says `needs_trained` and `needs_frozen`."""
+    return getattr(optimizer, "needs_trained", frozenset()) <= trains and not getattr(optimizer, "needs_frozen", frozenset()) & trains
+
+
+def wants(optimizer: Any) -> str:
+    trained, frozen = (sorted(getattr(optimizer, name, ())) for name in ("needs_trained", "needs_frozen"))
+    return " and ".join([f"trains {' and '.join(trained)}"] * bool(trained) + [f"needs {' and '.join(frozen)} frozen"] * bool(frozen))
 
 
 # ---------------------------------------------------------------------------------------------------- identity

@@ -22,6 +22,7 @@ from loraexp.checkpoint import Checkpoint
 from loraexp.evaluate import evaluate
 from loraexp.initialize import initialize
 from loraexp.parallel import Processes
+from loraexp.progress import tally
 from loraexp.record import Record
 from loraexp.settings import Settings
 from loraexp.train import train
@@ -54,7 +55,8 @@ def run(settings: Settings, plain: dict[str, Any]) -> Outcome:
         seed_everything(settings.seed, processes.rank)
         device = models.choose_device(settings.device)
         tokenizer = models.load_tokenizer(settings.model)
-        task = make(settings.task)(tokenizer=tokenizer, cache_root=Path(settings.cache_root))
+        with tally("tokenising") as progress:
+            task = make(settings.task)(tokenizer=tokenizer, cache_root=Path(settings.cache_root), progress=progress)
         record.update(data=task.describe(), labels=labels(task))
 
         full = "W" in getattr(config.target(settings.init, "init"), "trains", ())

@@ -28,7 +28,9 @@ def bar(description: str, total: int, done: int = 0) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(description, total=total, completed=done, note="")
 
-        def advance(steps: float = 1, **shown: float | str) -> None:
+        def advance(steps: float = 1, total: float | None = None, **shown: float | str) -> None:
+            if total is not None:
+                progress.update(task, total=total)
             if shown:
                 note = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
                 progress.update(task, advance=steps, note=note)
@@ -36,3 +38,17 @@ def bar(description: str, total: int, done: int = 0) -> Iterator[Advance]:
                 progress.update(task, advance=steps)
 
         yield advance
+
+
+@contextmanager
+def tally(description: str) -> Iterator[Callable[[int, int], None]]:
+    """The same bar for work that reports `(done, total)`."""
+    with bar(description, 0) as advance:
+        before = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal before
+            advance(done - before if done >= before else done, total=total)
+            before = done
+
+        yield progress

@@ -13,7 +13,7 @@ import yaml
 from loraexp import config
 from loraexp.config import ConfigError
 
-PLURALS = {"models": "model", "tasks": "task", "inits": "init", "optimizers": "optimizer"}
+PLURALS = {"models": "model", "tasks": "task", "inits": "init", "optimizers": "optimizer", "methods": "method"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,7 +28,7 @@ def main(verb: str, arguments: Sequence[str]) -> int:
 
 
 def list_choices(arguments: Sequence[str]) -> int:
-    """`loraexp list [models|tasks|inits|optimizers]`: name and first comment of every file of a group."""
+    """`loraexp list [models|tasks|inits|optimizers|methods]`: name and first comment of every file of a group."""
     parser = Parser("loraexp list", description=list_choices.__doc__)
     parser.add_argument("what", nargs="?", help=" | ".join(PLURALS))
     what = parser.parse_args(arguments).what
@@ -39,8 +39,7 @@ def list_choices(arguments: Sequence[str]) -> int:
             print(f"\n{plural}")
         group = PLURALS[plural]
         for name in config.names(group):
-            first = (config.folder("conf") / group / f"{name}.yaml").read_text().splitlines()[0]
-            print(f"  {name:<16} {first.removeprefix('#').strip()}")
+            print(f"  {name:<35} {config.about(group, name)}")
     return 0
 
 

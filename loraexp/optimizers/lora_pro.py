@@ -1,0 +1,189 @@
+"""LoRA-Pro: gradients of A and B whose joint effect on the weight is closest to the full gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from loraexp.adapter import Adapters
+from loraexp.optimizers.grams import SingularSystem, grams, require_damping, spectra
+from loraexp.optimizers.pairs import PairOptimizer, pairs
+from loraexp.optimizers.rule import rule
+from loraexp.optimizers.stepping import AdamW, AdapterOptimizer, Block, State, base_rule, factor_blocks, head_section
+
+CHUNK = 2**20  # entries of a d_out × d_in temporary that are worked on at once: 4 MiB in float32
+
+
+class System(NamedTuple):
+    """`A Aᵀ = U diag(E) Uᵀ` and `BᵀB = V diag(D) Vᵀ`, damped; `no_B` marks the layers where B is still zero."""
+
+    E: Tensor  # (…, r)
+    U: Tensor  # (…, r, r)
+    D: Tensor  # (…, r)
+    V: Tensor  # (…, r, r)
+    no_B: Tensor  # (…, 1, 1), bool
+
+    def part(self, rows: slice) -> System:
+        return System(*(x[rows] for x in self))
+
+
+def system(A: Tensor, B: Tensor, damping: float) -> System:
+    """Both Gram matrices in their eigenvectors, each damped by `damping` times its own largest eigenvalue.
+
+    Raises `SingularSystem` where a smallest eigenvalue is below rounding; a B of zeros is no error but marked.
+    """
+    require_damping(damping)
+    (E, D), (U, V) = spectra(grams(A, B))
+    no_B = D[..., -1:] == 0
+    E, D = E + damping * E[..., -1:], D + damping * D[..., -1:]
+    floor = torch.finfo(D.dtype).eps * (1 if damping else A.shape[-2])
+    singular_A = ~(E[..., :1] > floor * E[..., -1:])  # written so that NaN is singular too
+    singular_B = ~(D[..., :1] > floor * D[..., -1:]) & ~no_B
+    if bool((singular_A | singular_B).any()):
+        which = "A Aᵀ" if bool(singular_A.any()) else "BᵀB"
+        index = int((singular_A if which == "A Aᵀ" else singular_B).flatten().nonzero()[0])
+        raise SingularSystem(f"{which} is singular: raise optimizer.damping ({damping}) or lower the rank", index)
+    return System(E, U, D, V, no_B[..., None])
+
+
+def closest(s: System, A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """The closed form of `equivalent_gradients`; where B is zero, its limit `g_A = 0`, `g_B = (1/η²) g_B (A Aᵀ)⁻¹`."""
+    inverted_D = torch.where(s.no_B[..., 0], 0, 1 / s.D)
+    inverse_A, inverse_B = (s.U / s.E[..., None, :]) @ s.U.mT, (s.V * inverted_D[..., None, :]) @ s.V.mT
+    scaled_A, scaled_B = inverse_B @ grad_A / scaling**2, grad_B @ inverse_A / scaling**2
+    # BᵀB X + X A Aᵀ = C in the eigenvectors of both is (D_i + E_j) X_ij = C_ij.
+    C = -s.V.mT @ (scaled_A @ A.mT) @ s.U
+    X = s.V @ (C / (s.D[..., :, None] + s.E[..., None, :])) @ s.U.mT
+    return scaled_A + X @ A, scaled_B - B @ (inverse_B @ (B.mT @ scaled_B) + X)
+
+
+def equivalent_gradients(
+    A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float, damping: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The gradients of A and B whose effect `η(B g_A + g_B A)` on W is closest to the full gradient G.
+
+    LoRA-Pro (Wang et al. 2025), Theorems 2.1 and 2.3, from the ordinary gradients `grad_A = η BᵀG`, `grad_B = η G Aᵀ`:
+    `g_A = (1/η²)(BᵀB)⁻¹ grad_A + X A`, `g_B = (1/η²)(I − B(BᵀB)⁻¹Bᵀ) grad_B (A Aᵀ)⁻¹ − B X`,
+    where X solves `BᵀB X + X A Aᵀ = −(1/η²)(BᵀB)⁻¹ grad_A Aᵀ`: of all minimisers, the one nearest to (grad_A, grad_B).
+    A (…, r, d_in), B (…, d_out, r), any leading dimensions; the result has the shapes of the gradients.
+    Where B is zero, at the first step, BᵀB has no inverse and the plain gradients are returned. `damping` is relative:
+    `damping · λ_max` is added to each Gram matrix. Raises `FloatingPointError` where one is singular all the same.
+    Differs from the released code, which adds an absolute 1e-8 and at the first step divides by `η² A Aᵀ`.
+    """
+    s = system(A, B, damping)
+    new_A, new_B = closest(s, A, B, grad_A, grad_B, scaling)
+    return torch.where(s.no_B, grad_A, new_A), torch.where(s.no_B, grad_B, new_B)
+
+
+class LoRAPro(AdapterOptimizer):
+    """AdamW whose moments are those of the equivalent gradient `G̃ = η(B g_A + g_B A)`, (d_out, d_in) per layer."""
+
+    base: AdamW
+
+    def __init__(self, sections: Sequence[tuple[list[Block], float]], *, weight_decay: float, base: AdamW, damping: float) -> None:
+        self.damping = damping
+        super().__init__(sections, weight_decay=weight_decay, base=base)
+
+    def new_states(self, blocks: list[Block]) -> list[State]:
+        states = super().new_states([block for block in blocks if block.factor is None])
+        for _, A, B in pairs(blocks):
+            moments = self.base.state(A.values.new_zeros(len(A.names), B.values.shape[1], A.values.shape[2]))
+            states += [moments, {}]
+        return states
+
+    def apply(self, group: dict[str, Any], blocks: list[Block], directions: list[Tensor]) -> None:
+        if blocks[0].factor is None:
+            return super().apply(group, blocks, directions)
+        paired = list(pairs(blocks))
+        systems = [self._system(place, A, B) for place, A, B in paired]  # all of them before any state moves
+        for (place, A, B), s in zip(paired, systems, strict=True):
+            state = self.state[A.key]
+            state["step"] += 1
+            count, layers = state["step"].item(), len(A.names)
+            size = max(1, CHUNK // state["exp_avg"][0].numel())
+            for rows in (slice(i, i + size) for i in range(0, layers, size)):
+                step_A, step_B = self._project(
+                    s.part(rows), A.values[rows], B.values[rows], directions[place][rows], directions[place + 1][rows],
+                    state["exp_avg"][rows], state["exp_avg_sq"][rows], A.layers[0].scaling, count,
+                )  # fmt: skip
+                for values, step in ((A.values[rows], step_A), (B.values[rows], step_B)):
+                    values.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
+
+    def _system(self, place: int, A: Block, B: Block) -> System:
+        try:
+            return system(A.values, B.values, self.damping)
+        except SingularSystem as problem:
+            problem.block = place
+            raise
+
+    def _project(
+        self, s: System, A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, m: Tensor, v: Tensor, scaling: float, count: float
+    ) -> tuple[Tensor, Tensor]:
+        """Update the moments m, v of G̃ in place and bring the AdamW direction `m̂ / (√v̂ + ε)` back to A and B.
+
+        At B = 0 the moments take the limit `G̃ = G Aᵀ(A Aᵀ)⁻¹A`, so that they stay in one unit, and the way back is
+        that of the plain gradient.
+        """
+        new_A, new_B = closest(s, A, B, grad_A, grad_B, scaling)
+        equivalent = scaling * (B @ new_A + new_B @ A)
+        m.lerp_(equivalent, 1 - self.base.beta1)
+        v.mul_(self.base.beta2).addcmul_(equivalent, equivalent, value=1 - self.base.beta2)
+        denominator = (v / (1 - self.base.beta2**count)).sqrt_().add_(self.base.eps)
+        direction = (m / (1 - self.base.beta1**count)).div_(denominator)
+        plain_A, plain_B = scaling * (B.mT @ direction), scaling * (direction @ A.mT)
+        new_A, new_B = closest(s, A, B, plain_A, plain_B, scaling)
+        return torch.where(s.no_B, plain_A, new_A), torch.where(s.no_B, plain_B, new_B)
+
+
+@rule("A", "B", plain_pair=True)
+def lora_pro(
+    adapters: Adapters,
+    *,
+    lr: float,
+    weight_decay: float,
+    damping: float = 1e-6,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    head_lr: float | None = None,
+) -> torch.optim.Optimizer:
+    """LoRA-Pro with AdamW (Wang et al. 2025, Algorithm 2): AdamW as if W were trained, each step projected onto A and B.
+
+    `G̃ = η(B g_A + g_B A)`; `m, v` are moments of G̃; the direction `Ĝ = m̂/(√v̂ + ε)` goes back through
+    `equivalent_gradients(A, B, η BᵀĜ, η Ĝ Aᵀ)`. State: two d_out × d_in matrices per layer.
+    `damping` is relative to the largest eigenvalue of each Gram matrix: after the first step BᵀB is of order lr².
+    Raises `FloatingPointError`, naming step and layer, where a gradient is not finite or a system is singular.
+    """
+    require_damping(damping)
+    sections = [(factor_blocks(adapters, ("A", "B")), lr), head_section(adapters, lr, head_lr)]
+    return LoRAPro(sections, weight_decay=weight_decay, base=AdamW(beta1, beta2, eps), damping=damping)
+
+
+@rule("A", "B", plain_pair=True)
+def lora_pro_low_memory(
+    adapters: Adapters,
+    *,
+    lr: float,
+    weight_decay: float,
+    base: Literal["adamw", "gd"] = "adamw",
+    damping: float = 1e-6,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    head_lr: float | None = None,
+) -> torch.optim.Optimizer:
+    """AdamW, or gradient descent, on LoRA-Pro's gradients (Wang et al. 2025, Theorem 2.1), with the state of plain LoRA.
+
+    The moments are those of `equivalent_gradients`, in the shapes of A and B: cheaper than, and not the same as,
+    `lora_pro`. With `base=gd` it is their algorithm for SGD.
+    """
+    require_damping(damping)
+    sections = [(factor_blocks(adapters, ("A", "B")), lr), head_section(adapters, lr, head_lr)]
+
+    def transform(A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+        return equivalent_gradients(A, B, grad_A, grad_B, scaling, damping)
+
+    return PairOptimizer(sections, weight_decay=weight_decay, base=base_rule(base, beta1, beta2, eps), transform=transform)

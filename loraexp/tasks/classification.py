@@ -1,0 +1,166 @@
+"""Tasks that label a sentence or a pair of sentences with a class or a score, for encoders with a head."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from loraexp.linalg import at_least_float32
+from loraexp.tasks.rows import Problem, Rows
+from loraexp.tasks.tokens import Examples, Progress, encode, tokenizer_fingerprint
+
+METRICS: dict[Problem, tuple[str, ...]] = {
+    "single_label_classification": ("accuracy", "matthews_correlation", "f1", "macro_f1"),
+    "regression": ("pearson", "spearmanr"),
+}
+HELD_OUT_FRACTION, HELD_OUT_MOST = 10, 1000  # one row in ten, at most a thousand
+
+
+class Classification:
+    """Labelled texts, divided by a protocol and tokenised.
+
+    `protocol="held_out"`: a part of train, fixed for ever by a hash of its texts (a tenth, at most 1,000 rows), selects
+    the checkpoint, and the labelled dev splits are only reported. `protocol="paper"`: the first dev split selects and
+    the dev splits are reported, as the papers do. `limit_train` and `limit_eval` (of each other split) keep that many
+    rows, drawn by the same hash, in the order of the file; the held-out rows are set aside before the limit.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        version: int,
+        problem: Problem,
+        label_names: Sequence[str],
+        metric: str,
+        metrics: Sequence[str],
+        protocol: Literal["held_out", "paper"],
+        max_length: int,
+        limit_train: int | None,
+        limit_eval: int | None,
+        train: Rows,
+        dev: Mapping[str, Rows],
+        tokenizer: Any,
+        cache_root: str | Path,
+        progress: Progress | None = None,
+    ) -> None:
+        self.name, self.version, self.problem = name, version, problem
+        self.label_names, self.num_labels = list(label_names), len(label_names)
+        self.metric, self.metrics, self.protocol = metric, tuple(metrics), protocol
+        self._check(limit_train, limit_eval, max_length, tokenizer)
+        self._pad = int(tokenizer.pad_token_id)
+        self.reports = tuple(dev)
+        self.selection = "held_out" if protocol == "held_out" else self.reports[0]
+        parts = dict(dev)
+        if protocol == "held_out":
+            parts["held_out"], train = train.split(min(len(train) // HELD_OUT_FRACTION, HELD_OUT_MOST))
+        limited = {"train": train.limit(limit_train)} | {split: rows.limit(limit_eval) for split, rows in parts.items()}
+        for split, rows in limited.items():
+            if len(rows) == 0:
+                raise ValueError(f"task={name}: the split {split} has no rows ({rows.source}): give more rows")
+        tokenizer_key = tokenizer_fingerprint(tokenizer)
+        self.splits: Mapping[str, Examples] = {
+            split: encode(
+                rows,
+                tokenizer,
+                tokenizer_key=tokenizer_key,
+                problem=problem,
+                max_length=max_length,
+                version=version,
+                cache_root=Path(cache_root),
+                progress=progress,
+            )
+            for split, rows in limited.items()
+        }
+
+    def _check(self, limit_train: int | None, limit_eval: int | None, max_length: int, tokenizer: Any) -> None:
+        if self.problem not in METRICS:
+            raise ValueError(f"task.problem={self.problem}: expected {' or '.join(METRICS)}")
+        if self.protocol not in ("held_out", "paper"):
+            raise ValueError(f"task.protocol={self.protocol}: expected held_out or paper")
+        unknown = set(self.metrics) - set(METRICS[self.problem])
+        if unknown:
+            expected = ", ".join(METRICS[self.problem])
+            raise ValueError(f"task.metrics={list(self.metrics)}: {self.problem} has {expected}")
+        if self.metric not in self.metrics:
+            raise ValueError(f"task.metric={self.metric}: expected one of task.metrics, {', '.join(self.metrics)}")
+        for key, limit in {"limit_train": limit_train, "limit_eval": limit_eval}.items():
+            if limit is not None and limit < 1:
+                raise ValueError(f"task.{key}={limit}: expected a number of rows above 0, or null for all")
+        if not 8 <= max_length <= tokenizer.model_max_length:
+            raise ValueError(f"task.max_length={max_length}: expected 8 to {tokenizer.model_max_length} tokens")
+        if tokenizer.pad_token_id is None:
+            raise ValueError(f"{type(tokenizer).__name__} has no padding token: set tokenizer.pad_token")
+
+    def collate(self, examples: Examples, rows: Sequence[int] | NDArray[Any], *, pad_to: int | None = None) -> dict[str, Tensor]:
+        """The rows as one batch, padded on the right to the longest of them, or to `pad_to` tokens where given."""
+        starts, ends = examples.offsets[rows].tolist(), examples.offsets[np.asarray(rows) + 1].tolist()
+        longest = max(end - start for start, end in zip(starts, ends, strict=True))
+        width = pad_to or longest
+        if width < longest:
+            raise ValueError(f"pad_to={pad_to}: a row of the batch has {longest} tokens; expected at least that")
+        ids = np.full((len(starts), width), self._pad, dtype=np.int64)
+        mask = np.zeros((len(starts), width), dtype=np.int64)
+        types = None if examples.types is None else np.zeros((len(starts), width), dtype=np.int64)
+        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            ids[row, : end - start] = examples.tokens[start:end]
+            mask[row, : end - start] = 1
+            if types is not None and examples.types is not None:
+                types[row, : end - start] = examples.types[start:end]
+        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        if types is not None:
+            batch["token_type_ids"] = torch.from_numpy(types)
+        return batch | {"labels": torch.from_numpy(examples.labels[rows])}
+
+    def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """The logits (batch, C), in float32 or better."""
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        return at_least_float32(model(**inputs).logits)
+
+    def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+        """The sum over the batch of cross-entropies, or of squared errors for regression, and the number of labels."""
+        logits, labels = self.outputs(model, batch), batch["labels"]
+        if self.problem == "regression":
+            return functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype), reduction="sum"), len(labels)
+        return functional.cross_entropy(logits, labels, reduction="sum"), len(labels)
+
+    def compute_metrics(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+        """The task's metrics of the logits (n, C) against the labels (n,).
+
+        Raises: FloatingPointError where a logit is NaN or infinite: no class can honestly be read from it.
+        """
+        broken = int((~np.isfinite(logits)).any(axis=-1).sum())
+        if broken:
+            raise FloatingPointError(f"task={self.name}: {broken} of {len(logits)} rows have NaN or infinite logits: it diverged, lower lr")
+        from loraexp import metrics
+
+        predictions = logits[:, 0] if self.problem == "regression" else logits.argmax(axis=-1)
+        return metrics.compute(self.metrics, predictions, labels)
+
+    def describe(self) -> dict[str, Any]:
+        """Per split: rows, fingerprint, source, its part in the protocol, label counts, tokens and notes."""
+        return {split: self._describe(split, examples) for split, examples in self.splits.items()}
+
+    def _describe(self, split: str, examples: Examples) -> dict[str, Any]:
+        parts = {"trains": split == "train", "selects": split == self.selection, "reported": split in self.reports}
+        described: dict[str, Any] = {
+            "rows": len(examples),
+            "fingerprint": examples.fingerprint,
+            "source": examples.source,
+            "protocol": self.protocol,
+            "part": [part for part, is_so in parts.items() if is_so],
+            "tokens": int(examples.offsets[-1]),
+            "notes": list(examples.notes),
+        }
+        if self.problem == "single_label_classification":
+            counts = Counter(examples.labels.tolist())
+            described["labels"] = {name: counts[index] for index, name in enumerate(self.label_names)}
+        return described
