@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,5 +121,6 @@ def shorten(folder: Path) -> str:
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script; what libraries announce for their next version is not this user's concern."""
+    warnings.simplefilter("ignore", FutureWarning)
     sys.exit(main())

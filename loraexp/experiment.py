@@ -145,9 +145,10 @@ def start(
     targets = models.target_layers(model, settings.model.targets, head)
     made = initialize(model, targets, task, make(settings.init), scaling=scaling, settings=settings, device=device, processes=processes)
     adapters = attach(model, made.factors, scaling, head)
-    ledger = made.finish(adapters)
+    ledger = made.finish()
     record.update(cost=made.cost)
     if processes.main:
+        report.initialised(ledger)
         save(adapters, model, record.folder / "init", settings, head, None, processes)
         records.write_json(record.folder / "init" / "ledger.json", ledger)
         checkpoint.save_factors(made.factors, {"cost": made.cost})

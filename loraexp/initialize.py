@@ -15,14 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loraexp.adapter import Adapters
 from loraexp.evaluate import autocast, to_device
 from loraexp.layer import Factors, Layer
 from loraexp.memory import peak_bytes, reset_peak
-from loraexp.models import weight_of
 from loraexp.parallel import Processes
 from loraexp.progress import bar
-from loraexp.statistics import Calibration, collect, fingerprint, layer_generator
+from loraexp.statistics import Calibration, collect, fingerprint, layer_generator, weight
 
 if TYPE_CHECKING:
     from loraexp.settings import CalibrationSettings, Settings
@@ -41,8 +39,8 @@ class Made:
     ledger: dict[str, Any]
     probe: Any = field(repr=False)  # () → mean loss on the probe rows
 
-    def finish(self, adapters: Adapters) -> dict[str, Any]:
-        """The ledger, with the loss after the factors are in place."""
+    def finish(self) -> dict[str, Any]:
+        """The ledger, with the loss on the same rows now that the factors are in place."""
         after = self.probe()
         self.ledger["loss"]["after"] = after
         shifted = any(f.start == "shifted" for f in self.factors.values())
@@ -94,8 +92,11 @@ def initialize(
     first = to_device(task.collate(examples, np.arange(min(PROBE_ROWS, len(examples)))), device)
 
     def probe() -> float:
+        training = model.training
+        model.eval()
         with torch.no_grad():
             total, count = loss_sum(model, first)
+        model.train(training)
         return float(total) / count
 
     before = probe()
@@ -108,7 +109,8 @@ def initialize(
             rows = calibration_rows(len(examples), settings.calibration, settings.seed)
             size = settings.calibration.batch_size
             batches = [task.collate(examples, rows[i : i + size]) for i in range(0, len(rows), size)]
-            share = batches[processes.rank :: processes.world]
+            first_of = [len(batches) * i // processes.world for i in range(processes.world + 1)]
+            share = batches[first_of[processes.rank] : first_of[processes.rank + 1]]
             collected = collect(
                 model,
                 targets,
@@ -119,12 +121,12 @@ def initialize(
                 mode=settings.calibration.mode,
                 seed=settings.seed,
                 cache=Path(settings.cache_root) / "statistics" if settings.calibration.cache else None,
-                cache_key=f"{fingerprint(model)}-{settings.precision}" if settings.calibration.cache else "",
+                cache_key=f"{fingerprint(model)}-{settings.precision}-{task.name}-{task.version}" if settings.calibration.cache else "",
             )
             layers = collected.layers
         else:
             collected = None
-            layers = (Layer(name=name, W=weight_of(module)) for name, module in targets.items())
+            layers = (Layer(name=name, W=weight(module, device)) for name, module in targets.items())
         for layer in layers:
             generator = layer_generator(settings.seed, layer.name)
             made = initializer(layer, rank=settings.rank, scaling=scaling, generator=generator)
@@ -162,35 +164,53 @@ def checked(layer: Layer, made: Any, settings: Settings) -> Factors:
 
 
 def describe(layer: Layer, made: Factors, scaling: float, precision: str) -> dict[str, Any]:
-    """A layer's line in the ledger: size of `η B0 A0` against `W0`, its spectrum, the energy its subspaces hold.
-
-    `energy` is `‖Π_B G Π_A‖² / ‖G‖²` with the projectors on the columns of B and the rows of A, and G the gradient
-    that the initializer saw (where it saw none: the weight).
-    """
-    A, B = made.A.float(), made.B.float()
-    basis_A, triangle_A = torch.linalg.qr(A.mT)
-    basis_B, triangle_B = torch.linalg.qr(B)
+    """A layer's line in the ledger: size of `η B0 A0` against `W0`, its spectrum, the energy that rank r holds."""
+    _, triangle_A = torch.linalg.qr(made.A.float().mT)
+    _, triangle_B = torch.linalg.qr(made.B.float())
     middle = triangle_B if made.R is None else triangle_B @ made.R.float()
     spectrum = scaling * torch.linalg.svdvals(middle @ triangle_A.mT)
     weight_norm = float(torch.linalg.matrix_norm(layer.W.float()))
     line: dict[str, Any] = {
         "shape": [layer.d_out, layer.d_in],
-        "rank": A.shape[0],
+        "rank": made.A.shape[0],
         "start": made.start,
         "trains": sorted(made.train),
         "relative_norm": float(spectrum.norm()) / weight_norm if weight_norm else None,
         "singular_values": [float(s) for s in spectrum[:8]],
+        "energy": energy(layer, made) if float(spectrum[0]) > 0 else None,
     }
-    seen = next((k for k in ("gradient", "summed_gradient") if k in layer.statistics), None)
-    whole = layer.W if seen is None else layer.statistics[seen]
-    if A.any() and B.any():
-        inside = basis_B.mT @ whole.float() @ basis_A
-        line["energy"] = {"of": seen or "weight", "share": float(inside.square().sum() / whole.float().square().sum().clamp_min(1e-45))}
-        if precision == "bf16":
-            line["bf16_merge_loss"] = bf16_loss(layer, made, scaling)
+    if precision == "bf16" and float(spectrum[0]) > 0:
+        line["bf16_merge_loss"] = bf16_loss(layer, made, scaling)
     if "curvature" in layer.statistics and layer.curvature.notes:
         line["notes"] = list(layer.curvature.notes)
     return line
+
+
+def energy(layer: Layer, made: Factors) -> dict[str, Any] | None:
+    """How much of what the initializer saw rank r can hold.
+
+    Gradient: `‖Π_B G Π_A‖² / ‖G‖²` with the projectors on the columns of B and the rows of A, or from its leading
+    triplets `Σ_{i≤r} s_i² / ‖G‖²`. Curvature: the share of `tr S · tr T` in the first r eigenvalues. Without any of
+    these, the weight. None where the whole was never held.
+    """
+    seen = layer.statistics
+    if "leading_gradient" in seen:
+        if "gradient_norm" not in seen:
+            return None
+        held = layer.statistics["leading_gradient"].S[: made.A.shape[0]].square().sum()
+        return {"of": "gradient", "share": float(held / seen["gradient_norm"].square().clamp_min(1e-45))}
+    if "curvature" in seen:
+        found, rank = layer.curvature, made.A.shape[0]
+        if not found.damping_S or not found.damping_T:
+            return None
+        share_S = float(found.D_S[:rank].sum()) / (found.damping_S * layer.d_in)
+        share_T = float(found.D_T[:rank].sum()) / (found.damping_T * layer.d_out)
+        return {"of": "curvature", "share": share_S * share_T}
+    name = next((k for k in ("gradient", "summed_gradient") if k in seen), "weight")
+    whole = (layer.W if name == "weight" else seen[name]).float()
+    basis_A, basis_B = torch.linalg.qr(made.A.float().mT).Q, torch.linalg.qr(made.B.float()).Q
+    inside = (basis_B.mT @ whole @ basis_A).square().sum()
+    return {"of": name, "share": float(inside / whole.square().sum().clamp_min(1e-45))}
 
 
 def bf16_loss(layer: Layer, made: Factors, scaling: float) -> float:

@@ -98,6 +98,7 @@ class CurvatureRequest:
 STATISTICS: dict[str, str] = {
     "gradient": "mean-loss gradient (d_out, d_in)",
     "leading_gradient": "leading singular triplets of the mean-loss gradient",
+    "gradient_norm": "Frobenius norm of the mean-loss gradient, for the ledger; absent where no whole gradient was held",
     "summed_gradient": "gradient of the sum of the samples' losses (d_out, d_in)",
     "input_moment": "E[h hᵀ] over unpadded tokens (d_in, d_in)",
     "output_moment": "E[μ²] over unpadded tokens (d_out,), μ the gradient of the sample's own loss",
@@ -147,9 +148,9 @@ class Layer:
     def leading_gradient(self, request: LeadingRequest, generator: torch.Generator | None) -> linalg.SVD:
         """Leading singular triplets of the gradient, `G ≈ U diag(S) Vh`.
 
-        Within the memory budget the whole gradient is at hand and is decomposed here; beyond it the statistics have
-        run the same iteration on `Σ μ (hᵀ Ω)` sketches and left the result. Both draw the same test matrix from a
-        generator in the same state, so both give the same factors.
+        The statistics leave them here, from the whole gradient within the memory budget and from `Σ μ (hᵀ Ω)` sketches
+        beyond it; a layer made by hand with a `gradient` decomposes that. All run the same iteration on the same test
+        matrix, drawn from a generator in the same state, so all give the same factors.
         """
         stored = self.statistics.get("leading_gradient")
         if stored is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from loraexp.sources import SourceError, cache_folder, hub_session, resolve, verify
 
@@ -180,16 +180,6 @@ def check_rank(targets: Mapping[str, nn.Module], rank: int) -> None:
         d_out, d_in = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
         if rank > min(d_out, d_in):
             raise ValueError(f"rank={rank}: layer {name} is ({d_out}, {d_in}); expected at most {min(d_out, d_in)}")
-
-
-def weight_of(module: nn.Module) -> Tensor:
-    """The weight (d_out, d_in) of a linear layer, dequantised where it is quantised."""
-    weight: Any = module.weight
-    if weight.dtype.is_floating_point and weight.shape == (module.out_features, module.in_features):
-        return weight.detach()
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(weight.data, weight.quant_state)
 
 
 def choose_device(name: str) -> torch.device:

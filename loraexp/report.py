@@ -22,6 +22,43 @@ def announce(settings: Settings, folder: Path) -> None:
     print(f"{names} · lr {settings.lr:g} · rank {settings.rank} · seed {settings.seed} → {os.path.relpath(folder)}", file=sys.stderr)
 
 
+LAYERS_SHOWN = 12
+
+
+def initialised(ledger: dict[str, Any]) -> None:
+    """What initialising cost and made, on standard error: a line, and where factors start away from zero a table."""
+    statistics, loss, cost = ledger["statistics"], ledger["loss"], ledger["cost"]
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    seen = f"{statistics['samples']} samples, {statistics['tokens']:,} tokens, {statistics['forward_sweeps']:.1f} passes"
+    seen += ", from the cache" if statistics["cache_hit"] else ""
+    console.print(
+        f"init {ledger['initializer']}: {seconds(cost['init_seconds'])}, peak {cost['init_peak_bytes'] / 2**20:.0f} MiB; "
+        f"{seen if statistics['samples'] else 'from the weights alone'}; loss {loss['before']:.4f} → {loss['after']:.4f}"
+    )
+    if statistics["samples"]:
+        console.print(f"  {statistics['way']}")
+    if any(line["singular_values"][0] > 0 for line in ledger["layers"].values()):
+        Console(stderr=True, highlight=False, width=max(console.width, 125)).print(layer_table(ledger["layers"]))
+    for warning in ledger["warnings"]:
+        console.print(f"  warning: {warning}", style="yellow")
+
+
+def layer_table(layers: dict[str, Any]) -> Table:
+    """Per layer: size of the update against the weight, its spectrum, the energy it holds; quartiles where there are many."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for column in ("layer", "‖ηB0A0‖/‖W0‖", "leading singular values", "energy held"):
+        table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
+    rows = sorted(layers.items(), key=lambda item: item[1]["relative_norm"] or 0.0) if len(layers) > LAYERS_SHOWN else list(layers.items())
+    if len(rows) > LAYERS_SHOWN:
+        rows = [rows[round(q * (len(rows) - 1))] for q in (0, 0.25, 0.5, 0.75, 1)]
+        table.caption = f"the least, the quartiles and the largest of {len(layers)} layers; all are in init/ledger.json"
+    for name, line in rows:
+        energy = line.get("energy")
+        values = " ".join(f"{s:.2g}" for s in line["singular_values"][:4])
+        table.add_row(name, f"{line['relative_norm'] or 0:.2g}", values, f"{energy['share']:.1%} of {energy['of']}" if energy else "—")
+    return table
+
+
 def seconds(value: float | None) -> str:
     if value is None:
         return "—"

@@ -72,9 +72,7 @@ class Linear:
         return float(torch.linalg.svdvals(reference.whitened_gradient(U_S, D_S, U_T, D_T, self.G))[after:].norm())
 
 
-def layer_of(
-    S: Tensor, T: Tensor, G: Tensor, W: Tensor, m_S: int | None = None, m_T: int | None = None, **more: Any
-) -> Layer:
+def layer_of(S: Tensor, T: Tensor, G: Tensor, W: Tensor, m_S: int | None = None, m_T: int | None = None, **more: Any) -> Layer:
     U_S, D_S = reference.eigenvectors(S, m_S or len(S))
     U_T, D_T = reference.eigenvectors(T, m_T or len(T))
     curvature = Curvature(U_S=U_S, D_S=D_S, U_T=U_T, D_T=D_T, core=U_T.T @ G @ U_S, **more)
@@ -193,9 +191,7 @@ def test_damping_is_relative_to_the_traces(seed: int) -> None:
     unit_S, unit_T = float(problem.S.trace()) / 7, float(problem.T.trace()) / 6
     layer = problem.layer(damping_S=unit_S, damping_T=unit_T)
     seen = layer.curvature
-    A, B = reference.cg_lora(
-        seen.U_S, seen.D_S + 0.3 * unit_S, seen.U_T, seen.D_T + 0.3 * unit_T, problem.G, RANK, GAMMA
-    )
+    A, B = reference.cg_lora(seen.U_S, seen.D_S + 0.3 * unit_S, seen.U_T, seen.D_T + 0.3 * unit_T, problem.G, RANK, GAMMA)
     assert close(initialise(layer, damping=0.3).product(), B @ A)
     assert not close(initialise(layer).product(), B @ A, 1e-3)
 
@@ -339,9 +335,7 @@ N = 5000
 UNDAMPED: dict[str, Any] = {"damping": 0.0}
 
 
-def fisher_layer(
-    seed: int, d_out: int = 16, d_in: int = 24, tokens: int = 400, dtype: torch.dtype = torch.float64
-) -> Layer:
+def fisher_layer(seed: int, d_out: int = 16, d_in: int = 24, tokens: int = 400, dtype: torch.dtype = torch.float64) -> Layer:
     """A layer whose inputs and output gradients differ in strength by direction and depend on each other."""
     H = normal(tokens, d_in, seed=seed) * 0.9 ** torch.arange(d_in)
     H = H @ torch.linalg.qr(normal(d_in, d_in, seed=seed + 10)).Q

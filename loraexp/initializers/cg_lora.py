@@ -108,9 +108,7 @@ def cg_lora(
     return Factors(A=linalg.factor(A, layer.W), B=linalg.factor(B, layer.W), start=start)
 
 
-def _balanced_modes(
-    layer: Layer, core: Tensor, whiten_T: Tensor, whiten_S: Tensor, rank: int, modes: str
-) -> tuple[Tensor, Tensor]:
+def _balanced_modes(layer: Layer, core: Tensor, whiten_T: Tensor, whiten_S: Tensor, rank: int, modes: str) -> tuple[Tensor, Tensor]:
     """`X_B`, `X_A` (m, r) of spectral norm 1, with `B0 = c U_T X_B` and `A0ᵀ = c U_S X_A`.
 
     There are fewer columns than r where F has fewer modes.

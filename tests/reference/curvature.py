@@ -60,9 +60,7 @@ def prediction_alignment(V: Tensor, X: Tensor, residual: Tensor, A: Tensor, B: T
     """
     J = jacobian(V, X)
     d_out, d_in = B.shape[0], A.shape[1]
-    J_lora = J @ torch.cat(
-        [torch.kron(torch.eye(d_in).double(), B), torch.kron(A.T.contiguous(), torch.eye(d_out).double())], 1
-    )
+    J_lora = J @ torch.cat([torch.kron(torch.eye(d_in).double(), B), torch.kron(A.T.contiguous(), torch.eye(d_out).double())], 1)
     Z = residual.T.reshape(-1)
     difference = J @ (torch.linalg.pinv(J) @ Z) - J_lora @ (torch.linalg.pinv(J_lora, rtol=1e-10) @ Z)
     return difference.norm()

@@ -1,0 +1,215 @@
+"""Sums over calibration tokens: each is handed a layer's input `h` and output gradient `μ` as the pass brings them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from loraexp.linalg import double
+from loraexp.statistics.probes import Pass
+
+
+@dataclass
+class Mask:
+    """The unpadded tokens of a batch: `flags` (samples, tokens) and the positions of its True entries, flattened."""
+
+    flags: Tensor
+    positions: Tensor
+
+
+@dataclass
+class Seen:
+    """One call of a layer: input `h` (…, d_in) and, in a backward pass, `mu` (…, d_out), the gradient at its output."""
+
+    h: Tensor
+    mu: Tensor
+    mask: Mask | None
+    samples: int
+    first_sample: int  # place of the batch's first sample in the whole calibration set
+    which: Pass | None  # None in a sweep that only runs forward
+
+    def side(self, vector: Vector) -> Tensor:
+        return self.h if vector == "input" else self.mu
+
+    def tokens(self, vector: Vector, dtype: torch.dtype) -> Tensor:
+        """The unpadded rows (tokens, d)."""
+        x = self.side(vector).flatten(0, -2)
+        return (x if self.mask is None else x.index_select(0, self.mask.positions)).to(dtype)
+
+    def pooled(self, vector: Vector, dtype: torch.dtype) -> Tensor:
+        """The sums over each sample's unpadded tokens (samples, d)."""
+        x = self.side(vector)
+        x = x.reshape(self.samples, -1, x.shape[-1])
+        if self.mask is None:
+            return x.sum(1, dtype=dtype)
+        return torch.bmm(self.mask.flags.unsqueeze(1).to(dtype), x.to(dtype)).squeeze(1)
+
+
+Vector = Literal["input", "output"]
+
+
+class Accumulator:
+    """A sum over calls. `on` names the passes that feed it (empty: a sweep that only runs forward); `sums` are its
+    tensors, which processes add up; `end_of_pass` follows each pass of each batch."""
+
+    on: tuple[Pass, ...]
+    sums: tuple[Tensor, ...]
+
+    def add(self, seen: Seen) -> None:
+        raise NotImplementedError
+
+    def end_of_pass(self) -> None:
+        """Fold in what had to wait for every call of the layer."""
+
+
+class Outer(Accumulator):
+    """`Lᵀ (Σ μ hᵀ) R`: the gradient, or with blocks L (d_out, a), R (d_in, b) a sketch of it that never forms it."""
+
+    def __init__(self, on: Pass, like: Tensor, left: Tensor | None = None, right: Tensor | None = None) -> None:
+        self.on, self.left, self.right = (on,), left, right
+        rows = like.shape[0] if left is None else left.shape[1]
+        columns = like.shape[1] if right is None else right.shape[1]
+        self.sum = torch.zeros(rows, columns, dtype=like.dtype, device=like.device)
+        self.sums = (self.sum,)
+
+    def add(self, seen: Seen) -> None:
+        dtype = self.sum.dtype
+        if self.left is None and self.right is None:
+            self.sum.addmm_(seen.tokens("output", dtype).mT, seen.tokens("input", dtype))
+            return
+        mu, h = seen.mu.flatten(0, -2).to(dtype), seen.h.flatten(0, -2).to(dtype)
+        if self.left is not None:
+            mu = mu @ self.left
+        if self.right is not None:
+            h = h @ self.right
+        if seen.mask is not None:  # on the thinner of the two, which is no copy of a whole activation
+            keep = seen.mask.flags.reshape(-1, 1)
+            mu, h = (mu * keep, h) if mu.shape[1] < h.shape[1] else (mu, h * keep)
+        self.sum.addmm_(mu.mT, h)
+
+
+class Diagonal(Accumulator):
+    """`Σ μ²` (d_out,) over unpadded tokens, and their number."""
+
+    def __init__(self, on: Pass, like: Tensor) -> None:
+        self.on = (on,)
+        self.sum = torch.zeros(like.shape[0], dtype=like.dtype, device=like.device)
+        self.count = double(torch.zeros((), device=like.device))
+        self.sums = (self.sum, self.count)
+
+    def add(self, seen: Seen) -> None:
+        mu = seen.tokens("output", self.sum.dtype)
+        self.sum += mu.square().sum(0)
+        self.count += len(mu)
+
+
+class InputMoment(Accumulator):
+    """`Σ h hᵀ` (d_in, d_in) over unpadded tokens, and their number."""
+
+    def __init__(self, on: Pass | None, like: Tensor) -> None:
+        self.on = () if on is None else (on,)
+        self.sum = torch.zeros(like.shape[1], like.shape[1], dtype=like.dtype, device=like.device)
+        self.count = double(torch.zeros((), device=like.device))
+        self.sums = (self.sum, self.count)
+
+    def add(self, seen: Seen) -> None:
+        h = seen.tokens("input", self.sum.dtype)
+        self.sum.addmm_(h.mT, h)
+        self.count += len(h)
+
+
+class Pooled(Accumulator):
+    """Holds the pooled rows of a pass until every call of the layer was seen: one called twice is pooled over both."""
+
+    def __init__(self, on: Sequence[Pass], vector: Vector, like: Tensor) -> None:
+        self.on, self.vector, self.dtype = tuple(on), vector, like.dtype
+        self.waiting: Tensor | None = None
+        self.place = (0, 0)
+
+    def add(self, seen: Seen) -> None:
+        rows = seen.pooled(self.vector, self.dtype)
+        self.waiting = rows if self.waiting is None else self.waiting + rows
+        self.place = (0 if seen.which is None else seen.which.number, seen.first_sample)
+
+    def end_of_pass(self) -> None:
+        if self.waiting is not None:
+            self.fold(self.waiting)
+            self.waiting = None
+
+    def fold(self, rows: Tensor) -> None:
+        raise NotImplementedError
+
+
+class Rows(Pooled):
+    """The pooled rows themselves (probes, n, d), each at its sample's place."""
+
+    def __init__(self, on: Sequence[Pass], vector: Vector, like: Tensor, samples: int) -> None:
+        super().__init__(on, vector, like)
+        width = like.shape[1] if vector == "input" else like.shape[0]
+        self.rows = torch.zeros(len(self.on), samples, width, dtype=like.dtype, device=like.device)
+        self.sums = (self.rows,)
+
+    def fold(self, rows: Tensor) -> None:
+        probe, first = self.place
+        self.rows[probe, first : first + len(rows)] = rows
+
+
+class PooledMoment(Pooled):
+    """`Lᵀ M R` and `tr M` of `M = Σ_i v_i v_iᵀ`, `v_i` a sample's pooled row, in float64."""
+
+    def __init__(self, on: Sequence[Pass], vector: Vector, like: Tensor, left: Tensor | None = None, right: Tensor | None = None) -> None:
+        super().__init__(on, vector, like)
+        self.left, self.right = left, right
+        width = like.shape[1] if vector == "input" else like.shape[0]
+        rows = width if left is None else left.shape[1]
+        columns = width if right is None else right.shape[1]
+        self.sum = double(torch.zeros(rows, columns, device=like.device))
+        self.trace = double(torch.zeros((), device=like.device))
+        self.sums = (self.sum, self.trace)
+
+    def fold(self, rows: Tensor) -> None:
+        rows = double(rows)
+        left = rows if self.left is None else rows @ self.left
+        right = rows if self.right is None else rows @ self.right
+        self.sum.addmm_(left.mT, right)
+        self.trace += rows.square().sum()
+
+
+class TokenMoment(PooledMoment):
+    """The same of `M = Σ_i Σ_ω v_iω v_iωᵀ`, over unpadded tokens, for a layer whose pooled rows cancel."""
+
+    def add(self, seen: Seen) -> None:
+        self.fold(seen.tokens(self.vector, self.dtype))
+
+
+class Cancellation(Pooled):
+    """`Σ_i ‖Σ_ω δ_iω‖²` and `Σ_i (Σ_ω ‖δ_iω‖)²`: does pooling over tokens leave anything but rounding?"""
+
+    def __init__(self, on: Pass, like: Tensor) -> None:
+        super().__init__((on,), "output", like)
+        self.sum = double(torch.zeros(2, device=like.device))
+        self.sums = (self.sum,)
+        self.lengths: Tensor | None = None
+        self.resolution = 0.0
+
+    def add(self, seen: Seen) -> None:
+        super().add(seen)
+        self.resolution = max(self.resolution, torch.finfo(seen.mu.dtype).eps)
+        norms = torch.linalg.vector_norm(seen.mu, dim=-1, dtype=self.dtype).unsqueeze(-1)
+        own = Seen(norms, norms, seen.mask, seen.samples, seen.first_sample, seen.which).pooled("output", self.dtype)
+        self.lengths = own if self.lengths is None else self.lengths + own
+
+    def fold(self, rows: Tensor) -> None:
+        assert self.lengths is not None
+        self.sum += double(torch.stack([rows.square().sum(), self.lengths.square().sum()]))
+        self.lengths = None
+
+    def cancels(self) -> bool:
+        """Whether `‖Σ_ω δ‖ ≤ max(1e-4, 4 ε) Σ_ω ‖δ‖` in root mean square, ε the resolution of μ's dtype."""
+        threshold = max(1e-4, 4 * self.resolution)
+        pooled, lengths = self.sum.tolist()
+        return pooled <= threshold**2 * lengths and lengths > 0

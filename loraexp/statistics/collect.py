@@ -1,0 +1,320 @@
+"""Collecting just the statistics that an initializer needs, layer by layer, within a budget of memory."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from loraexp.layer import STATISTICS, CurvatureRequest, Layer, LeadingRequest
+from loraexp.linalg import SVD, Product, randomized_svd, randomized_svd_steps
+from loraexp.memory import peak_bytes, reset_peak
+from loraexp.statistics import cache as disk
+from loraexp.statistics.accumulators import Accumulator, Diagonal, InputMoment, Outer
+from loraexp.statistics.calibration import Calibration, layer_generator
+from loraexp.statistics.curvature import cancelling, collect_curvature
+from loraexp.statistics.hooks import Sweeper, distributed, gathered
+from loraexp.statistics.plan import Plan, Size, plan
+from loraexp.statistics.probes import LOSS, SAMPLE
+
+Request = Mapping[str, LeadingRequest | CurvatureRequest]
+MATRICES = frozenset({"gradient", "summed_gradient", "input_moment", "output_moment"})
+
+
+@dataclass
+class Report:
+    """What collecting cost; complete when the last layer has been taken.
+
+    `forward_sweeps`: forward and backward passes over the samples, each counted as one; `seconds`: without the time
+    that the caller takes between layers; `peak_bytes`: of the process on a CPU, of the device's allocations elsewhere.
+    """
+
+    way: str = ""
+    seconds: float = 0.0
+    forward_sweeps: float = 0.0
+    samples: int = 0
+    tokens: int = 0
+    peak_bytes: int = 0
+    state_bytes: int = 0
+    cache_hit: bool = False
+    cache_note: str = ""
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass
+class Collected:
+    """The layers, each to be used before the next is asked for, and the report on them.
+
+    The model is swept between layers: attach adapters after the last one.
+    """
+
+    layers: Iterator[Layer]
+    report: Report
+
+
+def collect(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    calibration: Calibration,
+    needs: frozenset[str],
+    request: Request,
+    *,
+    budget: int,
+    mode: Literal["eval", "train"] = "eval",
+    seed: int = 0,
+    cache: Path | None = None,
+    cache_key: str = "",
+    cache_limit: int = 2**31,
+    progress: Callable[[int, int], None] | None = None,
+) -> Collected:
+    """Collect `needs` for every target (name → linear module inside the model) from the calibration batches.
+
+    `gradient`: of the mean loss over all label tokens. `summed_gradient`: of `Σ_i L_i`. `input_moment` `E[h hᵀ]`,
+    `output_moment` `E[μ²]`: means over unpadded tokens, μ of the sample's own loss. All in float32 or better.
+    `request` holds the sizes that `leading_gradient` and `curvature` are asked for. `budget`: bytes for the statistics'
+    own state, beyond model and activations; `plan` says what it does. The model's flags and hooks and the global random
+    state are as before whenever no batch is being run. `cache_key` says what else the statistics depend on and the
+    batches do not show: `fingerprint(model)`, task, loss.
+
+    Raises ValueError for an unknown statistic, a missing request, no batches, too few samples for the rank;
+    FloatingPointError naming batch and layer for a statistic that is not finite.
+    """
+    check(targets, calibration, needs, request, budget, mode)
+    loss = request["curvature"].loss if isinstance(request.get("curvature"), CurvatureRequest) else "squared"  # type: ignore[union-attr]
+    sweeper = Sweeper(model, targets, calibration, mode, seed, loss, progress)
+    check_samples(sweeper.samples, sweeper.tokens, needs, request)
+    report = Report(samples=sweeper.samples, tokens=sweeper.tokens)
+    entry = None
+    if cache is not None and needs - {"population"}:
+        parts = {
+            "model": cache_key,
+            "rows": gathered(disk.rows_fingerprint(calibration.batches)),
+            "targets": [(name, sizes(module)) for name, module in targets.items()],
+            "needs": sorted(needs),
+            "request": {name: asdict(asked) for name, asked in request.items() if name in needs},
+            "mode": mode,
+            "seed": seed if mode == "train" or not needs.isdisjoint({"leading_gradient", "curvature"}) else None,
+            "dtypes": [str(parameter.dtype) for parameter in model.parameters()],
+        }
+        entry = disk.Entry(cache, disk.key(parts), cache_limit)
+    return Collected(measured(layers(sweeper, needs, request, budget, entry, report), report, sweeper), report)
+
+
+def layers(
+    sweeper: Sweeper, needs: frozenset[str], request: Request, budget: int, entry: disk.Entry | None, report: Report
+) -> Iterator[Layer]:
+    """The layers from the cache, or fresh ones, which go there."""
+    population = {"population": sweeper.calibration.population} if "population" in needs else {}
+    if entry is not None and all(gathered(entry.sound(list(sweeper.targets)))):
+        report.cache_hit, report.way = True, "read from the cache"
+        devices = {name: like(module, sweeper.device).device for name, module in sweeper.targets.items()}
+        found = entry.read(devices)
+    else:
+        fresh = statistics(sweeper, needs, request, budget, report)
+        found = fresh if entry is None else recorded(fresh, entry, report)
+    for name, values in found:
+        if "curvature" in values and values["curvature"].notes:
+            report.notes[name] = values["curvature"].notes
+        layer = Layer(name=name, W=weight(sweeper.targets[name], sweeper.device), **values, **population)
+        del values
+        yield layer
+
+
+def recorded(found: Iterator[tuple[str, dict[str, Any]]], entry: disk.Entry, report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Pass the statistics on and write them to the cache; one process writes for all."""
+    writing = not distributed() or torch.distributed.get_rank() == 0
+    entry.manifest = {}
+    try:
+        for name, values in found:
+            if writing and not entry.add(name, values):
+                report.cache_note = f"not cached: larger than the cache's limit of {entry.limit} bytes"
+                writing = False
+                entry.discard()
+            yield name, values
+            del values
+        if writing:
+            entry.commit()
+    finally:
+        entry.discard()
+
+
+def statistics(
+    sweeper: Sweeper, needs: frozenset[str], request: Request, budget: int, report: Report
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every layer's statistics from sweeps, a group of layers at a time where whole matrices are held."""
+    likes = {name: like(module, sweeper.device) for name, module in sweeper.targets.items()}
+    unpooled = cancelling(sweeper, likes) if "curvature" in needs else frozenset()
+    known = {n: Size(x.shape[0], x.shape[1], x.element_size(), n in unpooled) for n, x in likes.items()}
+    own = sweeper.calibration.sample_losses is not None
+    chosen = plan(known, needs, request, sweeper.samples, budget, sample_losses=own)
+    report.way, report.state_bytes = str(chosen), chosen.bytes
+    sweeper.expected_batches = sweeper.done_batches + chosen.visits * len(sweeper.calibration.batches)
+
+    small: dict[str, dict[str, Any]] = {name: {} for name in likes}
+    if chosen.curvature is not None:
+        asked = request["curvature"]
+        assert isinstance(asked, CurvatureRequest)
+        for name, curvature in collect_curvature(sweeper, likes, unpooled, asked, chosen.curvature).items():
+            small[name]["curvature"] = curvature
+    if chosen.leading == "sketched":
+        for name, factors in sketched_leading(sweeper, likes, request).items():
+            small[name]["leading_gradient"] = factors
+    for names in chosen.groups:
+        yield from whole_matrices(sweeper, {n: likes[n] for n in names}, needs, request, chosen, small)
+
+
+def whole_matrices(
+    sweeper: Sweeper,
+    likes: Mapping[str, Tensor],
+    needs: frozenset[str],
+    request: Request,
+    chosen: Plan,
+    small: dict[str, dict[str, Any]],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One sweep for the whole matrices of a group of layers; each is let go of before the next layer is asked for."""
+    wanted = (needs & MATRICES) | ({"gradient"} if chosen.leading == "whole" else set())
+    own = SAMPLE if sweeper.calibration.sample_losses is not None else LOSS
+    main = LOSS if "gradient" in wanted else own
+    make: dict[str, Callable[[Tensor], Accumulator]] = {
+        "gradient": lambda x: Outer(LOSS, x),
+        "summed_gradient": lambda x: Outer(own, x),
+        "input_moment": lambda x: InputMoment(None if wanted == {"input_moment"} else main, x),
+        "output_moment": lambda x: Diagonal(own, x),
+    }
+    order = [statistic for statistic in make if statistic in wanted]
+    sums = sweeper.run(lambda: {n: [make[s](x) for s in order] for n, x in likes.items()}) if order else {}
+    for name in likes:
+        values = small.pop(name)
+        for statistic, accumulator in zip(order, sums.pop(name, []), strict=True):
+            total, *count = accumulator.sums
+            if statistic != "summed_gradient":
+                total /= count[0].to(total) if count else sweeper.labels
+            values[statistic] = total
+        if chosen.leading == "whole":
+            asked = request["leading_gradient"]
+            assert isinstance(asked, LeadingRequest)
+            generator = layer_generator(sweeper.seed, name)
+            leading = randomized_svd(values["gradient"], asked.k, asked.oversample, asked.iterations, generator)
+            values["leading_gradient"] = compact(leading)
+            values["gradient_norm"] = torch.linalg.matrix_norm(values["gradient"])
+            if "gradient" not in needs:
+                del values["gradient"]
+        yield name, values
+        del values
+
+
+def sketched_leading(sweeper: Sweeper, likes: Mapping[str, Tensor], request: Request) -> dict[str, SVD]:
+    """The leading singular triplets of every gradient without a whole one: products of all layers, a sweep for each."""
+    asked = request["leading_gradient"]
+    assert isinstance(asked, LeadingRequest)
+    steps = {
+        name: randomized_svd_steps(
+            x.shape[0], x.shape[1], asked.k, asked.oversample, asked.iterations, layer_generator(sweeper.seed, name), x
+        )
+        for name, x in likes.items()
+    }
+    products = {name: next(step) for name, step in steps.items()}
+    found: dict[str, SVD] = {}
+    while not found:
+        current = products
+
+        def make(current: Mapping[str, Product] = current) -> dict[str, list[Accumulator]]:
+            return {name: [Outer(LOSS, likes[name], **{product.side: product.block})] for name, product in current.items()}
+
+        sums = sweeper.run(make)
+        products = {}
+        for name, product in current.items():
+            answer = sums.pop(name)[0].sums[0] / sweeper.labels
+            try:
+                products[name] = steps[name].send(answer if product.side == "right" else answer.mT)
+            except StopIteration as stop:
+                found[name] = compact(stop.value)
+    return found
+
+
+def compact(factors: SVD) -> SVD:
+    """A copy that keeps nothing else of the decomposition in memory."""
+    return SVD(*(x.clone(memory_format=torch.contiguous_format) for x in factors))
+
+
+def sizes(module: nn.Module) -> tuple[int, int]:
+    """`(d_out, d_in)` of a linear module, quantised ones included, whose weight may be packed."""
+    return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def weight(module: nn.Module, device: torch.device) -> Tensor:
+    """The frozen weight (d_out, d_in) of a linear module; of a packed, quantised one, what it does to unit vectors."""
+    stored = module.weight
+    if isinstance(stored, Tensor) and stored.is_floating_point():
+        return stored.detach()
+    unit = torch.eye(sizes(module)[1], device=device)
+    return (module(unit) - module(torch.zeros_like(unit[:1]))).mT.contiguous()
+
+
+def like(module: nn.Module, device: torch.device) -> Tensor:
+    """A (d_out, d_in) tensor without memory, of the module's device and the dtype that its statistics are summed in."""
+    stored = next(module.parameters(), torch.empty(0, device=device))
+    dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
+    return torch.zeros((), dtype=dtype, device=stored.device).expand(sizes(module))
+
+
+def check(
+    targets: Mapping[str, nn.Module],
+    calibration: Calibration,
+    needs: frozenset[str],
+    request: Request,
+    budget: int,
+    mode: str,
+) -> None:
+    unknown = needs - set(STATISTICS)
+    if unknown:
+        raise ValueError(f"unknown statistics {sorted(unknown)}: expected some of {', '.join(STATISTICS)}")
+    for name, kind in (("leading_gradient", LeadingRequest), ("curvature", CurvatureRequest)):
+        if name in needs and not isinstance(request.get(name), kind):
+            raise ValueError(f"{name} is needed and its request is {request.get(name)!r}: expected a {kind.__name__}")
+    if mode not in ("eval", "train"):
+        raise ValueError(f"init.mode={mode!r}: expected eval or train")
+    if budget < 0:
+        raise ValueError(f"init.memory_budget={budget}: expected bytes, 0 or more")
+    if not targets:
+        raise ValueError("no target layers: expected at least one, set model.targets")
+
+
+def check_samples(samples: int, tokens: int, needs: frozenset[str], request: Request) -> None:
+    """Refuse statistics whose rank the calibration rows cannot reach."""
+    if samples == 0 and needs - {"population"}:
+        raise ValueError("no calibration batches: expected at least one, set init.samples")
+    curvature, leading = request.get("curvature"), request.get("leading_gradient")
+    if "curvature" in needs and isinstance(curvature, CurvatureRequest) and (curvature.m or 0) > samples:
+        raise ValueError(
+            f"init.samples={samples}: too few for the curvature's {curvature.m} eigenvectors; expected at least "
+            f"{curvature.m} samples, raise init.samples or lower rank"
+        )
+    if "leading_gradient" in needs and isinstance(leading, LeadingRequest) and leading.k > tokens:
+        raise ValueError(
+            f"init.samples={samples} with {tokens} tokens: too few for the {leading.k} leading singular vectors of the "
+            f"gradient; expected at least {leading.k} tokens, raise init.samples or lower rank"
+        )
+
+
+def measured(found: Iterator[Layer], report: Report, sweeper: Sweeper) -> Iterator[Layer]:
+    """Keep the report up to date: time without the caller's, passes, peak memory."""
+    reset_peak(sweeper.device)
+    with contextlib.closing(found):  # type: ignore[type-var]
+        while True:
+            began = time.perf_counter()
+            layer = next(found, None)
+            report.seconds += time.perf_counter() - began
+            report.forward_sweeps = sweeper.forwards + sweeper.backwards
+            report.peak_bytes = max(report.peak_bytes, peak_bytes(sweeper.device))
+            if layer is None:
+                return
+            yield layer
+            del layer
