@@ -108,7 +108,7 @@ def lora_da(
     Q = _directions(layer, step, rank, terms, beta, generator)
     B = step.transposed(Q)
     if own.normalised:
-        B = B / _largest_singular_value(layer, step, rank, generator)
+        B = B / _largest_singular_value(step, Q)
     root = math.sqrt(gamma)
     return Factors(A=linalg.factor(Q.mT / root, layer.W), B=linalg.factor(B / root, layer.W), start=start)
 
@@ -151,8 +151,10 @@ def _directions(layer: Layer, step: Step, rank: int, terms: str, beta: float, ge
     return linalg.leading_eigenpairs(lambda X: step.bias_minus_variance(X, variance), start, rank)[1]
 
 
-def _largest_singular_value(layer: Layer, step: Step, rank: int, generator: torch.Generator) -> float:
-    """σ of Δ, as the root of the largest eigenvalue of `Δ Δᵀ`, which is known to far more digits than its vector."""
-    start = linalg.gaussian(layer.d_in, rank, generator, step.G)
-    values, _ = linalg.leading_eigenpairs(lambda X: step.bias_minus_variance(X, 0.0), start, 1, tolerance=1e-6)
+def _largest_singular_value(step: Step, Q: Tensor) -> float:
+    """σ of Δ, as the root of the largest eigenvalue of `Δ Δᵀ`, which is known to far more digits than its vector.
+
+    The iteration starts from the directions Q of Ω, of which `−Δ Δᵀ` is the larger part: it ends after a few products.
+    """
+    values, _ = linalg.leading_eigenpairs(lambda X: step.bias_minus_variance(X, 0.0), Q, 1, tolerance=1e-6)
     return math.sqrt(float(values[0]))

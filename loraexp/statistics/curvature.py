@@ -140,12 +140,16 @@ def matrix_answer(matrix: Tensor, ask: Ask) -> Tensor:
     return ask.block.mT @ product if ask.project else product
 
 
+FEW = 2  # samples that tell whether the pooled δ of a layer cancels
+
+
 def cancelling(sweeper: Sweeper, likes: Mapping[str, Tensor]) -> frozenset[str]:
-    """The layers whose output gradients sum to nothing over each sample's tokens, seen on one batch.
+    """The layers whose output gradients sum to nothing over each sample's tokens, seen on the first few samples.
 
     A softmax ignores a shift of all keys, so the pooled δ of a key projection is rounding; see `Cancellation.cancels`.
+    It is rounding for every sample or for none: two of them tell as much as all, at the cost of two.
     """
-    sums = sweeper.run(lambda: {name: [Cancellation(Pass("probe"), like)] for name, like in likes.items()}, batches=1)
+    sums = sweeper.run(lambda: {name: [Cancellation(Pass("probe"), like)] for name, like in likes.items()}, first_samples=FEW)
     return frozenset(name for name, (seen,) in sums.items() if isinstance(seen, Cancellation) and seen.cancels())
 
 

@@ -179,14 +179,17 @@ class Sweeper:
         self.expected_batches = 0  # of the whole plan, for the progress display
         self.done_batches = 0
 
-    def run(self, make: Callable[[], Sums], batches: int | None = None) -> Sums:
-        """Fill the accumulators that `make` makes, from the first `batches` batches or all.
+    def run(self, make: Callable[[], Sums], first_samples: int | None = None) -> Sums:
+        """Fill the accumulators that `make` makes, from all batches, or from the first samples of the first batch alone.
 
         Raises FloatingPointError naming batch and layer where a sum is not finite; ValueError for a layer that no batch
         runs through to the loss.
         """
         sums = make()
-        labels, reached = self._accumulate(sums, range(len(self.calibration.batches))[:batches])
+        batches = self.calibration.batches
+        if first_samples is not None:
+            batches = [{name: x[:first_samples] for name, x in batch.items()} for batch in batches[:1]]
+        labels, reached = self._accumulate(sums, batches)
         names = list(sums)
         counts = torch.tensor([labels, *(name in reached for name in names)], dtype=torch.int64, device=self.device)
         tensors = [tensor for accumulators in sums.values() for a in accumulators for tensor in a.sums]
@@ -197,33 +200,34 @@ class Sweeper:
         if not all_finite(tensors):
             self._blame(make)
         for name, count in zip(names, counts[1:].tolist(), strict=True):
-            if count == 0 and batches is None:
+            if count == 0 and first_samples is None:
                 raise ValueError(
                     f"layer {name}: no calibration batch passes through it to the loss, expected at least one; drop it "
                     "from model.targets (with re-entrant gradient checkpointing: set use_reentrant=False)"
                 )
         return sums
 
-    def _accumulate(self, sums: Sums, indices: Sequence[int]) -> tuple[int, set[str]]:
-        """One pass over some batches; returns the number of labels, and the layers that were seen."""
+    def _accumulate(self, sums: Sums, batches: Sequence[Batch], first: int = 0) -> tuple[int, set[str]]:
+        """One pass over batches, which begin with batch `first` of this process; returns the number of labels, and the
+        layers that were seen."""
         passes = sorted({which for accumulators in sums.values() for a in accumulators for which in a.on})
-        share = len(indices) / max(len(self.calibration.batches), 1)
+        share = sum(map(samples_in, batches)) / max(sum(map(samples_in, self.calibration.batches)), 1)
         self.forwards += share
         self.backwards += share * len(passes)
         labels = 0
         reached: set[str] = set()
-        first = self.first_sample + sum(map(samples_in, self.calibration.batches[: indices[0]])) if indices else 0
+        sample = self.first_sample + sum(map(samples_in, self.calibration.batches[:first]))
         with prepared(self.model, self.mode):
-            for index in indices:
-                labels += self._batch(sums, passes, index, first, reached)
-                first += samples_in(self.calibration.batches[index])
+            for index, batch in enumerate(batches, first):
+                labels += self._batch(sums, passes, batch, index, sample, reached)
+                sample += samples_in(batch)
                 self.done_batches += 1
                 if self.progress is not None:
                     self.progress(self.done_batches, max(self.expected_batches, self.done_batches))
         return labels, reached
 
-    def _batch(self, sums: Sums, passes: Sequence[Pass], index: int, first_sample: int, reached: set[str]) -> int:
-        batch = {name: x.to(self.device, non_blocking=True) for name, x in self.calibration.batches[index].items()}
+    def _batch(self, sums: Sums, passes: Sequence[Pass], given: Batch, index: int, first_sample: int, reached: set[str]) -> int:
+        batch = {name: x.to(self.device, non_blocking=True) for name, x in given.items()}
         hooks = BatchHooks(sums, batch, first_sample, passes, self.encoder_decoder)
         once = Once(self.model)
         labels = 0
@@ -266,7 +270,7 @@ class Sweeper:
         where = "the sum over batches" if not distributed() else "the sum over batches, or a batch of another process"
         for index in range(len(self.calibration.batches)):
             sums = make()
-            self._accumulate(sums, [index])
+            self._accumulate(sums, [self.calibration.batches[index]], index)
             broken = [name for name, held in sums.items() if not all_finite([x for a in held for x in a.sums])]
             if broken:
                 where = f"batch {self.first_batch + index}, layer {broken[0]}"

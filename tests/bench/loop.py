@@ -28,6 +28,7 @@ from loraexp.adapter import attach, scaling_factor
 from loraexp.initializers.lora import lora
 from loraexp.layer import Layer
 from loraexp.settings import Settings
+from loraexp.statistics import weight
 from loraexp.tasks.classification import Classification
 from loraexp.train import epoch_batches, micro_batches
 from tests.bench import verdict
@@ -171,7 +172,7 @@ def bare(bench: Bench, steps: int, seed: int) -> Measured:
     scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
     generator = torch.Generator().manual_seed(seed)
     targets = models.target_layers(model, settings.model.targets, head)
-    layers = [Layer(name=name, W=models.weight_of(module)) for name, module in targets.items()]
+    layers = [Layer(name=name, W=weight(module, torch.device("cpu"))) for name, module in targets.items()]
     factors = {layer.name: lora(layer, rank=settings.rank, scaling=scaling, generator=generator) for layer in layers}
     parameters = attach(model, factors, scaling, head).trainable()
     order = epoch_batches(bench.lengths, BATCH, seed=seed, epoch=0, length_buckets=True)[:steps]
