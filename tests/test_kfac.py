@@ -25,7 +25,7 @@ def test_kronecker_factors_are_the_gauss_newton_matrix_of_a_deep_linear_net(name
         outputs=lambda m, b: m(b["x"]),
         population=12,
     )
-    request = {"curvature": CurvatureRequest(m=1, iterations=3, bases="sketched" if budget == 0 else "exact")}
+    request = {"curvature": CurvatureRequest(m=1, iterations=20, bases="sketched" if budget == 0 else "exact")}
     module = model[int(name)]
     if budget:
         request = {"curvature": CurvatureRequest(m=None, bases="exact")}

@@ -32,7 +32,7 @@ def test_a_smoke_run_leaves_a_complete_record(tmp_path: Path) -> None:
     for key in [*costs.split(), "samples_per_second", "adapter_bytes"]:
         assert record["cost"][key] >= 0, key
     assert record["parameters"]["trainable"] < record["parameters"]["total"]
-    assert record["data"]["splits"]["train"]["rows"] == 256 if "splits" in record["data"] else record["data"]["train"]["rows"] == 256
+    assert record["data"]["train"]["rows"] == 256 and len(record["data"]["train"]["fingerprint"]) >= 32 and record["data"]["dev"]["source"]
     assert {"commit", "dirty", "versions", "hardware", "threads"} <= record["environment"].keys()
     for name in ("config.yaml", "metrics.jsonl", "adapter/adapter_config.json", "init/adapter_model.safetensors", "init/ledger.json"):
         assert (outcome.folder / name).exists(), name
@@ -217,6 +217,19 @@ def test_verify_finds_a_changed_adapter(tmp_path: Path, capsys: pytest.CaptureFi
     assert "DISAGREE" in capsys.readouterr().out
 
 
+def test_records_load_as_one_table(tmp_path: Path) -> None:
+    from loraexp import load_records
+
+    outcome = run("train.max_steps=2", "seed=3", out=tmp_path)
+    broken = tmp_path / "tweets-tiny-bert" / "broken"
+    broken.mkdir()
+    (broken / "record.json").write_text('{"schema": 1, "sta')
+    table = load_records(tmp_path).set_index("folder")
+    row = table.loc[str(outcome.folder)]
+    assert row["seed"] == 3 and row["init.name"] == "lora" and row["dev/accuracy"] == outcome.record["metrics"]["dev"]["accuracy"]
+    assert table.loc[str(broken), "status"] == "unreadable"  # shown, never dropped
+
+
 # -------------------------------------------------------------------------------------------------- installed
 
 
@@ -232,11 +245,10 @@ def test_the_installed_wheel_runs_from_another_directory(tmp_path: Path) -> None
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = os.environ | {"PYTHONPATH": str(target)}
-    command = [sys.executable, "-m", "loraexp", "experiment=smoke", "train.max_steps=2", "wandb.mode=disabled"]
+    code = "import sys, loraexp, loraexp.cli as c; s = c.main(sys.argv[1:]); print(loraexp.__file__, 'wandb' in sys.modules); sys.exit(s)"
+    command = [sys.executable, "-c", code, "experiment=smoke", "train.max_steps=2", "wandb.mode=disabled"]
     done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert next((elsewhere / "outputs").rglob("record.json"))
-    where = subprocess.run(
-        [sys.executable, "-c", "import loraexp; print(loraexp.__file__)"], cwd=elsewhere, env=environment, capture_output=True, text=True
-    )
-    assert str(target) in where.stdout
+    file, imported = done.stdout.split()[-2:]
+    assert file.startswith(str(target)) and imported == "False"  # wandb.mode=disabled imports nothing of W&B

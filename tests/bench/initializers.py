@@ -305,9 +305,9 @@ def memory_of(subject: str) -> dict[str, float]:
     """Print and return the extra memory of the frugal way on one model."""
     about = SUBJECTS[subject]
     print(
-        f"\nPeak memory at memory_budget=0 on {about.title}: extra over a forward and backward pass of one batch, "
-        f"model included\n(all weights with gradients; in brackets, and for twice the samples, the stricter one: only the target weights); {about.memory_batches} batches of {BATCH} "
-        f"and twice as many, padded to one width"
+        f"\nPeak memory at memory_budget=0 on {about.title}: extra over a forward and backward pass of one batch, model\n"
+        "included (all weights with gradients; in brackets, and for twice the samples, the stricter one: only the target\n"
+        f"weights); {about.memory_batches} batches of {BATCH} and twice as many, padded to one width"
     )
     print(f"{'initializer':22} {'plain MiB':>16} {'init MiB':>9} {'extra':>16} {'twice the samples':>18} {'target':>8}")
     figures: dict[str, float] = {}
