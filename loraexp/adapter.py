@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from loraexp.layer import Factors
 from loraexp.linalg import at_least_float32
@@ -33,30 +34,19 @@ def scaling_factor(rule: Scaling, alpha: float, rank: int) -> float:
     raise ValueError(f"adapter.scaling={rule!r}: expected lora or rslora")
 
 
-class AdaptedLinear(nn.Module):
-    """A frozen linear layer with a trained low-rank update beside it.
+class LowRank(nn.Module):
+    """The factors beside one layer: a module of their own, so that what shards the base can leave them whole.
 
     `lora_A` (r, d_in), `lora_B` (d_out, r) and the optional `lora_R` (r, r) are parameters whether they train or not;
-    `offset_A`, `offset_B` are buffers. All are at least float32; the products run in the dtype of the input (or of
-    autocast), so a bf16 base costs bf16 time and the factors still move by less than a bf16 step.
+    `offset_A`, `offset_B` are buffers. All are at least float32.
     """
 
     lora_R: nn.Parameter | None
     offset_A: Tensor | None
     offset_B: Tensor | None
 
-    def __init__(self, base: nn.Module, factors: Factors, scaling: float, name: str) -> None:
+    def __init__(self, factors: Factors, device: torch.device) -> None:
         super().__init__()
-        d_out, d_in = base.out_features, base.in_features  # type: ignore[union-attr]
-        if factors.A.shape[1] != d_in or factors.B.shape[0] != d_out:
-            raise ValueError(
-                f"layer {name}: factors A {tuple(factors.A.shape)}, B {tuple(factors.B.shape)} do not fit a weight of "
-                f"shape ({d_out}, {d_in}): expected A (r, {d_in}) and B ({d_out}, r)"
-            )
-        self.base = base.requires_grad_(False)
-        self.scaling = scaling
-        self.name = name
-        device = next(base.parameters()).device
 
         def own(factor: Tensor) -> Tensor:
             return at_least_float32(factor).to(device, copy=True).contiguous()
@@ -69,6 +59,47 @@ class AdaptedLinear(nn.Module):
         folded = factors.B if factors.R is None else factors.B @ factors.R
         self.register_buffer("offset_A", own(factors.A) if has_offset else None)
         self.register_buffer("offset_B", own(folded) if has_offset else None)
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer with a trained low-rank update beside it.
+
+    The products run in the dtype of the input (or of autocast), so a bf16 base costs bf16 time, and the float32 factors
+    still move by less than a bf16 step.
+    """
+
+    def __init__(self, base: nn.Module, factors: Factors, scaling: float, name: str) -> None:
+        super().__init__()
+        d_out, d_in = base.out_features, base.in_features  # type: ignore[union-attr]
+        if factors.A.shape[1] != d_in or factors.B.shape[0] != d_out:
+            raise ValueError(
+                f"layer {name}: factors A {tuple(factors.A.shape)}, B {tuple(factors.B.shape)} do not fit a weight of "
+                f"shape ({d_out}, {d_in}): expected A (r, {d_in}) and B ({d_out}, r)"
+            )
+        self.base = base.requires_grad_(False)
+        self.factors = LowRank(factors, next(base.parameters()).device)
+        self.scaling = scaling
+        self.name = name
+
+    @property
+    def lora_A(self) -> nn.Parameter:
+        return self.factors.lora_A
+
+    @property
+    def lora_B(self) -> nn.Parameter:
+        return self.factors.lora_B
+
+    @property
+    def lora_R(self) -> nn.Parameter | None:
+        return self.factors.lora_R
+
+    @property
+    def offset_A(self) -> Tensor | None:
+        return self.factors.offset_A
+
+    @property
+    def offset_B(self) -> Tensor | None:
+        return self.factors.offset_B
 
     @property
     def rank(self) -> int:
@@ -105,6 +136,11 @@ class AdaptedLinear(nn.Module):
         return f"rank={self.rank}, scaling={self.scaling:.4g}, R={self.lora_R is not None}, offset={self.offset_A is not None}"
 
 
+def whole(x: Tensor) -> Tensor:
+    """All of a tensor that processes share in pieces (FSDP); every process must ask."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
 class Adapters:
     """What trains in a model: the adapted layers as (A, B, R) groups, and every other trained weight (the new head).
 
@@ -127,7 +163,7 @@ class Adapters:
         named = {
             f"{name}.{factor}": parameter
             for name, layer in self.layers.items()
-            for factor, parameter in layer.named_parameters(recurse=False)
+            for factor, parameter in layer.factors.named_parameters()
             if parameter.requires_grad
         }
         return named | self.others
@@ -137,7 +173,7 @@ class Adapters:
 
     def state(self) -> dict[str, Tensor]:
         """A copy of what trains, on the CPU: what a checkpoint and "the best so far" hold."""
-        return {name: p.detach().cpu().clone() for name, p in self.named_trainable().items()}
+        return {name: whole(p.detach()).cpu().clone() for name, p in self.named_trainable().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         named = self.named_trainable()
@@ -146,11 +182,19 @@ class Adapters:
             raise ValueError(f"the checkpoint does not fit this run: missing {missing[:3]}, not expected {extra[:3]}")
         with torch.no_grad():
             for name, parameter in named.items():
-                parameter.copy_(state[name])
+                value = state[name].to(parameter.device)
+                if isinstance(parameter, DTensor):
+                    value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+                parameter.copy_(value)
+
+    def modules(self) -> list[nn.Module]:
+        """The modules that hold nothing but what was added: the factors of every layer, and the new head."""
+        heads = {name.split(".")[0] for name in self.others} if self.layers else set()
+        return [layer.factors for layer in self] + [self.model.get_submodule(name) for name in sorted(heads)]
 
     def count(self) -> dict[str, int]:
         """Numbers of parameters: `trainable`, `total`, `adapter`."""
-        adapter = {id(p): p.numel() for layer in self for p in layer.parameters(recurse=False)}
+        adapter = {id(p): p.numel() for layer in self for p in layer.factors.parameters()}
         trainable = sum(p.numel() for p in self.trainable())
         total = sum(p.numel() for p in self.model.parameters())
         return {"trainable": trainable, "total": total, "adapter": sum(adapter.values())}
@@ -252,7 +296,8 @@ def load_raw(model: nn.Module, path: Path) -> Adapters:
         parts = {part: tensors.get(f"{name}.{part}") for part in RAW}
         factors = Factors(A=tensors[f"{name}.lora_A"], B=tensors[f"{name}.lora_B"], R=parts["lora_R"], start="shifted")
         adapters.layers |= attach(model, {name: factors}, scaling).layers
-        adapters.layers[name].offset_A, adapters.layers[name].offset_B = parts["offset_A"], parts["offset_B"]
+        own = adapters.layers[name].factors
+        own.offset_A, own.offset_B = parts["offset_A"], parts["offset_B"]
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name in said["others"]:

@@ -66,7 +66,7 @@ def run(settings: Settings, plain: dict[str, Any]) -> Outcome:
         adapters = start(model, task, head, full, settings, record, checkpoint, device, processes)
         record.update(parameters=adapters.count())
 
-        wrapped = processes.prepare(model)
+        wrapped = processes.prepare(model, adapters)
         optimizer = make(settings.optimizer)(adapters, lr=settings.lr, weight_decay=settings.train.weight_decay)
         common: dict[str, Any] = {"device": device, "precision": settings.precision, "processes": processes}
         state = train(wrapped, task, adapters, optimizer, settings.train, record, checkpoint, seed=settings.seed, **common)
@@ -138,6 +138,7 @@ def start(
         return train_everything(model)
     scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
     stored = checkpoint.load_factors()
+    processes.wait()  # nobody writes factors before everybody has looked whether there were any
     if stored is not None:
         factors, said = stored
         record.update(cost=said["cost"])

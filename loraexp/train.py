@@ -75,7 +75,7 @@ def accumulate_gradient(
     """Leave in `.grad` the gradient of the mean loss over ALL label tokens of the step; returns that mean loss.
 
     The sum of each micro-batch's losses is divided by the step's total, over processes too, so the result does not
-    depend on how the step was cut. Data-parallel wrappers average over processes: hence the factor `world`.
+    depend on how the step was cut. Gradients are averaged over processes: hence the factor `world`.
     """
     device = batches[0]["labels"].device
     total = processes.sum(sum(int(batch.get("weight", 1)) * count_labels(batch) for batch in batches), device)
@@ -88,6 +88,8 @@ def accumulate_gradient(
             with clock("backward"):
                 (loss * (weight * processes.world / total)).backward()
         loss_sum += loss.detach() * weight
+    with clock("backward"):
+        processes.average()
     return loss_sum / total * processes.world
 
 
@@ -256,10 +258,11 @@ def judge(
 
 def save(checkpoint: Checkpoint, adapters: Adapters, optimizer: Any, state: Progress, processes: Processes) -> None:
     random_states = processes.gather(generators())
+    weights = adapters.state()
     if processes.main:
         checkpoint.save(
             {
-                "weights": adapters.state(),
+                "weights": weights,
                 "optimizer": optimizer.state_dict(),
                 "progress": vars(state),
                 "generators": random_states,

@@ -26,7 +26,7 @@ def move(layer: AdaptedLinear, seed: int = 1) -> None:
     """As training would: the trained factors leave their start."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in layer.parameters(recurse=False):
+        for p in layer.factors.parameters():
             if p.requires_grad:
                 p += 0.1 * torch.randn(p.shape, generator=g)
 

@@ -121,7 +121,7 @@ def test_two_processes_have_the_gradient_of_one_and_one_record(tmp_path: Path) -
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent.parent)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("gradients agree") == 2
+    assert done.stdout.count("gradients agree") == 2 and done.stdout.count("sharded base agrees") == 2
     assert len(list(tmp_path.rglob("record.json"))) == 1
     assert len(list(tmp_path.rglob("run-*.wandb"))) == 1
     assert done.stdout.count("record: ") == 1
