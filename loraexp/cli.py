@@ -60,8 +60,9 @@ def grid(argv: Sequence[str]) -> int:
     """Every cell of a grid, each checked before the first one starts; one that fails does not stop the others."""
     overrides = [word for word in argv if "=" in word and not word.startswith("-")]
     cells = config.expand(overrides)
+    more = [f"hydra.searchpath=[file://{Path(folder).absolute()}]" for folder in config_folders(argv)]
     for cell in cells:
-        config.check(config.compose([word for word in cell if not word.startswith("hydra")]))
+        config.check(config.compose([*more, *(word for word in cell if not word.startswith("hydra"))]))
     statuses: list[int] = []
 
     def task(cfg: Any) -> None:
@@ -73,6 +74,12 @@ def grid(argv: Sequence[str]) -> int:
     if failed:
         print(f"loraexp: {failed} of {len(statuses)} runs failed; the same command retries only those", file=sys.stderr)
     return max(statuses, default=DONE)
+
+
+def config_folders(argv: Sequence[str]) -> list[str]:
+    """The user's own configuration folders: `--config-dir DIR` or `--config-dir=DIR`."""
+    apart = [word for before, word in zip(argv, argv[1:], strict=False) if before in ("--config-dir", "-cd")]
+    return apart + [word.partition("=")[2] for word in argv if word.startswith(("--config-dir=", "-cd="))]
 
 
 def hydra_main(task: Any, argv: Sequence[str]) -> None:

@@ -188,6 +188,24 @@ def test_a_grid_makes_four_folders_and_survives_failing_runs(tmp_path: Path, cap
     assert capsys.readouterr().out.count("finished already") == 2
 
 
+def test_a_new_initializer_is_one_function_and_one_yaml(tmp_path: Path, monkeypatch, capsys) -> None:
+    """The README's example, from a folder of the user's own: alone, and in a grid."""
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    function = readme.partition('@needs("gradient")')[2].partition("```")[0]
+    imports = "import torch\nfrom loraexp import linalg\nfrom loraexp.layer import Factors, Layer, Start, needs\n\n\n"
+    (tmp_path / "mine.py").write_text(f'{imports}@needs("gradient"){function}')
+    (tmp_path / "conf" / "init").mkdir(parents=True)
+    (tmp_path / "conf" / "init" / "my_init.yaml").write_text("name: my_init\n_target_: mine.my_init\n_partial_: true\nstart: shifted\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    argv = ["--config-dir", str(tmp_path / "conf"), *SMOKE, "init=my_init", "train.max_steps=2", f"output_root={tmp_path}"]
+    assert cli.main(argv) == 0
+    assert cli.main(["-m", *argv, "seed=0,1"]) == 0
+    assert len(list(tmp_path.rglob("my_init-s*/record.json"))) == 2
+    assert cli.main(["verify", str(next(tmp_path.rglob("my_init-s1-*")))]) == 0
+    assert cli.main([*argv, "init.strat=shifted"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("init.strat: there is no such key; nearest: init.start")
+
+
 # ------------------------------------------------------------------------------------------------------ verify
 
 
@@ -226,7 +244,7 @@ def test_records_load_as_one_table(tmp_path: Path) -> None:
     (broken / "record.json").write_text('{"schema": 1, "sta')
     table = load_records(tmp_path).set_index("folder")
     row = table.loc[str(outcome.folder)]
-    assert row["seed"] == 3 and row["init.name"] == "lora" and row["dev/accuracy"] == outcome.record["metrics"]["dev"]["accuracy"]
+    assert row["seed"] == 3 and row["init.name"] == "cg_lora" and row["dev/accuracy"] == outcome.record["metrics"]["dev"]["accuracy"]
     assert table.loc[str(broken), "status"] == "unreadable"  # shown, never dropped
 
 
