@@ -20,7 +20,7 @@ from loraexp.layer import Factors, Layer
 from loraexp.memory import peak_bytes, reset_peak
 from loraexp.parallel import Processes
 from loraexp.progress import bar
-from loraexp.statistics import Calibration, collect, fingerprint, layer_generator, weight
+from loraexp.statistics import Calibration, Collected, Report, collect, fingerprint, layer_generator, weight
 
 if TYPE_CHECKING:
     from loraexp.settings import CalibrationSettings, Settings
@@ -61,6 +61,63 @@ def calibration_rows(rows: int, settings: CalibrationSettings, seed: int) -> np.
     return np.random.default_rng([seed, 20]).permutation(rows)[:count]
 
 
+class Objective:
+    """The task's loss and outputs in the precision of the run, on the device of the model."""
+
+    def __init__(self, task: Task, device: torch.device, precision: str) -> None:
+        self.task, self.device, self.precision = task, device, precision
+
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        with autocast(self.device, self.precision):
+            return self.task.loss_sum(model, batch)
+
+    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with autocast(self.device, self.precision):
+            return self.task.outputs(model, batch).float()
+
+    def probe(self, model: nn.Module) -> float:
+        """Mean loss of the model, dropout off, on the first rows of the training set."""
+        examples = self.task.splits["train"]
+        batch = to_device(self.task.collate(examples, np.arange(min(PROBE_ROWS, len(examples)))), self.device)
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            total, count = self.loss_sum(model, batch)
+        model.train(training)
+        return float(total) / count
+
+
+def statistics_of(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    initializer: partial,
+    objective: Objective,
+    settings: Settings,
+    processes: Processes,
+) -> Collected:
+    """Start collecting what the initializer needs from this process's share of the calibration batches."""
+    function: Any = initializer.func
+    task, calibration = objective.task, settings.calibration
+    examples = task.splits["train"]
+    rows = calibration_rows(len(examples), calibration, settings.seed)
+    size = calibration.batch_size
+    batches = [task.collate(examples, rows[i : i + size]) for i in range(0, len(rows), size)]
+    first_of = [len(batches) * i // processes.world for i in range(processes.world + 1)]
+    share = batches[first_of[processes.rank] : first_of[processes.rank + 1]]
+    return collect(
+        model,
+        targets,
+        Calibration(batches=share, loss_sum=objective.loss_sum, outputs=objective.outputs, population=len(examples)),
+        function.needs,
+        function.request(settings.rank, **initializer.keywords),
+        budget=calibration.memory_budget,
+        mode=calibration.mode,
+        seed=settings.seed,
+        cache=Path(settings.cache_root) / "statistics" if calibration.cache else None,
+        cache_key=f"{fingerprint(model)}-{settings.precision}-{task.name}-{task.version}" if calibration.cache else "",
+    )
+
+
 def initialize(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
@@ -78,75 +135,38 @@ def initialize(
     """
     began = time.perf_counter()
     reset_peak(device)
-    examples = task.splits["train"]
+    objective = Objective(task, device, settings.precision)
+    before = objective.probe(model)
     function: Any = initializer.func
-
-    def loss_sum(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
-        with autocast(device, settings.precision):
-            return task.loss_sum(model, batch)
-
-    def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        with autocast(device, settings.precision):
-            return task.outputs(model, batch).float()
-
-    first = to_device(task.collate(examples, np.arange(min(PROBE_ROWS, len(examples)))), device)
-
-    def probe() -> float:
-        training = model.training
-        model.eval()
-        with torch.no_grad():
-            total, count = loss_sum(model, first)
-        model.train(training)
-        return float(total) / count
-
-    before = probe()
-    report: dict[str, Any] = {"way": "weights only", "forward_sweeps": 0.0, "samples": 0, "tokens": 0, "cache_hit": False}
     factors: dict[str, Factors] = {}
     lines: dict[str, Any] = {}
     with warnings.catch_warnings(record=True) as caught, bar("initialising", len(targets)) as advance:
         warnings.simplefilter("always")
         if function.needs:
-            rows = calibration_rows(len(examples), settings.calibration, settings.seed)
-            size = settings.calibration.batch_size
-            batches = [task.collate(examples, rows[i : i + size]) for i in range(0, len(rows), size)]
-            first_of = [len(batches) * i // processes.world for i in range(processes.world + 1)]
-            share = batches[first_of[processes.rank] : first_of[processes.rank + 1]]
-            collected = collect(
-                model,
-                targets,
-                Calibration(batches=share, loss_sum=loss_sum, outputs=outputs, population=len(examples)),
-                function.needs,
-                function.request(settings.rank, **initializer.keywords),
-                budget=settings.calibration.memory_budget,
-                mode=settings.calibration.mode,
-                seed=settings.seed,
-                cache=Path(settings.cache_root) / "statistics" if settings.calibration.cache else None,
-                cache_key=f"{fingerprint(model)}-{settings.precision}-{task.name}-{task.version}" if settings.calibration.cache else "",
-            )
-            layers = collected.layers
+            collected = statistics_of(model, targets, initializer, objective, settings, processes)
         else:
-            collected = None
-            layers = (Layer(name=name, W=weight(module, device)) for name, module in targets.items())
-        for layer in layers:
+            plain = (Layer(name=name, W=weight(module, device)) for name, module in targets.items())
+            collected = Collected(plain, Report(way="weights only"))
+        for layer in collected.layers:
             generator = layer_generator(settings.seed, layer.name)
             made = initializer(layer, rank=settings.rank, scaling=scaling, generator=generator)
             factors[layer.name] = checked(layer, made, settings)
             lines[layer.name] = describe(layer, made, scaling, settings.precision)
             advance()
-        if collected is not None:
-            report = dataclasses.asdict(collected.report)
-    seconds = time.perf_counter() - began
-    cost = {"init_seconds": seconds, "init_peak_bytes": peak_bytes(device), "init_forward_sweeps": report["forward_sweeps"]}
-    said = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+    cost = {
+        "init_seconds": time.perf_counter() - began,
+        "init_peak_bytes": peak_bytes(device),
+        "init_forward_sweeps": collected.report.forward_sweeps,
+    }
     ledger = {
         "initializer": settings.init["name"],
         "cost": cost,
-        "statistics": report,
+        "statistics": dataclasses.asdict(collected.report),
         "loss": {"before": before},
-        "warnings": said,
+        "warnings": list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))),
         "layers": lines,
     }
-    return Made(factors, cost, ledger, probe)
+    return Made(factors, cost, ledger, partial(objective.probe, model))
 
 
 def checked(layer: Layer, made: Any, settings: Settings) -> Factors:

@@ -104,6 +104,7 @@ class Record:
         self.start_wandb()
 
     def start_wandb(self) -> None:
+        """Begin W&B's copy of the record under the run's own id, so that a resumed run goes on there too."""
         if self.wandb_settings.mode == "disabled":
             return
         import wandb

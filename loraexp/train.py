@@ -162,11 +162,7 @@ def train(
                 batches = epoch_batches(
                     examples.lengths, settings.batch_size, seed=seed, epoch=epoch, length_buckets=settings.length_buckets
                 )
-            first = state.step % per_epoch * settings.gradient_accumulation
-            rows = np.concatenate(batches[first : first + settings.gradient_accumulation])
-            parts = micro_batches(rows, examples.lengths, settings.gradient_accumulation * settings.micro_batches)
-            micro = [to_device(collate_share(task, examples, part, processes), device) for part in parts]
-
+            rows, micro = step_batches(task, batches, state.step % per_epoch, settings, device, processes)
             factor = schedule(settings.scheduler, state.step, total, settings.warmup_ratio)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
@@ -201,6 +197,17 @@ def train(
         adapters.load_state(state.best_state)
     record.update(best=state.best, cost=cost(state, clock) | {"train_peak_bytes": peak_bytes(device)})
     return state
+
+
+def step_batches(
+    task: Task, batches: list[np.ndarray], step: int, settings: TrainSettings, device: torch.device, processes: Processes
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The rows of a step of the epoch, and this process's share of them as micro-batches on the device."""
+    examples = task.splits["train"]
+    first = step * settings.gradient_accumulation
+    rows = np.concatenate(batches[first : first + settings.gradient_accumulation])
+    parts = micro_batches(rows, examples.lengths, settings.gradient_accumulation * settings.micro_batches)
+    return rows, [to_device(collate_share(task, examples, part, processes), device) for part in parts]
 
 
 def collate_share(task: Task, examples: Any, rows: np.ndarray, processes: Processes) -> dict[str, Any]:
@@ -257,6 +264,7 @@ def judge(
 
 
 def save(checkpoint: Checkpoint, adapters: Adapters, optimizer: Any, state: Progress, processes: Processes) -> None:
+    """Write everything that the next step depends on, of all processes; the main one writes."""
     random_states = processes.gather(generators())
     weights = adapters.state()
     if processes.main:

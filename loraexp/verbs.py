@@ -81,34 +81,40 @@ def verify(arguments: Sequence[str]) -> int:
     Logits of the same tokens through this project's layer (R and offset apart), through PEFT, and merged once in
     float32 agree to 1e-5 of the largest logit. In bf16 the adapter kept apart is compared with edited weights.
     """
-    import torch
-
-    from loraexp import models
-    from loraexp.adapter import load_raw, merge
-
     parser = Parser("loraexp verify", description=verify.__doc__)
     parser.add_argument("run", help="run folder or run id")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="relative to the largest logit (default 1e-5)")
     options = parser.parse_args(arguments)
     folder, record = find_run(options.run)
     settings, base = load_run(folder, record)
-    raw = folder / "adapter" / "factors.safetensors"
-    if not raw.exists():
+    if not (folder / "adapter" / "factors.safetensors").exists():
         raise ConfigError(f"{folder}: init={settings.init['name']} saved a whole model, there is no adapter to verify")
+    worst = verify_float32(folder, base)
+    verify_bf16(folder, base, settings.model.kind)
+    agree = worst <= options.tolerance
+    print("agree" if agree else f"DISAGREE: {worst:.1e} is above the tolerance {options.tolerance:g}")
+    return 0 if agree else 1
 
-    generator = torch.Generator().manual_seed(0)
-    model = base(torch.float32)
-    tokens = torch.randint(5, model.config.vocab_size, (8, 24), generator=generator)
+
+def logits(model: Any) -> Any:
+    """Logits of a model on fixed random tokens, half of the rows padded."""
+    import torch
+
+    tokens = torch.randint(5, model.config.vocab_size, (8, 24), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(tokens)
-    mask[::2, 16:] = 0  # half of the rows are padded
-
-    @torch.inference_mode()
-    def logits(model: Any) -> torch.Tensor:
+    mask[::2, 16:] = 0
+    with torch.inference_mode():
         return model.eval()(input_ids=tokens, attention_mask=mask).logits.float()
 
-    ours = load_raw(model, raw)
-    results = {"this project": logits(model)}
-    results["merged in float32"] = logits(merge(ours))
+
+def verify_float32(folder: Path, base: Any) -> float:
+    """Print how far PEFT and the merged model are from this project's layer; returns the larger of the two."""
+    import torch
+
+    from loraexp.adapter import load_raw, merge
+
+    adapters = load_raw(base(torch.float32), folder / "adapter" / "factors.safetensors")
+    results = {"this project": logits(adapters.model), "merged in float32": logits(merge(adapters))}
     try:
         from peft import PeftModel
 
@@ -116,30 +122,33 @@ def verify(arguments: Sequence[str]) -> int:
     except ImportError:
         print("PEFT is not installed (pip install 'loraexp[peft]'): its way is not checked")
     expected = results["this project"]
-    largest = float(expected.abs().max())
-    worst = 0.0
-    for name, found in results.items():
-        error = float((found - expected).abs().max()) / largest
-        worst = max(worst, error)
+    errors = {name: float((found - expected).abs().max() / expected.abs().max()) for name, found in results.items()}
+    for name, error in errors.items():
         print(f"{name:<20} largest difference {error:.1e} of the largest logit")
+    return max(errors.values())
 
-    rounded = base(torch.bfloat16)
-    exact = rounded.float()
-    load_raw(exact, raw)
-    wanted = logits(exact)
-    apart = base(torch.bfloat16)
-    load_raw(apart, raw)
-    edited = base(torch.bfloat16)
-    merge(load_raw(edited, raw))
-    for name in models.new_modules(edited, settings.model.kind):
+
+def verify_bf16(folder: Path, base: Any, kind: str) -> None:
+    """Print what rounding costs on a bf16 base: of an adapter kept apart, and of one edited into the weights.
+
+    Both against the same bf16 weights computed in float32.
+    """
+    import torch
+
+    from loraexp import models
+    from loraexp.adapter import load_raw, merge
+
+    raw = folder / "adapter" / "factors.safetensors"
+    exact = load_raw(base(torch.bfloat16).float(), raw).model
+    apart = load_raw(base(torch.bfloat16), raw).model
+    edited = merge(load_raw(base(torch.bfloat16), raw))
+    for name in models.new_modules(edited, kind):
         apart.get_submodule(name).bfloat16()
         edited.get_submodule(name).bfloat16()
+    wanted = logits(exact)
     for name, candidate in (("bf16, kept apart", apart), ("bf16, weight edited", edited)):
-        error = float((logits(candidate) - wanted).square().mean().sqrt()) / largest
+        error = float((logits(candidate) - wanted).square().mean().sqrt() / wanted.abs().max())
         print(f"{name:<20} rms difference     {error:.1e} of the largest logit")
-    agree = worst <= options.tolerance
-    print("agree" if agree else f"DISAGREE: {worst:.1e} is above the tolerance {options.tolerance:g}")
-    return 0 if agree else 1
 
 
 def export(arguments: Sequence[str]) -> int:
