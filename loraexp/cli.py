@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loraexp import config
+from loraexp import config, record
 from loraexp.config import ConfigError
 
 # Flags of Hydra that take the next word as their value.
@@ -61,8 +61,10 @@ def grid(argv: Sequence[str]) -> int:
     overrides = [word for word in argv if "=" in word and not word.startswith("-")]
     cells = config.expand(overrides)
     more = [f"hydra.searchpath=[file://{Path(folder).absolute()}]" for folder in config_folders(argv)]
+    folders = []
     for cell in cells:
-        config.check(config.compose([*more, *(word for word in cell if not word.startswith("hydra"))]))
+        _, plain = config.check(config.compose([*more, *(word for word in cell if not word.startswith("hydra"))]))
+        folders.append(config.run_folder(plain))
     statuses: list[int] = []
 
     def task(cfg: Any) -> None:
@@ -70,10 +72,11 @@ def grid(argv: Sequence[str]) -> int:
         statuses.append(attempt(cfg))
 
     hydra_main(task, ["--multirun", *(word for word in argv if word not in ("-m", "--multirun"))])
-    failed = sum(status != DONE for status in statuses)
+    # A launcher may have run the cells in processes of its own: what became of them is on disk.
+    failed = [folder for folder in folders if (record.read(folder) or {}).get("status") != "finished"]
     if failed:
-        print(f"loraexp: {failed} of {len(statuses)} runs failed; the same command retries only those", file=sys.stderr)
-    return max(statuses, default=DONE)
+        print(f"loraexp: {len(failed)} of {len(cells)} runs failed; the same command retries only those", file=sys.stderr)
+    return max(statuses, default=DONE) or (FAILED if failed else DONE)
 
 
 def config_folders(argv: Sequence[str]) -> list[str]:
