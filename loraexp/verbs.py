@@ -62,11 +62,11 @@ def find_run(word: str) -> tuple[Path, dict[str, Any]]:
 
 def load_run(folder: Path, record: dict[str, Any]) -> tuple[Any, Any]:
     """Checked settings of a run, and a function that loads its ORIGINAL base in a given dtype."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig
 
     from loraexp import models
 
-    settings, _ = config.check(OmegaConf.create(yaml.safe_load((folder / "config.yaml").read_text())))
+    settings, _ = config.check(DictConfig(yaml.safe_load((folder / "config.yaml").read_text())))
 
     def base(dtype: Any) -> Any:
         labels = {k: {int(i): n for i, n in v.items()} if k == "id2label" else v for k, v in record["labels"].items()}
