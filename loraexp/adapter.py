@@ -102,6 +102,11 @@ class AdaptedLinear(nn.Module):
         return self.factors.offset_B
 
     @property
+    def weight(self) -> Tensor:
+        """The frozen weight: models look at its dtype (T5 does before its last projection)."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
     def rank(self) -> int:
         return self.lora_A.shape[0]
 

@@ -32,7 +32,7 @@ NOT_IDENTITY = ("output_root", "cache_root", "wandb", "force")
 GIVEN = {
     "init": {"layer", "rank", "scaling", "generator"},
     "optimizer": {"adapters", "lr", "weight_decay"},
-    "task": {"tokenizer", "cache_root", "progress"},
+    "task": {"tokenizer", "cache_root", "progress", "kind", "unsafe_code"},
 }
 
 
@@ -292,8 +292,31 @@ def check_target(group: str, node: dict[str, Any]) -> None:
             check_bounds(f"{group}.{key}", value, {"above": 0})
 
 
+def takes_kind(task: Any) -> bool:
+    """Whether a task is for causal and encoder-decoder models (it takes their `kind`), or for encoders with a head."""
+    return "kind" in inspect.signature(task).parameters
+
+
+def kinds(task: Any) -> frozenset[str]:
+    """The kinds of model that a task is for: encoders with a head, or, where it takes the model's kind, those of text."""
+    return getattr(task, "kinds", frozenset({"causal", "seq2seq"})) if takes_kind(task) else frozenset({"encoder"})
+
+
+def check_kinds(settings: schema.Settings) -> None:
+    """The task suits the kind of model: classes from an encoder's head, or text."""
+    name, kind = settings.task.get("name"), settings.model.kind
+    fitting = kinds(target(settings.task, "task"))
+    if kind not in fitting:
+        suited = [model for model in names("model") if read_yaml("model", model).get("kind", "encoder") in fitting]
+        raise ConfigError(
+            f"task={name} is for models of kind {' or '.join(sorted(fitting))}, and model={settings.model.name} is {kind}; "
+            f"choose model={'|'.join(suited)}"
+        )
+
+
 def check_together(settings: schema.Settings) -> None:
-    """Choices that exclude each other: hyper-parameters of an initializer; what it trains and what the optimizer needs."""
+    """Choices that exclude each other: task and model; an initializer's hyper-parameters; what it trains and the optimizer needs."""
+    check_kinds(settings)
     initializer = target(settings.init, "init")
     trains = getattr(initializer, "trains", frozenset({"A", "B"}))
     try:

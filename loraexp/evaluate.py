@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def predict(
     model: nn.Module, task: Task, split: str, *, batch_size: int, device: torch.device, precision: str, processes: Processes
 ) -> np.ndarray:
-    """Logits (rows, C) of a split, in the order of its rows.
+    """Logits (rows, C) of a split, in the order of its rows; a text task's scores of its classes.
 
     Rows are batched by length, longest first (a batch that does not fit the memory fails at once). Every process runs
     the same number of batches, the last one again where they do not divide.
@@ -42,6 +43,7 @@ def predict(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     rounds = -(-len(batches) // processes.world)
     mine = [batches[min(i * processes.world + processes.rank, len(batches) - 1)] for i in range(rounds)]
+    outputs = getattr(task, "scores", task.outputs)
     was_training = model.training
     model.eval()
     found = []
@@ -50,7 +52,7 @@ def predict(
             for rows in mine:
                 batch = to_device(task.collate(examples, rows), device)
                 with autocast(device, precision):
-                    logits = task.outputs(model, batch)
+                    logits = outputs(model, batch)
                 found.append((rows, logits.float().cpu().numpy()))
                 advance()
     finally:
@@ -62,10 +64,19 @@ def predict(
     return everything
 
 
-def evaluate(model: nn.Module, task: Task, splits: Iterable[str], **how: Any) -> dict[str, dict[str, float]]:
-    """`{split: {metric: value}}`; a model whose outputs are not finite has no metrics and raises."""
+def evaluate(model: nn.Module, task: Task, splits: Iterable[str], *, folder: Path | None = None, **how: Any) -> dict[str, dict[str, float]]:
+    """`{split: {metric: value}}`; a model whose outputs are not finite has no metrics and raises.
+
+    A task that is evaluated in a way of its own (by what the model generates) has a method `evaluate`; it may leave
+    what it saw in `folder`. Every process then does all of it, so that wrapped models stay in step.
+    """
     results = {}
+    own = getattr(task, "evaluate", None)
     for split in splits:
+        if own is not None:
+            alone = {key: value for key, value in how.items() if key != "processes"}
+            results[split] = own(model, task.tokenizer, split, folder=folder if how["processes"].main else None, **alone)  # type: ignore[attr-defined]
+            continue
         logits = predict(model, task, split, **how)
         if not np.isfinite(logits).all():
             bad = int((~np.isfinite(logits).all(axis=1)).sum())

@@ -55,24 +55,28 @@ def run(settings: Settings, plain: dict[str, Any]) -> Outcome:
         seed_everything(settings.seed, processes.rank)
         device = models.choose_device(settings.device)
         tokenizer = models.load_tokenizer(settings.model)
+        models.check_vocabulary(settings.model, tokenizer)
         with tally("tokenising") as progress:
-            task = make(settings.task)(tokenizer=tokenizer, cache_root=Path(settings.cache_root), progress=progress)
+            task = make_task(settings, tokenizer, progress)
         record.update(data=task.describe(), labels=labels(task))
 
         full = "W" in getattr(config.target(settings.init, "init"), "trains", ())
         dtype = torch.bfloat16 if settings.precision == "bf16" and not full else torch.float32
-        model = models.load_model(settings.model, dtype=dtype, head_seed=settings.seed, **labels(task)).to(device)
+        model = models.load_model(settings.model, dtype=dtype, head_seed=settings.seed, **labels(task))
+        model = model if settings.model.quantise else model.to(device)  # a quantised one was loaded onto its device
         head = models.new_modules(model, settings.model.kind)
         adapters = start(model, task, head, full, settings, record, checkpoint, device, processes)
         record.update(parameters=adapters.count())
 
         wrapped = processes.prepare(model, adapters)
-        optimizer = make(settings.optimizer)(adapters, lr=settings.lr, weight_decay=settings.train.weight_decay)
+        optimizer = None  # an initializer that trains nothing, on a model without a new head, is evaluated as it is
+        if adapters.trainable():
+            optimizer = make(settings.optimizer)(adapters, lr=settings.lr, weight_decay=settings.train.weight_decay)
         common: dict[str, Any] = {"device": device, "precision": settings.precision, "processes": processes}
         state = train(wrapped, task, adapters, optimizer, settings.train, record, checkpoint, seed=settings.seed, **common)
 
         began = time.perf_counter()
-        metrics = evaluate(wrapped, task, task.reports, batch_size=settings.train.eval_batch_size, **common)
+        metrics = evaluate(wrapped, task, task.reports, batch_size=settings.train.eval_batch_size, folder=folder, **common)
         if state.best is not None and settings.train.select == "best":
             metrics = {state.best["split"]: state.best["metrics"]} | metrics
         save(adapters, model, folder / "adapter", settings, head, record, processes)
@@ -98,6 +102,19 @@ def check_model(settings: Settings) -> None:
         models.choose_device(settings.device)
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
+
+
+def make_task(settings: Settings, tokenizer: Any, progress: Any = None) -> Any:
+    """The task, tokenised; it is told the model's kind, and whether code may run without a sandbox, if it takes that."""
+    made = make(settings.task)
+    told = {"kind": settings.model.kind, "unsafe_code": settings.evaluate.unsafe_code}
+    taken = inspect.signature(made.func).parameters
+    return made(
+        tokenizer=tokenizer,
+        cache_root=Path(settings.cache_root),
+        progress=progress,
+        **{key: value for key, value in told.items() if key in taken},
+    )
 
 
 def make(node: Mapping[str, Any]) -> partial:

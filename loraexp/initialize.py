@@ -75,16 +75,21 @@ class Objective:
         with autocast(self.device, self.precision):
             return self.task.outputs(model, batch).float()
 
-    def probe(self, model: nn.Module) -> float:
+    def sample_losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with autocast(self.device, self.precision):
+            return self.task.sample_losses(model, batch)  # type: ignore[attr-defined]
+
+    def probe(self, model: nn.Module, batch_size: int) -> float:
         """Mean loss of the model, dropout off, on the first rows of the training set."""
         examples = self.task.splits["train"]
-        batch = to_device(self.task.collate(examples, np.arange(min(PROBE_ROWS, len(examples)))), self.device)
+        rows = np.arange(min(PROBE_ROWS, len(examples)))
+        batches = [self.task.collate(examples, part) for part in np.array_split(rows, -(-len(rows) // batch_size))]
         training = model.training
         model.eval()
         with torch.no_grad():
-            total, count = self.loss_sum(model, batch)
+            parts = [self.loss_sum(model, to_device(batch, self.device)) for batch in batches]
         model.train(training)
-        return float(total) / count
+        return sum(float(total) for total, _ in parts) / sum(count for _, count in parts)
 
 
 def statistics_of(
@@ -107,7 +112,13 @@ def statistics_of(
     return collect(
         model,
         targets,
-        Calibration(batches=share, loss_sum=objective.loss_sum, outputs=objective.outputs, population=len(examples)),
+        Calibration(
+            batches=share,
+            loss_sum=objective.loss_sum,
+            outputs=objective.outputs,
+            population=len(examples),
+            sample_losses=objective.sample_losses if hasattr(task, "sample_losses") else None,
+        ),
         function.needs,
         function.request(settings.rank, **initializer.keywords),
         budget=calibration.memory_budget,
@@ -136,7 +147,7 @@ def initialize(
     began = time.perf_counter()
     reset_peak(device)
     objective = Objective(task, device, settings.precision)
-    before = objective.probe(model)
+    before = objective.probe(model, settings.calibration.batch_size)
     function: Any = initializer.func
     factors: dict[str, Factors] = {}
     lines: dict[str, Any] = {}
@@ -166,7 +177,7 @@ def initialize(
         "warnings": list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))),
         "layers": lines,
     }
-    return Made(factors, cost, ledger, partial(objective.probe, model))
+    return Made(factors, cost, ledger, partial(objective.probe, model, settings.calibration.batch_size))
 
 
 def checked(layer: Layer, made: Any, settings: Settings) -> Factors:

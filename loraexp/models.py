@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from loraexp import tokenizers
 from loraexp.sources import SourceError, cache_folder, hub_session, resolve, verify
 
 if TYPE_CHECKING:
@@ -34,26 +36,59 @@ def loading(place: Path | str) -> Iterator[None]:
 
 
 def locate(settings: ModelSettings) -> Path | str:
-    """A folder, or a hub id, where the weights are."""
+    """A folder, or a hub id, where the weights are; of a .gguf file, the folder that it was converted to."""
     if settings.path is None:
         raise SourceError(f"model={settings.name}: model.path and model.config are both null; give one of them")
-    return resolve(settings.path, key="model.path")
+    place = resolve(settings.path, key="model.path")
+    if isinstance(place, Path) and place.suffix == ".gguf":
+        from loraexp.gguf import converted
+
+        return converted(place, kind=settings.kind)
+    return place
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
-    """The fast tokenizer of the model; a pad token is required and never invented silently."""
+    """The fast tokenizer of the model; a pad token is required and never invented silently.
+
+    `model.pad_token` names a token of the tokenizer that pads, for the tokenizers that come without one (LLaMA,
+    Mistral). Which one does not matter to a result: padding is masked by position everywhere, never by id.
+    """
+    if settings.tokenizer is not None and settings.tokenizer.startswith(tokenizers.TRAINED):
+        return tokenizers.trained(settings.tokenizer, settings.kind)
+    tokenizer = read_tokenizer(settings)
+    if settings.pad_token is not None:
+        if settings.pad_token not in tokenizer.get_vocab():
+            raise SourceError(
+                f"model.pad_token={settings.pad_token}: not a token of {settings.name}'s tokenizer; its eos is {tokenizer.eos_token}"
+            )
+        tokenizer.pad_token = settings.pad_token
+    if tokenizer.pad_token_id is None:
+        remedy = f"set model.pad_token to one of its tokens, for example its eos '{tokenizer.eos_token}'"
+        raise SourceError(f"model={settings.name}: its tokenizer has no pad token; {remedy}")
+    return tokenizer
+
+
+def read_tokenizer(settings: ModelSettings) -> Any:
     from transformers import AutoTokenizer
 
     place = locate(settings) if settings.tokenizer is None else resolve(settings.tokenizer, key="model.tokenizer")
     revision = settings.revision if settings.tokenizer is None else None
     with loading(place):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise unreachable(settings, place, "tokenizer", error) from error
-    if tokenizer.pad_token_id is None:
-        raise SourceError(f"model={settings.name}: its tokenizer has no pad token; give model.tokenizer one that has")
-    return tokenizer
+
+
+def check_vocabulary(settings: ModelSettings, tokenizer: Any) -> None:
+    """Every token that the tokenizer can make has a row in the model's embedding, or SourceError."""
+    rows = load_config(settings).get_text_config().vocab_size
+    most = max(tokenizer.get_vocab().values(), default=-1)
+    if most >= rows:
+        raise SourceError(
+            f"model={settings.name}: its embedding has {rows} rows and its tokenizer makes ids up to {most}; expected ids below {rows}: "
+            "set model.tokenizer to the tokenizer that the model was trained with"
+        )
 
 
 def unreachable(settings: ModelSettings, place: Path | str, what: str, error: Exception) -> SourceError:
@@ -104,10 +139,13 @@ def load_model(settings: ModelSettings, *, dtype: torch.dtype, head_seed: int, *
     The head depends on the seed alone: every initializer compared under one seed starts from the same head.
     """
     config = load_config(settings, **labels)
+    dtype = getattr(torch, settings.dtype) if settings.dtype else dtype
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.weights_seed)
         if settings.config is not None:
-            model = model_class(settings.kind).from_config(config, dtype=dtype)
+            if settings.quantise:
+                raise SourceError(f"model.quantise={settings.quantise}: model={settings.name} has random weights; expected null")
+            model = model_class(settings.kind).from_config(config, dtype=dtype, **attention(settings))
         else:
             model = pretrained(settings, config, dtype)
         torch.manual_seed(head_seed)
@@ -123,7 +161,7 @@ def pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any:
     place = locate(settings)
     if isinstance(place, Path):
         verify(place / "model.safetensors", settings.sha256, key="model.sha256")
-    options = {"attn_implementation": settings.attention} if settings.attention else {}
+    options = attention(settings) | quantised(settings)
     with loading(place):
         try:
             return model_class(settings.kind).from_pretrained(
@@ -142,6 +180,30 @@ def pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any:
                     "model.allow_pickle=true if you trust the files (loading a .bin can run code)"
                 ) from error
             raise unreachable(settings, place, "weights", error) from error
+
+
+def attention(settings: ModelSettings) -> dict[str, Any]:
+    return {"attn_implementation": settings.attention} if settings.attention else {}
+
+
+def quantised(settings: ModelSettings) -> dict[str, Any]:
+    """Options that load the frozen weights in 8 or 4 bits (bitsandbytes; 4: NF4 with products in bf16, Dettmers et al. 2023).
+
+    Raises: SourceError without a CUDA device or without the package: no other precision is taken silently.
+    """
+    if settings.quantise is None:
+        return {}
+    if not torch.cuda.is_available():
+        raise SourceError(f"model.quantise={settings.quantise}: needs a CUDA device and there is none; set model.quantise=null")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SourceError(f'model.quantise={settings.quantise}: needs bitsandbytes: pip install "loraexp[quantised]", or set it to null')
+    from transformers import BitsAndBytesConfig
+
+    if settings.quantise == "8bit":
+        how = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return {"quantization_config": how, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
 
 
 def new_modules(model: nn.Module, kind: str) -> list[str]:

@@ -20,11 +20,14 @@ class ModelSettings:
     name: str
     path: str | None  # hub id, folder, or package:<distribution>/<path>; null: built from `config`
     config: dict | None  # architecture of a model with random weights, drawn with `weights_seed`
-    tokenizer: str | None  # where the tokenizer is, when not at `path`
+    tokenizer: str | None  # where the tokenizer is, when not at `path`; or trained:<tokens>, made on the spot
+    pad_token: str | None  # the token that pads, for a tokenizer that names none
     revision: str | None
     sha256: str | None  # of model.safetensors; verified where given
     kind: Literal["encoder", "seq2seq", "causal"]
     targets: list[str]  # names, or ends of names, of the linear layers that get an adapter
+    dtype: Literal["float32", "bfloat16", "float16"] | None  # of the frozen weights; null: float32, or bfloat16 with precision=bf16
+    quantise: Literal["8bit", "4bit"] | None  # of the frozen weights, with bitsandbytes on a CUDA device
     attention: str | None  # attn_implementation of transformers; null: its choice
     gradient_checkpointing: bool
     allow_pickle: bool  # load .bin weights when there is no safetensors file: runs code from the file
@@ -70,6 +73,11 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    unsafe_code: bool  # run what the model wrote without a sandbox
+
+
+@dataclass(frozen=True, kw_only=True)
 class WandbSettings:
     mode: Literal["offline", "online", "disabled"]
     project: str
@@ -88,6 +96,7 @@ class Settings:
     calibration: CalibrationSettings
     adapter: AdapterSettings
     train: TrainSettings
+    evaluate: EvaluateSettings
     wandb: WandbSettings
     lr: float = number(above=0)
     seed: int = number(least=0)

@@ -132,7 +132,7 @@ def train(
     model: nn.Module,
     task: Task,
     adapters: Adapters,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     settings: TrainSettings,
     record: Record,
     checkpoint: Checkpoint,
@@ -142,9 +142,14 @@ def train(
     precision: str,
     processes: Processes,
 ) -> Progress:
-    """Train until the last step, evaluating and checkpointing on the way; leaves the chosen weights in the model."""
+    """Train until the last step, evaluating and checkpointing on the way; leaves the chosen weights in the model.
+
+    Raises: ValueError where steps are to be made and there is no optimizer, because nothing trains.
+    """
     examples = task.splits["train"]
     total, per_epoch = total_steps(settings, len(examples))
+    if total and optimizer is None:
+        raise ValueError(f"train.max_steps: {total} steps, and nothing trains; set it to 0, or choose another init")
     eval_every = settings.eval_every or per_epoch
     parameters = adapters.trainable()
     state = resume(checkpoint, adapters, optimizer, processes) or Progress()
@@ -164,6 +169,7 @@ def train(
                 )
             rows, micro = step_batches(task, batches, state.step % per_epoch, settings, device, processes)
             factor = schedule(settings.scheduler, state.step, total, settings.warmup_ratio)
+            assert optimizer is not None
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
             loss = accumulate_gradient(model, task, micro, precision=precision, processes=processes, clock=clock)
@@ -184,7 +190,7 @@ def train(
             advance(1)
 
             evaluate_now = state.step % eval_every == 0 or state.step == total
-            if evaluate_now:
+            if evaluate_now and task.selection is not None:
                 with clock("evaluation"):
                     before += judge(model, task, adapters, settings, record, state, per_epoch, how)
             every = settings.checkpoint_every
@@ -250,6 +256,7 @@ def judge(
 ) -> float:
     """Evaluate on the split that selects, keep the weights if they are the best so far; returns the seconds it took."""
     began = time.perf_counter()
+    assert task.selection is not None
     metrics = evaluate(model, task, [task.selection], **how)[task.selection]
     record.log(state.step, epoch=state.step / per_epoch, **{f"{task.selection}/{k}": v for k, v in metrics.items()})
     value = metrics[task.metric]

@@ -1,4 +1,4 @@
-"""The verbs that work beside runs: `list`, `verify`, `export`."""
+"""The verbs that work beside runs: `list`, `verify`, `export`, `eval`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(verb: str, arguments: Sequence[str]) -> int:
-    return {"list": list_choices, "verify": verify, "export": export}[verb](arguments)
+    return {"list": list_choices, "verify": verify, "export": export, "eval": evaluate_again}[verb](arguments)
 
 
 def list_choices(arguments: Sequence[str]) -> int:
@@ -103,8 +103,9 @@ def logits(model: Any) -> Any:
     tokens = torch.randint(5, model.config.vocab_size, (8, 24), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(tokens)
     mask[::2, 16:] = 0
+    reads = {"decoder_input_ids": tokens[:, :8]} if model.config.is_encoder_decoder else {}
     with torch.inference_mode():
-        return model.eval()(input_ids=tokens, attention_mask=mask).logits.float()
+        return model.eval()(input_ids=tokens, attention_mask=mask, **reads).logits.float()
 
 
 def verify_float32(folder: Path, base: Any) -> float:
@@ -178,3 +179,97 @@ def export(arguments: Sequence[str]) -> int:
         models.load_tokenizer(settings.model).save_pretrained(options.to)
     print(f"{'merged checkpoint' if options.merged else 'adapter'} in {options.to}")
     return 0
+
+
+# What a finished run may be scored again with: nothing that changes what was trained.
+SCORING: tuple[str, ...] = (
+    "task.protocol",
+    "task.benchmarks",
+    "task.eval_data_dir",
+    "task.limit_eval",
+    "task.skip_bad",
+    "train.eval_batch_size",
+    "evaluate.unsafe_code",
+    "device",
+    "cache_root",
+)
+
+
+def evaluate_again(arguments: Sequence[str]) -> int:
+    """`loraexp eval RUN [task.protocol=a,b] [KEY=VALUE ...]`: score a finished run's adapter under other protocols.
+
+    The metrics are added to the run's record as `SPLIT/PROTOCOL`, beside those of the run, and `evaluated_again` says
+    when, and with which keys, each was made.
+    """
+    parser = Parser("loraexp eval", description=evaluate_again.__doc__)
+    parser.add_argument("run", help="run folder or run id")
+    parser.add_argument("overrides", nargs="*", help=" | ".join(SCORING))
+    options = parser.parse_args(arguments)
+    folder, record = find_run(options.run)
+    changed = dict(scoring_override(word) for word in options.overrides)
+    wanted = changed.pop("task.protocol", None)
+    found: dict[str, dict[str, float]] = {}
+    for protocol in wanted if wanted is not None else [None]:
+        metrics = score_again(folder, record, changed | ({"task.protocol": protocol} if protocol else {}))
+        found |= {split if "/" in split or not protocol else f"{split}/{protocol}": values for split, values in metrics.items()}
+    keep_metrics(folder, record, found, list(options.overrides))
+    for split, values in found.items():
+        print(f"{split:<28} " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    return 0
+
+
+def scoring_override(word: str) -> tuple[str, Any]:
+    """`KEY=VALUE` of a key that only scoring reads; the protocols are a list."""
+    key, equals, value = word.partition("=")
+    if not equals or key not in SCORING:
+        raise ConfigError(f"eval: {word}: expected KEY=VALUE of {', '.join(SCORING)}")
+    read = yaml.safe_load(value)
+    if key == "task.protocol":
+        return key, [name.strip() for name in read.split(",")] if isinstance(read, str) else list(read)
+    if key == "task.eval_data_dir" and read is not None:
+        return key, str(Path(read).expanduser().absolute())
+    return key, read
+
+
+def score_again(folder: Path, record: dict[str, Any], changed: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The metrics of a run's adapter on the reported splits, with some keys of its configuration changed."""
+    import torch
+    from omegaconf import DictConfig, OmegaConf
+
+    from loraexp import experiment, models
+    from loraexp.adapter import load_raw
+    from loraexp.evaluate import evaluate
+    from loraexp.parallel import Processes
+
+    cfg = DictConfig(yaml.safe_load((folder / "config.yaml").read_text()))
+    trained_by = record["data"].get("train", {}).get("recipe")
+    for key, value in changed.items() if not trained_by else (changed | {"task.recipe": trained_by}).items():
+        OmegaConf.update(cfg, key, value)
+    settings, _ = config.check(cfg)
+    raw = folder / "adapter" / "factors.safetensors"
+    if not raw.exists():
+        raise ConfigError(
+            f"{folder}: init={settings.init['name']} saved a whole model; set model.path to {folder / 'adapter'} in a run of 0 steps"
+        )
+    try:
+        task = experiment.make_task(settings, models.load_tokenizer(settings.model))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    device = models.choose_device(settings.device)
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    model = models.load_model(settings.model, dtype=dtype, head_seed=settings.seed, **experiment.labels(task))
+    load_raw(model, raw)
+    if not settings.model.quantise:
+        model.to(device)
+    how = {"device": device, "precision": settings.precision, "processes": Processes(settings.device)}
+    return evaluate(model, task, task.reports, folder=folder, batch_size=settings.train.eval_batch_size, **how)
+
+
+def keep_metrics(folder: Path, record: dict[str, Any], found: dict[str, dict[str, float]], said: list[str]) -> None:
+    """Add metrics to a run's record, and what made them."""
+    from loraexp import record as records
+
+    record["metrics"] |= found
+    made = {"when": records.now(), "overrides": said}
+    record["evaluated_again"] = record.get("evaluated_again", {}) | {split: made for split in found}
+    records.write_json(folder / "record.json", record)

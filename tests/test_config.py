@@ -22,7 +22,13 @@ def test_every_yaml_composes_and_its_target_imports(group: str, name: str) -> No
 
 
 def fitting(group: str, name: str) -> list[str]:
-    """An optimizer that needs certain factors is composed with an initializer that trains them."""
+    """An optimizer is composed with an initializer that trains what it needs, models and tasks with one another's kind."""
+    if group == "model":
+        kind = config.read_yaml("model", name).get("kind")
+        return {"seq2seq": ["task=cola_t5"], "causal": ["task=gsm8k"]}.get(str(kind), [])
+    if group == "task":
+        made = config.target(config.read_yaml("task", name), "task")
+        return [f"model={'tiny-t5' if 'causal' not in config.kinds(made) else 'tiny-llama'}"] if config.takes_kind(made) else []
     if group != "optimizer":
         return []
     rule = config.target(config.read_yaml("optimizer", name), "optimizer")
@@ -71,7 +77,7 @@ BAD = [
     (["rank=4096"], "rank=4096: layer bert.encoder.layer.0.attention.self.query is (384, 384); expected at most 384"),
     (["model.targets=[q_proj]"], "model.targets: no linear layer is named 'q_proj'; the model has dense, key, query, value"),
     (["init=lora", "init.start=shift"], "init.start=shift: expected pretrained or shifted"),
-    (["model=minilm", "runn"], "runn: expected KEY=VALUE or a verb; choices: list, verify, export"),
+    (["model=minilm", "runn"], "runn: expected KEY=VALUE or a verb; choices: list, verify, export, eval"),
     (["verfy", "x"], "verfy: expected KEY=VALUE or a verb; nearest: verify"),
     (["init=full", "optimizer=p_lora"], "optimizer=p_lora trains A and B, but init=full trains W; choose optimizer=adamw|gd|sgd"),
     (

@@ -33,8 +33,9 @@ def theta_passes(request: CurvatureRequest) -> tuple[Pass, ...]:
 def probe_sum(outputs: Tensor, which: Pass, loss: str, seed: int, first_sample: int) -> Tensor:
     """`Σ_i z_iᵀ f(x_i)` of the outputs (n, C): its backward pass gives `Σ_c z_ic δ_i^(c)` at every layer.
 
-    A probe belongs to a sample's place in the calibration set, so it is the same in every sweep and for every split
-    into batches and processes. CG-LoRA section 5 and appendix A:
+    Outputs (n, L, C) of several label tokens have a z for each of them. A probe belongs to a sample's place in the
+    calibration set, so it is the same in every sweep and for every split into batches and processes. CG-LoRA section 5
+    and appendix A:
     squared loss: z Rademacher, `E[z zᵀ] = I` (C = 1: z = 1). Cross-entropy: `z = Ψ z'` for T; for Θ
     `z = (I − p 1ᵀ) diag(√p) g`, g normal, `E[z zᵀ] = diag(p) − p pᵀ`, and `z = √(p(1 − p))` for C = 1.
     """
@@ -52,15 +53,23 @@ def probe_sum(outputs: Tensor, which: Pass, loss: str, seed: int, first_sample: 
 
 
 def _draw(like: Tensor, which: Pass, seed: int, first_sample: int, normal: bool) -> Tensor:
-    """Normal or Rademacher numbers, each sample from a generator of its own."""
+    """Normal or Rademacher numbers, each sample from a generator of its own; of outputs (n, L, C), each label token too.
+
+    So a token's numbers do not depend on how far its batch is padded.
+    """
     rows = []
     for sample in range(first_sample, first_sample + len(like)):
-        generator = layer_generator(seed, f"{which.kind} {which.number} {sample}", "probe")
-        if normal:
-            rows.append(torch.randn(like.shape[1:], generator=generator, dtype=like.dtype))
-        else:
-            rows.append(torch.randint(0, 2, like.shape[1:], generator=generator).to(like.dtype) * 2 - 1)
+        name = f"{which.kind} {which.number} {sample}"
+        tokens = [name] if like.dim() == 2 else [f"{name} {token}" for token in range(like.shape[1])]
+        drawn = [_numbers(like.shape[-1:], layer_generator(seed, token, "probe"), like.dtype, normal) for token in tokens]
+        rows.append(drawn[0] if like.dim() == 2 else torch.stack(drawn))
     return torch.stack(rows).to(like.device)
+
+
+def _numbers(shape: torch.Size, generator: torch.Generator, dtype: torch.dtype, normal: bool) -> Tensor:
+    if normal:
+        return torch.randn(shape, generator=generator, dtype=dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype) * 2 - 1
 
 
 def _centred(z: Tensor) -> Tensor:

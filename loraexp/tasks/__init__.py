@@ -13,13 +13,18 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
+    """What every task has. Some have more, used where it is there: `sample_losses(model, batch)` (n,) where a row has
+    several label tokens; `scores(model, batch)` (n, C) where classes are scored otherwise than by `outputs`; and
+    `evaluate(model, tokenizer, split, batch_size, device, precision, folder)` where metrics are not made from logits.
+    """
+
     name: str
     version: int
-    num_labels: int
-    problem: Literal["single_label_classification", "regression"]
+    num_labels: int | None  # of the model's head; None where the task adds none
+    problem: Literal["single_label_classification", "regression", "generation"]
     label_names: list[str]
     metric: str  # the value that selects the best checkpoint; higher is better
-    selection: str  # the split that selects
+    selection: str | None  # the split that selects; None: nothing does, the last weights are kept
     reports: tuple[str, ...]  # the splits that are reported
     splits: Mapping[str, Examples]  # "train", "held_out" where the protocol has one, and the reported ones
 
@@ -32,7 +37,7 @@ class Task(Protocol):
         ...
 
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """The logits (batch, C)."""
+        """The logits (batch, C), or (batch, L, V) at the label tokens: a sample's own, whatever batch it is in."""
         ...
 
     def compute_metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -24,6 +24,20 @@ METRICS: dict[Problem, tuple[str, ...]] = {
 HELD_OUT_FRACTION, HELD_OUT_MOST = 10, 1000  # one row in ten, at most a thousand
 
 
+def divided(
+    name: str, train: Rows, dev: Mapping[str, Rows], *, held_out: bool, limit_train: int | None, limit_eval: int | None
+) -> dict[str, Rows]:
+    """The rows of every split: train, the dev splits, and with `held_out` a part of train, set aside before the limits."""
+    parts = dict(dev)
+    if held_out:
+        parts["held_out"], train = train.split(min(len(train) // HELD_OUT_FRACTION, HELD_OUT_MOST))
+    limited = {"train": train.limit(limit_train)} | {split: rows.limit(limit_eval) for split, rows in parts.items()}
+    for split, rows in limited.items():
+        if len(rows) == 0:
+            raise ValueError(f"task={name}: the split {split} has no rows ({rows.source}): give more rows")
+    return limited
+
+
 class Classification:
     """Labelled texts, divided by a protocol and tokenised.
 
@@ -59,13 +73,7 @@ class Classification:
         self._pad = int(tokenizer.pad_token_id)
         self.reports = tuple(dev)
         self.selection = "held_out" if protocol == "held_out" else self.reports[0]
-        parts = dict(dev)
-        if protocol == "held_out":
-            parts["held_out"], train = train.split(min(len(train) // HELD_OUT_FRACTION, HELD_OUT_MOST))
-        limited = {"train": train.limit(limit_train)} | {split: rows.limit(limit_eval) for split, rows in parts.items()}
-        for split, rows in limited.items():
-            if len(rows) == 0:
-                raise ValueError(f"task={name}: the split {split} has no rows ({rows.source}): give more rows")
+        limited = divided(name, train, dev, held_out=protocol == "held_out", limit_train=limit_train, limit_eval=limit_eval)
         tokenizer_key = tokenizer_fingerprint(tokenizer)
         self.splits: Mapping[str, Examples] = {
             split: encode(

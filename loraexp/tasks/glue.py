@@ -53,7 +53,39 @@ def glue(
 
     Raises: SourceError where a file or the hub's copy is missing; ValueError naming file and line of a malformed row.
     """
-    parse = label_parser(problem, label_names)
+    train, dev = glue_rows(
+        source=source, config=config, revision=revision, text=text, folder=folder, file_text=file_text, file_label=file_label,
+        file_columns=file_columns, full_train=full_train, full_train_without=full_train_without,
+        full_train_ids=full_train_ids, dev_splits=dev_splits, parse=label_parser(problem, label_names), data_dir=data_dir,
+        eval_data_dir=eval_data_dir, skip_bad=skip_bad,
+    )  # fmt: skip
+    return Classification(
+        name=name, version=version, problem=problem, label_names=label_names, metric=metric, metrics=metrics,
+        protocol=protocol, max_length=max_length, limit_train=limit_train, limit_eval=limit_eval, train=train, dev=dev,
+        tokenizer=tokenizer, cache_root=cache_root, progress=progress,
+    )  # fmt: skip
+
+
+def glue_rows(
+    *,
+    source: str,
+    config: str,
+    revision: str | None,
+    text: list[str],
+    folder: str,
+    file_text: list[str],
+    file_label: str,
+    file_columns: list[str] | None,
+    full_train: str | None,
+    full_train_without: str | None,
+    full_train_ids: list[str] | None,
+    dev_splits: list[str],
+    parse: Parse,
+    data_dir: str | None,
+    eval_data_dir: str | None,
+    skip_bad: bool,
+) -> tuple[Rows, dict[str, Rows]]:
+    """The rows of train and of each labelled dev split, for encoders and for text-to-text alike; see `glue`."""
     files = partial(_Originals, folder, file_columns, file_text, file_label, parse, skip_bad, source)
     hub = partial(read_hub, source, config, revision=revision, text=text, label="label", local_key="task.data_dir")
     if data_dir is None:
@@ -66,11 +98,7 @@ def glue(
         dev = files("task.data_dir", Path(data_dir)).dev(dev_splits)
     else:
         dev = {split: hub(split.replace("dev", "validation")) for split in dev_splits}
-    return Classification(
-        name=name, version=version, problem=problem, label_names=label_names, metric=metric, metrics=metrics,
-        protocol=protocol, max_length=max_length, limit_train=limit_train, limit_eval=limit_eval, train=train, dev=dev,
-        tokenizer=tokenizer, cache_root=cache_root, progress=progress,
-    )  # fmt: skip
+    return train, dev
 
 
 @dataclass(frozen=True)

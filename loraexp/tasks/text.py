@@ -1,0 +1,180 @@
+"""Tasks whose answer is text: what causal and encoder-decoder models share, from tokens to the loss of the answer's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from loraexp.linalg import at_least_float32
+from loraexp.tasks.pairs import Kind, TextExamples
+
+IGNORED = -100  # the label of a token that is not in the loss: padding, and prompts unless they are learnt
+KINDS = frozenset({"causal", "seq2seq"})
+
+
+class TextTask:
+    """Prompts and responses, tokenised, for a causal model or an encoder-decoder.
+
+    Example of a row, as a causal model sees it: `<s> Q: … \\n A:` (no labels), then `48/2 = 24 … #### 72 </s>` (labels).
+    An encoder-decoder reads the prompt in its encoder and has the response as the decoder's labels. Padding never has
+    labels, in T5 either (the released codes of LoRA-GA and LoRA-One leave T5's padding in the loss). With `learn_prompt`
+    the prompt's tokens of a causal model are labels too. Rows stand alone in a batch (no packing): nothing attends
+    across them, and the loop's length buckets keep the padding small.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        version: int,
+        kind: Kind,
+        tokenizer: Any,
+        metric: str,
+        selection: str | None,
+        reports: Sequence[str],
+        splits: Mapping[str, TextExamples],
+        learn_prompt: bool = False,
+        problem: Literal["generation", "single_label_classification", "regression"] = "generation",
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(
+                f"task={name}: model.kind is {kind}; expected causal or seq2seq, for example model=smollm2-135m or model=t5-base"
+            )
+        if learn_prompt and kind == "seq2seq":
+            raise ValueError(f"task={name}: its protocol learns the prompt, which an encoder-decoder cannot; choose a causal model")
+        self.name, self.version, self.kind, self.tokenizer = name, version, kind, tokenizer
+        self.metric, self.selection, self.reports = metric, selection, tuple(reports)
+        self.splits, self.learn_prompt, self.problem = splits, learn_prompt, problem
+        self.num_labels = None  # no head
+        self.label_names: list[str] = []
+        self._pad = int(tokenizer.pad_token_id)
+
+    # ------------------------------------------------------------------------------------------------ batches
+
+    def collate(self, examples: TextExamples, rows: Sequence[int] | NDArray[Any], *, pad_to: int | None = None) -> dict[str, Tensor]:
+        """The rows as one batch, padded on the right to the longest of them, or the input to `pad_to` tokens where given."""
+        starts, ends = examples.starts[rows].tolist(), examples.ends[rows].tolist()
+        middles = (examples.starts[rows] + examples.prompts[rows]).tolist()
+        pieces = [examples.tokens[a:b] for a, b in zip(starts, ends if self.kind == "causal" else middles, strict=True)]
+        ids, mask = padded(pieces, self._pad, pad_to)
+        if self.kind == "seq2seq":
+            labels, _ = padded([examples.tokens[a:b] for a, b in zip(middles, ends, strict=True)], IGNORED)
+        else:
+            labels = np.where(mask == 1, ids, IGNORED)
+            for row, (start, middle) in enumerate(zip(starts, middles, strict=True)):
+                # The first token has nothing before it, so nothing predicts it: it is no label even where prompts are.
+                labels[row, : 1 if self.learn_prompt else max(middle - start, 1)] = IGNORED
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask), "labels": torch.from_numpy(labels)}
+
+    # ------------------------------------------------------------------------------------------------ the model
+
+    def _predictions(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (n, L, V) and the labels (n, L) that each of them predicts, −100 where none."""
+        labels = batch["labels"]
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        if self.kind == "seq2seq":
+            return model(**inputs, decoder_input_ids=self._shifted(model, labels)).logits, labels
+        # Token t is predicted at t − 1; logits before the first label of the batch are not computed.
+        first = int((labels != IGNORED).any(dim=0).nonzero()[0])
+        logits = model(**inputs, logits_to_keep=labels.shape[1] - first + 1).logits
+        return logits[:, :-1], labels[:, first:]
+
+    def _shifted(self, model: nn.Module, labels: Tensor) -> Tensor:
+        """What the decoder reads to predict `labels`: its start token, then the labels but the last, padding where none."""
+        body: Any = getattr(model, "module", model)
+        start = body.config.decoder_start_token_id
+        shifted = functional.pad(labels[:, :-1], (1, 0), value=int(start))
+        return shifted.masked_fill(shifted == IGNORED, self._pad)
+
+    def _token_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Cross-entropies (n, L) in float32 or better, 0 where there is no label, and the labels."""
+        logits, labels = self._predictions(model, batch)
+        losses = functional.cross_entropy(at_least_float32(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        return losses.view(labels.shape), labels
+
+    def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+        """The sum of the cross-entropies of the batch's label tokens, and their number."""
+        losses, labels = self._token_losses(model, batch)
+        return losses.sum(), int((labels != IGNORED).sum())
+
+    def sample_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """`L_i` (n,): the mean over each row's label tokens, which is the loss of a batch of that row alone."""
+        losses, labels = self._token_losses(model, batch)
+        return losses.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp_min(1)
+
+    def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """The logits at the label tokens (n, L, V), each row's from its first label on; exact zeros behind its last.
+
+        A row's outputs do not depend on the batch it is in, so neither do the probes that belong to its place.
+        """
+        logits, labels = self._predictions(model, batch)
+        here = labels != IGNORED
+        counts = here.sum(dim=1)
+        order = torch.argsort(here.to(torch.int8), dim=1, descending=True, stable=True)[:, : int(counts.max())]
+        gathered = torch.gather(at_least_float32(logits), 1, order.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        valid = torch.arange(order.shape[1], device=labels.device) < counts.unsqueeze(1)
+        return torch.where(valid.unsqueeze(-1), gathered, gathered.new_zeros(()))
+
+    @torch.inference_mode()
+    def likelihood(self, model: nn.Module, split: str, *, batch_size: int, device: torch.device, precision: str) -> dict[str, float]:
+        """`log_likelihood`: the mean log-probability of a label token of the split, in nats (at most 0; higher is better).
+
+        Raises: FloatingPointError where it is not a number.
+        """
+        from loraexp.evaluate import autocast, to_device
+        from loraexp.progress import bar
+
+        examples = self.splits[split]
+        order = np.argsort(-examples.lengths, kind="stable")
+        total, count, training = 0.0, 0, model.training
+        model.eval()
+        try:
+            with bar(f"eval {split}", len(order)) as advance:
+                for start in range(0, len(order), batch_size):
+                    rows = order[start : start + batch_size]
+                    with autocast(device, precision):
+                        loss, labels = self.loss_sum(model, to_device(self.collate(examples, rows), device))
+                    total, count = total + float(loss), count + labels
+                    advance(len(rows))
+        finally:
+            model.train(training)
+        if not np.isfinite(total):
+            raise FloatingPointError(f"task={self.name}: the loss of {split} is {total}: it diverged, lower lr or use precision=fp32")
+        return {"log_likelihood": -total / count}
+
+    # ------------------------------------------------------------------------------------------------ the record
+
+    def describe(self) -> dict[str, Any]:
+        """Per tokenised split: rows, fingerprint, source, its part, tokens and notes."""
+        return {split: self._describe(split, examples) for split, examples in self.splits.items()}
+
+    def _describe(self, split: str, examples: TextExamples) -> dict[str, Any]:
+        parts = {"trains": split == "train", "selects": split == self.selection, "reported": split in self.reports}
+        return {
+            "rows": len(examples),
+            "fingerprint": examples.fingerprint,
+            "source": examples.source,
+            "part": [part for part, is_so in parts.items() if is_so],
+            "tokens": int(examples.lengths.sum()),
+            "label_tokens": int((examples.lengths - (0 if self.learn_prompt else examples.prompts)).sum()),
+            "notes": list(examples.notes),
+        }
+
+
+def padded(pieces: Sequence[NDArray[Any]], value: int, width: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of different lengths as one array, padded on the right with `value`, and the mask of what is not padding."""
+    longest = max(map(len, pieces))
+    if width is not None and width < longest:
+        raise ValueError(f"pad_to={width}: a row of the batch has {longest} tokens; expected at least that")
+    ids = np.full((len(pieces), width or longest), value, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, piece in enumerate(pieces):
+        ids[row, : len(piece)] = piece
+        mask[row, : len(piece)] = 1
+    return ids, mask
