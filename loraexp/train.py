@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ def accumulate_gradient(
     loss_sum = torch.zeros((), device=device)
     for i, batch in enumerate(batches):
         weight = batch.pop("weight", 1)
-        with processes.no_sync(model) if i + 1 < len(batches) else _nothing:
+        with processes.no_sync(model) if i + 1 < len(batches) else nullcontext():
             with clock("forward"), autocast(device, precision):
                 loss, _ = task.loss_sum(model, batch)
             with clock("backward"):
@@ -91,15 +92,6 @@ def accumulate_gradient(
     with clock("backward"):
         processes.average()
     return loss_sum / total * processes.world
-
-
-class _Nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-_nothing = _Nothing()
 
 
 @dataclass
