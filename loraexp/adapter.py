@@ -288,6 +288,7 @@ def save_raw(adapters: Adapters, path: Path) -> None:
     }
     said = {"scalings": {name: layer.scaling for name, layer in adapters.layers.items()}, "others": list(adapters.others)}
     tensors |= {f"{name}.weight": p.detach().cpu().contiguous() for name, p in adapters.others.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"loraexp": json.dumps(said)})
 
 

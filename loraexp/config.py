@@ -323,6 +323,9 @@ def check_together(settings: schema.Settings) -> None:
         initializer.request(settings.rank, **{k: v for k, v in settings.init.items() if k not in ("_target_", "_partial_", "name")})
     except ValueError as error:
         raise ConfigError(f"init={settings.init.get('name')}: {error}") from error
+    keep = settings.train.keep_factors_every
+    if keep and not trains & {"A", "B", "R"}:
+        raise ConfigError(f"train.keep_factors_every={keep}: init={settings.init.get('name')} has no factors; set it to 0")
     if not fits(target(settings.optimizer, "optimizer"), trains):
         rules = [name for name in names("optimizer") if fits(target(read_yaml("optimizer", name), "optimizer"), trains)]
         raise ConfigError(

@@ -65,6 +65,8 @@ class TrainSettings:
     weight_decay: float = number(least=0)
     max_grad_norm: float | None = number(above=0)
     eval_every: int = number(least=0)  # steps; 0: once an epoch
+    report_during: bool  # the reported splits are evaluated at every evaluation too, into metrics.jsonl
+    keep_factors_every: int = number(least=0)  # steps; the factors go to factors/<step>.safetensors; 0: never
     checkpoint_every: int = number(least=0)  # steps; 0: at each evaluation
     keep_checkpoint: bool
     log_every: int = number(above=0)
@@ -74,6 +76,7 @@ class TrainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
+    backend: Literal["hf", "vllm"]  # what generates: this process's model, or vLLM on a merged copy
     unsafe_code: bool  # run what the model wrote without a sandbox
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loraexp.adapter import Adapters
+from loraexp.adapter import Adapters, save_raw
 from loraexp.checkpoint import Checkpoint, generators, restore_generators
 from loraexp.evaluate import autocast, evaluate, to_device
 from loraexp.memory import peak_bytes, reset_peak
@@ -143,6 +143,7 @@ def train(
     if total and optimizer is None:
         raise ValueError(f"train.max_steps: {total} steps, and nothing trains; set it to 0, or choose another init")
     eval_every = settings.eval_every or per_epoch
+    watched = list(dict.fromkeys([task.selection] * (task.selection is not None) + list(task.reports) * settings.report_during))
     parameters = adapters.trainable()
     state = resume(checkpoint, adapters, optimizer, processes) or Progress()
     record.start_metrics(keep_to_step=state.step if state.step else None)
@@ -182,9 +183,11 @@ def train(
             advance(1)
 
             evaluate_now = state.step % eval_every == 0 or state.step == total
-            if evaluate_now and task.selection is not None:
+            if evaluate_now and watched:
                 with clock("evaluation"):
-                    before += judge(model, task, adapters, settings, record, state, per_epoch, how)
+                    before += judge(model, task, adapters, settings, record, state, per_epoch, watched, how)
+            if settings.keep_factors_every and state.step % settings.keep_factors_every == 0 and processes.main:
+                save_raw(adapters, record.folder / "factors" / f"{state.step:07d}.safetensors")
             every = settings.checkpoint_every
             if (state.step % every == 0) if every else evaluate_now:
                 state.seconds = time.perf_counter() - before
@@ -244,13 +247,20 @@ def judge(
     record: Record,
     state: Progress,
     per_epoch: int,
+    watched: Sequence[str],
     how: dict[str, Any],
 ) -> float:
-    """Evaluate on the split that selects, keep the weights if they are the best so far; returns the seconds it took."""
+    """Evaluate on the watched splits, keep the weights if they are the best so far on the one that selects; returns the seconds."""
     began = time.perf_counter()
-    assert task.selection is not None
-    metrics = evaluate(model, task, [task.selection], **how)[task.selection]
-    record.log(state.step, epoch=state.step / per_epoch, **{f"{task.selection}/{k}": v for k, v in metrics.items()})
+    found = evaluate(model, task, watched, **how)
+    record.log(
+        state.step,
+        epoch=state.step / per_epoch,
+        **{f"{split}/{name}": value for split, metrics in found.items() for name, value in metrics.items()},
+    )
+    if task.selection is None:
+        return time.perf_counter() - began
+    metrics = found[task.selection]
     value = metrics[task.metric]
     if state.best is None or value > state.best["value"]:
         state.best = {"step": state.step, "split": task.selection, "metric": task.metric, "value": value, "metrics": metrics}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraexp import cli
+from loraexp import cli, config
 from tests.runs import SMOKE, folder_of, metric_lines, run, without_times
 
 
@@ -87,6 +87,21 @@ def test_early_stopping_and_the_best_checkpoint(tmp_path: Path) -> None:
     outcome = run("lr=1e-12", "train.patience=1", "train.eval_every=2", out=tmp_path)
     assert outcome.record["best"]["step"] == 2
     assert max(line["step"] for line in metric_lines(outcome.folder)) == 4
+
+
+def test_factors_and_reported_metrics_of_the_way_are_kept(tmp_path: Path) -> None:
+    """The last copy of the factors is the adapter of a run that keeps its last weights; the dev split is in the log at each evaluation."""
+    outcome = run("train.keep_factors_every=4", "train.report_during=true", "train.select=last", out=tmp_path)
+    kept = sorted((outcome.folder / "factors").iterdir())
+    assert [path.name for path in kept] == ["0000004.safetensors", "0000008.safetensors", "0000012.safetensors"]
+    assert kept[-1].read_bytes() == (outcome.folder / "adapter" / "factors.safetensors").read_bytes() != kept[0].read_bytes()
+    dev = [line["dev/accuracy"] for line in metric_lines(outcome.folder) if "dev/accuracy" in line]
+    assert len(dev) == 2 and dev[-1] == outcome.record["metrics"]["dev"]["accuracy"]
+
+
+def test_a_run_without_factors_cannot_keep_them(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match="init=full has no factors"):
+        run("train.keep_factors_every=4", "init=full", out=tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------- interrupted
