@@ -33,6 +33,7 @@ GIVEN = {
     "init": {"layer", "rank", "scaling", "generator"},
     "optimizer": {"adapters", "lr", "weight_decay"},
     "task": {"tokenizer", "cache_root", "progress", "kind", "unsafe_code"},
+    "compute": {"progress"},
 }
 
 
@@ -198,6 +199,8 @@ def build(kind: type, values: dict[str, Any], where: str) -> Any:
             raise ConfigError(f"{dotted(prefix, name)}: there is no such key; {nearest(name, fields)}")
     made = {}
     for name, field in fields.items():
+        if name not in values and (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING):
+            continue
         if name not in values:
             raise ConfigError(f"{dotted(prefix, name)}: missing; expected {describe(hints[name])}")
         key, value, hint = dotted(prefix, name), values[name], hints[name]

@@ -143,7 +143,8 @@ def train(
     if total and optimizer is None:
         raise ValueError(f"train.max_steps: {total} steps, and nothing trains; set it to 0, or choose another init")
     eval_every = settings.eval_every or per_epoch
-    watched = list(dict.fromkeys([task.selection] * (task.selection is not None) + list(task.reports) * settings.report_during))
+    reported = task.reports if settings.report_during else ()
+    watched = [split for split in dict.fromkeys((task.selection, *reported)) if split is not None]
     parameters = adapters.trainable()
     state = resume(checkpoint, adapters, optimizer, processes) or Progress()
     record.start_metrics(keep_to_step=state.step if state.step else None)
