@@ -67,15 +67,14 @@ def predict(
 def evaluate(model: nn.Module, task: Task, splits: Iterable[str], *, folder: Path | None = None, **how: Any) -> dict[str, dict[str, float]]:
     """`{split: {metric: value}}`; a model whose outputs are not finite has no metrics and raises.
 
-    A task that is evaluated in a way of its own (by what the model generates) has a method `evaluate`; it may leave
-    what it saw in `folder`. Every process then does all of it, so that wrapped models stay in step.
+    A task that is evaluated in a way of its own (by what the model generates) has a method `evaluate`, which shares the
+    work among the processes; it may leave what it saw in `folder`.
     """
     results = {}
     own = getattr(task, "evaluate", None)
     for split in splits:
         if own is not None:
-            alone = {key: value for key, value in how.items() if key != "processes"}
-            results[split] = own(model, task.tokenizer, split, folder=folder if how["processes"].main else None, **alone)  # type: ignore[attr-defined]
+            results[split] = own(model, task.tokenizer, split, folder=folder if how["processes"].main else None, **how)  # type: ignore[attr-defined]
             continue
         logits = predict(model, task, split, **how)
         if not np.isfinite(logits).all():

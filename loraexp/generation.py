@@ -42,6 +42,17 @@ def end_tokens(model: nn.Module, tokenizer: Any) -> list[int]:
     return sorted(int(end) for end in ends)
 
 
+def tokens_beyond(tokenizer: Any, prompt: str, most: int) -> int:
+    """The tokens of a prompt that has more than `most` of them, else 0; what cannot have as many is not tokenised.
+
+    A token of plain text holds at least a character, and special tokens come to a few.
+    """
+    if prompt.isascii() and len(prompt) + 8 <= most:
+        return 0
+    count = len(tokenizer(prompt, verbose=False)["input_ids"])
+    return count if count > most else 0
+
+
 def encode_prompts(model: nn.Module, tokenizer: Any, prompts: Sequence[str], room: int, names: Sequence[str] = ()) -> list[list[int]]:
     """Token ids with the tokenizer's own start; a causal prompt never with its end token.
 

@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, suppress
 from functools import cache
 from pathlib import Path
 
-from loraexp.sources import SourceError
+from loraexp.sources import SourceError, verify
 
 MARK = "converted.txt"  # written last: a folder without it is not complete
 
@@ -23,16 +23,19 @@ def home() -> Path:
 
 
 @cache
-def converted(file: Path, *, kind: str, root: Path | None = None) -> Path:
+def converted(file: Path, *, kind: str, sha256: str | None = None, root: Path | None = None) -> Path:
     """The folder with `file`'s model (safetensors, float32, dequantised) and tokenizer; made at the first call.
 
     The weights are what the quantised ones stand for, so nothing is lost; the quantisation's entry in the configuration
-    is left out, because the folder holds plain weights. The folder's name is the file's sha256: about 0.1 s a call.
+    is left out, because the folder holds plain weights. The folder's name is the file's sha256, which is `sha256` where
+    one is given: about 0.1 s in each process.
 
-    Raises: SourceError where the package that reads the format is missing, or the file holds no causal model.
+    Raises: SourceError where the package that reads the format is missing, the file is another one than expected, or it
+    holds no causal model.
     """
     if kind != "causal":
         raise SourceError(f"model.path={file}: a .gguf file holds a causal model, and model.kind is {kind}; expected causal")
+    verify(file, sha256, key="model.sha256")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     folder = (root or home()) / f"{file.stem}-{digest[:16]}"

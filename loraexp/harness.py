@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from loraexp import generation, sandbox
+from loraexp.backends import Backend, Progress, autocast_of, language_model, listener, quiet, sharded
+from loraexp.files import replace
 from loraexp.protocols import Protocol, find
 
-Backend = Literal["hf", "vllm"]
-Progress = Callable[[int, int], None]
+if TYPE_CHECKING:
+    from loraexp.parallel import Processes
+
 TASKS = Path(__file__).resolve().parent / "harness_tasks"
 
 
@@ -69,14 +69,15 @@ def score(
     folder: Path | None,
     seed: int = 0,
     backend: Backend = "hf",
-    merged: Path | None = None,
     unsafe_code: bool = False,
+    processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """The protocol's metrics of the model on these questions; `samples.jsonl` in `folder`.
 
     `accuracy`, or for code `pass@1`; `answered`, the share of outputs that an answer was found in. Where several
-    answers are drawn, `pass@1` is their mean (Chen et al. 2021, eq. 1 with k = 1), and accuracy likewise.
+    answers are drawn, `pass@1` is their mean (Chen et al. 2021, eq. 1 with k = 1), and accuracy likewise. Several
+    `processes` answer a part of the questions each, and all of them return the metrics of all.
 
     Raises: ValueError for no questions, for prompts beyond the window, and for a backend that is not there;
     SandboxError, before anything is generated, where code would have to run without a sandbox.
@@ -89,120 +90,42 @@ def score(
         sandbox.require(unsafe_code)
     room, sources = protocol.decoding.max_new_tokens if protocol.decoding else 0, [question.source for question in questions]
     generation.encode_prompts(model, tokenizer, [question.prompt for question in questions], room, sources)  # all fit, or none is scored
-    if protocol.kind == "choices" and protocol.choice_tokens == "alone":
-        samples = _alone(model, tokenizer, protocol, questions, batch_size, autocast_of(device, precision), progress)
-    else:
-        live = language_model(
-            model, tokenizer, batch_size=batch_size, precision=precision, seed=seed, backend=backend, merged=merged, progress=progress
-        )
-        samples = _through_lm_eval(live, protocol, questions, batch_size)
+    mine = share([question.prompt for question in questions], model, processes)
+    part = [questions[index] for index in mine]
+    samples: list[Sample] = []
+    if part and protocol.kind == "choices" and protocol.choice_tokens == "alone":
+        samples = _alone(model, tokenizer, protocol, part, batch_size, autocast_of(device, precision), progress)
+    elif part:
+        how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "seed": seed, "backend": backend, "progress": progress}
+        with language_model(model, tokenizer, **how) as live:
+            samples = _through_lm_eval(live, protocol, part, batch_size)
     if protocol.kind == "code":
-        _execute(samples, questions, protocol, unsafe_code)
+        _execute(samples, part, unsafe_code, processes.world if processes else 1)
+    samples = joined(samples, mine, model, processes)
     write_samples(folder, samples)
     found = {protocol.metric: float(np.mean([sample.right for sample in samples]))}
     return found if protocol.kind == "choices" else found | {"answered": float(np.mean([sample.answer is not None for sample in samples]))}
 
 
-# ---------------------------------------------------------------------------------------------------- the model
+def share(prompts: Sequence[str], model: nn.Module, processes: Processes | None) -> list[int]:
+    """The numbers of the questions that this process answers: each of the different prompts in turn, equal ones together.
 
-
-def language_model(
-    model: nn.Module,
-    tokenizer: Any,
-    *,
-    batch_size: int,
-    precision: str = "fp32",
-    seed: int = 0,
-    backend: Backend = "hf",
-    merged: Path | None = None,
-    progress: Progress | None = None,
-) -> Any:
-    """lm-eval's model: its `HFLM` around the live model, with our batch-independent generation; or vLLM on `merged`.
-
-    Raises: ValueError for vllm where it is not installed or there is no merged checkpoint.
+    So the n-th sample of a prompt is drawn alike in one process and in many. Where processes hold the weights in pieces
+    every one of them answers everything: they have to make each forward pass together.
     """
-    if backend == "vllm":
-        return _vllm(merged, seed)
-    from lm_eval.models.huggingface import HFLM
-
-    class Live(HFLM):
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            return _generate(model, tokenizer, requests, batch_size, precision, seed, progress)
-
-    with quiet():
-        return Live(
-            pretrained=generation.bare(model),
-            tokenizer=tokenizer,
-            backend="seq2seq" if generation.is_seq2seq(model) else "causal",
-            batch_size=batch_size,
-            mixed_precision_dtype="bfloat16" if precision == "bf16" else None,
-        )
+    if processes is None or processes.world == 1 or sharded(model):
+        return list(range(len(prompts)))
+    place: dict[str, int] = {}
+    return [index for index, prompt in enumerate(prompts) if place.setdefault(prompt, len(place)) % processes.world == processes.rank]
 
 
-def _vllm(merged: Path | None, seed: int) -> Any:
-    if find_spec("vllm") is None:
-        raise ValueError("evaluate.backend=vllm: vllm is not installed; pip install vllm (it needs a GPU), or evaluate.backend=hf")
-    if merged is None:
-        raise ValueError("evaluate.backend=vllm: vllm reads a merged checkpoint; make one with loraexp export RUN --to DIR --merged")
-    from lm_eval.models.vllm_causallms import VLLM
-
-    return VLLM(pretrained=str(merged), batch_size="auto", seed=seed)
-
-
-def _generate(
-    model: nn.Module, tokenizer: Any, requests: list[Any], batch_size: int, precision: str, seed: int, progress: Progress | None
-) -> list[str]:
-    """lm-eval's requests answered by `generation.generate`; equal settings together, a repeated prompt as another sample."""
-    groups: dict[str, list[int]] = {}
-    for index, request in enumerate(requests):
-        groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
-    answers = [""] * len(requests)
-    for key, indices in groups.items():
-        kwargs = json.loads(key)
-        until = kwargs.get("until") or []
-        with autocast_of(generation.bare(model).device, precision):
-            texts = generation.generate(
-                model,
-                tokenizer,
-                [requests[index].args[0] for index in indices],
-                max_new_tokens=int(kwargs.get("max_gen_toks", 256)),
-                batch_size=batch_size,
-                stop=[until] if isinstance(until, str) else until,
-                beams=int(kwargs.get("num_beams", 1)),
-                temperature=float(kwargs.get("temperature") or 0.0) if kwargs.get("do_sample", True) else 0.0,
-                top_p=float(kwargs.get("top_p", 1.0)),
-                top_k=int(kwargs.get("top_k", 0)),
-                seed=seed,
-                progress=progress,
-            )
-        for index, text in zip(indices, texts, strict=True):
-            answers[index] = text[0]
-    return answers
-
-
-def autocast_of(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 products where `precision="bf16"`; nothing otherwise."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """lm-eval and datasets without their logs and bars: progress is ours."""
-    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
-
-    logger, bars = logging.getLogger("lm_eval"), is_progress_bar_enabled()
-    level, offline = logger.level, os.environ.get("TOKENIZERS_PARALLELISM")
-    logger.setLevel(logging.ERROR)
-    disable_progress_bar()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            enable_progress_bar()
-        if offline is None:
-            os.environ.pop("TOKENIZERS_PARALLELISM", None)
+def joined(samples: list[Sample], mine: Sequence[int], model: nn.Module, processes: Processes | None) -> list[Sample]:
+    """The samples of all processes, in the order of the questions, whose numbers take the place of those in this share."""
+    for sample in samples:
+        sample.index = mine[sample.index]
+    if processes is None or sharded(model):
+        return samples
+    return sorted((sample for part in processes.gather(samples) for sample in part), key=lambda sample: sample.index)
 
 
 # ---------------------------------------------------------------------------------------------------- the tasks
@@ -290,19 +213,20 @@ def _alone(
 
 
 @cache
-def task_manager(own: bool) -> Any:
-    """lm-eval's index of our tasks alone, or of its own thousands, which takes seconds to read."""
+def task_manager(folder: Path) -> Any:
+    """lm-eval's index of the tasks in one folder; that of all its own, which are thousands, takes seconds to read."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(TASKS), include_defaults=False) if own else TaskManager()
+    return TaskManager(include_path=str(folder), include_defaults=False)
 
 
-def simple_evaluate(live: Any, task: str, overrides: Mapping[str, Any], batch_size: int, limit: int | None = None) -> dict[str, Any]:
-    """lm-eval on one task, of its own or of ours, with some of its keys replaced; quietly and without its bootstrap."""
+def simple_evaluate(live: Any, task: str, overrides: Mapping[str, Any], batch_size: int, benchmark: str | None = None) -> dict[str, Any]:
+    """lm-eval on one task of ours, or of its own for a benchmark, with some keys replaced; quietly and without its bootstrap."""
+    import lm_eval
     from lm_eval import simple_evaluate as evaluate
 
     with quiet(), tempfile.TemporaryDirectory() as place:
-        manager = task_manager(own=task.startswith("loraexp_"))
+        manager = task_manager(TASKS if benchmark is None else Path(lm_eval.__file__).parent / "tasks" / benchmark)
         variant = Path(place) / f"{task}.yaml"
         variant.write_text(json.dumps({"include": str(manager.task_index[task].yaml_path), **overrides}))  # JSON is YAML
         found = evaluate(
@@ -310,7 +234,6 @@ def simple_evaluate(live: Any, task: str, overrides: Mapping[str, Any], batch_si
             tasks=[str(variant)],
             task_manager=manager,
             batch_size=batch_size,
-            limit=limit,
             bootstrap_iters=0,
             log_samples=True,
         )
@@ -326,61 +249,85 @@ def run_task(
     batch_size: int,
     precision: str = "fp32",
     folder: Path | None = None,
-    files: Path | None = None,
-    limit: int | None = None,
+    rows: Sequence[Mapping[str, Any]],
     seed: int = 0,
     backend: Backend = "hf",
-    merged: Path | None = None,
+    processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """A protocol that is lm-eval's own task (8-shot GSM8K), on its hub data or on the local JSON Lines at `files`.
+    """A protocol that is lm-eval's own task (8-shot GSM8K), on rows in the columns of its data; see `score`.
 
     Raises: ValueError for a protocol that is not lm-eval's, or where lm-eval does not report its metric.
     """
+    mine = share([json.dumps(row) for row in rows], model, processes)
+    samples: list[Sample] = []
+    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "seed": seed, "backend": backend, "progress": progress}
+    if mine:
+        with language_model(model, tokenizer, **how) as live:
+            samples = _own_samples(protocol, _on_rows(live, protocol, [rows[index] for index in mine], batch_size))
+    samples = joined(samples, mine, model, processes)
+    write_samples(folder, samples)
+    return {
+        "accuracy": float(np.mean([sample.right for sample in samples])),
+        "answered": float(np.mean([sample.answer is not None for sample in samples])),
+    }
+
+
+def prompts_of(protocol: Protocol, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What lm-eval's own task asks about these rows, its examples included."""
+    prompts: dict[int, str] = {}
+    _on_rows(listener(prompts), protocol, rows, batch_size=1)
+    return [prompts[index] for index in range(len(rows))]
+
+
+def _on_rows(live: Any, protocol: Protocol, rows: Sequence[Mapping[str, Any]], batch_size: int) -> dict[str, Any]:
+    """lm-eval's own task on rows that it reads from a file."""
     if protocol.kind != "harness" or protocol.task is None:
         raise ValueError(f"protocol {protocol.benchmark}/{protocol.name} is not a task of lm-eval: score it with harness.score")
-    overrides: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
-        if files is not None:
-            local = {"data_files": {"test": str(files)}, "cache_dir": place}
-            overrides = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": local}
-        live = language_model(
-            model, tokenizer, batch_size=batch_size, precision=precision, seed=seed, backend=backend, merged=merged, progress=progress
-        )
-        found = simple_evaluate(live, protocol.task, overrides, batch_size, limit)
-    values = found["results"][protocol.task]
-    if protocol.metric not in values:
-        raise ValueError(f"lm-eval's {protocol.task} reports {sorted(values)}; expected {protocol.metric}")
+        file = Path(place) / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        local = {"data_files": {"test": str(file)}, "cache_dir": place}
+        overrides = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": local}
+        return simple_evaluate(live, protocol.task, overrides, batch_size, protocol.benchmark)
+
+
+def _own_samples(protocol: Protocol, found: Mapping[str, Any]) -> list[Sample]:
+    assert protocol.task is not None
     metric, _, kept = protocol.metric.partition(",")
-    logged = [one for one in found["samples"][protocol.task] if one["filter"] == kept]
-    name = f"{protocol.benchmark}/{protocol.name}"
-    samples = [
-        Sample(
-            one["doc_id"],
-            name,
-            str(one["arguments"]["gen_args_0"]["arg_0"]) if isinstance(one["arguments"], dict) else str(one["arguments"][0][0]),
-            str(one["target"]),
-            _texts(one["resps"])[0],
-            None if _texts(one["filtered_resps"])[0] == "[invalid]" else _texts(one["filtered_resps"])[0],
-            bool(one[metric]),
-        )
-        for one in logged
-    ]
-    write_samples(folder, samples)
-    return {"accuracy": float(values[protocol.metric]), "answered": float(np.mean([sample.answer is not None for sample in samples]))}
+    if protocol.metric not in found["results"][protocol.task]:
+        raise ValueError(f"lm-eval's {protocol.task} reports {sorted(found['results'][protocol.task])}; expected {protocol.metric}")
+    samples = []
+    for one in found["samples"][protocol.task]:
+        if one["filter"] == kept:
+            asked = one["arguments"]["gen_args_0"]["arg_0"] if isinstance(one["arguments"], dict) else one["arguments"][0][0]
+            answer = _texts(one["filtered_resps"])[0]
+            samples.append(
+                Sample(
+                    index=one["doc_id"],
+                    protocol=f"{protocol.benchmark}/{protocol.name}",
+                    prompt=str(asked),
+                    truth=str(one["target"]),
+                    output=_texts(one["resps"])[0],
+                    answer=None if answer == "[invalid]" else answer,
+                    right=bool(one[metric]),
+                )
+            )
+    return samples
 
 
 # ---------------------------------------------------------------------------------------------------- code and files
 
 
-def _execute(samples: list[Sample], questions: Sequence[Question], protocol: Protocol, unsafe_code: bool) -> None:
-    """Run each answer against its question's tests; an output without code fails without being run."""
+def _execute(samples: list[Sample], questions: Sequence[Question], unsafe_code: bool, beside: int) -> None:
+    """Run each answer against its question's tests, on this process's part of the CPUs; without code it fails unrun."""
     from loraexp.progress import tally
 
     runnable = [sample for sample in samples if sample.answer is not None]
     programs = [program(questions[sample.index], sample.answer or "") for sample in runnable]
     with tally("tests") as progress:
-        outcomes = sandbox.run_all(programs, unsafe_code=unsafe_code, progress=progress)
+        workers = max(1, (os.cpu_count() or 1) // beside)
+        outcomes = sandbox.run_all(programs, unsafe_code=unsafe_code, workers=workers, progress=progress)
     for sample, outcome in zip(runnable, outcomes, strict=True):
         sample.right, sample.detail = outcome.passed, f"{outcome.status}: {outcome.detail}".rstrip(": ")
 
@@ -399,6 +346,4 @@ def write_samples(folder: Path | None, samples: Sequence[Sample]) -> None:
     mine = {sample.protocol for sample in samples}
     kept = [line for line in path.read_text().splitlines() if json.loads(line)["protocol"] not in mine] if path.exists() else []
     lines = kept + [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
-    from loraexp.files import replace
-
     replace(path, "".join(f"{line}\n" for line in lines).encode())

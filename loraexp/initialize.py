@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from loraexp.settings import CalibrationSettings, Settings
     from loraexp.tasks import Task
 
-PROBE_ROWS = 64  # rows on which the loss is measured before and after initialising
+PROBE_ROWS = 64  # at most, and not more than the calibration takes: the loss is measured on them before and after initialising
 BF16_LOSS = 0.1  # share of an update's energy that bf16 weights may lose before it is worth a warning
 
 
@@ -79,11 +79,12 @@ class Objective:
         with autocast(self.device, self.precision):
             return self.task.sample_losses(model, batch)  # type: ignore[attr-defined]
 
-    def probe(self, model: nn.Module, batch_size: int) -> float:
-        """Mean loss of the model, dropout off, on the first rows of the training set."""
+    def probe(self, model: nn.Module, settings: CalibrationSettings) -> float:
+        """Mean loss of the model, dropout off, on the first rows of the training set, those of like length together."""
         examples = self.task.splits["train"]
-        rows = np.arange(min(PROBE_ROWS, len(examples)))
-        batches = [self.task.collate(examples, part) for part in np.array_split(rows, -(-len(rows) // batch_size))]
+        count = min(PROBE_ROWS, settings.samples, len(examples))
+        rows = np.argsort(examples.lengths[:count], kind="stable")
+        batches = [self.task.collate(examples, part) for part in np.array_split(rows, -(-count // settings.batch_size))]
         training = model.training
         model.eval()
         with torch.no_grad():
@@ -147,7 +148,7 @@ def initialize(
     began = time.perf_counter()
     reset_peak(device)
     objective = Objective(task, device, settings.precision)
-    before = objective.probe(model, settings.calibration.batch_size)
+    before = objective.probe(model, settings.calibration)
     function: Any = initializer.func
     factors: dict[str, Factors] = {}
     lines: dict[str, Any] = {}
@@ -177,7 +178,7 @@ def initialize(
         "warnings": list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))),
         "layers": lines,
     }
-    return Made(factors, cost, ledger, partial(objective.probe, model, settings.calibration.batch_size))
+    return Made(factors, cost, ledger, partial(objective.probe, model, settings.calibration))
 
 
 def checked(layer: Layer, made: Any, settings: Settings) -> Factors:

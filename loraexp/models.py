@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def locate(settings: ModelSettings) -> Path | str:
     if isinstance(place, Path) and place.suffix == ".gguf":
         from loraexp.gguf import converted
 
-        return converted(place, kind=settings.kind)
+        return converted(place, kind=settings.kind, sha256=settings.sha256)
     return place
 
 
@@ -51,11 +52,21 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     """The fast tokenizer of the model; a pad token is required and never invented silently.
 
     `model.pad_token` names a token of the tokenizer that pads, for the tokenizers that come without one (LLaMA,
-    Mistral). Which one does not matter to a result: padding is masked by position everywhere, never by id.
+    Mistral). Which one does not matter to a result: padding is masked by position everywhere, never by id. The
+    `model_max_length` of a causal model's tokenizer is at most the model's window.
     """
     if settings.tokenizer is not None and settings.tokenizer.startswith(tokenizers.TRAINED):
-        return tokenizers.trained(settings.tokenizer, settings.kind)
-    tokenizer = read_tokenizer(settings)
+        tokenizer = tokenizers.trained(settings.tokenizer, settings.kind)
+    else:
+        tokenizer = padding(settings, read_tokenizer(settings))
+    if settings.kind == "causal":
+        window = getattr(load_config(settings).get_text_config(), "max_position_embeddings", None)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, window or tokenizer.model_max_length)
+    return tokenizer
+
+
+def padding(settings: ModelSettings, tokenizer: Any) -> Any:
+    """The tokenizer with the pad token that the settings name; SourceError where there is none."""
     if settings.pad_token is not None:
         if settings.pad_token not in tokenizer.get_vocab():
             raise SourceError(
@@ -148,18 +159,23 @@ def load_model(settings: ModelSettings, *, dtype: torch.dtype, head_seed: int, *
             model = model_class(settings.kind).from_config(config, dtype=dtype, **attention(settings))
         else:
             model = pretrained(settings, config, dtype)
-        torch.manual_seed(head_seed)
-        for name in new_modules(model, settings.kind):
-            model.get_submodule(name).apply(model._init_weights)
+        draw_head(model, settings.kind, head_seed)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.eval()
 
 
+def draw_head(model: Any, kind: str, seed: int) -> None:
+    """The new head's weights, drawn from `seed` alone; the global generator goes on from there."""
+    torch.manual_seed(seed)
+    for name in new_modules(model, kind):
+        model.get_submodule(name).apply(model._init_weights)
+
+
 def pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any:
     """The weights at `model.path`, from safetensors alone unless the user trusts a pickle."""
     place = locate(settings)
-    if isinstance(place, Path):
+    if isinstance(place, Path) and not str(settings.path).endswith(".gguf"):
         verify(place / "model.safetensors", settings.sha256, key="model.sha256")
     options = attention(settings) | quantised(settings)
     with loading(place):
@@ -180,6 +196,12 @@ def pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any:
                     "model.allow_pickle=true if you trust the files (loading a .bin can run code)"
                 ) from error
             raise unreachable(settings, place, "weights", error) from error
+
+
+def saved_model(settings: ModelSettings, folder: Path, *, dtype: torch.dtype) -> nn.Module:
+    """A whole model that a run has saved (`init=full`), its trained head included, on the CPU, in evaluation mode."""
+    own = replace(settings, path=str(folder), config=None, revision=None, sha256=None)
+    return pretrained(own, load_config(own), dtype).eval()
 
 
 def attention(settings: ModelSettings) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class ModelSettings:
     tokenizer: str | None  # where the tokenizer is, when not at `path`; or trained:<tokens>, made on the spot
     pad_token: str | None  # the token that pads, for a tokenizer that names none
     revision: str | None
-    sha256: str | None  # of model.safetensors; verified where given
+    sha256: str | None  # of model.safetensors, or of the .gguf file; verified where given
     kind: Literal["encoder", "seq2seq", "causal"]
     targets: list[str]  # names, or ends of names, of the linear layers that get an adapter
     dtype: Literal["float32", "bfloat16", "float16"] | None  # of the frozen weights; null: float32, or bfloat16 with precision=bf16

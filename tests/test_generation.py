@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from loraexp import generation, harness, protocols
+from loraexp import backends, generation, harness, protocols
 from loraexp.generation import generate, score_choices
 from loraexp.harness import Question, run_task, score
 from tests.helpers import shared_data
@@ -245,11 +247,11 @@ def test_our_generation_is_lm_evals_own(llama: nn.Module, tokenizer: Any) -> Non
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    live = harness.language_model(llama, tokenizer, batch_size=2)
     settings = {"until": ["zz"], "max_gen_toks": 8, "do_sample": False}
     requests = [Instance("generate_until", {}, (prompt, dict(settings)), i) for i, prompt in enumerate(PROMPTS)]
-    assert isinstance(live, HFLM)
-    assert live.generate_until(requests) == HFLM.generate_until(live, requests, disable_tqdm=True)
+    with backends.language_model(llama, tokenizer, batch_size=2) as live:
+        assert isinstance(live, HFLM)
+        assert live.generate_until(requests) == HFLM.generate_until(live, requests, disable_tqdm=True)
 
 
 def test_lm_evals_likelihoods_are_ours(llama: nn.Module, tokenizer: Any, tmp_path: Path) -> None:
@@ -279,20 +281,60 @@ def test_several_samples_of_a_row_are_averaged(llama: nn.Module, tokenizer: Any,
 
 
 def test_eight_shots_through_lm_evals_own_task(llama: nn.Module, tokenizer: Any, tmp_path: Path) -> None:
-    files = tmp_path / "test.jsonl"
-    files.write_text("".join(shared_data("gsm8k", "test.jsonl").read_text().splitlines(keepends=True)[:2]))
-    found = run_task(llama, tokenizer, protocols.find("gsm8k", "cot"), batch_size=2, folder=tmp_path, files=files)
+    rows = [json.loads(line) for line in shared_data("gsm8k", "test.jsonl").read_text().splitlines()[:2]]
+    found = run_task(llama, tokenizer, protocols.find("gsm8k", "cot"), batch_size=2, folder=tmp_path, rows=rows)
     written = lines(tmp_path)
     assert set(found) == {"accuracy", "answered"} and len(written) == 2
     assert written[0]["prompt"].count("Q: ") == 9 and written[0]["prompt"].endswith("A:") and "ducks" in written[0]["prompt"]
+    assert harness.prompts_of(protocols.find("gsm8k", "cot"), rows) == [line["prompt"] for line in written]
     with pytest.raises(ValueError, match="is not a task of lm-eval"):
-        run_task(llama, tokenizer, protocols.find("gsm8k", "lora_ga"), batch_size=1)
+        run_task(llama, tokenizer, protocols.find("gsm8k", "lora_ga"), batch_size=1, rows=rows)
 
 
-def test_a_backend_that_is_not_there_says_how_to_get_it(llama: nn.Module, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="vllm is not installed; pip install vllm"):
-        harness.language_model(llama, tokenizer, batch_size=1, backend="vllm")
+def test_a_backend_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="vllm is not installed; pip install vllm .*evaluate.backend=hf"):
+        backends.require("vllm", "causal")
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    with pytest.raises(ValueError, match="it runs causal models, and model.kind is seq2seq"):
+        backends.require("vllm", "seq2seq")
+
+
+def test_vllm_is_given_a_merged_copy_of_the_live_model(tokenizer: Any, short: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A stand-in for vLLM, which is not at hand, reads the copy as vLLM would: its answers are those of the live adapter."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from loraexp.adapter import attach
+    from loraexp.layer import Factors
+
+    model, protocol = made("llama"), short("gsm8k", "lora_ga")
+    names = [name for name, module in model.named_modules() if name.endswith(("q_proj", "down_proj"))]
+    layers = {name: model.get_submodule(name) for name in names}
+    torch.manual_seed(0)
+    factors = {
+        name: Factors(A=torch.randn(2, x.in_features), B=torch.randn(x.out_features, 2), start=start)
+        for (name, x), start in zip(layers.items(), ["pretrained", "shifted"] * 2, strict=True)
+    }
+    plain = generate(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=4)
+    adapters = attach(model, factors, 0.5)
+    with torch.no_grad():
+        for layer in adapters:
+            layer.lora_B.add_(0.3)
+    where: list[str] = []
+
+    def served(pretrained: str, batch_size: str, seed: int) -> Any:
+        where.append(pretrained)
+        merged = AutoModelForCausalLM.from_pretrained(pretrained)
+        assert not any("lora" in name for name, _ in merged.named_parameters())
+        return backends._live(merged, AutoTokenizer.from_pretrained(pretrained), 2, "fp32", seed, None)
+
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=served))  # type: ignore[misc]
+    questions = [Question(prompt, "1") for prompt in PROMPTS]
+    score(model, tokenizer, protocol, questions, folder=tmp_path, backend="vllm", **HOW)
+    expected = generate(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=4)
+    assert [[line["output"]] for line in lines(tmp_path)] == expected != plain
+    assert not Path(where[0]).exists() and model.get_submodule(names[0]) is adapters.layers[names[0]]
 
 
 def test_code_is_not_even_generated_without_a_sandbox(llama: nn.Module, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

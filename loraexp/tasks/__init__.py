@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Task(Protocol):
     """What every task has. Some have more, used where it is there: `sample_losses(model, batch)` (n,) where a row has
     several label tokens; `scores(model, batch)` (n, C) where classes are scored otherwise than by `outputs`; and
-    `evaluate(model, tokenizer, split, batch_size, device, precision, folder)` where metrics are not made from logits.
+    `evaluate(model, tokenizer, split, batch_size, device, precision, folder, processes)` where metrics are not made from logits.
     """
 
     name: str

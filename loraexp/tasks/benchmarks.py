@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from loraexp.sources import SourceError
 from loraexp.tasks.recipes import ANSWERS, gsm8k_answer
-from loraexp.tasks.records import BadRow, Files, Hub, Row, choice, column, find, load, refuse, text
+from loraexp.tasks.records import BadRow, Files, Hub, Loaded, Row, choice, column, find, load, text
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Questions:
-    """The rows of one benchmark, ready to be asked."""
+    """The rows of one benchmark, ready to be asked; `places` name each one's file and row."""
 
     rows: list[Row]
+    places: list[str]
     source: str
     notes: tuple[str, ...] = ()
+    skipped: int = 0  # malformed rows
 
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.rows, sort_keys=True, default=str).encode()).hexdigest()
@@ -43,7 +46,8 @@ class Questions:
         draws = [hashlib.blake2b(json.dumps(row, sort_keys=True, default=str).encode(), digest_size=8).digest() for row in self.rows]
         chosen = sorted(sorted(range(len(draws)), key=draws.__getitem__)[:most])
         note = f"{most} of {len(self.rows)} rows, drawn by a hash of their content, in the order of the file"
-        return Questions([self.rows[i] for i in chosen], self.source, (*self.notes, note))
+        rows, places = [self.rows[i] for i in chosen], [self.places[i] for i in chosen]
+        return replace(self, rows=rows, places=places, notes=(*self.notes, note))
 
 
 def gsm8k(row: Row) -> Row:
@@ -150,36 +154,27 @@ def _read(name: str, directory: str | None, key: str, skip_bad: bool) -> Questio
         raise SourceError(
             f"{key}=null: {name} is not on the hub in the papers' form; set {key}=DIR to the folder that has {benchmark.files[0]}"
         )
-    rows, skipped = [], 0
-    for place, row in records:
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            rows.append(benchmark.row(row))
-        except BadRow as error:
-            if not skip_bad:
-                raise refuse(place, error) from None
-            skipped += 1
-    if not rows:
+    found = load(records, benchmark.row, skip_bad=skip_bad)
+    if not found.rows:
         raise ValueError(f"{records.name}: no row to evaluate on; give a file with rows")
-    return Questions(rows, records.name, (f"{skipped} malformed rows skipped",) if skipped else ())
+    return Questions(*found[:2], records.name, skipped=found.skipped)
 
 
 def _mmlu(directory: str | None, key: str, skip_bad: bool) -> Questions:
     """MMLU's test rows, each with the five dev rows of its subject as `shots`."""
     if directory is None:
         source, config, revision = MMLU_HUB
-        splits = {split: _mmlu_hub(Hub(source, config, split, revision, key)) for split in ("dev", "test")}
+        dev, test = (load(Hub(source, config, split, revision, key), _mmlu_hub, skip_bad=skip_bad) for split in ("dev", "test"))
         name = f"{source} at {revision}"
     else:
         folder = find_mmlu(Path(directory).expanduser(), key)
-        splits = {split: _mmlu_files(folder / split, split, skip_bad) for split in ("dev", "test")}
+        dev, test = (_mmlu_files(folder / split, split, skip_bad) for split in ("dev", "test"))
         name = str(folder)
-    shots = {subject: [row for row in splits["dev"] if row["subject"] == subject][:5] for subject in {r["subject"] for r in splits["test"]}}
+    shots = {subject: [row for row in dev.rows if row["subject"] == subject][:5] for subject in {row["subject"] for row in test.rows}}
     short = sorted(subject for subject, rows in shots.items() if len(rows) < 5)
     if short:
         raise ValueError(f"{name}: {', '.join(short)} has fewer than 5 dev rows, expected 5 of every subject; give the whole dev folder")
-    return Questions([{**row, "shots": shots[row["subject"]]} for row in splits["test"]], name)
+    return Questions([{**row, "shots": shots[row["subject"]]} for row in test.rows], test.places, name, skipped=dev.skipped + test.skipped)
 
 
 def find_mmlu(directory: Path, key: str) -> Path:
@@ -192,30 +187,23 @@ def find_mmlu(directory: Path, key: str) -> Path:
     raise SourceError(f"{key}={directory}: no dev/SUBJECT_dev.csv with test/SUBJECT_test.csv in any of {looked}; set it to MMLU's data")
 
 
-def _mmlu_files(folder: Path, split: str, skip_bad: bool) -> list[dict[str, Any]]:
-    paths = sorted(folder.glob(f"*_{split}.csv"))
-    rows: list[dict[str, Any]] = []
-    for path in paths:
-        subject = path.stem.removesuffix(f"_{split}")
-        for number, row in enumerate(load(Files((path,), MMLU_COLUMNS), skip_bad=skip_bad)[0], start=1):
-            try:
-                choice(row, "answer", LETTERS)
-            except BadRow as error:
-                raise refuse(f"{path} row {number}", error) from None
-            rows.append({"subject": subject, **row})
-    return rows
+def _mmlu_files(folder: Path, split: str, skip_bad: bool) -> Loaded:
+    whole = Loaded([], [], 0)
+    for path in sorted(folder.glob(f"*_{split}.csv")):
+        read = partial(_mmlu_row, path.stem.removesuffix(f"_{split}"))
+        part = load(Files((path,), MMLU_COLUMNS), read, skip_bad=skip_bad)
+        whole = Loaded(whole.rows + part.rows, whole.places + part.places, whole.skipped + part.skipped)
+    return whole
 
 
-def _mmlu_hub(records: Hub) -> list[dict[str, Any]]:
-    return [
-        {
-            "subject": row["subject"],
-            "question": row["question"],
-            **dict(zip(LETTERS, row["choices"], strict=True)),
-            "answer": LETTERS[row["answer"]],
-        }
-        for row in load(records)[0]
-    ]
+def _mmlu_row(subject: str, row: Row) -> Row:
+    choice(row, "answer", LETTERS)
+    return {"subject": subject, **row}
+
+
+def _mmlu_hub(row: Row) -> Row:
+    options = dict(zip(LETTERS, row["choices"], strict=True))
+    return {"subject": row["subject"], "question": row["question"], **options, "answer": LETTERS[row["answer"]]}
 
 
 def average(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

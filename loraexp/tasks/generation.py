@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from loraexp import harness, protocols, sandbox
-from loraexp.generation import bare, is_seq2seq
+from loraexp import backends, harness, protocols, sandbox
+from loraexp.backends import Backend
+from loraexp.generation import tokens_beyond
 from loraexp.harness import Question
 from loraexp.progress import tally
 from loraexp.protocols import Protocol
 from loraexp.tasks import benchmarks
 from loraexp.tasks.benchmarks import Questions
 from loraexp.tasks.pairs import Kind, Reading, TextExamples, encode_pairs
-from loraexp.tasks.recipes import VERSION, Recipe, chosen
-from loraexp.tasks.records import Records, Row
+from loraexp.tasks.recipes import TRAINING_SETS, VERSION, chosen
+from loraexp.tasks.records import Files, Hub, Records, Row, find
 from loraexp.tasks.text import TextTask
 
+if TYPE_CHECKING:
+    from loraexp.parallel import Processes
+
 AVERAGE = "average"  # the split that is the mean over the benchmarks
+EACH = "{benchmark}"  # in a file's name: of every benchmark, one file after another
 
 
 class GenerationTask(TextTask):
@@ -37,76 +40,79 @@ class GenerationTask(TextTask):
 
     def __init__(
         self, *, asked: Mapping[str, tuple[str, Protocol]], questions: Mapping[str, Questions], average: Sequence[str],
-        unsafe_code: bool, skip_bad: bool, recipe: str, notes: Sequence[str], **common: Any,
+        backend: Backend, unsafe_code: bool, skip_bad: bool, recipe: str, notes: Sequence[str], **common: Any,
     ) -> None:  # fmt: skip
         super().__init__(metric="log_likelihood", reports=[*asked, *(f"{AVERAGE}/{name}" for name in average)], **common)
         self.asked, self.unsafe_code, self.skip_bad, self.recipe, self.notes = dict(asked), unsafe_code, skip_bad, recipe, tuple(notes)
-        self.questions = dict(questions)
+        self.questions, self.backend = dict(questions), backend
         self.found: dict[str, dict[str, float]] = {}  # of the splits evaluated so far
-        self.skipped: dict[str, int] = {}  # prompts that did not fit the model's window, by split
+        backends.require(backend, self.kind)  # all that could end an evaluation is found before anything is trained
         if any(protocol.kind == "code" for _, protocol in self.asked.values()):
-            sandbox.require(unsafe_code)  # before anything is trained
-        self._readable()
+            sandbox.require(unsafe_code)
+        self.usable = {split: self._usable(split) for split in self.asked}  # numbers of the rows that are scored
 
-    def _readable(self) -> None:
-        """Every row has a truth that its protocols can read, before anything is trained; those without are refused or dropped."""
-        for split, (benchmark, protocol) in self.asked.items():
-            if protocol.kind != "generate":
+    def _usable(self, split: str) -> list[int]:
+        """The rows that the split's protocol can read, and whose prompt and answer fit the window of a causal model.
+
+        Raises: ValueError naming the first row's file and number, unless `skip_bad`, or where no row is left.
+        """
+        benchmark, protocol = self.asked[split]
+        held = self.questions[benchmark]
+        prompts = harness.prompts_of(protocol, held.rows) if protocol.kind == "harness" else [ask(protocol, row) for row in held.rows]
+        window, room = self.tokenizer.model_max_length, self._room(protocol)
+        kept = []
+        for number, (row, place, prompt) in enumerate(zip(held.rows, held.places, prompts, strict=True)):
+            try:
+                if protocol.kind != "harness":
+                    question(protocol, row, place)
+                if self.kind == "causal" and (tokens := tokens_beyond(self.tokenizer, prompt, window - room)):
+                    raise ValueError(
+                        f"its prompt has {tokens} tokens, and with {room} for the answer it is beyond the model's window of {window}: "
+                        "shorten the row, choose another model or protocol, or set task.skip_bad=true"
+                    )
+            except ValueError as error:
+                if not self.skip_bad:
+                    raise ValueError(f"{place}: {error}") from None
                 continue
-            held = self.questions[benchmark]
-            bad: list[int] = []
-            for number, row in enumerate(held.rows):
-                try:
-                    protocol.read_truth(row["answer"])
-                except ValueError as error:
-                    if not self.skip_bad:
-                        raise ValueError(f"{held.source} row {number + 1}: {error}") from None
-                    bad.append(number)
-            if bad:
-                rows = [row for number, row in enumerate(held.rows) if number not in set(bad)]
-                note = f"{len(bad)} rows without an answer that {split} can read skipped"
-                self.questions[benchmark] = Questions(rows, held.source, (*held.notes, note))
+            kept.append(number)
+        if not kept:
+            raise ValueError(f"{split}: none of the {len(held.rows)} rows of {held.source} can be asked and read; give others")
+        if len(kept) < len(held.rows):
+            warnings.warn(f"{split}: {len(held.rows) - len(kept)} of {len(held.rows)} rows skipped", stacklevel=2)
+        return kept
+
+    def _room(self, protocol: Protocol) -> int:
+        """Tokens that follow a prompt: the longest answer, or the longest choice."""
+        if protocol.decoding is not None:
+            return protocol.decoding.max_new_tokens
+        return max(len(self.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]) for choice in protocol.choices)
 
     # ------------------------------------------------------------------------------------------------ scoring
 
     def evaluate(
-        self, model: nn.Module, tokenizer: Any, split: str, *, batch_size: int, device: torch.device, precision: str, folder: Path | None
-    ) -> dict[str, float]:
+        self, model: nn.Module, tokenizer: Any, split: str, *, batch_size: int, device: torch.device, precision: str,
+        folder: Path | None, processes: Processes | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         """The metrics of a split: held-out likelihood, or a benchmark under a protocol; every answer goes to `samples.jsonl`."""
         if split in self.splits:
-            return self.likelihood(model, split, batch_size=batch_size, device=device, precision=precision)
+            return self.likelihood(model, split, batch_size=batch_size, device=device, precision=precision, processes=processes)
         name, _, protocol_name = split.partition("/")
         if name == AVERAGE:
             return benchmarks.average({key: values for key, values in self.found.items() if key.endswith(f"/{protocol_name}")})
         benchmark, protocol = self.asked[split]
-        rows = self._fitting(model, tokenizer, protocol, self.questions[benchmark].rows)
-        how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "folder": folder}
+        held = self.questions[benchmark]
+        how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "folder": folder, "backend": self.backend}
         with tally(f"eval {split}") as progress:
+            how |= {"processes": processes, "progress": progress}
             if protocol.kind == "harness":
-                self.found[split] = run_task(model, tokenizer, protocol, rows, progress=progress, **how)
+                rows = [held.rows[number] for number in self.usable[split]]
+                self.found[split] = harness.run_task(model, tokenizer, protocol, rows=rows, **how)
             else:
-                source = self.questions[benchmark].source
-                asked = [question(protocol, row, f"{source} row {number}") for number, row in enumerate(rows, start=1)]
+                asked = [question(protocol, held.rows[number], held.places[number]) for number in self.usable[split]]
                 self.found[split] = harness.score(
-                    model, tokenizer, protocol, asked, device=device, unsafe_code=self.unsafe_code, progress=progress, **how
-                )
+                    model, tokenizer, protocol, asked, device=device, unsafe_code=self.unsafe_code, **how
+                )  # fmt: skip
         return self.found[split]
-
-    def _fitting(self, model: nn.Module, tokenizer: Any, protocol: Protocol, rows: list[Row]) -> list[Row]:
-        """All rows, which are refused when one does not fit; with `skip_bad` those whose prompt and answer fit the window."""
-        if not self.skip_bad or protocol.kind == "harness":
-            return rows
-        room = protocol.decoding.max_new_tokens if protocol.decoding else 0
-        kept = [row for row in rows if fits(model, tokenizer, ask(protocol, row), room)]
-        if not kept:
-            raise ValueError(
-                f"protocol {protocol.benchmark}/{protocol.name}: no prompt fits the model's window; choose a model with a longer one"
-            )
-        if len(kept) < len(rows):
-            name = f"{protocol.benchmark}/{protocol.name}"
-            self.skipped[name] = len(rows) - len(kept)
-            warnings.warn(f"{self.skipped[name]} of {len(rows)} prompts of {name} skipped: longer than the window", stacklevel=2)
-        return kept
 
     # ------------------------------------------------------------------------------------------------ the record
 
@@ -115,10 +121,14 @@ class GenerationTask(TextTask):
         described = super().describe()
         described["train"] |= {"recipe": self.recipe, "recipe_version": VERSION, "notes": [*described["train"]["notes"], *self.notes]}
         for benchmark, held in self.questions.items():
-            made_by = {split: protocol.describe() for split, (of, protocol) in self.asked.items() if of == benchmark}
+            made_by = {
+                split: protocol.describe() | {"skipped": len(held.rows) - len(self.usable[split])}
+                for split, (of, protocol) in self.asked.items()
+                if of == benchmark
+            }
             described[benchmark] = {
                 "rows": len(held.rows), "fingerprint": held.fingerprint(), "source": held.source, "part": ["reported"],
-                "notes": list(held.notes), "protocols": made_by,
+                "skipped": held.skipped, "notes": list(held.notes), "protocols": made_by,
             }  # fmt: skip
         return described
 
@@ -130,82 +140,116 @@ def ask(protocol: Protocol, row: Row) -> str:
     return protocol.ask(**row)
 
 
-def fits(model: nn.Module, tokenizer: Any, prompt: str, room: int) -> bool:
-    window = None if is_seq2seq(model) else getattr(bare(model).config, "max_position_embeddings", None)
-    return window is None or len(tokenizer(prompt)["input_ids"]) + room <= window
-
-
-def question(protocol: Protocol, row: Row, source: str) -> Question:
-    """A benchmark's row as it is scored."""
+def question(protocol: Protocol, row: Row, place: str) -> Question:
+    """A benchmark's row as it is scored. Raises: ValueError where the protocol reads no truth in it."""
     if protocol.kind == "code":
-        return Question(prompt=ask(protocol, row), truth=row["test"], source=source, opening=row["prompt"], entry=row["entry_point"])
+        return Question(prompt=ask(protocol, row), truth=row["test"], source=place, opening=row["prompt"], entry=row["entry_point"])
     truth = row["answer"] if protocol.kind == "choices" else protocol.read_truth(row["answer"])
-    return Question(prompt=ask(protocol, row), truth=truth, source=source)
-
-
-def run_task(model: nn.Module, tokenizer: Any, protocol: Protocol, rows: list[Row], **how: Any) -> dict[str, float]:
-    """A task of lm-eval's own on our rows, which it reads from a file."""
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return harness.run_task(model, tokenizer, protocol, files=file, **how)
+    return Question(prompt=ask(protocol, row), truth=truth, source=place)
 
 
 # ---------------------------------------------------------------------------------------------------- building
 
 
-def build(
+def generation(
     *,
     name: str,
     version: int,
-    kind: Kind,
-    recipes: Mapping[str, Recipe],
-    recipe: str | None,
+    training_set: str,
+    source: str,
+    config: str | None = None,
+    revision: str | None,
+    files: list[str],
     protocol: str | list[str],
-    names: list[str],
-    train: Records,
-    rows: int | None,
-    held_out: int,
-    max_length: int,
-    limit_train: int | None,
-    limit_eval: int | None,
-    eval_dir: str | None,
-    eval_key: str,
-    skip_bad: bool,
-    unsafe_code: bool,
-    tokenizer: Any,
-    cache_root: str | Path,
-    progress: Any,
+    recipe: str | None = None,
+    benchmarks: list[str],
     average: bool = False,
+    rows: int | None = None,
+    held_out: int = 200,
+    max_length: int = 1024,
+    limit_train: int | None = None,
+    limit_eval: int | None = None,
+    data_dir: str | None = None,
+    eval_data_dir: str | None = None,
+    skip_bad: bool = False,
+    tokenizer: Any,
+    kind: Kind,
+    backend: Backend = "hf",
+    unsafe_code: bool = False,
+    cache_root: str | Path,
+    progress: Callable[[int, int], None] | None = None,
 ) -> GenerationTask:
-    """The task of a recipe (by default the first protocol's), its training records, and benchmarks by name.
+    """A set of prompts and answers, trained by a recipe and scored by protocols, e.g. GSM8K's row `question: Natalia sold clips …`.
 
-    Raises: ValueError for a name that is none, or where no benchmark has a protocol; whatever reading the data raises.
+    `training_set` names its recipes in `loraexp.tasks.recipes`, whose docstrings show a row of each set; by default the
+    first protocol's trains. `data_dir` holds one of `files`, in the hub's columns, or else `source` is read from the hub.
+    `eval_data_dir` (by default the same folder) holds the benchmarks' files.
+
+    Raises: SourceError where files or the hub's copy are missing; ValueError naming file, row and fix of a bad row, for
+    a name that is none, or where no benchmark has a protocol.
     """
+    if training_set not in TRAINING_SETS:
+        raise ValueError(f"task.training_set={training_set}: expected one of {', '.join(TRAINING_SETS)}")
+    recipes = TRAINING_SETS[training_set]
     wanted = [word.strip() for word in protocol.split(",")] if isinstance(protocol, str) else list(protocol)
     trained_by = recipe or wanted[0].removesuffix("_released")
     if recipe is None and trained_by not in recipes:
         raise ValueError(f"task.protocol={wanted[0]}: nothing is trained by it alone; set task.recipe to one of {', '.join(recipes)}")
     made = chosen(recipes, trained_by, rows)
+    check_sizes(held_out, max_length, kind, tokenizer)
+    train: Records = Hub(source, config, "train", revision, "task.data_dir")
+    if data_dir is not None:
+        train = Files(training_files(data_dir, files, benchmarks))
+    where = (eval_data_dir or data_dir, "task.eval_data_dir" if eval_data_dir else "task.data_dir")
+    asked, questions, notes = reported(wanted, benchmarks, *where, limit_eval, skip_bad)
+    how = Reading(f"{name} {trained_by}", VERSION * 1000 + version, made.pair, kind, max_length, made.below, made.rows, skip_bad)
+    everything = encode_pairs(train, how, tokenizer, cache_root=Path(cache_root), progress=progress)
+    return GenerationTask(
+        name=name, version=version, kind=kind, tokenizer=tokenizer, selection="held_out" if held_out else None,
+        splits=divide(everything, held_out, limit_train, limit_eval), learn_prompt=made.learn_prompt, asked=asked,
+        questions=questions, average=wanted if average else (), backend=backend, unsafe_code=unsafe_code, skip_bad=skip_bad,
+        recipe=trained_by, notes=notes,
+    )  # fmt: skip
+
+
+def check_sizes(held_out: int, max_length: int, kind: Kind, tokenizer: Any) -> None:
     if held_out < 0:
         raise ValueError(f"task.held_out={held_out}: expected a number of rows, 0 for none")
+    if kind == "causal" and max_length > tokenizer.model_max_length:
+        window = tokenizer.model_max_length
+        raise ValueError(f"task.max_length={max_length}: the model's window is {window} tokens; set task.max_length to {window} or less")
+
+
+def reported(
+    wanted: Sequence[str], names: list[str], directory: str | None, key: str, limit: int | None, skip_bad: bool
+) -> tuple[dict[str, tuple[str, Protocol]], dict[str, Questions], tuple[str, ...]]:
+    """Every split that is reported, with its benchmark and protocol; the benchmarks' rows; notes on those not found."""
     offered = {of: protocols.names(of) for of in names}
     for word in wanted:
         if not any(word in there for there in offered.values()):
             known = sorted({other for there in offered.values() for other in there})
             raise ValueError(f"task.protocol={word}: expected one of {', '.join(known)}")
-    questions, notes = benchmarks.read(names, directory=eval_dir, key=eval_key, limit=limit_eval, skip_bad=skip_bad)
+    questions, notes = benchmarks.read(names, directory=directory, key=key, limit=limit, skip_bad=skip_bad)
     asked = {f"{of}/{word}": (of, protocols.find(of, word)) for word in wanted for of in questions if word in offered[of]}
     if not asked:
         raise ValueError(f"task.protocol={wanted}: none of the benchmarks found ({', '.join(questions)}) has it")
-    how = Reading(f"{name} {trained_by}", VERSION * 1000 + version, made.pair, kind, max_length, made.below, made.rows, skip_bad)
-    everything = encode_pairs(train, how, tokenizer, cache_root=Path(cache_root), progress=progress)
-    splits = divide(everything, held_out, limit_train, limit_eval)
-    return GenerationTask(
-        name=name, version=version, kind=kind, tokenizer=tokenizer, selection="held_out" if held_out else None, splits=splits,
-        learn_prompt=made.learn_prompt, asked=asked, questions=questions, average=wanted if average else (),
-        unsafe_code=unsafe_code, skip_bad=skip_bad, recipe=trained_by, notes=notes,
-    )  # fmt: skip
+    return asked, questions, notes
+
+
+def training_files(directory: str, names: Sequence[str], of: Sequence[str]) -> tuple[Path, ...]:
+    """The first of `names` (paths or patterns) that is in the folder; with `{benchmark}` in it those of all of them.
+
+    Raises: SourceError where none is there, or where a pattern fits several files.
+    """
+    folder = Path(directory).expanduser()
+    for name in names:
+        if EACH in name:
+            parts = tuple(path for one in of if (path := folder / name.replace(EACH, one)).is_file())
+            if parts:
+                return parts
+        elif any(folder.glob(name)):
+            return (find(directory, [names[0], name], key="task.data_dir", what="the training rows"),)
+    return (find(directory, names, key="task.data_dir", what="the training rows"),)
 
 
 def divide(everything: TextExamples, held_out: int, limit_train: int | None, limit_eval: int | None) -> dict[str, TextExamples]:

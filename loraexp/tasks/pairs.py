@@ -40,6 +40,7 @@ class TextExamples:
     digests: NDArray[np.uint64]  # (n, 2): of the prompt, of the response
     source: str
     notes: tuple[str, ...] = ()
+    skipped: int = 0  # malformed rows of the file
     labels: NDArray[Any] | None = None  # (n,) classes, where the responses stand for some
 
     def __len__(self) -> int:
@@ -128,6 +129,7 @@ def encode_pairs(records: Records, how: Reading, tokenizer: Any, *, cache_root: 
         digests=arrays["digests"],
         source=records.name,
         notes=tuple(notes),
+        skipped=skipped,
     )
 
 

@@ -64,7 +64,11 @@ def metamath_cut(row: Row) -> Pair | None:
 
 
 def metamath_whole(row: Row) -> Pair | None:
-    """The same rows with their whole answers, which end in `The answer is: 72` (LoRA-DA, scored by what follows it)."""
+    """The same rows with their whole answers, which end in `The answer is: 72` (LoRA-DA, scored by what follows it).
+
+    A row of Yu et al. 2024, "MetaMath": `query: Randy has 60 mango trees …`, `response: … #### 35\\nThe answer is: 35`,
+    `type: GSM_Rephrased`.
+    """
     if "GSM" not in str(column(row, "type")):
         return None
     return Pair(question_answer(text(row, "query")), text(row, "response"))
@@ -84,7 +88,10 @@ METAMATH = {
 
 
 def gsm8k_answer(row: Row) -> tuple[str, str]:
-    """The working and the final number of GSM8K's answer, which ends in `#### 72`."""
+    """The working and the final number of GSM8K's answer, which ends in `#### 72`.
+
+    A row of Cobbe et al. 2021: `question: Natalia sold clips to 48 of her friends …`, `answer: Natalia sold 48/2 = … #### 72`.
+    """
     working, mark, number = text(row, "answer").rpartition("####")
     if not mark or not number.strip():
         raise BadRow("column 'answer' does not end in '#### NUMBER'")
@@ -121,7 +128,8 @@ GSM8K = {
 def code_feedback(row: Row) -> Pair | None:
     """A question and its answer up to the end of the first code block; rows without one are left out.
 
-    Columns `query`, `answer`, or Code-Feedback's `messages`, of which the first question and answer are taken.
+    Columns `query`, `answer`, or Code-Feedback's `messages`, of which the first question and answer are taken. A row of
+    Zheng et al. 2024, "OpenCodeInterpreter": `query: Write a function that …`, `answer: Here is …```python\\ndef …``` …`.
     """
     if "messages" in row:
         said = {m.get("role"): m.get("content") for m in reversed(column(row, "messages")) if isinstance(m, Mapping)}
@@ -140,6 +148,7 @@ CODE_FEEDBACK = {name: Recipe(code_feedback, below=1024, rows=100_000) for name 
 
 
 def alpaca_row(row: Row) -> Pair:
+    """A row of Taori et al. 2023: `instruction: Give three tips for staying healthy.`, `input:`, `output: 1. Eat a balanced …`."""
     return Pair(alpaca(text(row, "instruction"), text(row, "input", empty=True).strip()), text(row, "output"))
 
 
@@ -147,6 +156,9 @@ ALPACA = {"lora_one": Recipe(alpaca_row)}
 
 
 def commonsense(prompt: Callable[[str], str]) -> Callable[[Row], Pair]:
+    """A row of Hu et al. 2023, "LLM-Adapters", in that prompt: `instruction: Please answer the following question with true
+    or false, question: …`, `output: the correct answer is true`, `answer: true`."""
+
     def pair(row: Row) -> Pair:
         if "answer" in row:
             choice(row, "answer", ANSWERS)
@@ -160,6 +172,15 @@ COMMONSENSE = {
     "llm_adapters": Recipe(commonsense(lambda instruction: indented(instruction, 16)), learn_prompt=True),
     "lora_sb": Recipe(commonsense(lambda instruction: indented(instruction, 12))),
     "lora_one": Recipe(commonsense(lambda instruction: alpaca(instruction) + "\n")),
+}
+
+
+TRAINING_SETS: dict[str, dict[str, Recipe]] = {
+    "metamath": METAMATH,
+    "gsm8k": GSM8K,
+    "code_feedback": CODE_FEEDBACK,
+    "alpaca": ALPACA,
+    "commonsense": COMMONSENSE,
 }
 
 

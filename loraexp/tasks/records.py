@@ -7,10 +7,10 @@ import gzip
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 from loraexp import sources
 
@@ -151,20 +151,29 @@ def choice(row: Row, name: str, choices: Iterable[str]) -> str:
     return value
 
 
-def load(records: Records, *, skip_bad: bool = False) -> tuple[list[Row], int]:
-    """Every row, for the small sets that are evaluated on, and how many bad ones were skipped.
+class Loaded(NamedTuple):
+    rows: list[Row]
+    places: list[str]  # file and row of each
+    skipped: int
+
+
+def load(records: Records, read: Callable[[Row], Row], *, skip_bad: bool) -> Loaded:
+    """Every row as `read` puts it, for the small sets that are evaluated on, and how many bad ones were skipped.
 
     Raises: ValueError naming file, row and fix of the first bad row, unless `skip_bad`.
     """
-    rows, skipped = [], 0
+    loaded, skipped = Loaded([], [], 0), 0
     for place, row in records:
-        if isinstance(row, BadRow):
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            loaded.rows.append(read(row))
+            loaded.places.append(place)
+        except BadRow as error:
             if not skip_bad:
-                raise refuse(place, row)
+                raise refuse(place, error) from None
             skipped += 1
-        else:
-            rows.append(row)
-    return rows, skipped
+    return loaded._replace(skipped=skipped)
 
 
 def _open(path: Path) -> TextIO:

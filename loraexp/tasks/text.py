@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch.nn import functional
 
 from loraexp.linalg import at_least_float32
 from loraexp.tasks.pairs import Kind, TextExamples
+
+if TYPE_CHECKING:
+    from loraexp.parallel import Processes
 
 IGNORED = -100  # the label of a token that is not in the loss: padding, and prompts unless they are learnt
 KINDS = frozenset({"causal", "seq2seq"})
@@ -80,10 +83,11 @@ class TextTask:
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         if self.kind == "seq2seq":
             return model(**inputs, decoder_input_ids=self._shifted(model, labels)).logits, labels
-        # Token t is predicted at t − 1; logits before the first label of the batch are not computed.
+        # Token t is predicted at t − 1; logits before the first label of the batch are not computed. The last position
+        # predicts nothing: a label for it is cheaper than a copy of all logits but its own.
         first = int((labels != IGNORED).any(dim=0).nonzero()[0])
         logits = model(**inputs, logits_to_keep=labels.shape[1] - first + 1).logits
-        return logits[:, :-1], labels[:, first:]
+        return logits, functional.pad(labels[:, first:], (0, 1), value=IGNORED)
 
     def _shifted(self, model: nn.Module, labels: Tensor) -> Tensor:
         """What the decoder reads to predict `labels`: its start token, then the labels but the last, padding where none."""
@@ -117,33 +121,42 @@ class TextTask:
         here = labels != IGNORED
         counts = here.sum(dim=1)
         order = torch.argsort(here.to(torch.int8), dim=1, descending=True, stable=True)[:, : int(counts.max())]
-        gathered = torch.gather(at_least_float32(logits), 1, order.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-        valid = torch.arange(order.shape[1], device=labels.device) < counts.unsqueeze(1)
-        return torch.where(valid.unsqueeze(-1), gathered, gathered.new_zeros(()))
+        gathered = at_least_float32(logits[torch.arange(len(order), device=order.device).unsqueeze(1), order])
+        behind = torch.arange(order.shape[1], device=labels.device) >= counts.unsqueeze(1)
+        return gathered.masked_fill(behind.unsqueeze(-1), 0.0)
 
     @torch.inference_mode()
-    def likelihood(self, model: nn.Module, split: str, *, batch_size: int, device: torch.device, precision: str) -> dict[str, float]:
+    def likelihood(
+        self, model: nn.Module, split: str, *, batch_size: int, device: torch.device, precision: str, processes: Processes | None = None
+    ) -> dict[str, float]:
         """`log_likelihood`: the mean log-probability of a label token of the split, in nats (at most 0; higher is better).
 
-        Raises: FloatingPointError where it is not a number.
+        Several processes take the batches in turn, the last one again where they do not divide: wrapped models stay in
+        step, and the batches' sums are added in one order. Raises: FloatingPointError where it is not a number.
         """
         from loraexp.evaluate import autocast, to_device
         from loraexp.progress import bar
 
         examples = self.splits[split]
         order = np.argsort(-examples.lengths, kind="stable")
-        total, count, training = 0.0, 0, model.training
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        rank, world = (processes.rank, processes.world) if processes else (0, 1)
+        found: dict[int, tuple[float, int]] = {}
+        training = model.training
         model.eval()
         try:
-            with bar(f"eval {split}", len(order)) as advance:
-                for start in range(0, len(order), batch_size):
-                    rows = order[start : start + batch_size]
+            with bar(f"eval {split}", -(-len(batches) // world)) as advance:
+                for first in range(0, len(batches), world):
+                    index = min(first + rank, len(batches) - 1)
                     with autocast(device, precision):
-                        loss, labels = self.loss_sum(model, to_device(self.collate(examples, rows), device))
-                    total, count = total + float(loss), count + labels
-                    advance(len(rows))
+                        loss, labels = self.loss_sum(model, to_device(self.collate(examples, batches[index]), device))
+                    found[index] = (float(loss), labels)
+                    advance()
         finally:
             model.train(training)
+        for part in processes.gather(found) if processes else []:
+            found |= part
+        total, count = (sum(found[index][k] for index in range(len(batches))) for k in (0, 1))
         if not np.isfinite(total):
             raise FloatingPointError(f"task={self.name}: the loss of {split} is {total}: it diverged, lower lr or use precision=fp32")
         return {"log_likelihood": -total / count}
@@ -163,6 +176,7 @@ class TextTask:
             "part": [part for part, is_so in parts.items() if is_so],
             "tokens": int(examples.lengths.sum()),
             "label_tokens": int((examples.lengths - (0 if self.learn_prompt else examples.prompts)).sum()),
+            "skipped": examples.skipped,
             "notes": list(examples.notes),
         }
 
