@@ -1,4 +1,4 @@
-"""What a run leaves behind: the record on disk first, W&B second (and only here)."""
+"""What a run leaves behind on disk; W&B gets a copy of it (tracking.py)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ import yaml
 
 from loraexp import __version__
 from loraexp.files import finite, write_json
+from loraexp.tracking import Copy
 
 if TYPE_CHECKING:
     from loraexp.settings import WandbSettings
@@ -31,6 +30,14 @@ PACKAGES = ("torch", "transformers", "datasets", "evaluate", "hydra-core", "acce
 
 class Busy(RuntimeError):
     """Another process is running this very run."""
+
+
+class Finished(RuntimeError):
+    """Another process finished this very run between the look at its record and the lock; `record` is what it left."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        super().__init__(record["run_id"])
+        self.record = record
 
 
 def now() -> str:
@@ -55,8 +62,7 @@ class Record:
         self.folder = folder
         self.config = config
         self.main = main
-        self.wandb_settings = wandb
-        self.wandb: Any = None
+        self.copy = Copy(wandb, folder, run_id, config)
         self.lock: IO[str] | None = None
         self.metrics: IO[str] | None = None
         self.content: dict[str, Any] = {
@@ -84,6 +90,10 @@ class Record:
         except OSError as error:
             self.lock.close()
             raise Busy(f"{self.folder}: another process is running this run; wait for it, or stop it") from error
+        found = read(self.folder)
+        if found is not None and found["status"] == "finished" and not self.config.get("force"):
+            self.lock.close()
+            raise Finished(found)
         self.content["environment"] = environment()
         (self.folder / "error.txt").unlink(missing_ok=True)
         write_yaml(self.folder / "config.yaml", self.config)
@@ -101,39 +111,7 @@ class Record:
             kept = "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= keep_to_step)
         path.write_text(kept)
         self.metrics = path.open("a", buffering=1)
-        self.start_wandb()
-
-    def start_wandb(self) -> None:
-        """Begin W&B's copy of the record under the run's own id, so that a resumed run goes on there too."""
-        if self.wandb_settings.mode == "disabled":
-            return
-        import wandb
-
-        names = {group: self.config[group]["name"] for group in ("task", "model", "init", "optimizer")}
-        with self.second_to_disk():
-            self.wandb = wandb.init(
-                mode=self.wandb_settings.mode,
-                project=self.wandb_settings.project,
-                entity=self.wandb_settings.entity,
-                group=self.wandb_settings.group or f"{names['task']}-{names['model']}",
-                name=self.folder.name,
-                id=self.content["run_id"],
-                resume="allow",
-                dir=str(self.folder),
-                config=self.config,
-                tags=list(names.values()),
-                settings=wandb.Settings(silent=True, console="off", save_code=False),
-            )
-
-    @contextmanager
-    def second_to_disk(self) -> Iterator[None]:
-        """W&B is a copy: when it fails the run goes on without it, and the record and standard error say so."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - whatever W&B raises, the run on disk matters more
-            self.wandb = None
-            self.content["wandb_error"] = f"{type(error).__name__}: {error}"
-            print(f"loraexp: W&B stopped ({self.content['wandb_error'][:200]}); the record on disk goes on", file=sys.stderr)
+        self.copy.start()
 
     def log(self, step: int, **values: Any) -> None:
         """One line of metrics.jsonl, and the same numbers to W&B."""
@@ -142,9 +120,7 @@ class Record:
         line = finite({"step": step, **values})
         assert self.metrics is not None
         self.metrics.write(json.dumps(line) + "\n")
-        if self.wandb is not None:
-            with self.second_to_disk():
-                self.wandb.log({k: v for k, v in line.items() if v is not None}, step=step)
+        self.copy.log(step, line)
 
     def update(self, **sections: Any) -> None:
         """Set sections of the record; a mapping is merged into what is there. Written at once."""
@@ -158,14 +134,11 @@ class Record:
     def finish(self) -> dict[str, Any]:
         self.content |= {"status": "finished", "ended": now()}
         self.write()
-        if self.wandb is not None:
-            summary = {f"{split}/{k}": v for split, metrics in self.content["metrics"].items() for k, v in metrics.items()}
-            summary |= {f"cost/{k}": v for k, v in self.content["cost"].items()}
-            with self.second_to_disk():
-                self.wandb.summary.update(finite(summary | {"record": {k: v for k, v in self.content.items() if k != "config"}}))
         return self.content
 
     def write(self) -> None:
+        if self.copy.error is not None:
+            self.content["wandb_error"] = self.copy.error
         if self.main:
             write_json(self.folder / "record.json", self.content)
 
@@ -185,9 +158,11 @@ class Record:
             (self.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
         if self.metrics is not None:
             self.metrics.close()
-        if self.wandb is not None:
-            with self.second_to_disk():
-                self.wandb.finish(exit_code=0 if error is None else 1)
+        if isinstance(error, Exception):
+            self.copy.start()  # one that failed before its first step is told to W&B as well
+        self.copy.finish(self.content)
+        if self.copy.error is not None and "wandb_error" not in self.content:
+            self.write()
         if self.lock is not None:
             self.lock.close()
 

@@ -1,0 +1,58 @@
+"""Whether two rows of a table differ: their paired difference over common seeds, with two intervals."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A mean difference over `n` common seeds and its intervals, which need at least two."""
+
+    n: int
+    difference: float
+    t: tuple[float, float] | None
+    bootstrap: tuple[float, float] | None
+
+    def includes(self, value: float) -> bool | None:
+        """Whether the t interval leaves `value` possible; None where there is no interval to tell."""
+        return None if self.t is None else self.t[0] <= value <= self.t[1]
+
+
+def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Compared | None:
+    """`first − second` over the seeds that both have; None where they have none in common.
+
+    Student's t interval of the mean of paired differences, d̄ ± t_{0.975, n−1} s/√n, and the percentile interval of the
+    means of resampled differences (seeded). The bootstrap cannot leave the range of the differences, so with few seeds it is
+    too narrow; the t interval decides.
+    """
+    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    if not differences:
+        return None
+    mean = statistics.fmean(differences)
+    if len(differences) == 1:
+        return Compared(n=1, difference=mean, t=None, bootstrap=None)
+    return Compared(n=len(differences), difference=mean, t=t_interval(differences), bootstrap=bootstrap_interval(differences))
+
+
+def t_interval(differences: list[float]) -> tuple[float, float]:
+    from scipy.stats import t
+
+    n = len(differences)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    mean = statistics.fmean(differences)
+    return mean - half, mean + half
+
+
+def bootstrap_interval(differences: list[float], seed: int = 0) -> tuple[float, float]:
+    import numpy as np
+
+    drawn = np.random.default_rng(seed).choice(np.array(differences), size=(RESAMPLES, len(differences)))
+    low, high = np.quantile(drawn.mean(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
