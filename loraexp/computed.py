@@ -7,7 +7,7 @@ Its folder is `<output_root>/computed/<sweep>-<id>/`: `record.json` as a run has
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import inspect
 import json
 import time
 import traceback
@@ -64,8 +64,7 @@ class Computed:
 
 def folder(sweep: Sweep, output_root: str | Path) -> Path:
     assert sweep.compute is not None
-    identity = json.dumps(sweep.compute, sort_keys=True, default=str)
-    return Path(output_root) / "computed" / f"{sweep.key}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+    return Path(output_root) / "computed" / f"{sweep.key}-{config.digest(sweep.compute)}"
 
 
 def check(sweep: Sweep) -> Callable[..., Computed]:
@@ -103,7 +102,10 @@ def run(sweep: Sweep, output_root: str | Path, progress: Progress | None = None,
     write_json(into / "record.json", content)
     began = time.perf_counter()
     try:
-        made = function(**{k: v for k, v in sweep.compute.items() if k != "_target_"}, progress=progress or (lambda done, total: None))
+        keywords = {key: value for key, value in sweep.compute.items() if key != "_target_"}
+        if "output_root" in inspect.signature(function).parameters:
+            keywords["output_root"] = Path(output_root)  # its own runs are filed beside all others
+        made = function(**keywords, progress=progress or (lambda done, total: None))
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno} in {where.name}"

@@ -1,0 +1,300 @@
+"""LoRA-One's figures on the linear task: variance of the start, the global minimum, preconditioners (appendix G.1, slides)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from loraexp import linalg
+from loraexp.computed import Computed, Curve, Progress
+from loraexp.config import ConfigError
+from loraexp.initializers.lora import lora
+from loraexp.initializers.lora_ga import lora_ga
+from loraexp.initializers.lora_one import lora_one
+from loraexp.initializers.lora_sb import lora_sb
+from loraexp.layer import Factors, Layer
+from loraexp.theory import linear
+from loraexp.theory.linear import Batch, Trace, by_seed, descend, first_step, logs
+
+# ------------------------------------------------------------------------------------------------------ starts
+
+
+def gaussian(layer: Layer, generator: torch.Generator, *, rank: int, variance: float) -> Factors:
+    """(LoRA-init): LoRA's start with the entries of A from N(0, α²), as the paper draws them."""
+    factors = lora(layer, rank=rank, scaling=1.0, generator=generator)
+    return replace(factors, A=variance**0.5 * linalg.gaussian(rank, layer.d_in, generator, factors.A))
+
+
+def spectral(layer: Layer, generator: torch.Generator, *, rank: int, gamma: float = 1.0) -> Factors:
+    """(Spectral-init): `B0 A0 = γ` times the best rank-r approximation of the negative gradient, its size included.
+
+    It is LoRA-One with the scale `s = 1/(γ Σ_0)`, which takes back the division by the largest singular value Σ_0.
+    """
+    largest = float(torch.linalg.matrix_norm(layer.gradient, 2))
+    return lora_one(layer, rank=rank, scaling=1.0, generator=generator, scale=1 / (gamma * largest))
+
+
+def subspace_of_gradient(layer: Layer, generator: torch.Generator, *, rank: int) -> Factors:
+    """LoRA-SB as LoRA-One's section 5 tells it: A and B frozen at the singular vectors of the gradient itself, R its values.
+
+    `lora_sb` takes those of the gradient's signs, as its own paper has it.
+    """
+    found = lora_one(layer, rank=rank, scaling=1.0, generator=generator, scale=1.0, flavour="slides")
+    return replace(found, R=-found.B.mT @ layer.gradient @ found.A.mT, start="shifted", train=frozenset({"R"}))
+
+
+# ------------------------------------------------------------------------------------------------------ curves
+
+
+def band(panel: str, label: str, x: Sequence[float], y: Tensor, diverged_at: float | None = None, kind: str = "line") -> Curve:
+    """The mean over seeds of y (points, seeds), and the least and largest as its band."""
+    return Curve(
+        panel=panel, label=label, x=list(x), y=y.mean(-1).tolist(), low=y.amin(-1).tolist(), high=y.amax(-1).tolist(),
+        diverged_at=diverged_at, kind=kind,
+    )  # fmt: skip
+
+
+def first_divergence(trace: Trace, arm: int, arms: int) -> int | None:
+    """The earliest step at which an arm diverged in any seed."""
+    return min((step for step in trace.diverged_at[arm::arms] if step is not None), default=None)
+
+
+def smallest_gap(values: Tensor) -> float:
+    """The smallest fall of the means over seeds from one arm to the next, (seeds, arms); a diverged arm (NaN) counts as infinite."""
+    means = values.mean(0).nan_to_num(nan=math.inf)
+    return float((means[:-1] - means[1:]).amin())
+
+
+# ------------------------------------------------------------------------------------------------------ Figure 2
+
+
+def figure2(
+    dimensions: dict[str, int],
+    rows_per_dimension: int,
+    rank: int,
+    true_rank: int,
+    variances: list[float],
+    lr: float,
+    steps: int,
+    every: int,
+    seeds: int,
+    aligned: float,
+    ratios: list[float],
+    progress: Progress,
+) -> Computed:
+    """Risk and alignment of LoRA from (LoRA-init), against the variance α² of A, the dimension and the ratio of the two rates.
+
+    LoRA-One, Figure 2 and its appendix G.1; slides, Figure 1. `Δ = U Vᵀ` with r* singular values 1, d = k, N = d `rows_per_dimension`.
+    Values by `<dimension's name>/variance <α²>`: `risk/…` (log10 of the last risk), `angle/…` (the least over the measured steps),
+    `steps/…` until the angle is below `aligned`; and `gap/…`, the smallest fall of the mean from a variance to the next smaller one.
+    `ratios` η_B/η_A are run in the first dimension with the smallest variance, with η_A = `lr` and with `√(η_A η_B) = lr`.
+    """
+    if sorted(variances, reverse=True) != variances:
+        raise ConfigError(f"variances={variances}: expected the largest first")
+    curves: list[Curve] = []
+    values: dict[str, float | list[float]] = {}
+    total = (len(dimensions) + 2 * len(ratios)) * steps
+    for i, (size, d) in enumerate(dimensions.items()):
+        given = linear.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
+        starts = {f"{v:g}": partial(gaussian, rank=rank, variance=v) for v in variances}
+        batch = Batch(given, starts, rank)
+        measures = {"risk": linear.risk, "angle": linear.angle_to_gradient(batch, true_rank)}
+        trace = descend(batch, "gd", lr, steps, measures, every=every, progress=linear.share(progress, i * steps, total))
+        risk, angle = (by_seed(trace[name], len(variances)) for name in ("risk", "angle"))
+        last, best = logs(risk[-1]), angle.nan_to_num(1.0).amin(0)
+        until = by_seed(first_step(trace.steps, trace["angle"] <= aligned).clamp_max(steps), len(variances))
+        for j, v in enumerate(variances):
+            label = f"α² = {v:g}"
+            curves.append(band(f"risk, {size} d", label, trace.steps, logs(risk[..., j]), first_divergence(trace, j, len(variances))))
+            curves.append(band(f"angle, {size} d", label, trace.steps, angle[..., j]))
+            for name, x in (("risk", last), ("angle", best), ("steps", until)):
+                values[f"{name}/{size}/variance {v:g}"] = x[:, j].tolist()
+        for name, x in (("risk", last), ("angle", best)):
+            curves.append(band(f"{name} against α²", f"d = {d}", variances, x.mT))
+            values[f"gap/{name}/{size}"] = smallest_gap(x)
+    if ratios:
+        part = linear.share(progress, len(dimensions) * steps, total)
+        start = partial(gaussian, rank=rank, variance=variances[-1])
+        d = next(iter(dimensions.values()))
+        given = linear.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
+        found, drawn = two_rates(given, start, rank, true_rank, lr, steps, every, aligned, ratios, part)
+        values |= found
+        curves += drawn
+    axes = {f"{name}, {size} d": {"x": f"step (d = {d})", "y": LABELS[name]} for name in LABELS for size, d in dimensions.items()}
+    axes |= {f"{name} against α²": {"x": "variance α² of the start", "y": BEST[name], "x_scale": "log"} for name in BEST}
+    return Computed(values=values, curves=curves, axes=axes | ({"two rates": {"x": "step", "y": LABELS["angle"]}} if ratios else {}))
+
+
+LABELS = {"risk": "log10 risk ½‖BA − Δ‖²", "angle": "sine of principal angle to G♮"}
+BEST = {"risk": "log10 of the last risk", "angle": "best sine of principal angle"}
+
+
+def two_rates(
+    given: linear.Tasks, start: linear.Start, rank: int, true_rank: int, lr: float, steps: int, every: int, aligned: float,
+    ratios: list[float], progress: Callable[[int], None],
+) -> tuple[dict[str, float | list[float]], list[Curve]]:  # fmt: skip
+    """Steps until alignment where B learns `ratio` times as fast as A: with A at `lr`, and with the geometric mean at `lr`."""
+    values: dict[str, float | list[float]] = {}
+    curves = []
+    runs = [(f"η_B = {r:g} η_A, η_A = η", lr, r, "faster B") for r in ratios]
+    runs += [(f"η_B = {r:g} η_A, √(η_A η_B) = η", lr / r**0.5, r, "same mean") for r in ratios if r != 1]
+    for i, (label, rate, ratio, kind) in enumerate(runs):
+        batch = Batch(given, {"random": start}, rank)
+        measure = {"angle": linear.angle_to_gradient(batch, true_rank)}
+        done = partial(lambda first, step: progress(first + step), i * steps)
+        trace = descend(batch, "imbalanced", rate, steps, measure, every=every, progress=done, ratio=ratio)
+        curves.append(band("two rates", label, trace.steps, trace["angle"], first_divergence(trace, 0, 1)))
+        values[f"steps/{kind}/ratio {ratio:g}"] = first_step(trace.steps, trace["angle"] <= aligned).clamp_max(steps).tolist()
+    return values, curves
+
+
+# ------------------------------------------------------------------------------------------------------ Figure 4
+
+NAMES = {
+    "lora_one": "LoRA-One",
+    "spectral": "LoRA-One, size of the gradient kept",
+    "lora_ga": "LoRA-GA",
+    "lora_sb": "LoRA-SB",
+    "lora_sb_svd": "LoRA-SB, gradient without signs",
+}
+
+
+def starts_of_figure4(rank: int, lr: float, gamma: float, scale: float) -> dict[str, linear.Start]:
+    """The methods of Figure 4, and two readings of them that the text leaves open."""
+    return {
+        "lora_one": lambda layer, g: lora_one(layer, rank=rank, scaling=1.0, generator=g, scale=scale),
+        "spectral": partial(spectral, rank=rank),
+        "lora_ga": lambda layer, g: lora_ga(layer, rank=rank, scaling=1.0, generator=g, gamma=gamma),
+        "lora_sb": lambda layer, g: lora_sb(layer, rank=rank, scaling=scale, generator=g, step_size=lr),
+        "lora_sb_svd": partial(subspace_of_gradient, rank=rank),
+    }
+
+
+def figure4(
+    d: int,
+    rows: int,
+    cases: dict[str, list[int]],
+    spectrum: list[float],
+    lr: float,
+    stable_lr: float,
+    gamma: float,
+    scale: float,
+    steps: int,
+    plain_steps: int,
+    seeds: int,
+    progress: Progress,
+) -> Computed:
+    """Log-risk of LoRA-One, LoRA-SB and LoRA-GA under and over the rank of Δ, with the best rank-r risk as a line.
+
+    LoRA-One, Figure 4 and its appendix G.1: η = 0.5, stable parameter γ = 16, scaling parameter 1; the number of steps is not stated.
+    Plain gradient descent at 0.5 diverges on singular values of 40 (the curvature is 80), and it is not said which other rule
+    was run; here three: `gd` at η, `prec_gd` at η (equation Prec-GD, for which Theorem C.21 allows rates up to 0.5), and `small`: gradient
+    descent at `stable_lr`. LoRA-SB trains R alone and takes plain gradient descent under each. `cases` are [r, r*] by name.
+    Values `risk/<case>/<rule>/<method>` (log10 of the last risk), `excess/…` (log10 of what its training loss, relative to that of
+    W0, lies above the infimum over updates of rank r; −40 where it does not), `reached/…` (the share of seeds where that is below 1e-8),
+    `above/…` (log10 of the last risk over the best rank-r risk, where that is not 0), `diverged/…` (the share of seeds) and
+    `diverged_at/…` (the first step). LoRA-GA's update has rank 2r, its offset included, and may lie below the infimum.
+    """
+    rules = {"gd": ("gd", lr, steps), "prec_gd": ("prec_gd", lr, steps), "small": ("gd", stable_lr, plain_steps)}
+    total = len(cases) * 2 * (2 * steps + plain_steps)
+    done = 0
+    values: dict[str, float | list[float]] = {}
+    curves: list[Curve] = []
+    for case, ranks in cases.items():
+        if len(ranks) != 2 or not 1 <= ranks[1] <= len(spectrum):
+            raise ConfigError(f"cases.{case}={ranks}: expected [r, r*] with an r* of 1 to {len(spectrum)}, the length of spectrum")
+        rank, true_rank = ranks
+        given = linear.tasks(seeds, d, d, spectrum[:true_rank], rows)
+        infimum = linear.least_risk(spectrum[:true_rank], rank)
+        values[f"infimum/{case}"] = infimum
+        for name, (rule, rate, count) in rules.items():
+            panel = PANELS[name].format(case=f"r = {rank}, r* = {true_rank}", lr=rate)
+            starts = starts_of_figure4(rank, rate, gamma, scale)
+            frozen = {method: start for method, start in starts.items() if method.startswith("lora_sb")}
+            for own, arms in ((rule, {m: start for m, start in starts.items() if m not in frozen}), ("gd", frozen)):
+                measures = {"risk": linear.risk, "loss": linear.training_loss}
+                part = linear.share(progress, done, total)
+                trace = descend(Batch(given, arms, rank), own, rate, count, measures, every=max(1, count // 200), progress=part)
+                done += count
+                values |= ends(trace, f"{case}/{name}", list(arms), given, rank, infimum)
+                curves += [risk_curve(trace, panel, method, j, len(arms)) for j, method in enumerate(arms)]
+            if infimum:
+                level = float(logs(torch.tensor(infimum)))
+                curves.append(Curve(panel=panel, label=f"best rank-{rank} risk", x=[0, count], y=[level, level], kind="level"))
+    axes = {curve.panel: {"x": "step", "y": LABELS["risk"]} for curve in curves}
+    return Computed(values=values, curves=curves, axes=axes)
+
+
+PANELS = {"gd": "{case}, GD, η = {lr:g}", "prec_gd": "{case}, preconditioned GD, η = {lr:g}", "small": "{case}, GD, η = {lr:g}"}
+
+
+def risk_curve(trace: Trace, panel: str, method: str, arm: int, arms: int) -> Curve:
+    return band(panel, NAMES[method], trace.steps, logs(by_seed(trace["risk"], arms)[..., arm]), first_divergence(trace, arm, arms))
+
+
+def ends(trace: Trace, where: str, arms: Sequence[str], given: linear.Tasks, rank: int, infimum: float) -> dict[str, float | list[float]]:
+    """The last risk and excess loss of each arm by seed; of a diverged one no number, and the step at which it diverged."""
+    values: dict[str, float | list[float]] = {}
+    for j, method in enumerate(arms):
+        risk, loss = (by_seed(trace[name][-1], len(arms))[:, j] for name in ("risk", "loss"))
+        excess = (loss - linear.least_loss(given, rank)) / linear.least_loss(given, 0)
+        values[f"risk/{where}/{method}"] = logs(risk).tolist()
+        values[f"excess/{where}/{method}"] = logs(excess).tolist()
+        if infimum:
+            values[f"above/{where}/{method}"] = logs(risk / infimum).tolist()
+        values[f"reached/{where}/{method}"] = float((excess < 1e-8).double().mean())
+        diverged = [step for step in trace.diverged_at[j :: len(arms)] if step is not None]
+        values[f"diverged/{where}/{method}"] = len(diverged) / len(excess)
+        if diverged:
+            values[f"diverged_at/{where}/{method}"] = float(min(diverged))
+    return values
+
+
+# ------------------------------------------------------------------------------------------------------ ablation
+
+
+def relative_risk(batch: Batch, whole: float) -> Tensor:
+    """The risk over that of W0."""
+    return linear.risk(batch) / whole
+
+
+def ablation(
+    d: int, rows: int, spectra: dict[str, list[float]], lrs: list[float], steps: int, seeds: int, target: float, progress: Progress
+) -> Computed:
+    """Gradient descent from the spectral start with (+) and without (−) preconditioners, over learning rates.
+
+    Slides, "Ablation study", of which only the labels survive; here on the linear task with r = r*, for a well and an ill conditioned Δ.
+    Values by `<spectrum>/<+|->`: `tolerated/…` (how many of the rates bring the risk, relative to that of W0, below `target` in every
+    seed), `steps/…` (the fewest steps to there at any rate; `steps` where none does), `risk/…/lr <η>` (log10 of the last relative risk).
+    """
+    values: dict[str, float | list[float]] = {}
+    curves: list[Curve] = []
+    axes = {}
+    total, done = len(spectra) * 2 * len(lrs) * steps, 0
+    for name, spectrum in spectra.items():
+        given = linear.tasks(seeds, d, d, spectrum, rows)
+        relative = partial(relative_risk, whole=sum(s * s for s in spectrum) / 2)
+        for sign, rule in (("+", "prec_gd"), ("-", "gd")):
+            traces = []
+            for lr in lrs:
+                batch = Batch(given, {"spectral": partial(spectral, rank=len(spectrum))}, len(spectrum))
+                trace = descend(batch, rule, lr, steps, {"risk": relative}, progress=linear.share(progress, done, total))
+                traces.append(trace)
+                done += steps
+                values[f"risk/{name}/{sign}/lr {lr:g}"] = logs(trace["risk"][-1]).tolist()
+            last = torch.stack([logs(x["risk"][-1]).nan_to_num(0.0).clamp_max(0.0) for x in traces])
+            until = torch.stack([first_step(x.steps, x["risk"] <= target).clamp_max(steps) for x in traces])
+            values[f"tolerated/{name}/{sign}"] = float((last <= logs(torch.tensor(target))).all(-1).sum())
+            values[f"steps/{name}/{sign}"] = until.amin(0).tolist()
+            best = traces[min(range(len(lrs)), key=lambda i: (float(until[i].mean()), float(last[i].mean())))]
+            label = "(+) with preconditioners" if sign == "+" else "(−) without"
+            curves.append(band(f"{name}: last risk against η", label, lrs, last))
+            curves.append(band(f"{name}: risk at the best η", label, best.steps, logs(best["risk"])))
+        axes[f"{name}: last risk against η"] = {"x": "learning rate η", "y": "log10 of the last relative risk", "x_scale": "log"}
+        axes[f"{name}: risk at the best η"] = {"x": "step", "y": "log10 relative risk"}
+    return Computed(values=values, curves=curves, axes=axes)

@@ -1,0 +1,329 @@
+"""A two-layer network that has learnt MNIST's odd digits learns the even ones: trajectories of full and low-rank fine-tuning."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from loraexp import config, models
+from loraexp.adapter import AdaptedLinear, Adapters, attach, scaling_factor, train_everything
+from loraexp.computed import Computed, Curve, Progress, Surface
+from loraexp.config import ConfigError
+from loraexp.experiment import make
+from loraexp.initialize import initialize
+from loraexp.optimizers.adamw import adamw
+from loraexp.parallel import Processes
+from loraexp.settings import Settings
+from loraexp.statistics import layer_generator
+from loraexp.theory import digits
+from loraexp.theory.digits import PIXELS, Digits
+from loraexp.theory.plane import FULL, Plane, Way, distances
+from loraexp.train import Diverged
+
+CLASSES = 10
+HELD_OUT = 1000  # even digits at most that nothing is trained on
+PRETRAINING = {"lr": 1e-3, "epochs": 30, "batch_size": 100}
+EARLY = 0.05  # the share of the steps that counts as the beginning
+CPU = torch.device("cpu")
+
+
+class TwoLayer(nn.Module):
+    """`softmax(V relu(W x))` without biases: what full fine-tuning moves is what the adapters move."""
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(PIXELS, width, bias=False)
+        self.output = nn.Linear(width, CLASSES, bias=False)
+        for name, layer in self.named_children():
+            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=layer_generator(seed, name, "mnist"))  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(functional.relu(self.hidden(x)))
+
+    @torch.no_grad()
+    def flat(self) -> Tensor:
+        """Both weights, the adapters' updates added, as one vector."""
+        layers = (self.hidden, self.output)
+        return torch.cat([(x.weight + x.update() if isinstance(x, AdaptedLinear) else x.weight).flatten() for x in layers])
+
+
+class Images:
+    """Images and labels as a split of a task."""
+
+    def __init__(self, made: Digits) -> None:
+        self.x, self.labels = torch.from_numpy(made.images), torch.from_numpy(made.labels)
+        self.lengths = np.ones(len(made), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class DigitTask:
+    """What `initialize` asks of a task: rows, their loss, their logits."""
+
+    name, version = "mnist", 1
+
+    def __init__(self, train: Images) -> None:
+        self.splits = {"train": train}
+
+    def collate(self, examples: Images, rows: Any) -> dict[str, Tensor]:
+        return {"x": examples.x[rows], "labels": examples.labels[rows]}
+
+    def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        return model(batch["x"])
+
+    def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+        return functional.cross_entropy(self.outputs(model, batch), batch["labels"], reduction="sum"), len(batch["labels"])
+
+
+@dataclass(frozen=True)
+class Data:
+    odd: Images
+    even: Images
+    held_out: Images
+
+    @classmethod
+    def drawn(cls, pool: Digits, odd: int, even: int, seed: int) -> Data:
+        """As many odd digits as asked for (all, where there are fewer), and even ones apart from those held out."""
+        order = np.random.default_rng([seed, 30]).permutation(len(pool))
+        is_odd = pool.labels[order] % 2 == 1
+        odds, evens = order[is_odd], order[~is_odd]
+        if len(evens) <= even or not len(odds):
+            raise ConfigError(
+                f"compute.even={even}: {pool.source} has {len(evens)} even and {len(odds)} odd digits; ask for fewer, some are held out"
+            )
+        parts = odds[:odd], evens[:even], evens[even : even + HELD_OUT]
+        return cls(*(Images(pool.take(rows)) for rows in parts))
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+def pretrained(data: Data, width: int, seed: int) -> TwoLayer:
+    """The network after AdamW on the odd digits (1e-3, batches of 100, 30 epochs)."""
+    model = TwoLayer(width, seed)
+    optimizer = adamw(train_everything(model), lr=PRETRAINING["lr"], weight_decay=0.0)
+    generator = np.random.default_rng([seed, 31])
+    size = int(PRETRAINING["batch_size"])
+    for _ in range(int(PRETRAINING["epochs"])):
+        order = torch.from_numpy(generator.permutation(len(data.odd)))
+        for rows in order.split(size):
+            optimizer.zero_grad(set_to_none=True)
+            functional.cross_entropy(model(data.odd.x[rows]), data.odd.labels[rows]).backward()
+            optimizer.step()
+    return model
+
+
+def settings_of(overrides: Sequence[str], seed: int) -> Settings:
+    """The settings that `loraexp OVERRIDES seed=SEED` would run with; model, task and loop are this module's own."""
+    settings, _ = config.check(config.compose([*overrides, "init.cache=false", "wandb.mode=disabled", f"seed={seed}"]))
+    return settings
+
+
+def adapted(model: TwoLayer, data: Data, settings: Settings) -> Adapters:
+    """The method's start, made by the initializer and the adapter of real runs; with `init=full` every weight trains."""
+    if "W" in getattr(config.target(settings.init, "init"), "trains", ()):
+        return train_everything(model)
+    targets = dict(model.named_children())
+    try:
+        models.check_rank(targets, settings.rank)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
+    task: Any = DigitTask(data.even)
+    how: dict[str, Any] = {"settings": settings, "device": CPU, "processes": Processes("cpu")}
+    return attach(model, initialize(model, targets, task, make(settings.init), scaling=scaling, **how).factors, scaling)
+
+
+def fine_tuned(start: TwoLayer, data: Data, settings: Settings, steps: int, every: int, advance: Callable[[], None]) -> Way:
+    """Full-batch steps of the method's own optimizer at a constant rate; a loss that is no number ends the way there."""
+    origin, model = start.flat(), copy.deepcopy(start)
+    adapters = adapted(model, data, settings)
+    way = Way(steps=[0], moved=[model.flat() - origin])
+    optimizer = make(settings.optimizer)(adapters, lr=settings.lr, weight_decay=settings.train.weight_decay)
+    for step in range(steps + 1):
+        loss = functional.cross_entropy(model(data.even.x), data.even.labels)
+        if not torch.isfinite(loss):
+            way.diverged_at = step
+            break
+        way.losses.append(loss.item())
+        if step and (step % every == 0 or step == steps):
+            way.steps.append(step)
+            way.moved.append(model.flat() - origin)
+        if step < steps:
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            try:
+                optimizer.step()
+            except FloatingPointError:  # a gradient that is not finite
+                way.diverged_at = step
+                break
+        advance()
+    if way.diverged_at is None:
+        with torch.no_grad():
+            way.accuracy = float((model(data.held_out.x).argmax(dim=1) == data.held_out.labels).float().mean())
+    return way
+
+
+# ------------------------------------------------------------------------------------------------------ the figure
+
+
+def trajectories(
+    *,
+    methods: dict[str, Any],
+    overrides: list[str],
+    steps: int,
+    every: int,
+    seeds: list[int],
+    odd: int = 10_000,
+    even: int = 1_000,
+    width: int = 100,
+    points: int = 41,
+    data_dir: str | None = None,
+    progress: Progress,
+) -> Computed:
+    """Full-batch fine-tuning of a two-layer network from odd to even digits by several methods.
+
+    LoRA-One figure 1 (c) and appendix G.1, LoRA-DA figure 3 and appendix E, both after Meng et al. 2024. `methods`:
+    name → `label` and `overrides` of the run configuration (`method=lora_one`), after `overrides` for all of them
+    (rank, lr, optimizer). Values, a number for each seed, where `M` is the vector of all weights:
+
+        NAME/initial_loss, NAME/final_loss, NAME/accuracy (of even digits held out)
+        NAME/distance          mean over the way of ‖M_t − M_t^full‖ / ‖M_T^full − M_0‖; NAME/final_distance: its last value
+        NAME/early_length      ‖M_e − M_0'‖ / ‖M_e^full − M_0‖ after a twentieth of the steps, M_0' the method's start
+        NAME/early_cosine      cosine of the same two displacements
+        NAME/in_plane          share of ‖M_T − M_0‖² that lies in the drawn plane
+
+    Drawn, for the first seed: the ways in the plane (see `Plane`) over the loss, loss and distance against the step.
+    Raises: ConfigError for methods without `full`, a rank above a layer's size; SourceError for missing data.
+    """
+    labels = checked(methods)
+    pool = digits.read(data_dir)
+    total = len(seeds) * len(methods) * (steps + 1)
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if done % 20 == 0 or done == total:
+            progress(done, total)
+
+    values: dict[str, list[float]] = {}
+    ways: dict[str, list[Way]] = {name: [] for name in methods}
+    drawn: tuple[Plane, Data] | None = None
+    for seed in seeds:
+        data = Data.drawn(pool, odd, even, seed)
+        start = pretrained(data, width, seed)
+        for name, said in methods.items():
+            settings = settings_of([*overrides, *said["overrides"]], seed)
+            ways[name].append(fine_tuned(start, data, settings, steps, every, advance))
+        latest = {name: found[-1] for name, found in ways.items()}
+        if latest[FULL].diverged_at is not None:
+            raise Diverged(
+                f"full fine-tuning diverged at step {latest[FULL].diverged_at}, and the others are measured against it; lower lr"
+            )
+        plane = Plane.through(start.flat(), latest)
+        for name, way in latest.items():
+            for column, value in measured(way, latest[FULL], plane, steps).items():
+                values.setdefault(f"{name}/{column}", []).append(value)
+        drawn = drawn or (plane, data)
+    assert drawn is not None
+    surfaces = [surface(drawn[0], drawn[1].even, corners(drawn[0], ways), points)]
+    rows = {"odd": len(drawn[1].odd), "even": len(drawn[1].even), "held_out": len(drawn[1].held_out)}
+    return Computed(
+        values=dict(values), curves=curves(ways, labels, drawn[0], every), surfaces=surfaces, axes=AXES,
+        data={"source": pool.source, "fingerprint": pool.fingerprint(), "rows": rows},
+    )  # fmt: skip
+
+
+def checked(methods: Mapping[str, Any]) -> dict[str, str]:
+    """The labels of the methods; `full` is among them, because all others are measured against it."""
+    for name, said in methods.items():
+        if not isinstance(said, dict) or set(said) != {"label", "overrides"}:
+            raise ConfigError(
+                f"compute.methods.{name}: expected label and overrides, for example {{label: LoRA, overrides: [method=lora]}}"
+            )
+    if FULL not in methods or len(methods) < 2:
+        raise ConfigError(f"compute.methods: {', '.join(methods)}: expected {FULL} and at least one other to compare with it")
+    return {name: str(said["label"]) for name, said in methods.items()}
+
+
+def measured(way: Way, full: Way, plane: Plane, steps: int) -> dict[str, float]:
+    """The numbers of one way; of one that diverged, up to there."""
+    early = next((i for i, step in enumerate(way.steps) if step >= EARLY * steps), len(way.steps) - 1)
+    mine, theirs = way.moved[early] - way.moved[0], full.moved[min(early, len(full.moved) - 1)]
+    apart = distances(way, full)
+    found = {
+        "initial_loss": way.losses[0] if way.losses else math.inf,
+        "final_loss": way.losses[-1] if way.losses else math.inf,
+        "accuracy": way.accuracy,
+        "distance": float(np.mean(apart)),
+        "final_distance": apart[-1],
+        "early_length": float(mine.norm() / theirs.norm()),
+        "early_cosine": float(functional.cosine_similarity(mine, theirs, dim=0)),
+        "in_plane": plane.share(way.moved[-1]),
+    }
+    return found if way.diverged_at is None else found | {"diverged_at": float(way.diverged_at)}
+
+
+AXES = {
+    "trajectories": {"x": "towards full fine-tuning's end (‖ΔW‖)", "y": "leading direction of the others beside it (‖ΔW‖)"},
+    "loss": {"x": "step", "y": "training loss", "y_scale": "log"},
+    "distance": {"x": "step", "y": "distance to full fine-tuning (1: its length)"},
+}
+
+
+def corners(plane: Plane, ways: Mapping[str, list[Way]]) -> Tensor:
+    """The least and largest coordinates (2, 2) of what is drawn."""
+    unit = ways[FULL][0].length
+    points = torch.cat([torch.stack(found[0].drawn(unit)) @ plane.directions.mT for found in ways.values()])
+    return torch.stack([points.amin(dim=0), points.amax(dim=0)])
+
+
+@torch.no_grad()
+def surface(plane: Plane, images: Images, corners: Tensor, points: int) -> Surface:
+    """The loss on the images over the plane; the hidden layer is linear in both coordinates and computed once."""
+    low, high = corners
+    margin = 0.15 * (high - low)
+    x, y = (torch.linspace(float(a), float(b), points) for a, b in zip(low - margin, high + margin, strict=True))
+    vectors = (plane.origin, *plane.directions)
+    size = len(plane.origin) // (PIXELS + CLASSES) * PIXELS  # entries of the hidden layer's weight, the first of the vector
+    hidden = [images.x @ v[:size].reshape(-1, PIXELS).mT for v in vectors]
+    output = [v[size:].reshape(CLASSES, -1) for v in vectors]
+
+    def loss(a: Tensor, b: Tensor) -> float:
+        active = functional.relu(hidden[0] + a * hidden[1] + b * hidden[2])
+        return float(functional.cross_entropy(active @ (output[0] + a * output[1] + b * output[2]).mT, images.labels))
+
+    z = [[loss(a, b) for a in x] for b in y]
+    return Surface(panel="trajectories", x=x.tolist(), y=y.tolist(), z=z, label="training loss")
+
+
+def curves(ways: Mapping[str, list[Way]], labels: Mapping[str, str], plane: Plane, every: int) -> list[Curve]:
+    """The ways of the first seed in the plane; loss and distance as means over seeds with their extremes."""
+    made, unit = [], ways[FULL][0].length
+    for name, found in ways.items():
+        where = torch.stack(found[0].drawn(unit)) @ plane.directions.mT
+        ended = min((way.diverged_at for way in found if way.diverged_at is not None), default=None)
+        common: dict[str, Any] = {"label": labels[name], "diverged_at": ended}
+        made.append(Curve(panel="trajectories", kind="trajectory", x=where[:, 0].tolist(), y=where[:, 1].tolist(), **common))
+        length = min(len(way.losses) for way in found)
+        shown = range(0, length, max(1, every // 4))
+        series: dict[str, tuple[Sequence[int], list[list[float]]]] = {"loss": (shown, [[way.losses[i] for i in shown] for way in found])}
+        if name != FULL:
+            pieces = [distances(way, full) for way, full in zip(found, ways[FULL], strict=True)]
+            kept = min(map(len, pieces))
+            series["distance"] = (found[0].steps[:kept], [piece[:kept] for piece in pieces])
+        for panel, (x, samples) in series.items():
+            stacked = np.array(samples)
+            band = {"low": stacked.min(0).tolist(), "high": stacked.max(0).tolist()}
+            made.append(Curve(panel=panel, x=[float(step) for step in x], y=stacked.mean(0).tolist(), **band, **common))
+    return made
