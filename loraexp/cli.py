@@ -14,7 +14,7 @@ from loraexp.config import ConfigError
 
 # Flags of Hydra that take the next word as their value.
 WITH_VALUE = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c", "--info", "-i"}
-VERBS = ("list", "verify", "export", "eval")
+VERBS = ("sweep", "plan", "table", "plot", "report", "list", "verify", "export", "eval", "align")
 DONE, FAILED, WRONG = 0, 1, 2
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import itertools
 import json
@@ -32,8 +34,8 @@ NOT_IDENTITY = ("output_root", "cache_root", "wandb", "force")
 GIVEN = {
     "init": {"layer", "rank", "scaling", "generator"},
     "optimizer": {"adapters", "lr", "weight_decay"},
-    "task": {"tokenizer", "cache_root", "progress", "kind", "unsafe_code"},
-    "compute": {"progress"},
+    "task": {"tokenizer", "cache_root", "progress", "kind", "backend", "unsafe_code"},
+    "compute": {"progress", "output_root"},
 }
 
 
@@ -107,6 +109,9 @@ def explain(error: BaseException) -> str:
     text = str(error)
     if error.__cause__ is not None:
         text = f"{text}\n{error.__cause__}"
+    if found := re.search(r"Could not find 'hydra/launcher/([^']+)'", text):
+        there = ", ".join(re.findall(r"^\t(\w+)$", text, re.M))
+        return f"hydra/launcher={found[1]}: not installed; there is {there}; pip install 'loraexp[joblib]', [slurm] or [ray] adds more"
     if found := re.search(r"Could not find '([\w]+)/([^']+)'", text):
         group, name = found.groups()
         return f"{group}={name}: there is no conf/{group}/{name}.yaml; {nearest(name, names(group))}"
@@ -178,22 +183,31 @@ def check(cfg: DictConfig) -> tuple[schema.Settings, dict[str, Any]]:
             plain["task"][key] = str(Path(plain["task"][key]).expanduser().absolute())
     if not getattr(target(plain["init"], "init"), "trains", True):
         plain["train"]["max_steps"] = 0  # an initializer that trains nothing (one_step) is evaluated as it is
+    checked = typed(plain)
+    for group in ("task", "init", "optimizer"):
+        check_target(group, getattr(checked, group))
+    check_together(checked)
+    return checked, plain
+
+
+def typed(plain: dict[str, Any]) -> schema.Settings:
+    """The settings of a plain resolved configuration, every value fitted to its type and bounds; raises ConfigError."""
     calibration = {f.name for f in dataclasses.fields(schema.CalibrationSettings)}
     parts = dict(plain)
     parts["init"] = {k: v for k, v in plain["init"].items() if k not in calibration}
     parts["calibration"] = {k: v for k, v in plain["init"].items() if k in calibration}
-    checked = build(schema.Settings, parts, "")
-    for group in ("task", "init", "optimizer"):
-        check_target(group, parts[group])
-    check_together(checked)
-    return checked, plain
+    return build(schema.Settings, parts, "")
+
+
+type_hints = functools.cache(typing.get_type_hints)  # a sweep asks the same few functions hundreds of times
+signature_of = functools.cache(inspect.signature)
 
 
 def build(kind: type, values: dict[str, Any], where: str) -> Any:
     """A dataclass of `kind` from `values`: every field present, of its type, within its bounds; nothing more."""
     prefix = {"calibration": "init"}.get(where, where)
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
+    hints = type_hints(kind)
     for name in values:
         if name not in fields:
             raise ConfigError(f"{dotted(prefix, name)}: there is no such key; {nearest(name, fields)}")
@@ -280,8 +294,8 @@ def target(node: dict[str, Any], group: str) -> Any:
 def check_target(group: str, node: dict[str, Any]) -> None:
     """The keys of a node are the parameters of its `_target_`, of the annotated types."""
     made = target(node, group)
-    signature = inspect.signature(made)
-    hints = typing.get_type_hints(made.__init__ if inspect.isclass(made) else made)
+    signature = signature_of(made)
+    hints = type_hints(made.__init__ if inspect.isclass(made) else made)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     parameters = [name for name in signature.parameters if name not in GIVEN[group] | {"self"}]
     for key, value in node.items():
@@ -320,6 +334,8 @@ def check_kinds(settings: schema.Settings) -> None:
 def check_together(settings: schema.Settings) -> None:
     """Choices that exclude each other: task and model; an initializer's hyper-parameters; what it trains and the optimizer needs."""
     check_kinds(settings)
+    if settings.evaluate.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError("evaluate.backend=vllm: vllm is not installed; pip install vllm (it needs a GPU), or set evaluate.backend=hf")
     initializer = target(settings.init, "init")
     trains = getattr(initializer, "trains", frozenset({"A", "B"}))
     try:
@@ -352,9 +368,21 @@ def wants(optimizer: Any) -> str:
 
 def run_id(plain: dict[str, Any]) -> str:
     """Hash of the resolved configuration without output, W&B and Hydra keys."""
-    identity = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
-    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+    return digest({key: value for key, value in plain.items() if key not in NOT_IDENTITY})
+
+
+def digest(value: Any) -> str:
+    """Ten letters for a configuration; 128 and 128.0 are one number, whichever the command line had."""
+    return hashlib.sha256(json.dumps(whole(value), sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()[:10]
+
+
+def whole(value: Any) -> Any:
+    """`value` with every float that is a whole number as an integer."""
+    if isinstance(value, dict):
+        return {key: whole(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [whole(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def run_folder(plain: dict[str, Any]) -> Path:

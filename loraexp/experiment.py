@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from loraexp import config, models, report
+from loraexp import config, models, report, reuse
 from loraexp import record as records
 from loraexp.adapter import Adapters, attach, save_peft, save_raw, scaling_factor, train_everything
 from loraexp.checkpoint import Checkpoint
@@ -37,15 +37,26 @@ class Outcome:
     already: bool = False
 
 
-def run(settings: Settings, plain: dict[str, Any]) -> Outcome:
-    """Train, evaluate and record one run; a finished one is not run again, an interrupted one goes on."""
+def run(settings: Settings, plain: dict[str, Any], *, quiet: bool = False) -> Outcome:
+    """Train, evaluate and record one run; a finished one is not run again, an interrupted one goes on.
+
+    `quiet`: print nothing, for runs that are reported together.
+    """
     folder = config.run_folder(plain)
     found = records.read(folder)
     if found is not None and found["status"] == "finished" and not settings.force:
         return Outcome(folder, found, already=True)
     check_model(settings)
-    report.announce(settings, folder)
+    if not quiet:
+        report.announce(settings, folder)
+    try:
+        return Outcome(folder, recorded(settings, plain, folder, quiet))
+    except records.Finished as elsewhere:
+        return Outcome(folder, elsewhere.record, already=True)
 
+
+def recorded(settings: Settings, plain: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
+    """The run itself; returns its record, which is left behind also when it fails."""
     processes = Processes(settings.device)
     checkpoint = Checkpoint(folder / "checkpoint")
     with Record(folder, config.run_id(plain), plain, settings.wandb, main=processes.main) as record:
@@ -54,18 +65,14 @@ def run(settings: Settings, plain: dict[str, Any]) -> Outcome:
         processes.wait()
         seed_everything(settings.seed, processes.rank)
         device = models.choose_device(settings.device)
-        tokenizer = models.load_tokenizer(settings.model)
-        models.check_vocabulary(settings.model, tokenizer)
-        with tally("tokenising") as progress:
-            task = make_task(settings, tokenizer, progress)
+        task = reuse.task(settings, lambda: tokenise(settings))
         record.update(data=task.describe(), labels=labels(task))
 
         full = "W" in getattr(config.target(settings.init, "init"), "trains", ())
         dtype = torch.bfloat16 if settings.precision == "bf16" and not full else torch.float32
-        model = models.load_model(settings.model, dtype=dtype, head_seed=settings.seed, **labels(task))
-        model = model if settings.model.quantise else model.to(device)  # a quantised one was loaded onto its device
+        model = reuse.model(settings, dtype=dtype, device=device, labels=labels(task), own=full or processes.world > 1)
         head = models.new_modules(model, settings.model.kind)
-        adapters = start(model, task, head, full, settings, record, checkpoint, device, processes)
+        adapters = start(model, task, head, full, settings, record, checkpoint, device, processes, quiet)
         record.update(parameters=adapters.count())
 
         wrapped = processes.prepare(model, adapters)
@@ -84,7 +91,7 @@ def run(settings: Settings, plain: dict[str, Any]) -> Outcome:
         result = record.finish()
         if processes.main and not settings.train.keep_checkpoint:
             checkpoint.remove()
-    return Outcome(folder, result)
+    return result
 
 
 def check_model(settings: Settings) -> None:
@@ -104,10 +111,18 @@ def check_model(settings: Settings) -> None:
         raise config.ConfigError(str(error)) from error
 
 
+def tokenise(settings: Settings) -> Any:
+    """The task in the tokens of the model's tokenizer, which makes none that the model does not have."""
+    tokenizer = models.load_tokenizer(settings.model)
+    models.check_vocabulary(settings.model, tokenizer)
+    with tally("tokenising") as progress:
+        return make_task(settings, tokenizer, progress)
+
+
 def make_task(settings: Settings, tokenizer: Any, progress: Any = None) -> Any:
-    """The task, tokenised; it is told the model's kind, and whether code may run without a sandbox, if it takes that."""
+    """The task, tokenised; it is told the model's kind and how it is evaluated, where it takes that."""
     made = make(settings.task)
-    told = {"kind": settings.model.kind, "unsafe_code": settings.evaluate.unsafe_code}
+    told = {"kind": settings.model.kind} | vars(settings.evaluate)
     taken = inspect.signature(made.func).parameters
     return made(
         tokenizer=tokenizer,
@@ -149,6 +164,7 @@ def start(
     checkpoint: Checkpoint,
     device: torch.device,
     processes: Processes,
+    quiet: bool,
 ) -> Adapters:
     """Where training starts: the initializer's factors in their layers, or those of the interrupted run."""
     if full:
@@ -166,7 +182,8 @@ def start(
     ledger = made.finish()
     record.update(cost=made.cost)
     if processes.main:
-        report.initialised(ledger)
+        if not quiet:
+            report.initialised(ledger)
         save(adapters, model, record.folder / "init", settings, head, None, processes)
         records.write_json(record.folder / "init" / "ledger.json", ledger)
         checkpoint.save_factors(made.factors, {"cost": made.cost})

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from loraexp.config import ConfigError
+from loraexp.expand import lookup
 from loraexp.pareto import scatter, values_of
 from loraexp.picture import (
     NAMES,
@@ -30,7 +31,7 @@ from loraexp.picture import (
 )
 from loraexp.records import Run, number
 from loraexp.results import Place, Results, points, printed
-from loraexp.sweep import Plot, Sweep, lookup
+from loraexp.sweep import Plot, Sweep
 
 OF_COMPUTED = ("series", "surface", "histogram", "curve")
 SPREADS = {"std": "mean ± standard deviation over", "ci95": "mean and 95 % t interval over", "none": "mean over"}

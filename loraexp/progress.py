@@ -5,39 +5,72 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 Advance = Callable[..., None]  # advance(steps=1, **columns)
 
 
+enabled = True  # false in the worker processes of a launcher, which share one terminal
+_display: Any = None  # of the outermost bar: bars within it are lines of the same display
+
+
 @contextmanager
 def bar(description: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """`with bar("training", steps) as advance: advance(1, loss=0.3)`: percent, columns as text, time left."""
-    if not sys.stderr.isatty():
+    """`with bar("training", steps) as advance: advance(1, loss=0.3)`: percent, columns as text, time left.
+
+    `left` in the columns is shown in place of the time left that the bar's own pace gives.
+    """
+    if not enabled or not sys.stderr.isatty():
         yield lambda steps=1, **columns: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    with display() as progress:
+        task = progress.add_task(description, total=total, completed=done, note="", left="")
 
-    columns = (
-        TextColumn("{task.description:>12}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(description, total=total, completed=done, note="")
-
-        def advance(steps: float = 1, total: float | None = None, **shown: float | str) -> None:
+        def advance(steps: float = 1, total: float | None = None, left: str | None = None, **shown: float | str) -> None:
             if total is not None:
                 progress.update(task, total=total)
+            if left is not None:
+                progress.update(task, left=left)
             if shown:
                 note = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
                 progress.update(task, advance=steps, note=note)
             else:
                 progress.update(task, advance=steps)
 
-        yield advance
+        try:
+            yield advance
+        finally:
+            progress.remove_task(task)
+
+
+@contextmanager
+def display() -> Iterator[Any]:
+    """The open display of bars, or a new one; two at a time would write over one another."""
+    global _display
+    if _display is not None:
+        yield _display
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Left(TimeRemainingColumn):
+        def render(self, task: Task) -> Text:
+            return Text(task.fields["left"], style="progress.remaining") if task.fields["left"] else super().render(task)
+
+    columns = (
+        TextColumn("{task.description:>12}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[note]}"),
+        Left(compact=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        _display = progress
+        try:
+            yield progress
+        finally:
+            _display = None
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from loraexp.expand import lookup
 from loraexp.records import Run, describe
 from loraexp.results import Place, Results
-from loraexp.sweep import Sweep, lookup
+from loraexp.sweep import Sweep
 
 ABSENT = object()
 

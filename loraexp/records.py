@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from loraexp import tracking
+from loraexp.expand import Cell, match_key
 from loraexp.record import SCHEMA
-from loraexp.sweep import Cell, match_key
 
 if TYPE_CHECKING:
     import pandas
@@ -29,7 +29,7 @@ class Found:
 
     where: str  # a run folder, or a run of W&B
     run_id: str
-    match: str | None  # `sweep.match_key` of its configuration
+    match: str | None  # `match_key` of its configuration
     record: dict[str, Any] | None
     lines: Callable[[], Lines]  # what was logged on the way
     folder: Path | None = None

@@ -15,8 +15,9 @@ from typing import Any
 from loraexp import computed, records
 from loraexp.computed import Computed
 from loraexp.config import ConfigError
+from loraexp.expand import Cell, expand
 from loraexp.records import Found, Run, describe, number
-from loraexp.sweep import Cell, Report, Select, Sweep, expand
+from loraexp.sweep import Report, Select, Sweep
 
 SCALES = {"percent": 1 / 100, "minutes": 60.0, "hours": 3600.0, "MiB": 2.0**20, "GiB": 2.0**30, "million": 1e6}
 SYMBOLS = {"percent": " %", "seconds": " s", "minutes": " min", "hours": " h", "million": " M", "ratio": "×", "count": "", "fraction": ""}

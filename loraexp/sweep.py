@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +21,7 @@ import yaml
 from loraexp import config
 from loraexp.config import ConfigError
 
-# Keys that say where the data of a run were read and what computed it: two runs that differ in nothing else are one cell.
-WHERE = ("device", "task.data_dir", "task.eval_data_dir")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same reader in C, several times faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ class Column:
     overrides: list[str] = field(default_factory=list)
     grid: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    value: str | None = None  # `split/metric`, `cost/init_seconds`, `parameters/trainable`: a path into the record
+    value: str | None = None  # `split/metric`, `cost/init_seconds`, `parameters/trainable`: a path into the record, or `A + B`
     epoch: float | None = None  # the value as it was logged at the end of this epoch, instead of the end of the run
     mean_of: list[str] | None = None  # the mean of other columns of the row, seed by seed
     unit: str | None = None  # in place of the report's
@@ -222,20 +219,6 @@ class Sweep:
                 yield row, column
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One run that a place of the table needs."""
-
-    row: str
-    column: str
-    point: dict[str, Any]  # its grid values, seed among them
-    overrides: tuple[str, ...]  # what `loraexp` would be given
-    plain: dict[str, Any]  # the resolved configuration
-    run_id: str
-    folder: Path
-    match: str  # of every run that is the same but for WHERE
-
-
 # ---------------------------------------------------------------------------------------------------- reading
 
 
@@ -255,7 +238,7 @@ def load(name: str, variant: str | None = None, overrides: Sequence[str] = ()) -
     if not path.is_file():
         raise ConfigError(f"{name}: there is no sweep of that name and no such file; {config.nearest(name, names())}")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader=LOADER)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.name}: not a yaml file: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -347,6 +330,7 @@ def apply(variant: Variant, content: dict[str, Any]) -> list[str]:
     """Patch a sweep's content; returns the variant's last overrides."""
     content["base"] = (content.get("base") or []) + variant.base
     content["grid"] = (content.get("grid") or {}) | variant.grid
+    gone: dict[str, set[str]] = {}
     for key, keep, patch in (("rows", variant.keep_rows, variant.rows), ("columns", variant.keep_columns, variant.columns)):
         found = content.get(key) or {}
         for name in keep or []:
@@ -354,6 +338,7 @@ def apply(variant: Variant, content: dict[str, Any]) -> list[str]:
                 raise ConfigError(f"variants: keep_{key}: {name}: there is no such name; {config.nearest(name, found)}")
         kept = {name: found[name] for name in (found if keep is None else keep)}
         content[key] = kept | {name: (kept.get(name) or {}) | values for name, values in patch.items()}
+        gone[key] = set(found) - set(content[key])
     if variant.compute:
         content["compute"] = (content.get("compute") or {}) | variant.compute
     content["cells"] = [*narrowed(content), *variant.cells]
@@ -369,18 +354,13 @@ def apply(variant: Variant, content: dict[str, Any]) -> list[str]:
     }
     for claim in list(content.get("claims") or []):
         named = [claim.get(k) for k in ("value", "minus", "over") if claim.get(k)]
-        if content["columns"] and not content.get("compute") and any(not known(name, content) for name in named):
+        if any(row in gone["rows"] or column in gone["columns"] for row, column, *_ in (f"{name}/".split("/") for name in named)):
             content["claims"].remove(claim)
     for plot in content.get("plots") or []:
         for key in ("rows", "columns"):
             if plot.get(key):
                 plot[key] = [name for name in plot[key] if name in content[key]]
     return variant.overrides
-
-
-def known(name: str, content: dict[str, Any]) -> bool:
-    row, _, rest = name.partition("/")
-    return row in content["rows"] and rest.split("/")[0] in content["columns"]
 
 
 def narrowed(content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -431,95 +411,5 @@ def known_name(where: str, name: str, choices: Any, what: str) -> None:
         raise ConfigError(f"{where}: {name}: there is no such {what}; {config.nearest(name, choices)}")
 
 
-# ---------------------------------------------------------------------------------------------------- expanding
-
-
-def expand(sweep: Sweep) -> list[Cell]:
-    """Every run of every cell, rows first; raises ConfigError naming the cell that does not compose."""
-    cells = []
-    for row, column in sweep.trained():
-        try:
-            cells += expand_place(sweep, row, column)
-        except ConfigError as error:
-            raise ConfigError(f"{sweep.path.name}: row {row}, column {column}: {error}") from error
-    return cells
-
-
-def expand_place(sweep: Sweep, row: str, column: str) -> list[Cell]:
-    """The runs of one place of the table. Configurations are composed once for all grid points that choose no file of a group."""
-    fixed = [*sweep.base, *sweep.rows[row].overrides, *sweep.columns[column].overrides]
-    for exception in sweep.exceptions(row, column):
-        fixed += exception.overrides
-    grid = sweep.grid_of(row, column)
-    composed: dict[tuple[str, ...], Any] = {}
-    cells = []
-    for values in itertools.product(*grid.values()):
-        point = dict(zip(grid, values, strict=True))
-        overrides = last_wins([*fixed, *(f"{key}={literal(value)}" for key, value in point.items()), *sweep.overrides])
-        plainly = {key for key in point if key not in config.GROUPS} - {key_of(word) for word in sweep.overrides}
-        shared = tuple(word for word in overrides if key_of(word) not in plainly)
-        if shared not in composed:
-            composed[shared] = config.compose(shared)
-        cfg = copy.deepcopy(composed[shared])
-        for key in plainly:
-            update(cfg, key, point[key])
-        _, plain = config.check(cfg)
-        point = {key: lookup(plain, key, value) for key, value in point.items()}  # the user's own overrides have the last word
-        cells.append(
-            Cell(
-                row=row,
-                column=column,
-                point=point,
-                overrides=tuple(overrides),
-                plain=plain,
-                run_id=config.run_id(plain),
-                folder=config.run_folder(plain),
-                match=match_key(plain),
-            )
-        )
-    return cells
-
-
-def update(cfg: Any, key: str, value: Any) -> None:
-    """Set an existing key of a composed configuration."""
-    from omegaconf import OmegaConf
-
-    with config.translated():
-        if OmegaConf.select(cfg, key, default=cfg) is cfg:
-            raise ConfigError(f"{key}: there is no such key; {config.nearest(key, config.known_keys(key))}")
-        OmegaConf.update(cfg, key, value)
-
-
 def key_of(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
-
-
-def literal(value: Any) -> str:
-    """A value as Hydra's command line reads it."""
-    return "null" if value is None else json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value)
-
-
-def last_wins(overrides: Sequence[str]) -> list[str]:
-    """Of several overrides of one key the last: a group may be chosen once only."""
-    latest = {key_of(word): i for i, word in enumerate(overrides)}
-    return [word for i, word in enumerate(overrides) if latest[key_of(word)] == i]
-
-
-def lookup(plain: dict[str, Any], key: str, default: Any = None) -> Any:
-    """The value of a dotted key of a resolved configuration; of a group, the name of its file."""
-    node: Any = plain
-    for part in key.split("."):
-        if not isinstance(node, dict) or part not in node:
-            return default
-        node = node[part]
-    return node.get("name", default) if isinstance(node, dict) and key in config.GROUPS else node
-
-
-def match_key(plain: dict[str, Any]) -> str:
-    """Hash of what a run is, wherever its data were read and whatever computed it."""
-    identity = copy.deepcopy({key: value for key, value in plain.items() if key not in config.NOT_IDENTITY})
-    for key in WHERE:
-        group, _, name = key.rpartition(".")
-        node = identity.get(group, {}) if group else identity
-        node.pop(name, None)
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:10]

@@ -1,8 +1,9 @@
-"""The verbs that work beside runs: `list`, `verify`, `export`, `eval`."""
+"""The verbs: those of sweeps, each in a module of its own, and `list`, `verify`, `export`, `eval`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import yaml
 
-from loraexp import config
+from loraexp import config, sweep
 from loraexp.config import ConfigError
 
 PLURALS = {"models": "model", "tasks": "task", "inits": "init", "optimizers": "optimizer", "methods": "method"}
+# Verbs whose module has `main(arguments) -> exit status`.
+MODULES = {"sweep": "execute", "plan": "plan", "table": "table", "plot": "plot", "report": "page", "align": "align"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,23 +26,38 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog.removeprefix('loraexp ')}: {message}; see {self.prog} --help")
 
 
+def sweep_options(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """NAME, --variant and what the parser has besides; and the overrides, wherever they stand."""
+    parser.add_argument("name", help="a sweep (loraexp list sweeps), or a yaml file of your own")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of every run, after those of the sweep")
+    parser.add_argument("--variant", help="the same artifact under other means, such as smoke")
+    options = parser.parse_intermixed_args(arguments)
+    for word in options.overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(f"{word}: expected KEY=VALUE")
+    return options, options.overrides
+
+
 def main(verb: str, arguments: Sequence[str]) -> int:
+    if verb in MODULES:
+        return importlib.import_module(f"loraexp.{MODULES[verb]}").main(arguments)
     return {"list": list_choices, "verify": verify, "export": export, "eval": evaluate_again}[verb](arguments)
 
 
 def list_choices(arguments: Sequence[str]) -> int:
-    """`loraexp list [models|tasks|inits|optimizers|methods]`: name and first comment of every file of a group."""
+    """`loraexp list [models|tasks|inits|optimizers|methods|sweeps]`: name and first comment of every file."""
     parser = Parser("loraexp list", description=list_choices.__doc__)
-    parser.add_argument("what", nargs="?", help=" | ".join(PLURALS))
+    choices = [*PLURALS, "sweeps"]
+    parser.add_argument("what", nargs="?", help=" | ".join(choices))
     what = parser.parse_args(arguments).what
-    if what is not None and what not in PLURALS:
-        raise ConfigError(f"list {what}: {config.nearest(what, PLURALS)}")
-    for plural in [what] if what else PLURALS:
+    if what is not None and what not in choices:
+        raise ConfigError(f"list {what}: {config.nearest(what, choices)}")
+    for plural in [what] if what else choices:
         if what is None:
             print(f"\n{plural}")
-        group = PLURALS[plural]
-        for name in config.names(group):
-            print(f"  {name:<35} {config.about(group, name)}")
+        group = PLURALS.get(plural)
+        for name in config.names(group) if group else sweep.names():
+            print(f"  {name:<35} {config.about(group, name) if group else sweep.about(name)}")
     return 0
 
 
@@ -189,6 +207,7 @@ SCORING: tuple[str, ...] = (
     "task.limit_eval",
     "task.skip_bad",
     "train.eval_batch_size",
+    "evaluate.backend",
     "evaluate.unsafe_code",
     "device",
     "cache_root",
@@ -247,18 +266,17 @@ def score_again(folder: Path, record: dict[str, Any], changed: dict[str, Any]) -
         OmegaConf.update(cfg, key, value)
     settings, _ = config.check(cfg)
     raw = folder / "adapter" / "factors.safetensors"
-    if not raw.exists():
-        raise ConfigError(
-            f"{folder}: init={settings.init['name']} saved a whole model; set model.path to {folder / 'adapter'} in a run of 0 steps"
-        )
     try:
         task = experiment.make_task(settings, models.load_tokenizer(settings.model))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     device = models.choose_device(settings.device)
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    model = models.load_model(settings.model, dtype=dtype, head_seed=settings.seed, **experiment.labels(task))
-    load_raw(model, raw)
+    if raw.exists():
+        dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        model = models.load_model(settings.model, dtype=dtype, head_seed=settings.seed, **experiment.labels(task))
+        load_raw(model, raw)
+    else:  # init=full saved the whole model, in the float32 that it trained in
+        model = models.saved_model(settings.model, folder / "adapter", dtype=torch.float32)
     if not settings.model.quantise:
         model.to(device)
     how = {"device": device, "precision": settings.precision, "processes": Processes(settings.device)}

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from loraexp import results, sweep
+from loraexp.expand import Cell, expand
 from loraexp.record import SCHEMA
-from loraexp.sweep import Cell, Sweep
+from loraexp.sweep import Sweep
 
 CONTENT = """
 # A sweep for tests.
@@ -48,9 +49,6 @@ def cells_of(content: str) -> list[Cell]:
     return expand(sweep.read(yaml.safe_load(content), Path("mine.yaml"), None, []))
 
 
-expand = sweep.expand
-
-
 @pytest.fixture(autouse=True)
 def expanded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Composing every cell takes most of a test's time: a content that was expanded before only changes its output_root."""
@@ -62,7 +60,6 @@ def expanded_once(monkeypatch: pytest.MonkeyPatch) -> None:
             cells.append(dataclasses.replace(cell, folder=folder, plain=cell.plain | {"output_root": str(wanted.output_root)}))
         return cells
 
-    monkeypatch.setattr(sweep, "expand", expanded)
     monkeypatch.setattr(results, "expand", expanded)
 
 
@@ -102,7 +99,7 @@ def put(cell: Cell, accuracy: float, validation: float, folder: Path | None = No
 
 def fill(wanted: Sweep, numbers: Callable[[Cell], tuple[float, float] | None]) -> list[Cell]:
     """Records for the cells that `numbers` gives (reported, validation) for; returns all cells."""
-    cells = sweep.expand(wanted)
+    cells = expand(wanted)
     for cell in cells:
         given = numbers(cell)
         if given is not None:

@@ -77,7 +77,10 @@ BAD = [
     (["rank=4096"], "rank=4096: layer bert.encoder.layer.0.attention.self.query is (384, 384); expected at most 384"),
     (["model.targets=[q_proj]"], "model.targets: no linear layer is named 'q_proj'; the model has dense, key, query, value"),
     (["init=lora", "init.start=shift"], "init.start=shift: expected pretrained or shifted"),
-    (["model=minilm", "runn"], "runn: expected KEY=VALUE or a verb; choices: list, verify, export, eval"),
+    (
+        ["model=minilm", "runn"],
+        "runn: expected KEY=VALUE or a verb; choices: sweep, plan, table, plot, report, list, verify, export, eval, align",
+    ),
     (["verfy", "x"], "verfy: expected KEY=VALUE or a verb; nearest: verify"),
     (["init=full", "optimizer=p_lora"], "optimizer=p_lora trains A and B, but init=full trains W; choose optimizer=adamw|gd|sgd"),
     (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loraexp import cli, page, sweep
-from loraexp.sweep import Cell
+from loraexp.expand import Cell
 from tests.measured import CONTENT, LR, at, fill, load, log, put
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
@@ -121,7 +121,7 @@ def test_a_sweep_without_runs_is_counted_without_composing_it(tmp_path: Path, mo
     def composed(wanted: object) -> None:
         raise AssertionError("expanded")
 
-    monkeypatch.setattr(sweep, "expand_place", composed)
+    monkeypatch.setattr("loraexp.expand.expand_place", composed)
     (part,) = page.parts_of(str(tmp_path / "mine.yaml"), [f"output_root={tmp_path / 'outputs'}"])
     assert part.counts == {"missing": 12}, "two columns that read the same runs count them once"
     assert part.table is None and part.problem is None and part.tasks == ["tweets"]

@@ -16,9 +16,10 @@ from scipy import stats
 from loraexp import cli, drawing, panels, pareto, pictures, sweep
 from loraexp.computed import Computed, Curve, Surface
 from loraexp.config import ConfigError
+from loraexp.expand import Cell
 from loraexp.picture import Line, Panel, Picture, banded, plain, running_mean
 from loraexp.results import Results, gather
-from loraexp.sweep import Cell, Plot
+from loraexp.sweep import Plot
 from tests.measured import CONTENT, LR, at, expanded_once, fill, load, log, put
 
 __all__ = ["expanded_once"]  # a fixture for every test here

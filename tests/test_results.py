@@ -9,9 +9,10 @@ import pytest
 
 from loraexp import computed, load_records, results
 from loraexp.config import ConfigError
+from loraexp.expand import Cell
 from loraexp.files import write_json
 from loraexp.results import gather, printed, with_unit
-from loraexp.sweep import Cell, Report
+from loraexp.sweep import Report
 from tests.measured import CONTENT, LR, at, expanded_once, fill, load, log, put
 
 __all__ = ["expanded_once"]  # a fixture for every test here

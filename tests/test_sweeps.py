@@ -14,6 +14,7 @@ import yaml
 
 from loraexp import cli, computed, config, protocols, sweep
 from loraexp.config import ConfigError
+from loraexp.expand import Cell, expand, lookup
 from loraexp.sweep import Sweep
 from tests.helpers import REPOSITORY
 from tests.test_tasks import write_glue
@@ -86,12 +87,12 @@ def test_every_cell_of_every_variant_composes(name: str) -> None:
         if found.compute is not None:
             assert callable(computed.check(found))
             continue
-        cells = sweep.expand(thin(found))
+        cells = expand(thin(found))
         assert {(cell.row, cell.column) for cell in cells} == set(found.trained())
         for cell in cells:
             check_value(found, cell)
             for key in found.stated(cell.row, cell.column):
-                assert sweep.lookup(cell.plain, key, cells) is not cells, f"{name}: settings: {key} is no key of {cell.row}/{cell.column}"
+                assert lookup(cell.plain, key, cells) is not cells, f"{name}: settings: {key} is no key of {cell.row}/{cell.column}"
 
 
 COST = {
@@ -100,7 +101,7 @@ COST = {
 }  # fmt: skip
 
 
-def check_value(found: Sweep, cell: sweep.Cell) -> None:
+def check_value(found: Sweep, cell: Cell) -> None:
     """What a place reads is something that its run records."""
     column = found.columns[cell.column]
     value = found.rows[cell.row].value or column.value
@@ -139,7 +140,7 @@ def reported(task: dict[str, Any]) -> set[tuple[str, str]]:
 
 def test_points_are_what_the_command_line_composes() -> None:
     for name, variant in (("cg_lora_table1", "reduced"), ("lora_sb_table4", None), ("lora_sb_fig2", "smoke")):
-        for cell in sweep.expand(thin(sweep.load(name, variant, ["output_root=/somewhere", "task.limit_eval=7"])))[::7]:
+        for cell in expand(thin(sweep.load(name, variant, ["output_root=/somewhere", "task.limit_eval=7"])))[::7]:
             _, plain = config.check(config.compose(cell.overrides))
             assert plain == cell.plain and config.run_id(plain) == cell.run_id
 
@@ -153,14 +154,14 @@ SHARED = [
 
 @pytest.mark.parametrize(("figure", "variant", "table"), SHARED)
 def test_a_figure_is_drawn_from_the_runs_of_its_table(figure: str, variant: str | None, table: str) -> None:
-    of_table = {cell.run_id for cell in sweep.expand(thin(loaded(table, variant)))}
-    assert {cell.run_id for cell in sweep.expand(thin(loaded(figure, variant)))} <= of_table
+    of_table = {cell.run_id for cell in expand(thin(loaded(table, variant)))}
+    assert {cell.run_id for cell in expand(thin(loaded(figure, variant)))} <= of_table
 
 
 def test_ablations_share_the_row_of_the_table() -> None:
-    row = {cell.run_id for cell in sweep.expand(thin(loaded("lora_sb_table1"))) if cell.row == "mistral_lora_sb_96"}
+    row = {cell.run_id for cell in expand(thin(loaded("lora_sb_table1"))) if cell.row == "mistral_lora_sb_96"}
     for name, same in (("lora_sb_table4", "lora_sb"), ("lora_sb_text_d2", "lora_sb"), ("lora_sb_table5", "mistral")):
-        assert {cell.run_id for cell in sweep.expand(thin(loaded(name))) if cell.row == same} == row
+        assert {cell.run_id for cell in expand(thin(loaded(name))) if cell.row == same} == row
 
 
 # ---- the printed numbers
@@ -296,7 +297,7 @@ def given(name: str, files: Path, out: Path) -> list[str]:
     found = loaded(name, "smoke")
     words = [f"output_root={out}"]
     if found.compute is None:
-        tasks = [cell.plain["task"] for cell in sweep.expand(thin(found))]
+        tasks = [cell.plain["task"] for cell in expand(thin(found))]
         words += ["device=cpu", "wandb.mode=disabled"]
         if all(task["data_dir"] is None and not task["source"].startswith("package:") for task in tasks):
             words.append(f"task.data_dir={files}")
@@ -365,10 +366,10 @@ MISTAKES = {
 def test_a_mistake_is_one_line_naming_file_and_place(tmp_path: Path, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(SOUND))
-    assert len(sweep.expand(sweep.load(str(path)))) == 1
+    assert len(expand(sweep.load(str(path)))) == 1
     path.write_text(yaml.safe_dump(SOUND | MISTAKES[message]))
     with pytest.raises(ConfigError) as caught:
-        sweep.expand(sweep.load(str(path)))
+        expand(sweep.load(str(path)))
     assert str(caught.value) == f"mine.yaml: {message}"
     assert cli.main(["sweep", str(path), f"output_root={tmp_path}"]) == 2
     assert capsys.readouterr().err == f"loraexp: mine.yaml: {message}\n"
@@ -387,7 +388,5 @@ def test_the_example_of_the_readme_is_a_sweep(tmp_path: Path) -> None:
     path.write_text(text.split("```yaml\n")[1].split("```")[0])
     for variant in (None, "smoke"):
         found = sweep.load(str(path), variant)
-        assert {(cell.row, cell.column) for cell in sweep.expand(thin(found))} == {
-            (r, c) for r in ("lora", "cg_lora") for c in ("cola", "time")
-        }
+        assert {(cell.row, cell.column) for cell in expand(thin(found))} == {(r, c) for r in ("lora", "cg_lora") for c in ("cola", "time")}
         assert found.skipped("quoted", "cola") == "quoted from their paper"

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from loraexp import cli, render, table
+from loraexp.expand import Cell
 from loraexp.results import gather
-from loraexp.sweep import Cell, Sweep
+from loraexp.sweep import Sweep
 from tests.measured import CONTENT, LR, at, expanded_once, fill, load, put
 
 __all__ = ["expanded_once"]  # a fixture for every test here

@@ -10,6 +10,7 @@ import pytest
 
 from loraexp import config, render, sweep, table, tracking
 from loraexp.config import ConfigError
+from loraexp.expand import expand
 from loraexp.experiment import run
 from loraexp.results import Results, gather
 from loraexp.sweep import Sweep
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tracked")
     (folder / "mine.yaml").write_text(CONTENT)
     done = set()
-    for cell in sweep.expand(load(folder)):
+    for cell in expand(load(folder)):
         if cell.run_id not in done:
             done.add(cell.run_id)
             settings, plain = config.check(config.compose(cell.overrides))

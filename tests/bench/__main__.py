@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-PARTS = ("loop", "startup", "initializers", "optimizers")
+PARTS = ("loop", "startup", "sweep", "initializers", "optimizers")
 
 
 def main(names: list[str]) -> int:
