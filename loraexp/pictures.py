@@ -40,7 +40,7 @@ SPREADS = {"std": "mean ± standard deviation over", "ci95": "mean and 95 % t in
 def make(results: Results, plot: Plot) -> Picture:
     """The picture that an entry of a sweep's `plots` describes, of what there is; `empty` where there is nothing."""
     sweep = results.sweep
-    about = f"{sweep.paper} {sweep.artifact}" + (f", variant {sweep.variant}" if sweep.variant else "")
+    about = sweep.place
     picture = Picture(name=plot.name, title=plot.title or sweep.title, subtitle=about, panels=[])
     if sweep.compute is not None and plot.kind in OF_COMPUTED:
         return of_computed(results, plot, picture)

@@ -29,7 +29,7 @@ def words(rows: list[list[str]]) -> list[bool]:
 
 def markdown(table: Table) -> str:
     sweep = table.sweep
-    parts = [f"### {sweep.title}", f"{sweep.paper} {sweep.artifact}{f', variant {sweep.variant}' if sweep.variant else ''}"]
+    parts = [f"### {sweep.title}", sweep.place]
     if table.entries:
         header = ["", *(escaped(table.header(column)) for column in sweep.columns)]
         parts.append(pipes(header, body(table), [True, *(False for _ in sweep.columns)]))
@@ -101,7 +101,7 @@ LATEX = {
 def latex(table: Table) -> str:
     """A `table` environment for `\\usepackage{booktabs}`; the parts under it as paragraphs, so that they may go over pages."""
     sweep = table.sweep
-    about = f"{sweep.title} ({sweep.paper} {sweep.artifact}{f', {sweep.variant}' if sweep.variant else ''}). {table.legend}"
+    about = f"{sweep.title} ({sweep.place}). {table.legend}"
     lines = ["% needs \\usepackage{booktabs} and, before LaTeX of 2018, \\usepackage[utf8]{inputenc}", r"\begin{table}", r"\centering"]
     lines.append(f"\\caption{{{tex(about)}}}")
     if table.entries:

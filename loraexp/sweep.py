@@ -155,6 +155,7 @@ class Sweep:
 
     name: str
     variant: str | None
+    means: str | None  # the variant's `about`: under which other means
     path: Path
     title: str
     paper: str
@@ -181,6 +182,11 @@ class Sweep:
     def key(self) -> str:
         """What a result of this sweep is filed under: `cg_lora_table1`, `cg_lora_table1-smoke`."""
         return f"{self.name}-{self.variant}" if self.variant else self.name
+
+    @property
+    def place(self) -> str:
+        """Where it stands in its paper, and under which other means: `cg_lora table1, variant smoke: a tiny model`."""
+        return f"{self.paper} {self.artifact}" + (f", variant {self.variant}: {self.means}" if self.variant else "")
 
     @property
     def output_root(self) -> Path:
@@ -249,7 +255,7 @@ def load(name: str, variant: str | None = None, overrides: Sequence[str] = ()) -
         raise ConfigError(f"{path.name}: {error}") from error
 
 
-FILE_KEYS = {f.name for f in dataclasses.fields(Sweep)} - {"name", "variant", "path", "overrides"}
+FILE_KEYS = {f.name for f in dataclasses.fields(Sweep)} - {"name", "variant", "means", "path", "overrides"}
 
 
 def read(content: dict[str, Any], path: Path, variant: str | None, overrides: list[str]) -> Sweep:
@@ -272,6 +278,7 @@ def read(content: dict[str, Any], path: Path, variant: str | None, overrides: li
     sweep = Sweep(
         name=path.stem,
         variant=variant,
+        means=variants[variant].about if variant else None,
         path=path,
         title=content["title"],
         paper=content["paper"],

@@ -212,6 +212,7 @@ def test_a_terminal_has_one_bar_with_the_runs_own_below_it(tmp_path: Path) -> No
 def sweeping(path: str, out: str, log: str) -> None:
     """A command of its own, which notes every run that it begins to train."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background with Ctrl-C ignored
     real = experiment.train
 
     def noted(*args: Any, **how: Any) -> Any:
