@@ -13,6 +13,7 @@ from loraexp import computed, config
 from loraexp import sweep as sweeps
 from loraexp.config import ConfigError
 from loraexp.expand import Cell, expand
+from loraexp.progress import spoken
 from loraexp.sweep import Sweep
 
 GB = 2**30
@@ -65,12 +66,6 @@ def show_computed(sweep: Sweep) -> None:
         print(f"  time    {spoken(done[0]['cost']['seconds'])} (measured)")
     elif sweep.hours:
         print(f"  time    {sweep.hours.hours:g} h on {sweep.hours.hardware} ({sweep.hours.how})")
-
-
-def spoken(seconds: float) -> str:
-    from loraexp.watch import spoken
-
-    return spoken(seconds)
 
 
 # ------------------------------------------------------------------------------------------------------- gathering

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from loraexp.expand import lookup
+from loraexp.progress import spoken
 from loraexp.records import Run, describe
 from loraexp.results import Place, Results
 from loraexp.sweep import Sweep
@@ -215,7 +216,7 @@ def environments(results: Results) -> list[str]:
             lines.append(f"{title}: {'; '.join(f'{word} ({n} runs)' if several else word for word, n in told.items())}")
     seconds = sum(took(record) for record in records)
     if seconds:
-        lines.append(f"time: {seconds / 3600:.2f} h in all, initialising, training and evaluating")
+        lines.append(f"time: {spoken(seconds)} in all, initialising, training and evaluating")
     return lines
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from loraexp.progress import spoken
+
 if TYPE_CHECKING:
     from loraexp.experiment import Outcome
     from loraexp.settings import Settings
@@ -32,7 +34,7 @@ def initialised(ledger: dict[str, Any]) -> None:
     seen = f"{statistics['samples']} samples, {statistics['tokens']:,} tokens, {statistics['forward_sweeps']:.1f} passes"
     seen += ", from the cache" if statistics["cache_hit"] else ""
     console.print(
-        f"init {ledger['initializer']}: {seconds(cost['init_seconds'])}, peak {cost['init_peak_bytes'] / 2**20:.0f} MiB; "
+        f"init {ledger['initializer']}: {spoken(cost['init_seconds'])}, peak {cost['init_peak_bytes'] / 2**20:.0f} MiB; "
         f"{seen if statistics['samples'] else 'from the weights alone'}; loss {loss['before']:.4f} → {loss['after']:.4f}"
     )
     if statistics["samples"]:
@@ -57,12 +59,6 @@ def layer_table(layers: dict[str, Any]) -> Table:
         values = " ".join(f"{s:.2g}" for s in line["singular_values"][:4])
         table.add_row(name, f"{line['relative_norm'] or 0:.2g}", values, f"{energy['share']:.1%} of {energy['of']}" if energy else "—")
     return table
-
-
-def seconds(value: float | None) -> str:
-    if value is None:
-        return "—"
-    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
 
 
 def result(outcome: Outcome) -> None:
@@ -92,6 +88,6 @@ def summary(record: dict[str, Any]) -> str:
     share = parameters["trainable"] / parameters["total"]
     return (
         f"{parameters['trainable']:,} of {parameters['total']:,} parameters trained ({share:.2%}); "
-        f"init {seconds(cost.get('init_seconds'))}, train {seconds(cost['train_seconds'])} "
-        f"({cost['samples_per_second']:.0f} samples/s), eval {seconds(cost['eval_seconds'])}"
+        f"init {spoken(cost.get('init_seconds'))}, train {spoken(cost['train_seconds'])} "
+        f"({cost['samples_per_second']:.0f} samples/s), eval {spoken(cost['eval_seconds'])}"
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from loraexp import record
 from loraexp.expand import Cell
-from loraexp.progress import bar
+from loraexp.progress import bar, spoken
 
 EVERY = 1.0  # seconds between two looks at the records
 
@@ -47,13 +47,6 @@ def run_seconds(content: Mapping[str, Any]) -> float:
         return parts
     clock = datetime.fromisoformat(content["ended"]) - datetime.fromisoformat(content["started"])
     return max(parts, clock.total_seconds())
-
-
-def spoken(seconds: float) -> str:
-    """A duration as one says it: 45 s, 12 min, 3.4 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def value_at(content: Mapping[str, Any], path: str | None) -> Any:

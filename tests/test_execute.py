@@ -176,7 +176,7 @@ def test_time_left_is_that_of_the_runs_already_measured(tmp_path: Path) -> None:
     assert shown.counts() == {"todo": 2, "running": 0, "finished": 2, "failed": 0}
     assert shown.left() == "2 min left"  # 100 s and 20 s, one after the other
     shown.most_running = 2
-    assert shown.left() == "60 s left"
+    assert shown.left() == "60.0 s left"
 
 
 def test_a_terminal_has_one_bar_with_the_runs_own_below_it(tmp_path: Path) -> None:
