@@ -83,11 +83,9 @@ def section(part: Part) -> str:
     """A sweep that has data: title, figures, table, what a reader must know, and its runs."""
     assert part.sweep is not None and part.table is not None
     wanted = part.sweep
-    variant = tag("span", text(f"variant {wanted.variant}: {wanted.means}"), class_="variant") if wanted.variant else ""
+    variant = tag("span", text(f"variant {wanted.variant}"), class_="variant") if wanted.variant else ""
     title = tag("h2", text(wanted.title), " ", variant, id=f"title-{identifier(wanted.key)}")
-    about = tag(
-        "p", text(f"{wanted.paper} {wanted.artifact}"), " · ", counted(part), " · ", tag("code", text(part.command)), class_="about"
-    )
+    about = tag("p", text(wanted.place), " · ", counted(part), " · ", tag("code", text(part.command)), class_="about")
     body = [results_table(part.table)] if part.table.entries else []
     body += [tag("p", text(part.table.legend), class_="legend")] if part.table.legend else []
     body += [figure(picture, svg, identifier(wanted.key, picture.name)) for picture, svg in part.figures]

@@ -174,7 +174,7 @@ def test_time_left_is_that_of_the_runs_already_measured(tmp_path: Path) -> None:
         (cell.folder / "record.json").write_text(json.dumps(content))
     shown.look()
     assert shown.counts() == {"todo": 2, "running": 0, "finished": 2, "failed": 0}
-    assert shown.left() == "2 min left"  # 100 s and 20 s, one after the other
+    assert shown.left() == "2.0 min left"  # 100 s and 20 s, one after the other
     shown.most_running = 2
     assert shown.left() == "60.0 s left"
 

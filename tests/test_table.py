@@ -57,7 +57,7 @@ def test_markdown(tmp_path: Path) -> None:
     assert "rows: train 64, dev 1,000 (all)" in section(text, "Protocol") and "best/value: held_out/accuracy (all)" in text
     runs = section(text, "Runs")
     assert "16 of 24 runs finished, 8 missing" in runs and "commit: 0123456789\n" in runs and "A CPU, 1 of 2 cores" in runs
-    assert "time: 16.00 h" in runs  # 16 runs of 3,600 s
+    assert "time: 16.0 h" in runs  # 16 runs of 3,600 s
 
 
 def test_within_noise_few_seeds_and_ties(tmp_path: Path) -> None:
