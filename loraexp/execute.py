@@ -67,7 +67,7 @@ def compute(sweep: Sweep) -> int:
     except Exception as error:  # noqa: BLE001 - whatever the function raises: the record has type, message and place
         print(f"{sweep.key}: failed: {reason_of(error)} ({into}/record.json)", file=sys.stderr)
         return 1
-    print(f"{sweep.key}: computed, in {shorten(into)}; loraexp {'table' if sweep.kind == 'table' else 'plot'} {sweep.name} shows it")
+    print(f"{sweep.key}: computed, in {shorten(into)}; loraexp {'table' if sweep.kind == 'table' else 'plot'} {sweep.words} shows it")
     return 0
 
 
@@ -272,8 +272,7 @@ def summarise(sweep: Sweep, watch: Any) -> None:
     if counts["failed"]:
         print("the same command retries only what is missing", file=sys.stderr)
     elif not left:
-        variant = f" --variant {sweep.variant}" if sweep.variant else ""
-        print(f"loraexp {sweep.kind if sweep.kind == 'table' else 'plot'} {sweep.name}{variant} shows the result", file=sys.stderr)
+        print(f"loraexp {sweep.kind if sweep.kind == 'table' else 'plot'} {sweep.words} shows the result", file=sys.stderr)
 
 
 def reason_of(error: BaseException) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from loraexp import config, sweep
 from loraexp.config import ConfigError
-from loraexp.sweep import Sweep
 from loraexp.verbs import Parser
 
 FORMATS = ("png", "svg", "pdf")
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     for plot in wanted.plots:
         picture = pictures.make(found, plot)
         if picture.empty:
-            print(f"loraexp: {wanted.key}-{plot.name}: no data; {command(wanted)} makes it", file=sys.stderr)
+            print(f"loraexp: {wanted.key}-{plot.name}: no data; loraexp sweep {wanted.words} makes it", file=sys.stderr)
             empty += 1
             continue
         for path in drawing.save(picture, into / f"{wanted.key}-{plot.name}", formats):
@@ -62,9 +61,3 @@ def formats_of(word: str) -> list[str]:
         if part not in FORMATS:
             raise ConfigError(f"--format {part}: expected some of {', '.join(FORMATS)}; {config.nearest(part, FORMATS)}")
     return found
-
-
-def command(wanted: Sweep) -> str:
-    """What a user types to run a sweep."""
-    name = wanted.name if wanted.path.parent == config.folder("sweeps") else str(wanted.path)
-    return " ".join(["loraexp sweep", name, *(["--variant", wanted.variant] if wanted.variant else [])])

@@ -184,6 +184,12 @@ class Sweep:
         return f"{self.name}-{self.variant}" if self.variant else self.name
 
     @property
+    def words(self) -> str:
+        """What it is called on the command line: `cg_lora_table1 --variant smoke`, or the path of a file of the user's own."""
+        name = self.name if self.path.parent == config.folder("sweeps") else str(self.path)
+        return f"{name} --variant {self.variant}" if self.variant else name
+
+    @property
     def place(self) -> str:
         """Where it stands in its paper, and under which other means: `cg_lora table1, variant smoke: a tiny model`."""
         return f"{self.paper} {self.artifact}" + (f", variant {self.variant}: {self.means}" if self.variant else "")
