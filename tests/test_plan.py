@@ -133,7 +133,7 @@ def test_plan_counts_runs_and_takes_times_from_records(tmp_path: Path, capsys, m
         (cell.folder / "record.json").write_text(json.dumps({"status": status, "cost": cost, "started": None, "ended": None}))
     after = said(capsys, str(path), f"output_root={out}")
     assert "runs    4: 1 finished, 3 to do, of which 1 failed before" in after
-    assert "5 min one after another (3 runs as their finished neighbours took)" in after
+    assert "5.0 min one after another (3 runs as their finished neighbours took)" in after
     assert "recorded" in after and "3.00" in after
     assert experiment.records.read(cells_of(path, out)[2].folder) is None
 
