@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +125,18 @@ def logged(path: Path) -> Lines:
 # ---------------------------------------------------------------------------------------------------- runs of cells
 
 
+def value_at(record: Mapping[str, Any], path: str) -> float | None:
+    """The number at `split/metric`, or at a path into the record such as `cost/init_seconds`; None where there is none."""
+    section, *parts = path.split("/")
+    if section not in SECTIONS:
+        split, _, name = path.rpartition("/")
+        section, parts = "metrics", [split, name]
+    node: Any = record.get(section)
+    for part in parts:
+        node = node.get(part) if isinstance(node, dict) else None
+    return number(node)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One run that a cell wants, and what there is of it."""
@@ -154,16 +166,7 @@ class Run:
             terms = [self.value(term, epoch) for term in path.split(" + ")]
             known = [term for term in terms if term is not None]
             return sum(known) if len(known) == len(terms) else None
-        if epoch is not None:
-            return self.at_epoch(path, epoch)
-        section, *parts = path.split("/")
-        if section not in SECTIONS:
-            split, _, name = path.rpartition("/")
-            section, parts = "metrics", [split, name]
-        node: Any = (self.record or {}).get(section)
-        for part in parts:
-            node = node.get(part) if isinstance(node, dict) else None
-        return number(node)
+        return self.at_epoch(path, epoch) if epoch is not None else value_at(self.record or {}, path)
 
     def history(self, name: str) -> tuple[list[float], list[float], list[float]]:
         """(steps, epochs, values) of what was logged under a name: `loss`, `grad_norm`, `dev/accuracy`."""

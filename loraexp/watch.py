@@ -16,6 +16,7 @@ from typing import Any
 from loraexp import record
 from loraexp.expand import Cell
 from loraexp.progress import bar, spoken
+from loraexp.records import value_at
 
 EVERY = 1.0  # seconds between two looks at the records
 
@@ -47,13 +48,6 @@ def run_seconds(content: Mapping[str, Any]) -> float:
         return parts
     clock = datetime.fromisoformat(content["ended"]) - datetime.fromisoformat(content["started"])
     return max(parts, clock.total_seconds())
-
-
-def value_at(content: Mapping[str, Any], path: str | None) -> Any:
-    """`split/metric`, or a path into the record such as `cost/init_seconds`; None where it is not there."""
-    section, _, name = (path or "").rpartition("/")
-    found = content["metrics"].get(section) or content.get(section)
-    return found.get(name) if isinstance(found, dict) else None
 
 
 class Watch:
@@ -124,8 +118,8 @@ class Watch:
             outcome = f"FAILED: {self.reasons[folder]}"
         else:
             path = self.values.get(f"{cell.row}/{cell.column}")
-            value = value_at(record.read(folder) or {"metrics": {}}, path)
-            outcome = f"{path} {value:.4f}" if isinstance(value, float) else "finished"
+            value = value_at(record.read(folder) or {}, path) if path else None
+            outcome = f"{path} {value:.4f}" if value is not None else "finished"
             outcome += f" in {spoken(self.seconds[folder])}"
         if counts["todo"] + counts["running"]:
             outcome += f" | {counts['running']} running, {counts['failed']} failed, {self.left() or 'time left unknown'}"
