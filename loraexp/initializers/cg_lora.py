@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from loraexp import linalg
-from loraexp.layer import Curvature, CurvatureRequest, Factors, Layer, Start, needs
+from loraexp.adapter import linalg
+from loraexp.adapter.layer import Curvature, CurvatureRequest, Factors, Layer, Start, needs
 
 BASIS = {"r": 1, "2r": 2, "4r": 4, "full": None}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from loraexp.layer import Layer, needs
+from loraexp.adapter.layer import Layer, needs
 
 
 @needs(trains=("W",))

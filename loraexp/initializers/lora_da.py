@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from loraexp import linalg
-from loraexp.layer import Factors, Layer, Start, needs
+from loraexp.adapter import linalg
+from loraexp.adapter.layer import Factors, Layer, Start, needs
 
 
 class Flavour(NamedTuple):

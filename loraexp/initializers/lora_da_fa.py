@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
+from loraexp.adapter.layer import Factors, Layer, Start, needs
 from loraexp.initializers.lora_da import lora_da
-from loraexp.layer import Factors, Layer, Start, needs
 
 
 @needs("gradient", "input_moment", "output_moment", "population", trains=("B",))

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
+from loraexp.adapter.layer import Factors, Layer, Start, needs
 from loraexp.initializers.lora import lora
-from loraexp.layer import Factors, Layer, Start, needs
 
 
 @needs(trains=("B",))

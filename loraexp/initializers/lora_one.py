@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from loraexp import linalg
-from loraexp.layer import Factors, Layer, LeadingRequest, Start, needs
+from loraexp.adapter import linalg
+from loraexp.adapter.layer import Factors, Layer, LeadingRequest, Start, needs
 
 
 def request(rank: int, flavour: str = "paper", **_: Any) -> dict[str, LeadingRequest]:

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from loraexp import linalg
-from loraexp.layer import Factors, Layer, Start, needs
+from loraexp.adapter import linalg
+from loraexp.adapter.layer import Factors, Layer, Start, needs
 
 
 @needs("summed_gradient", trains=("R",))

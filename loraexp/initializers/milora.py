@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from loraexp import linalg
-from loraexp.layer import Factors, Layer, Start, needs
+from loraexp.adapter import linalg
+from loraexp.adapter.layer import Factors, Layer, Start, needs
 
 
 @needs()

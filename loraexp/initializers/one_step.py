@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from loraexp import linalg
-from loraexp.layer import Factors, Layer, Start, needs
+from loraexp.adapter import linalg
+from loraexp.adapter.layer import Factors, Layer, Start, needs
 
 
 @needs("gradient", trains=())

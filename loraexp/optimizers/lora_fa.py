@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from loraexp.adapter import Adapters
+from loraexp.adapter.adapted import Adapters
 from loraexp.optimizers.grams import inverse
 from loraexp.optimizers.rule import rule
 from loraexp.optimizers.stepping import AdamW, AdapterOptimizer, Block, factor_blocks, head_section

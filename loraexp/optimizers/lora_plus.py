@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from loraexp.adapter import Adapters
+from loraexp.adapter.adapted import Adapters
 from loraexp.optimizers.rule import rule
 from loraexp.optimizers.stepping import AdamW, AdapterOptimizer, factor_blocks, head_section
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from loraexp.adapter import Adapters
+from loraexp.adapter.adapted import Adapters
 from loraexp.optimizers.grams import SingularSystem, grams, require_damping, spectra
 from loraexp.optimizers.pairs import PairOptimizer, pairs
 from loraexp.optimizers.rule import rule

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from loraexp.adapter import Adapters
+from loraexp.adapter.adapted import Adapters
 from loraexp.optimizers.grams import grams, inverse, require_damping
 from loraexp.optimizers.pairs import PairOptimizer
 from loraexp.optimizers.rule import rule

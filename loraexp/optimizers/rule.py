@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from loraexp import optimizers
-from loraexp.adapter import AdaptedLinear, Adapters
+from loraexp.adapter.adapted import AdaptedLinear, Adapters
 
 Make = TypeVar("Make", bound=Callable[..., Any])
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from loraexp.adapter import AdaptedLinear, Adapters
-from loraexp.linalg import at_least_float32
+from loraexp.adapter.adapted import AdaptedLinear, Adapters
+from loraexp.adapter.linalg import at_least_float32
 from loraexp.optimizers.grams import SingularSystem
 
 State = dict[str, Tensor]

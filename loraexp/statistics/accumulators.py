@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from loraexp.linalg import double
+from loraexp.adapter.linalg import double
 from loraexp.statistics.probes import Pass
 
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from loraexp.layer import Curvature
-from loraexp.linalg import SVD
+from loraexp.adapter.layer import Curvature
+from loraexp.adapter.linalg import SVD
 from loraexp.statistics.calibration import Batch
 
 VERSION = 1  # of the code that makes statistics: a change of what they hold, or of the mask rule, takes the next number

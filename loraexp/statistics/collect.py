@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from loraexp.layer import STATISTICS, CurvatureRequest, Layer, LeadingRequest
-from loraexp.linalg import SVD, Product, randomized_svd, randomized_svd_steps
-from loraexp.memory import peak_bytes, reset_peak
+from loraexp.adapter.layer import STATISTICS, CurvatureRequest, Layer, LeadingRequest
+from loraexp.adapter.linalg import SVD, Product, randomized_svd, randomized_svd_steps
+from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.statistics import cache as disk
 from loraexp.statistics.accumulators import Accumulator, Diagonal, InputMoment, Outer
 from loraexp.statistics.calibration import Calibration, layer_generator

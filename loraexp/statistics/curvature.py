@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from loraexp.layer import Curvature, CurvatureRequest
-from loraexp.linalg import double, gaussian
+from loraexp.adapter.layer import Curvature, CurvatureRequest
+from loraexp.adapter.linalg import double, gaussian
 from loraexp.statistics.accumulators import (
     Accumulator,
     Cancellation,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from loraexp.layer import CurvatureRequest, LeadingRequest
+from loraexp.adapter.layer import CurvatureRequest, LeadingRequest
 
 
 class Size(NamedTuple):

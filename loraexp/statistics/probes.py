@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from loraexp.layer import CurvatureRequest
-from loraexp.linalg import at_least_float32
+from loraexp.adapter.layer import CurvatureRequest
+from loraexp.adapter.linalg import at_least_float32
 from loraexp.statistics.calibration import layer_generator
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from loraexp.linalg import at_least_float32
-from loraexp.tasks.rows import Problem, Rows
-from loraexp.tasks.tokens import Examples, Progress, encode, tokenizer_fingerprint
+from loraexp.adapter.linalg import at_least_float32
+from loraexp.data.tables import Problem, Rows
+from loraexp.data.tokens import Examples, Progress, encode, tokenizer_fingerprint
 
 METRICS: dict[Problem, tuple[str, ...]] = {
     "single_label_classification": ("accuracy", "matthews_correlation", "f1", "macro_f1"),
@@ -148,7 +148,7 @@ class Classification:
         broken = int((~np.isfinite(logits)).any(axis=-1).sum())
         if broken:
             raise FloatingPointError(f"task={self.name}: {broken} of {len(logits)} rows have NaN or infinite logits: it diverged, lower lr")
-        from loraexp import metrics
+        from loraexp.scoring import metrics
 
         predictions = logits[:, 0] if self.problem == "regression" else logits.argmax(axis=-1)
         return metrics.compute(self.metrics, predictions, labels)

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from loraexp import backends, harness, protocols, sandbox
-from loraexp.backends import Backend
-from loraexp.generation import tokens_beyond
-from loraexp.harness import Question
-from loraexp.progress import tally
-from loraexp.protocols import Protocol
-from loraexp.tasks import benchmarks
-from loraexp.tasks.benchmarks import Questions
-from loraexp.tasks.pairs import Kind, Reading, TextExamples, encode_pairs
+from loraexp.data import benchmarks
+from loraexp.data.benchmarks import Questions
+from loraexp.data.pairs import Kind, Reading, TextExamples, encode_pairs
+from loraexp.data.rows import Files, Hub, Records, Row, find
+from loraexp.machine.progress import tally
+from loraexp.scoring import backends, harness, protocols, sandbox
+from loraexp.scoring.backends import Backend
+from loraexp.scoring.generate import tokens_beyond
+from loraexp.scoring.harness import Question
+from loraexp.scoring.protocols import Protocol
 from loraexp.tasks.recipes import TRAINING_SETS, VERSION, chosen
-from loraexp.tasks.records import Files, Hub, Records, Row, find
 from loraexp.tasks.text import TextTask
 
 if TYPE_CHECKING:
-    from loraexp.parallel import Processes
+    from loraexp.machine.processes import Processes
 
 AVERAGE = "average"  # the split that is the mean over the benchmarks
 EACH = "{benchmark}"  # in a file's name: of every benchmark, one file after another

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from loraexp.sources import SourceError
+from loraexp.data.tables import Parse, Rows, label_parser, read_hub, read_table
+from loraexp.machine.hub import SourceError
 from loraexp.tasks.classification import Classification
-from loraexp.tasks.rows import Parse, Rows, label_parser, read_hub, read_table
 
 
 def glue(

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from loraexp.linalg import at_least_float32
+from loraexp.adapter.linalg import at_least_float32
+from loraexp.data.pairs import Kind, Pair, Reading, TextExamples, encode_pairs
+from loraexp.data.rows import Row
+from loraexp.data.tables import Rows, label_parser
 from loraexp.tasks.classification import METRICS, divided
 from loraexp.tasks.glue import glue_rows
-from loraexp.tasks.pairs import Kind, Pair, Reading, TextExamples, encode_pairs
-from loraexp.tasks.records import Row
-from loraexp.tasks.rows import Rows, label_parser
 from loraexp.tasks.text import IGNORED, TextTask
 
 VERSION = 1  # of the prompts below; part of the cache key
@@ -226,7 +226,7 @@ class GlueText(TextTask):
 
     def compute_metrics(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
         """The task's metrics of the scores (n, C) against the classes (n,), or against STS-B's real scores."""
-        from loraexp import metrics as measures
+        from loraexp.scoring import metrics as measures
 
         chosen = logits.argmax(axis=-1)
         if self.problem == "regression":

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loraexp import sources
+from loraexp.data.tables import Rows, label_parser, read_table
+from loraexp.machine import hub
 from loraexp.tasks.classification import Classification
-from loraexp.tasks.rows import Rows, label_parser, read_table
 
 
 def labelled_csv(
@@ -73,10 +73,10 @@ def _locate(source: str, sha256: str | None, directory: str | None, key: str) ->
         path = Path(directory).expanduser() / Path(source).name
         if not path.is_file():
             remedy = f"give the folder that holds it, or set {key}=null"
-            raise sources.SourceError(f"{key}={directory}: {path} is not there; {remedy}")
+            raise hub.SourceError(f"{key}={directory}: {path} is not there; {remedy}")
         return path
-    path = Path(sources.resolve(source, key="task.source"))
+    path = Path(hub.resolve(source, key="task.source"))
     if not path.is_file():
-        raise sources.SourceError(f"task.source={source}: {path} is not a file; give the path of a CSV file")
-    sources.verify(path, sha256, key="task.sha256")
+        raise hub.SourceError(f"task.source={source}: {path} is not a file; give the path of a CSV file")
+    hub.verify(path, sha256, key="task.sha256")
     return path

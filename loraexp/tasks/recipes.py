@@ -1,6 +1,6 @@
 """What the papers train generation on: which rows, put how, with the loss where; named by the paper, as data.
 
-A recipe is the training half of a protocol; the half that scores is in `loraexp.protocols`.
+A recipe is the training half of a protocol; the half that scores is in `loraexp.scoring.protocols`.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from loraexp.protocols import ALPACA as ALPACA_PROMPT
-from loraexp.protocols import LLM_ADAPTERS, QUESTION_ANSWER
-from loraexp.tasks.pairs import Pair
-from loraexp.tasks.records import BadRow, Row, choice, column, text
+from loraexp.data.pairs import Pair
+from loraexp.data.rows import BadRow, Row, choice, column, text
+from loraexp.scoring.protocols import ALPACA as ALPACA_PROMPT
+from loraexp.scoring.protocols import LLM_ADAPTERS, QUESTION_ANSWER
 
 VERSION = 1  # of everything below; part of the cache key
 

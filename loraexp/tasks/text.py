@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from loraexp.linalg import at_least_float32
-from loraexp.tasks.pairs import Kind, TextExamples
+from loraexp.adapter.linalg import at_least_float32
+from loraexp.data.pairs import Kind, TextExamples
 
 if TYPE_CHECKING:
-    from loraexp.parallel import Processes
+    from loraexp.machine.processes import Processes
 
 IGNORED = -100  # the label of a token that is not in the loss: padding, and prompts unless they are learnt
 KINDS = frozenset({"causal", "seq2seq"})
@@ -134,8 +134,8 @@ class TextTask:
         Several processes take the batches in turn, the last one again where they do not divide: wrapped models stay in
         step, and the batches' sums are added in one order. Raises: FloatingPointError where it is not a number.
         """
-        from loraexp.evaluate import autocast, to_device
-        from loraexp.progress import bar
+        from loraexp.machine.progress import bar
+        from loraexp.run.evaluate import autocast, to_device
 
         examples = self.splits[split]
         order = np.argsort(-examples.lengths, kind="stable")

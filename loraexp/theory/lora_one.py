@@ -10,14 +10,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from loraexp import linalg
-from loraexp.computed import Computed, Curve, Progress
+from loraexp.adapter import linalg
+from loraexp.adapter.layer import Factors, Layer
 from loraexp.config import ConfigError
 from loraexp.initializers.lora import lora
 from loraexp.initializers.lora_ga import lora_ga
 from loraexp.initializers.lora_one import lora_one
 from loraexp.initializers.lora_sb import lora_sb
-from loraexp.layer import Factors, Layer
+from loraexp.sweep.computed import Computed, Curve, Progress
 from loraexp.theory import linear
 from loraexp.theory.linear import Batch, Trace, by_seed, descend, first_step, logs
 

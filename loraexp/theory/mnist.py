@@ -13,20 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from loraexp import config, models
-from loraexp.adapter import AdaptedLinear, Adapters, attach, scaling_factor, train_everything
-from loraexp.computed import Computed, Curve, Progress, Surface
+from loraexp import config
+from loraexp.adapter.adapted import AdaptedLinear, Adapters, attach, scaling_factor, train_everything
 from loraexp.config import ConfigError
-from loraexp.experiment import make
-from loraexp.initialize import initialize
+from loraexp.config.settings import Settings
+from loraexp.machine.processes import Processes
+from loraexp.models import load
 from loraexp.optimizers.adamw import adamw
-from loraexp.parallel import Processes
-from loraexp.settings import Settings
+from loraexp.run.experiment import make
+from loraexp.run.initialise import initialize
+from loraexp.run.train import Diverged
 from loraexp.statistics import layer_generator
+from loraexp.sweep.computed import Computed, Curve, Progress, Surface
 from loraexp.theory import digits
 from loraexp.theory.digits import PIXELS, Digits
 from loraexp.theory.plane import FULL, Plane, Way, distances
-from loraexp.train import Diverged
 
 CLASSES = 10
 HELD_OUT = 1000  # even digits at most that nothing is trained on
@@ -134,7 +135,7 @@ def adapted(model: TwoLayer, data: Data, settings: Settings) -> Adapters:
         return train_everything(model)
     targets = dict(model.named_children())
     try:
-        models.check_rank(targets, settings.rank)
+        load.check_rank(targets, settings.rank)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from loraexp import config
-from loraexp.computed import Computed, Progress
+from loraexp.adapter.layer import Curvature, Factors, Layer
 from loraexp.config import ConfigError
-from loraexp.layer import Curvature, Factors, Layer
-from loraexp.settings import CalibrationSettings
+from loraexp.config.settings import CalibrationSettings
 from loraexp.statistics import Calibration, collect, layer_generator, weight
+from loraexp.sweep.computed import Computed, Progress
 
 TARGET = "0"  # the adapted layer: the first linear one of either network
 NETWORKS = ("linear", "two_layer")

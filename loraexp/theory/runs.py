@@ -11,10 +11,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from loraexp import alignment, config, experiment
-from loraexp.alignment import Subject
-from loraexp.computed import Computed, Curve, Progress
+from loraexp import config
 from loraexp.config import ConfigError
+from loraexp.finished import angles
+from loraexp.finished.angles import Subject
+from loraexp.run import experiment
+from loraexp.sweep.computed import Computed, Curve, Progress
 
 
 def trained(overrides: Sequence[str], seed: int, data_dir: str | None, output_root: Path) -> Subject:
@@ -66,8 +68,8 @@ def angles_during_training(
         k = directions or subject.settings.rank
         if k > subject.settings.rank:
             raise ConfigError(f"compute.directions={k}: expected at most the rank, {subject.settings.rank}")
-        gradient = alignment.one_step_gradient(subject, subject.base(), rows, k)
-        steps = {step: alignment.by_class(alignment.angles(subject, gradient, path, k)) for step, path in alignment.kept_factors(subject)}
+        gradient = angles.one_step_gradient(subject, subject.base(), rows, k)
+        steps = {step: angles.by_class(angles.angles(subject, gradient, path, k)) for step, path in angles.kept_factors(subject)}
         subjects.append(subject)
         found.append(steps)
     progress(len(seeds), len(seeds))
@@ -176,7 +178,7 @@ def spectra(
         if len(values[0]) < count:
             raise ConfigError(f"compute.count={count}: layer {name} has {len(values[0])} singular values; expected at most that")
         for panel, spectrum in zip(found, values, strict=True):
-            found[panel].setdefault(alignment.layer_class(name), []).append(spectrum)
+            found[panel].setdefault(angles.layer_class(name), []).append(spectrum)
         ratios.append(float(values[0][0] / values[1][0]))
         for decay, spectrum in zip(decays.values(), values, strict=True):
             decay.append(float(spectrum[-1] / spectrum[0]))

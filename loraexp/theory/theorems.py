@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from loraexp.computed import Computed, Progress
 from loraexp.statistics import layer_generator
+from loraexp.sweep.computed import Computed, Progress
 from loraexp.theory import linear
 from loraexp.theory.linear import Batch, Trace, descend, first_step, logs, thin_norms
 from loraexp.theory.lora_one import band, spectral

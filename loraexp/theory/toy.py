@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from loraexp.computed import Computed, Curve, Progress, Surface
 from loraexp.config import ConfigError
+from loraexp.sweep.computed import Computed, Curve, Progress, Surface
 from loraexp.theory import linear
 from loraexp.theory.linear import Batch, by_seed, descend, first_step
 from loraexp.theory.lora_one import gaussian, spectral

@@ -1,0 +1,29 @@
+"""`python -m benchmarks [PART ...]`: the named parts of the benchmark, or all of them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+
+PARTS = ("loop", "startup", "sweep", "initializers", "optimizers")
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        print(f"benchmarks: {unknown[0]}: there is no such part; choices: {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    os.environ["HF_HUB_OFFLINE"] = "1"  # everything measured is on this machine
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    for name in names or PARTS:
+        print(f"== {name}", flush=True)
+        began = time.perf_counter()
+        importlib.import_module(f"benchmarks.{name}").main()
+        print(f"   ({time.perf_counter() - began:.0f} s)\n", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,326 @@
+"""The adapted linear layer, the set of them in a model, and their forms on disk.
+
+`y = W0 x + η B R A x − η B0 A0 x`: the last term, the offset, is there only when training starts at the pretrained
+weight although `B0 A0` is not zero. It is kept as a frozen low-rank pair and never edited into the weight: exact in
+bf16, possible on a quantised base, and saved as `[A; A0]`, `[B, −B0]`, an ordinary LoRA of twice the rank that loads on
+the original checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from loraexp.adapter.layer import Factors
+from loraexp.adapter.linalg import at_least_float32
+
+Scaling = Literal["lora", "rslora"]
+
+
+def scaling_factor(rule: Scaling, alpha: float, rank: int) -> float:
+    """η: `α/r` for LoRA (Hu et al. 2022), `α/√r` for rsLoRA (Kalajdzievski 2023)."""
+    if rule == "lora":
+        return alpha / rank
+    if rule == "rslora":
+        return alpha / rank**0.5
+    raise ValueError(f"adapter.scaling={rule!r}: expected lora or rslora")
+
+
+class LowRank(nn.Module):
+    """The factors beside one layer: a module of their own, so that what shards the base can leave them whole.
+
+    `lora_A` (r, d_in), `lora_B` (d_out, r) and the optional `lora_R` (r, r) are parameters whether they train or not;
+    `offset_A`, `offset_B` are buffers. All are at least float32.
+    """
+
+    lora_R: nn.Parameter | None
+    offset_A: Tensor | None
+    offset_B: Tensor | None
+
+    def __init__(self, factors: Factors, device: torch.device) -> None:
+        super().__init__()
+
+        def own(factor: Tensor) -> Tensor:
+            return at_least_float32(factor).to(device, copy=True).contiguous()
+
+        self.lora_A = nn.Parameter(own(factors.A), requires_grad="A" in factors.train)
+        self.lora_B = nn.Parameter(own(factors.B), requires_grad="B" in factors.train)
+        R = None if factors.R is None else nn.Parameter(own(factors.R), requires_grad="R" in factors.train)
+        self.register_parameter("lora_R", R)
+        has_offset = factors.start == "pretrained" and bool(factors.B.any()) and bool(factors.A.any())
+        folded = factors.B if factors.R is None else factors.B @ factors.R
+        self.register_buffer("offset_A", own(factors.A) if has_offset else None)
+        self.register_buffer("offset_B", own(folded) if has_offset else None)
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer with a trained low-rank update beside it.
+
+    The products run in the dtype of the input (or of autocast), so a bf16 base costs bf16 time, and the float32 factors
+    still move by less than a bf16 step.
+    """
+
+    def __init__(self, base: nn.Module, factors: Factors, scaling: float, name: str) -> None:
+        super().__init__()
+        d_out, d_in = base.out_features, base.in_features  # type: ignore[union-attr]
+        if factors.A.shape[1] != d_in or factors.B.shape[0] != d_out:
+            raise ValueError(
+                f"layer {name}: factors A {tuple(factors.A.shape)}, B {tuple(factors.B.shape)} do not fit a weight of "
+                f"shape ({d_out}, {d_in}): expected A (r, {d_in}) and B ({d_out}, r)"
+            )
+        self.base = base.requires_grad_(False)
+        self.factors = LowRank(factors, next(base.parameters()).device)
+        self.scaling = scaling
+        self.name = name
+
+    @property
+    def lora_A(self) -> nn.Parameter:
+        return self.factors.lora_A
+
+    @property
+    def lora_B(self) -> nn.Parameter:
+        return self.factors.lora_B
+
+    @property
+    def lora_R(self) -> nn.Parameter | None:
+        return self.factors.lora_R
+
+    @property
+    def offset_A(self) -> Tensor | None:
+        return self.factors.offset_A
+
+    @property
+    def offset_B(self) -> Tensor | None:
+        return self.factors.offset_B
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight: models look at its dtype (T5 does before its last projection)."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def rank(self) -> int:
+        return self.lora_A.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` (..., d_in) → (..., d_out)."""
+        y = self.base(x)
+        shape, y, x = y.shape, y.flatten(0, -2), x.flatten(0, -2)
+        low = x @ self.lora_A.to(x.dtype).mT
+        if self.lora_R is not None:
+            low = low @ self.lora_R.to(low.dtype).mT
+        y = torch.addmm(y, low.to(y.dtype), self.lora_B.to(y.dtype).mT, alpha=self.scaling)
+        if self.offset_A is not None and self.offset_B is not None:
+            low = x @ self.offset_A.to(x.dtype).mT
+            y = torch.addmm(y, low.to(y.dtype), self.offset_B.to(y.dtype).mT, alpha=-self.scaling)
+        return y.view(shape)
+
+    def plain_pair(self) -> tuple[Tensor, Tensor]:
+        """The whole update as one ordinary LoRA pair on the original weight: `[A; A0]` and `[B R, −B0]`, float32."""
+        A, B = self.lora_A.detach(), self.lora_B.detach()
+        if self.lora_R is not None:
+            B = B @ self.lora_R.detach()
+        if self.offset_A is not None and self.offset_B is not None:
+            A, B = torch.cat([A, self.offset_A]), torch.cat([B, -self.offset_B], dim=1)
+        return A, B
+
+    def update(self) -> Tensor:
+        """`η (B R A − B0 A0)` (d_out, d_in), dense."""
+        A, B = self.plain_pair()
+        return self.scaling * (B @ A)
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scaling={self.scaling:.4g}, R={self.lora_R is not None}, offset={self.offset_A is not None}"
+
+
+def whole(x: Tensor) -> Tensor:
+    """All of a tensor that processes share in pieces (FSDP); every process must ask."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+class Adapters:
+    """What trains in a model: the adapted layers as (A, B, R) groups, and every other trained weight (the new head).
+
+    Optimizers are handed this object, so A and B come as pairs and nobody searches parameter names.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, AdaptedLinear], others: Mapping[str, nn.Parameter]) -> None:
+        self.model = model
+        self.layers = dict(layers)  # name in the original model → adapted layer
+        self.others = dict(others)  # name in the original model → parameter: the head, or every weight (init=full)
+
+    def __iter__(self) -> Iterator[AdaptedLinear]:
+        return iter(self.layers.values())
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        """Every parameter that trains, adapters first, in a fixed order."""
+        named = {
+            f"{name}.{factor}": parameter
+            for name, layer in self.layers.items()
+            for factor, parameter in layer.factors.named_parameters()
+            if parameter.requires_grad
+        }
+        return named | self.others
+
+    def trainable(self) -> list[nn.Parameter]:
+        return list(self.named_trainable().values())
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of what trains, on the CPU: what a checkpoint and "the best so far" hold."""
+        return {name: whole(p.detach()).cpu().clone() for name, p in self.named_trainable().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        named = self.named_trainable()
+        if named.keys() != state.keys():
+            missing, extra = sorted(named.keys() - state.keys()), sorted(state.keys() - named.keys())
+            raise ValueError(f"the checkpoint does not fit this run: missing {missing[:3]}, not expected {extra[:3]}")
+        with torch.no_grad():
+            for name, parameter in named.items():
+                value = state[name].to(parameter.device)
+                if isinstance(parameter, DTensor):
+                    value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+                parameter.copy_(value)
+
+    def modules(self) -> list[nn.Module]:
+        """The modules that hold nothing but what was added: the factors of every layer, and the new head."""
+        heads = {name.split(".")[0] for name in self.others} if self.layers else set()
+        return [layer.factors for layer in self] + [self.model.get_submodule(name) for name in sorted(heads)]
+
+    def count(self) -> dict[str, int]:
+        """Numbers of parameters: `trainable`, `total`, `adapter`."""
+        adapter = {id(p): p.numel() for layer in self for p in layer.factors.parameters()}
+        trainable = sum(p.numel() for p in self.trainable())
+        total = sum(p.numel() for p in self.model.parameters())
+        return {"trainable": trainable, "total": total, "adapter": sum(adapter.values())}
+
+
+def attach(model: nn.Module, factors: Mapping[str, Factors], scaling: float, head: Iterable[str] = ()) -> Adapters:
+    """Freeze `model`, put an adapted layer in the place of each named linear layer, and let `head` modules train.
+
+    `head` are names of modules that the task added to the model: they have no pretrained weight, train in full and are
+    saved with the adapter. Trained weights are float32 whatever the base is.
+    """
+    model.requires_grad_(False)
+    layers: dict[str, AdaptedLinear] = {}
+    for name, made in factors.items():
+        parent, _, child = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        layers[name] = AdaptedLinear(getattr(owner, child), made, scaling, name)
+        setattr(owner, child, layers[name])
+    others: dict[str, nn.Parameter] = {}
+    for module in head:
+        others |= dict(model.get_submodule(module).float().requires_grad_(True).named_parameters(prefix=module))
+    return Adapters(model, layers, others)
+
+
+def train_everything(model: nn.Module) -> Adapters:
+    """`init=full`: no adapter, every weight trains."""
+    model.requires_grad_(True)
+    return Adapters(model, {}, dict(model.named_parameters()))
+
+
+# ------------------------------------------------------------------------------------------------------ on disk
+
+
+def save_peft(adapters: Adapters, folder: Path, *, base: str, revision: str | None, task_type: str, head: Iterable[str]) -> int:
+    """Write `adapter_config.json` and `adapter_model.safetensors` as PEFT reads them; returns the bytes of the weights.
+
+    Every layer is written as the ordinary pair of `plain_pair()`, its own rank and alpha in PEFT's patterns, so the
+    folder loads on the original base whatever R or offset the training used.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for name, layer in adapters.layers.items():
+        A, B = layer.plain_pair()
+        tensors[f"base_model.model.{name}.lora_A.weight"] = A.cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = B.cpu().contiguous()
+        ranks[name], alphas[name] = A.shape[0], layer.scaling * A.shape[0]
+    for name, parameter in adapters.others.items():
+        tensors[f"base_model.model.{name}"] = parameter.detach().cpu().contiguous()
+    rank = max(set(ranks.values()), key=list(ranks.values()).count)
+    alpha = alphas[next(name for name in ranks if ranks[name] == rank)]
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": sorted(adapters.layers),
+        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {name: alphas[name] for name, r in ranks.items() if r != rank},
+        "modules_to_save": sorted(head) or None,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    path = folder / "adapter_model.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return path.stat().st_size
+
+
+RAW = ("lora_A", "lora_B", "lora_R", "offset_A", "offset_B")
+
+
+def save_raw(adapters: Adapters, path: Path) -> None:
+    """The factors as they trained, R and offset apart: what `load_raw` puts back, and PEFT's files cannot tell."""
+    tensors = {
+        f"{name}.{part}": getattr(layer, part).detach().cpu().contiguous()
+        for name, layer in adapters.layers.items()
+        for part in RAW
+        if getattr(layer, part) is not None
+    }
+    said = {"scalings": {name: layer.scaling for name, layer in adapters.layers.items()}, "others": list(adapters.others)}
+    tensors |= {f"{name}.weight": p.detach().cpu().contiguous() for name, p in adapters.others.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"loraexp": json.dumps(said)})
+
+
+def load_raw(model: nn.Module, path: Path) -> Adapters:
+    """Attach the factors that `save_raw` wrote to a freshly loaded base, and set its head."""
+    with safe_open(path, framework="pt") as file:
+        said = json.loads(file.metadata()["loraexp"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    adapters = Adapters(model, {}, {})
+    for name, scaling in said["scalings"].items():
+        parts = {part: tensors.get(f"{name}.{part}") for part in RAW}
+        factors = Factors(A=tensors[f"{name}.lora_A"], B=tensors[f"{name}.lora_B"], R=parts["lora_R"], start="shifted")
+        adapters.layers |= attach(model, {name: factors}, scaling).layers
+        own = adapters.layers[name].factors
+        own.offset_A, own.offset_B = parts["offset_A"], parts["offset_B"]
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in said["others"]:
+            parameters[name].copy_(tensors[f"{name}.weight"])
+            adapters.others[name] = parameters[name]
+    return adapters
+
+
+def merge(adapters: Adapters) -> nn.Module:
+    """Add each update to its weight, once and in float32, and put the plain layers back; returns the model."""
+    with torch.no_grad():
+        for name, layer in adapters.layers.items():
+            weight = layer.base.weight
+            if not isinstance(weight, Tensor) or not weight.dtype.is_floating_point:
+                raise ValueError(f"layer {name}: a weight of type {weight.dtype} cannot be merged; load the base unquantised")
+            weight.copy_((at_least_float32(weight) + layer.update()).to(weight.dtype))
+            parent, _, child = name.rpartition(".")
+            setattr(adapters.model.get_submodule(parent), child, layer.base)
+    adapters.layers.clear()
+    return adapters.model

@@ -1,0 +1,1 @@
+"""A table, a figure, the report page, made from results."""

@@ -1,0 +1,144 @@
+"""`loraexp report`: one self-contained HTML page of every table and figure that has data, and the state of the rest."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraexp import config
+from loraexp.artifacts.figure import Picture
+from loraexp.artifacts.table import Table
+from loraexp.cli.verbs import Parser
+from loraexp.config import ConfigError
+from loraexp.sweep import schema
+from loraexp.sweep.schema import Sweep
+
+STATUSES = ("finished", "failed", "running", "unreadable", "missing")
+
+
+@dataclass(kw_only=True)
+class Part:
+    """One sweep, or one variant of it, on the page."""
+
+    name: str  # as it is given to `loraexp sweep`
+    variant: str | None
+    sweep: Sweep | None = None
+    counts: Counter[str] = field(default_factory=Counter)  # status → runs
+    tasks: list[str] = field(default_factory=list)
+    table: Table | None = None  # of one that has data
+    figures: list[tuple[Picture, str]] = field(default_factory=list)  # with its SVG
+    problem: str | None = None
+
+    @property
+    def key(self) -> str:
+        return self.sweep.key if self.sweep is not None else "-".join(word for word in (self.name, self.variant) if word)
+
+    @property
+    def command(self) -> str:
+        return " ".join(["loraexp sweep", self.name, *(["--variant", self.variant] if self.variant else [])])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`loraexp report --to DIR [SWEEP.yaml ...] [KEY=VALUE ...]`: write DIR/index.html, which needs no other file and no network.
+
+    Every sweep and variant that has a run on disk is there with its table, its figures and its runs; of the others, how many
+    runs they have and the command that starts them. A sweep that cannot be read is named, and hides nothing else.
+    """
+    parser = Parser("loraexp report", description=main.__doc__)
+    parser.add_argument("words", nargs="*", help="KEY=VALUE as given to loraexp sweep, such as output_root=DIR; sweeps (default: all)")
+    parser.add_argument("--to", type=Path, required=True, help="a folder; it is made if it is not there")
+    options = parser.parse_intermixed_args(arguments)
+    overrides = [word for word in options.words if "=" in word]
+    names = [word for word in options.words if "=" not in word]
+    config.compose(overrides)
+    parts = [part for name in names or schema.names() for part in parts_of(name, overrides)]
+    from loraexp.artifacts import html
+    from loraexp.machine import files
+
+    options.to.mkdir(parents=True, exist_ok=True)
+    path = options.to / "index.html"
+    files.replace(path, html.page(parts, overrides).encode())
+    with_data = sum(part.table is not None for part in parts)
+    print(f"{path}: {with_data} of {len(parts)} sweeps and variants have data")
+    return 0
+
+
+def parts_of(name: str, overrides: Sequence[str]) -> Iterator[Part]:
+    """A sweep and its variants; one that cannot be read or expanded says so, and hides none of the others."""
+    variants: list[str | None] = [None]
+    for variant in variants:  # grows by those that the sweep itself names
+        part = Part(name=name, variant=variant)
+        try:
+            part.sweep = opened(name, variant, overrides)
+            variants += part.sweep.variants if variant is None else []
+            fill(part, part.sweep)
+        except ConfigError as error:
+            part.problem = str(error)
+            print(f"loraexp: {part.key}: {error}", file=sys.stderr)
+        yield part
+
+
+def opened(name: str, variant: str | None, overrides: Sequence[str]) -> Sweep:
+    """A sweep with the user's overrides; of a computed one only with where its result is, for the keys of runs are none of its."""
+    where = [word for word in overrides if schema.key_of(word) == "output_root"]
+    found = schema.load(name, variant, where)
+    return found if found.compute is not None or where == list(overrides) else schema.load(name, variant, overrides)
+
+
+def fill(part: Part, wanted: Sweep) -> None:
+    """Count a part's runs; gather and draw it if there may be one on disk.
+
+    To compose the configuration of every run of every sweep takes minutes. Whether a sweep can have runs at all is seen from
+    the names of its tasks and models against the folders that are there; only then it is gathered.
+    """
+    planned = [] if wanted.compute is not None else plan(wanted)
+    part.tasks = sorted({name for _, named in planned if (name := named.get("task")) is not None})
+    part.counts = Counter(missing=1 if wanted.compute is not None else sum(runs for runs, _ in planned))
+    if not may_have_data(wanted, planned):
+        return
+    from loraexp.artifacts import drawing, plots, table
+    from loraexp.results import gather
+
+    found = gather.gather(wanted)
+    if wanted.compute is not None:
+        statuses = [str(record.get("status")) for record in found.records.values()]
+        part.counts = Counter(statuses) or part.counts
+    else:
+        part.counts = Counter({run.cell.run_id: run.status for place in found.places.values() for run in place.runs}.values())
+    if all(part.counts[status] == 0 for status in STATUSES if status != "missing"):
+        return
+    print(f"{wanted.key}: {', '.join(f'{part.counts[s]} {s}' for s in STATUSES if part.counts[s])}", file=sys.stderr)
+    part.table = table.build(found)
+    for plot in wanted.plots:
+        picture = plots.make(found, plot)
+        if not picture.empty:
+            part.figures.append((picture, drawing.rendered(picture, ["svg"])["svg"].decode()))
+
+
+def plan(wanted: Sweep) -> list[tuple[int, dict[str, str]]]:
+    """(runs, overrides by key) of every place, without composing a configuration; places that share their runs count once."""
+    found: dict[tuple[Any, ...], tuple[int, dict[str, str]]] = {}
+    for row, column in wanted.trained():
+        words = [*wanted.base, *wanted.rows[row].overrides, *wanted.columns[column].overrides]
+        words += itertools.chain.from_iterable(exception.overrides for exception in wanted.exceptions(row, column))
+        last = {schema.key_of(word): word.partition("=")[2] for word in [*words, *wanted.overrides]}
+        grid = wanted.grid_of(row, column)
+        key = (*sorted(last.items()), *sorted((name, str(values)) for name, values in grid.items()))
+        found[key] = (math.prod(len(values) for values in grid.values()), last)
+    return list(found.values())
+
+
+def may_have_data(wanted: Sweep, planned: Sequence[tuple[int, dict[str, str]]]) -> bool:
+    """Whether a folder `<task>-<model>` of some place is there; a group that no override names may be any."""
+    if wanted.compute is not None:
+        from loraexp.sweep import computed
+
+        return (computed.folder(wanted, wanted.output_root) / "record.json").exists()
+    folders = {f"{named.get('task', '*')}-{named.get('model', '*')}" for _, named in planned}
+    return any(next(wanted.output_root.glob(f"{folder}/*/record.json"), None) is not None for folder in folders)

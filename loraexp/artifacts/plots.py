@@ -1,0 +1,309 @@
+"""The figures of a sweep from its records: each kind of plot makes the panels of a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from loraexp.artifacts.figure import (
+    NAMES,
+    Drawn,
+    Line,
+    Panel,
+    Picture,
+    axis,
+    banded,
+    label_of,
+    plain,
+    point_label,
+    report_for,
+    running_mean,
+    runs_of,
+    spread,
+    style_of,
+    symbol_of,
+)
+from loraexp.artifacts.pareto import scatter, values_of
+from loraexp.config import ConfigError
+from loraexp.records.reading import Run, number
+from loraexp.results.gather import Place, Results, points, printed
+from loraexp.sweep.cells import lookup
+from loraexp.sweep.schema import Plot, Sweep
+
+OF_COMPUTED = ("series", "surface", "histogram", "curve")
+SPREADS = {"std": "mean ± standard deviation over", "ci95": "mean and 95 % t interval over", "none": "mean over"}
+
+
+def make(results: Results, plot: Plot) -> Picture:
+    """The picture that an entry of a sweep's `plots` describes, of what there is; `empty` where there is nothing."""
+    sweep = results.sweep
+    about = sweep.place
+    picture = Picture(name=plot.name, title=plot.title or sweep.title, subtitle=about, panels=[])
+    if sweep.compute is not None and plot.kind in OF_COMPUTED:
+        return of_computed(results, plot, picture)
+    if plot.kind not in MAKERS:
+        raise ConfigError(f"{sweep.path.name}: plot {plot.name}: kind {plot.kind} is for computed sweeps; expected {', '.join(MAKERS)}")
+    drawn = Drawn(results, plot)
+    panels = MAKERS[plot.kind](drawn)
+    spreads = None if plot.kind == "histogram" else SPREADS["std" if plot.kind in ("bar", "scatter") else plot.band]
+    if spreads is not None and plot.y_scale == "log" and plot.kind in ("curve", "against"):
+        spreads = f"geometric {spreads}"
+    share = plot.kind == "curve" and not plot.best_only
+    notes = drawn.notes(panels, spreads)
+    if len(panels) == 1:  # its title would only repeat that of the picture, or a column's name
+        panels = [dataclasses.replace(panels[0], title="")]
+    return dataclasses.replace(picture, panels=panels, share=share, notes=notes)
+
+
+# ---------------------------------------------------------------------------------------------------- curves
+
+
+def curves(drawn: Drawn) -> list[Panel]:
+    """A logged value against step or epoch: a panel for each column, or with `best_only: false` for each grid point of it."""
+    plot, panels, seen = drawn.plot, [], []
+    for column in drawn.columns:
+        own = drawn.sweep.columns[column]
+        path = plot.y or own.value or "loss"
+        for point in [None] if plot.best_only else grid_points(drawn, column):
+            runs = {row: runs_at(drawn.results.places[row, column], point) for row in drawn.rows}
+            same = [path, {row: sorted(run.cell.run_id for run in found) for row, found in runs.items()}]
+            if same in seen:  # columns that read the same runs at several epochs
+                continue
+            seen.append(same)
+            words = [own.label] * (point is None or len(drawn.columns) > 1) + [point_label(point or {})] * bool(point)
+            title = ", ".join(words)
+            lines = [line for row, found in runs.items() if (line := curve(drawn, row, column, found, path, title)) is not None]
+            y_label = axis(path, report_for(drawn.sweep, path, column), plot.y_label)
+            panels.append(drawn.panel(title, axis(plot.x or "step", None, plot.x_label), y_label, lines))
+    if plot.smooth > 1:
+        drawn.said.append(f"running mean over {plot.smooth} logged values")
+    if plot.best_only:
+        drawn.said += chosen_points(drawn)
+    return panels
+
+
+def grid_points(drawn: Drawn, column: str) -> list[dict[str, Any]]:
+    """Every grid point but for the seed that some row of a column has, in order."""
+    runs = [run for row in drawn.rows for run in drawn.results.places[row, column].runs]
+    keys = list(dict.fromkeys(key for run in runs for key in run.cell.point if key != "seed"))
+    return [point for point, _ in points(runs, keys)]
+
+
+def runs_at(place: Place, point: dict[str, Any] | None) -> list[Run]:
+    """The runs of a place at a grid point; at the chosen one without."""
+    if point is None:
+        return runs_of(place)
+    return [run for run in place.runs if {key: value for key, value in run.cell.point.items() if key != "seed"} == point]
+
+
+def curve(drawn: Drawn, row: str, column: str, runs: list[Run], path: str, title: str) -> Line | None:
+    """One row's mean over seeds of a logged value, at the steps that all its seeds logged; None, and a note, where there is none."""
+    place, plot = drawn.results.places[row, column], drawn.plot
+    if not plot.best_only and not runs and place.runs:
+        return None  # this row's grid has no such point
+    report = report_for(drawn.sweep, path, column)
+    histories: list[dict[float, float]] = []
+    for run in (run for run in runs if run.status == "finished"):
+        steps, epochs, values = run.history(path)
+        if values:
+            smoothed = running_mean([printed(value, report) for value in values], plot.smooth)
+            histories.append(dict(zip(epochs if plot.x == "epoch" else steps, smoothed, strict=True)))
+    if not histories:
+        ended = any(run.status == "finished" for run in runs)
+        reasons = "; ".join(dict.fromkeys(run.reason for run in runs)) or place.reason or "missing"
+        drawn.lacks(row, title, f"nothing is logged as {path}" if ended else reasons)
+        return None
+    drawn.seeds.add(len(histories))
+    shared = sorted(set(histories[0]).intersection(*histories[1:]))
+    if any(len(history) > len(shared) for history in histories):
+        drawn.said.append(f"{label_of(drawn.sweep, row)}, {title}: at the {len(shared)} steps that all seeds logged")
+    samples = [(x, [history[x] for history in histories]) for x in shared]
+    return banded(label_of(drawn.sweep, row), style_of(drawn.sweep, row), samples, plot.band, plot.y_scale)
+
+
+def chosen_points(drawn: Drawn) -> list[str]:
+    """At which grid point each row is drawn, where there was a choice; a long list is left to the table."""
+    said, count, select = [], 0, drawn.sweep.select
+    for row in drawn.rows:
+        at: dict[str, list[str]] = {}
+        for column in drawn.columns:
+            place = drawn.results.places[row, column]
+            if place.chosen and place.mean is not None and any(n > 1 for n in place.tried.values()):
+                point = ", ".join(plain(v) if isinstance(v, (int, float)) else str(v) for v in place.chosen.values())
+                at.setdefault(point, []).append(drawn.sweep.columns[column].label)
+        count += len(at)
+        words = list(at) if len(at) == 1 else [f"{point} ({', '.join(columns)})" for point, columns in at.items()]
+        said += [f"{label_of(drawn.sweep, row)} {', '.join(words)}"] * bool(at)
+    what = ", ".join(NAMES.get(key, key) for key in select.over)
+    which = "; ".join(said) if count <= 12 else "one for each row and panel, as in the table"
+    return [f"{what} chosen by {select.by}: {which}"] if said else []
+
+
+# ---------------------------------------------------------------------------------------------------- against a key
+
+
+def against(drawn: Drawn) -> list[Panel]:
+    """The cells' values against a grid key, or a key that rows or columns set: a panel for each column, or one for all."""
+    sweep, plot, key = drawn.sweep, drawn.plot, drawn.plot.x or "lr"
+    found = {(row, column): positions(drawn, row, column, key) for row in drawn.rows for column in drawn.columns}
+    within = any(len({x for x, _ in samples}) > 1 for samples in found.values())
+    across = not within and any(len({x for column in drawn.columns for x, _ in found[row, column]}) > 1 for row in drawn.rows)
+    labels = series_labels(sweep, alone=within or across)
+    order = list(dict.fromkeys(labels.values()))
+    panels = []
+    for group in [drawn.columns] if across else [[column] for column in drawn.columns]:
+        path = plot.y or sweep.columns[group[0]].value or ""
+        report = report_for(sweep, path, group[0])
+        samples: dict[str, list[tuple[float, list[float]]]] = {}
+        for row in drawn.rows:
+            for column in group:
+                measured = [(x, values) for x, values in found[row, column] if values]
+                drawn.seeds |= {len(values) for _, values in measured}
+                place = drawn.results.places[row, column]
+                if not measured or place.failed:
+                    drawn.lacks(row, sweep.columns[column].label, place.reason or failures(place))
+                samples.setdefault(labels[row], []).extend((x, [printed(value, report) for value in values]) for x, values in measured)
+        lines = [banded(label, order.index(label), sorted(at), plot.band, plot.y_scale) for label, at in samples.items() if at]
+        ticks = sorted({x for line in lines for x in line.x})
+        title = "" if across else sweep.columns[group[0]].label
+        panels.append(drawn.panel(title, axis(key, None, plot.x_label), axis(path, report, plot.y_label), lines, ticks))
+    return panels
+
+
+def failures(place: Place) -> str:
+    """Of a place that has a value, the runs that have none."""
+    return "; ".join(dict.fromkeys(f"{point_label(run.cell.point)} {run.reason}" for run in place.runs if run.status == "failed"))
+
+
+def series_labels(sweep: Sweep, *, alone: bool) -> dict[str, str]:
+    """Which line each row belongs to: its own; or, where rows differ in the key itself, that of the rows of its label or of its group."""
+    if alone:
+        return {row: label_of(sweep, row) for row in sweep.rows}
+    labels = [own.label for own in sweep.rows.values()]
+    shared = len(set(labels)) < len(labels)
+    return {row: own.label if shared else own.group or own.label for row, own in sweep.rows.items()}
+
+
+def positions(drawn: Drawn, row: str, column: str, key: str) -> list[tuple[float, list[float]]]:
+    """(value of the key, values over seeds) of one place, in the record's units."""
+    place = drawn.results.places[row, column]
+    if drawn.plot.y is not None:
+        place = dataclasses.replace(place, path=drawn.plot.y)
+        place.report(place.by_seed(runs_of(place)))
+    if place.runs and key in place.runs[0].cell.point:
+        return [(x, list(values.values())) for x, values in place.against(key)]
+    if key == "epoch" and place.epoch is not None:
+        return [(place.epoch, list(place.values.values()))]
+    if not place.runs:
+        return []
+    x = lookup(place.runs[0].cell.plain, key)
+    if not isinstance(x, (int, float)):
+        raise ConfigError(f"{drawn.sweep.path.name}: plot {drawn.plot.name}: x: {key}={x}: expected a key whose values are numbers")
+    return [(x, list(place.values.values()))]
+
+
+# ---------------------------------------------------------------------------------------------------- bars, histograms
+
+
+def bars(drawn: Drawn) -> list[Panel]:
+    """One bar for each row, a panel for each column; the published value as a mark."""
+    sweep, plot, panels = drawn.sweep, drawn.plot, []
+    for column in drawn.columns:
+        name, report = sweep.columns[column].label, report_for(sweep, plot.y, column)
+        lines = []
+        for row in drawn.rows:
+            values = values_of(drawn, row, column, plot.y)
+            if values:
+                drawn.seeds.add(len(values))
+            else:
+                drawn.lacks(row, name, drawn.results.places[row, column].reason or f"no {plot.y} in the record")
+            mean, half = statistics.fmean(values) if values else math.nan, spread(values, "std")
+            said = sweep.published.get(row, {}).get(column) if plot.y in (None, sweep.columns[column].value) else None
+            line = Line(label=label_of(sweep, row), style=style_of(sweep, row), kind="bar", x=[0.0], y=[mean])
+            if len(values) > 1:
+                line = dataclasses.replace(line, low=[mean - half], high=[mean + half])
+            lines.append(dataclasses.replace(line, published=number(said[0] if isinstance(said, list) else said)))
+        if all(math.isnan(line.y[0]) for line in lines):
+            lines = []
+        label = axis(plot.y, report, plot.y_label) if plot.y else plot.y_label or symbol_of(report) or name
+        panels.append(Panel(title=name, x_label=label, y_label="", x_scale=plot.y_scale, lines=lines))
+    return panels
+
+
+def histograms(drawn: Drawn) -> list[Panel]:
+    """How a value is distributed over all finished runs of each row, a panel for each column."""
+    sweep, plot, panels = drawn.sweep, drawn.plot, []
+    for column in drawn.columns:
+        name, report = sweep.columns[column].label, report_for(sweep, plot.y, column)
+        lines = []
+        for row in drawn.rows:
+            place = drawn.results.places[row, column]
+            read = [run.value(plot.y) if plot.y else place.read(run) for run in place.runs if run.status == "finished"]
+            sample = [printed(value, report) for value in read if value is not None]
+            if sample:
+                label = f"{label_of(sweep, row)}, {len(sample)} runs"
+                lines.append(Line(label=label, style=style_of(sweep, row), kind="histogram", x=[], y=sample))
+            else:
+                drawn.lacks(row, name, place.reason or f"no {plot.y} in the record")
+        x_label = axis(plot.y or sweep.columns[column].value or "", report, plot.x_label)
+        panels.append(drawn.panel(name, x_label, plot.y_label or "runs", lines))
+    return panels
+
+
+MAKERS: dict[str, Callable[[Drawn], list[Panel]]] = {
+    "curve": curves,
+    "against": against,
+    "bar": bars,
+    "scatter": scatter,
+    "histogram": histograms,
+}
+
+
+# ---------------------------------------------------------------------------------------------------- computed
+
+
+def of_computed(results: Results, plot: Plot, picture: Picture) -> Picture:
+    """The curves and surfaces that a computed sweep returned, by panel."""
+    made = results.computed
+    if made is None:
+        return picture
+    there = list(dict.fromkeys([curve.panel for curve in made.curves] + [surface.panel for surface in made.surfaces]))
+    for name in plot.panels or []:
+        if name not in there:
+            where = f"{results.sweep.path.name}: plot {plot.name}: panels"
+            raise ConfigError(f"{where}: {name}: the result has no such panel; choices: {', '.join(there)}")
+    shown = plot.panels or there
+    labels = list(dict.fromkeys(curve.label for curve in made.curves if curve.kind != "level" and curve.panel in shown))
+    panels = []
+    for name in shown:
+        axes = made.axes.get(name, {})
+        own = [curve for curve in made.curves if curve.panel == name]
+        panels.append(
+            Panel(
+                title=name,
+                x_label=plot.x_label or axes.get("x", ""),
+                y_label=plot.y_label or axes.get("y", ""),
+                x_scale=axes.get("x_scale", plot.x_scale),
+                y_scale=axes.get("y_scale", plot.y_scale),
+                lines=[of_curve(curve, labels) for curve in own],
+                surfaces=[surface for surface in made.surfaces if surface.panel == name],
+            )
+        )
+    return dataclasses.replace(picture, panels=panels, notes=about_curves(panels))
+
+
+def of_curve(curve: Any, labels: Sequence[str]) -> Line:
+    """A computed curve as a line of a picture; the same label looks the same in every panel."""
+    fields = ("label", "x", "y", "kind", "low", "high", "diverged_at")
+    return Line(style=labels.index(curve.label) if curve.label in labels else 0, **{name: getattr(curve, name) for name in fields})
+
+
+def about_curves(panels: Sequence[Panel]) -> list[str]:
+    """What the marks of computed curves mean."""
+    lines = [line for panel in panels for line in panel.lines]
+    notes = ["ring: start of a trajectory · star: its end"] if any(line.kind == "trajectory" for line in lines) else []
+    diverged = dict.fromkeys(f"{line.label} at {line.diverged_at:g}" for line in lines if line.diverged_at is not None)
+    return [*notes, *([f"× diverged: {', '.join(diverged)}"] if diverged else [])]

@@ -1,0 +1,340 @@
+"""`loraexp table`: a sweep's results as the paper's table, the published number beside ours, and what a reader must know under it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraexp.config import ConfigError
+from loraexp.results import gather, provenance, significance
+from loraexp.results.gather import Place, Results, number, printed
+from loraexp.results.significance import Compared
+from loraexp.sweep.schema import Claim, Report, Sweep
+
+FORMATS = ("md", "tex", "csv", "json")
+UNITS = {"percent": "%", "seconds": "s", "minutes": "min", "hours": "h", "million": "millions", "ratio": "×", "count": "", "fraction": ""}
+PLACE = tuple[str, str]
+
+
+@dataclass(kw_only=True)
+class Entry:
+    """One place as it is printed: numbers in the table's unit."""
+
+    report: Report
+    mean: float | None
+    std: float | None
+    n: int  # seeds; 0 for a computed number
+    best: bool = False  # of its column, among the rows of its group; rows that print the same are all best
+    compared: Compared | None = None  # with the best row
+    published: Any = None
+    published_std: float | None = None
+    chosen: str = ""
+    reason: str | None = None  # why there is no number
+
+    @property
+    def noise(self) -> bool | None:
+        """Whether the difference to the best row is within noise; None where that cannot be told."""
+        return self.compared.includes(0.0) if self.compared is not None else None
+
+    @property
+    def difference(self) -> float | None:
+        given = number(self.published)
+        return self.mean - given if self.mean is not None and given is not None else None
+
+    def text(self, value: float) -> str:
+        return f"{value:.{self.report.digits}f}"
+
+    @property
+    def value(self) -> str:
+        """`80.28 ± 0.92`, or a dash."""
+        if self.mean is None:
+            return "—"
+        spread = f" ± {self.text(self.std)}" if self.std is not None and self.report.spread == "std" else ""
+        return self.text(self.mean) + spread
+
+    @property
+    def given(self) -> str:
+        """`paper 93.42 ± 0.14, −13.14`, or nothing."""
+        if self.published is None:
+            return ""
+        told = self.text(self.published) if number(self.published) is not None else str(self.published)
+        spread = f" ± {self.text(self.published_std)}" if self.published_std is not None else ""
+        return f"paper {told}{spread}" + (f", {signed(self.difference, self.report.digits)}" if self.difference is not None else "")
+
+
+@dataclass(kw_only=True)
+class Section:
+    """A part under the table: sentences, or a small table of its own."""
+
+    title: str
+    lines: list[str] = field(default_factory=list)
+    header: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Table:
+    """What every format prints."""
+
+    results: Results
+    entries: dict[PLACE, Entry]
+    legend: str
+    sections: list[Section]
+    claims: list[dict[str, Any]]
+
+    @property
+    def sweep(self) -> Sweep:
+        return self.results.sweep
+
+    def header(self, column: str) -> str:
+        """A column's label, with its unit where the columns have several."""
+        unit = self.sweep.report_of(column).unit
+        several = len({self.sweep.report_of(name).unit for name in self.sweep.columns}) > 1
+        shown = UNITS.get(unit, unit)
+        return self.sweep.columns[column].label + (f" ({shown})" if several and shown else "")
+
+
+def signed(value: float, digits: int) -> str:
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−")
+
+
+# ---------------------------------------------------------------------------------------------------- the numbers
+
+
+def build(found: Results) -> Table:
+    """Everything that `loraexp table` prints of a sweep's results."""
+    entries = {key: entry(found, place) for key, place in found.places.items()}
+    for column in found.sweep.columns:
+        for group in dict.fromkeys(row.group for row in found.sweep.rows.values()):
+            compare(found, entries, column, [name for name, row in found.sweep.rows.items() if row.group == group])
+    claims = [judge(found, claim) for claim in found.sweep.claims]
+    table = Table(results=found, entries=entries, legend=legend(found.sweep, entries), sections=[], claims=claims)
+    table.sections = [section for section in sections(table) if section.lines or section.rows]
+    return table
+
+
+def entry(found: Results, place: Place) -> Entry:
+    report = found.sweep.report_of(place.column)
+    published = found.sweep.published.get(place.row, {}).get(place.column)
+    given = published if isinstance(published, list) else [published, None]
+    return Entry(
+        report=report,
+        mean=None if place.mean is None else printed(place.mean, report),
+        std=None if place.std is None else printed(place.std, report),
+        n=len(place.values) if place.seeded else 0,
+        published=given[0],
+        published_std=given[1] if len(given) > 1 else None,
+        chosen=provenance.chosen(place) if place.mean is not None else "",
+        reason=place.reason,
+    )
+
+
+def compare(found: Results, entries: dict[PLACE, Entry], column: str, rows: list[str]) -> None:
+    """Mark the best of some rows in a column, and compare the others with it over common seeds."""
+    report = found.sweep.report_of(column)
+    means = {row: mean for row in rows if (mean := entries[row, column].mean) is not None}
+    if report.goal == "none" or len(means) < 2:
+        return
+    best = (max if report.goal == "max" else min)(means, key=lambda row: means[row])
+    for row in means:
+        one = entries[row, column]
+        one.best = one.text(means[row]) == one.text(means[best])
+        if row != best and one.n:
+            ours, theirs = (found.places[name, column].values for name in (row, best))
+            one.compared = significance.paired(
+                {seed: printed(value, report) for seed, value in ours.items()},
+                {seed: printed(value, report) for seed, value in theirs.items()},
+            )
+
+
+def judge(found: Results, claim: Claim) -> dict[str, Any]:
+    """A claim against what was measured: the value, the threshold and the verdict; where two cells differ, the interval too."""
+    numbers = {name: found.named(name) for name in (claim.value, claim.minus, claim.over) if name is not None}
+    value, minus, over = (numbers.get(name) if name else None for name in (claim.value, claim.minus, claim.over))
+    bound = claim.above if claim.above is not None else claim.below
+    said: dict[str, Any] = {"text": claim.text, "source": claim.source, "measured": None, "verdict": "not measured", "interval": None}
+    said |= {"above": claim.above, "below": claim.below}
+    if None in numbers.values() or value is None or over == 0 or bound is None:
+        return said
+    measured = (value - (minus or 0.0)) / (over if over is not None else 1.0)
+    holds = measured > bound if claim.above is not None else measured < bound
+    said |= {"measured": measured, "verdict": "holds" if holds else "does not hold"}
+    compared = cells_apart(found, claim)
+    if compared is not None and compared.t is not None:
+        said["interval"] = compared.t
+        if compared.includes(bound):
+            said["verdict"] += ", within noise"
+    return said
+
+
+def cells_apart(found: Results, claim: Claim) -> Compared | None:
+    """The paired comparison of two cells whose difference a claim is about."""
+    places = [found.places.get(gather.split(name)[:2]) for name in (claim.value, claim.minus) if name and name.count("/") == 1]
+    if claim.over is not None or len(places) != 2 or any(place is None for place in places):
+        return None
+    values = [
+        {seed: printed(v, found.sweep.report_of(place.column)) for seed, v in place.values.items()} for place in places if place is not None
+    ]
+    return significance.paired(*values)
+
+
+# ---------------------------------------------------------------------------------------------------- under the table
+
+
+def legend(sweep: Sweep, entries: dict[PLACE, Entry]) -> str:
+    """How to read the cells; only what occurs in them."""
+    every = list(entries.values())
+    units = {one.report.unit for one in every}
+    shown = UNITS.get(next(iter(units)), next(iter(units))) if len(units) == 1 else ""
+    groups = len({row.group for row in sweep.rows.values()}) > 1
+    said = []
+    if any(one.n for one in every):
+        spread = any(one.std is not None and one.report.spread == "std" for one in every)
+        said.append(f"mean{' ± standard deviation' if spread else ''} over seeds (number of seeds)")
+    said += [f"in {shown}"] if shown and any(one.mean is not None for one in every) else []
+    if any(one.best for one in every):
+        said.append(f"bold: the best of the column{' in its group' if groups else ''}")
+    if any(one.noise for one in every):
+        said.append("†: within noise of the best (the 95 % t interval of the paired difference over common seeds includes 0)")
+    if any(one.published is not None for one in every):
+        said.append("second line: the published number, and ours minus it")
+    if any(one.mean is None for one in every):
+        said.append("—: no number, the reason is below")
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def sections(table: Table) -> list[Section]:
+    found, sweep = table.results, table.sweep
+    reasons = {key: one.reason for key, one in table.entries.items() if one.reason is not None}
+    notes = [f"{row.label}: {row.note}" for row in sweep.rows.values() if row.note]
+    notes += [f"{column.label}: {column.note}" for column in sweep.columns.values() if column.note]
+    gaps = [f"{what}: {places_of(sweep, reasons, what)}" for what in dict.fromkeys(reasons.values())]
+    return [
+        computed_values(found),
+        Section(title="No number", lines=gaps),
+        choices(table),
+        against_best(table),
+        claimed(table),
+        Section(title="Protocol", lines=provenance.protocol(found)),
+        Section(title="Deviations from the paper, found in the configuration", lines=provenance.deviations(found)),
+        Section(title="Deviations from the paper, declared", lines=list(sweep.deviations)),
+        Section(title="Notes", lines=notes),
+        Section(title="Problems", lines=found.problems),
+        Section(title="Runs", lines=[*provenance.environments(found), f"source: {source(found)}"]),
+    ]
+
+
+def places_of(sweep: Sweep, reasons: dict[PLACE, str], what: str) -> str:
+    every = [(row, column) for row in sweep.rows for column in sweep.columns]
+    return provenance.in_words(sweep, [key for key, reason in reasons.items() if reason == what], every)
+
+
+def source(found: Results) -> str:
+    """Where the records were read, as the user would type it from here."""
+    from loraexp.cli.main import shorten
+
+    return found.source if found.source.startswith("wandb:") else shorten(Path(found.source))
+
+
+def computed_values(found: Results) -> Section:
+    """The values of a computed sweep that are no place of its table."""
+    section = Section(title="Computed", header=["value", "result"])
+    places = {f"{row}/{column}" for row, column in found.places}
+    for name, value in found.computed.values.items() if found.computed is not None else ():
+        if name not in places:
+            numbers = value if isinstance(value, list) else [value]
+            section.rows.append([name, ", ".join("—" if one is None else f"{one:.6g}" for one in numbers)])
+    return section
+
+
+def choices(table: Table) -> Section:
+    """The grid values that validation chose, cell by cell, and how many every row has tried."""
+    found, sweep = table.results, table.sweep
+    counts, warnings = provenance.tried(found)
+    keys = list(dict.fromkeys(key for place in found.places.values() for key in place.tried))
+    if not any(one.chosen for one in table.entries.values()):
+        return Section(title="Values tried", lines=warnings)
+    columns = [name for name in sweep.columns if sweep.columns[name].mean_of is None]
+    rows = [
+        [provenance.name_of(sweep, row), *(table.entries[row, c].chosen or "—" for c in columns), counts[row] or "—"] for row in sweep.rows
+    ]
+    several = any(provenance.keys_of(place) for place in found.places.values())
+    how = f"chosen by {sweep.select.by}" if several else "as given, there is no choice"
+    return Section(
+        title=f"{', '.join(keys)} {how}", header=["", *(sweep.columns[c].label for c in columns), "tried"], rows=rows, lines=warnings
+    )
+
+
+def against_best(table: Table) -> Section:
+    """Every row's paired difference to the best one of the column, with both intervals."""
+    sweep = table.sweep
+    compared = {key: one for key, one in table.entries.items() if one.compared is not None}
+    columns = [name for name in sweep.columns if any(key[1] == name for key in compared)]
+    section = Section(title="Difference to the best row over common seeds: mean, 95 % t interval, 95 % bootstrap interval")
+    if not compared:
+        return section
+    section.header = ["", *(table.header(column) for column in columns)]
+    for row in sweep.rows:
+        section.rows.append([provenance.name_of(sweep, row), *(difference(table.entries[row, column]) for column in columns)])
+    few = {key: f"{one.compared.n} common" for key, one in compared.items() if one.compared is not None and one.compared.n < 3}
+    for what in dict.fromkeys(few.values()):
+        where = provenance.in_words(sweep, [key for key in few if few[key] == what], compared)
+        section.lines.append(f"fewer than 3 common seeds ({what}): {where}; such intervals say little, and one seed gives none")
+    return section
+
+
+def difference(one: Entry) -> str:
+    if one.compared is None:
+        return "best" if one.best else "—"
+    digits = one.report.digits
+    if one.compared.t is None or one.compared.bootstrap is None:
+        return f"{signed(one.compared.difference, digits)} (1 seed)"
+    t, bootstrap = (f"[{signed(low, digits)}, {signed(high, digits)}]" for low, high in (one.compared.t, one.compared.bootstrap))
+    return f"{signed(one.compared.difference, digits)} {t} {bootstrap}{' †' if one.noise else ''}"
+
+
+def claimed(table: Table) -> Section:
+    """The paper's sentences against what was measured."""
+    section = Section(title="Claims of the paper", header=["claim", "measured", "expected", "verdict"])
+    for claim in table.claims:
+        source = f" ({claim['source']})" if claim["source"] else ""
+        interval = f" [{signed(claim['interval'][0], 2)}, {signed(claim['interval'][1], 2)}]" if claim["interval"] else ""
+        measured = "—" if claim["measured"] is None else f"{claim['measured']:.4g}".replace("-", "−") + interval
+        expected = f"above {claim['above']:g}" if claim["above"] is not None else f"below {claim['below']:g}"
+        section.rows.append([claim["text"] + source, measured, expected.replace("-", "−"), claim["verdict"]])
+    return section
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`loraexp table NAME [--variant V] [--format md|tex|csv|json] [--from SOURCE] [--to FILE] [KEY=VALUE ...]`: a sweep's table."""
+    from loraexp.artifacts import formats
+    from loraexp.cli.verbs import Parser, sweep_options
+    from loraexp.sweep import schema
+
+    parser = Parser("loraexp table", description=main.__doc__)
+    parser.add_argument("--format", help=f"{' | '.join(FORMATS)} (default md, or what FILE ends in)")
+    parser.add_argument("--from", dest="source", help="wandb:ENTITY/PROJECT, or wandb:DIR with the folders of offline runs")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="a file instead of standard output")
+    options, overrides = sweep_options(parser, arguments)
+    wanted = options.format or (options.to.suffix.lstrip(".") if options.to is not None else "md")
+    if wanted not in FORMATS:
+        raise ConfigError(f"--format {wanted}: expected {', '.join(FORMATS)}")
+    table = build(gather.gather(schema.load(options.name, options.variant, overrides), options.source))
+    text = formats.FORMATS[wanted](table)
+    if options.to is None:
+        print(text, end="")
+    else:
+        options.to.parent.mkdir(parents=True, exist_ok=True)
+        options.to.write_text(text)
+    if wanted == "csv":  # which has no room for them
+        for problem in table.results.problems:
+            print(f"loraexp: {problem}", file=sys.stderr)
+    return 0

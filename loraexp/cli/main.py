@@ -1,0 +1,137 @@
+"""The command `loraexp`: a run or a grid through Hydra, and the verbs that work on what runs left behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loraexp import config
+from loraexp.config import ConfigError
+from loraexp.records import record
+
+# Flags of Hydra that take the next word as their value.
+WITH_VALUE = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c", "--info", "-i"}
+VERBS = ("sweep", "plan", "table", "plot", "report", "list", "verify", "export", "eval", "align")
+DONE, FAILED, WRONG = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done (also when the run was finished already), 1 a run failed, 2 the arguments are wrong."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if argv and argv[0] in VERBS:
+            from loraexp.cli import verbs
+
+            return verbs.main(argv[0], argv[1:])
+        refuse_words(argv)
+        return grid(argv) if {"-m", "--multirun"} & set(argv) else single(argv)
+    except ConfigError as error:
+        print(f"loraexp: {error}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        print("loraexp: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def refuse_words(argv: Sequence[str]) -> None:
+    """A bare word is neither a verb nor an override: say which verbs there are."""
+    for before, word in zip([""] + list(argv), argv, strict=False):
+        if before in WITH_VALUE or word.startswith(("-", "~", "+")) or "=" in word:
+            continue
+        raise ConfigError(f"{word}: expected KEY=VALUE or a verb; {config.nearest(word, VERBS)}")
+
+
+def single(argv: Sequence[str]) -> int:
+    """One run, or one of Hydra's own answers (`--help`, `--cfg job`, …)."""
+    status = DONE
+
+    def task(cfg: Any) -> None:
+        nonlocal status
+        status = attempt(cfg)
+
+    hydra_main(task, argv)
+    return status
+
+
+def grid(argv: Sequence[str]) -> int:
+    """Every cell of a grid, each checked before the first one starts; one that fails does not stop the others."""
+    overrides = [word for word in argv if "=" in word and not word.startswith("-")]
+    cells = config.expand(overrides)
+    more = [f"hydra.searchpath=[file://{Path(folder).absolute()}]" for folder in config_folders(argv)]
+    folders = []
+    for cell in cells:
+        _, plain = config.check(config.compose([*more, *(word for word in cell if not word.startswith("hydra"))]))
+        folders.append(config.run_folder(plain))
+    statuses: list[int] = []
+
+    def task(cfg: Any) -> None:
+        print(f"\n--- run {len(statuses) + 1} of {len(cells)}", file=sys.stderr)
+        statuses.append(attempt(cfg))
+
+    hydra_main(task, ["--multirun", *(word for word in argv if word not in ("-m", "--multirun"))])
+    # A launcher may have run the cells in processes of its own: what became of them is on disk.
+    failed = [folder for folder in folders if (record.read(folder) or {}).get("status") != "finished"]
+    if failed:
+        print(f"loraexp: {len(failed)} of {len(cells)} runs failed; the same command retries only those", file=sys.stderr)
+    return max(statuses, default=DONE) or (FAILED if failed else DONE)
+
+
+def config_folders(argv: Sequence[str]) -> list[str]:
+    """The user's own configuration folders: `--config-dir DIR` or `--config-dir=DIR`."""
+    apart = [word for before, word in zip(argv, argv[1:], strict=False) if before in ("--config-dir", "-cd")]
+    return apart + [word.partition("=")[2] for word in argv if word.startswith(("--config-dir=", "-cd="))]
+
+
+def hydra_main(task: Any, argv: Sequence[str]) -> None:
+    """Hand `argv` to Hydra with `conf/` as the configuration folder; its errors become ConfigError."""
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, who print one line, instead of Hydra's page
+    before, sys.argv = sys.argv, ["loraexp", *argv]
+    try:
+        with config.translated():
+            hydra.main(version_base="1.3", config_path=str(config.folder("conf")), config_name="config")(task)()
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise ConfigError(f"{' '.join(argv)}: not understood; see loraexp --help") from error
+    finally:
+        sys.argv = before
+
+
+def attempt(cfg: Any) -> int:
+    """One run: its settings checked, run, and its result printed; a failure is one line, and the record has the rest."""
+    try:
+        settings, plain = config.check(cfg)
+        from loraexp.cli import show
+        from loraexp.run.experiment import run
+
+        outcome = run(settings, plain)
+    except ConfigError as error:
+        print(f"loraexp: {error}", file=sys.stderr)
+        return WRONG
+    except Exception as error:  # noqa: BLE001 - any failure of one run: its record holds type, message, place and trace
+        folder = config.run_folder(plain)
+        print(f"loraexp: {type(error).__name__}: {first_line(error)} (record: {shorten(folder)}/record.json)", file=sys.stderr)
+        return FAILED
+    show.result(outcome)
+    return DONE
+
+
+def first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
+def shorten(folder: Path) -> str:
+    """A path as the user would type it from here."""
+    relative = os.path.relpath(folder)
+    return str(folder) if relative.startswith("../..") else relative
+
+
+def entry() -> None:
+    """The console script; what libraries announce for their next version is not this user's concern."""
+    warnings.simplefilter("ignore", FutureWarning)
+    sys.exit(main())

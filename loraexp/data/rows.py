@@ -1,0 +1,256 @@
+"""Rows of text data sets as their files hold them, one at a time: JSON arrays, JSON lines, CSV, plain or .gz, or the hub."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TextIO
+
+from loraexp.machine import hub
+
+Row = Mapping[str, Any]
+CHUNK = 1 << 20  # characters of a JSON array that are read at a time
+REMEDY = "repair the row, or set task.skip_bad=true to skip and count such rows"
+
+
+class BadRow(ValueError):
+    """A row that cannot be used: the message says what is wrong with it, and whoever reads it adds the place."""
+
+
+def refuse(place: str, error: Exception) -> ValueError:
+    return ValueError(f"{place}: {error}; {REMEDY}")
+
+
+class Records(Protocol):
+    """A set of rows that can be read again and again."""
+
+    @property
+    def name(self) -> str:
+        """For the record and messages."""
+        ...
+
+    def identity(self) -> str:
+        """A digest of the content, without reading the rows."""
+        ...
+
+    def __iter__(self) -> Iterator[tuple[str, Row | BadRow]]:
+        """`(file and row number, the row)`; in place of a row that cannot be read, why."""
+        ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """The rows of local files, one file after another, in their order. Never holds more than one row and a chunk."""
+
+    paths: tuple[Path, ...]
+    columns: tuple[str, ...] = ()  # of a CSV file without a header line
+
+    @property
+    def name(self) -> str:
+        return ", ".join(map(str, self.paths))
+
+    def identity(self) -> str:
+        digest = hashlib.sha256()
+        for path in self.paths:
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+    def __iter__(self) -> Iterator[tuple[str, Row | BadRow]]:
+        for path in self.paths:
+            with _open(path) as stream:
+                yield from _read(path, stream, self.columns)
+
+
+@dataclass(frozen=True)
+class Hub:
+    """The rows of one split of a hub data set, mapped from its cache on disk."""
+
+    source: str
+    config: str | None
+    split: str
+    revision: str | None
+    local_key: str
+
+    @property
+    def name(self) -> str:
+        config = f"{self.config}, " if self.config else ""
+        return f"{self.source} ({config}{self.split})" + (f" at {self.revision}" if self.revision else "")
+
+    def identity(self) -> str:
+        return hashlib.sha256(f"{self.name} {self._table()._fingerprint}".encode()).hexdigest()
+
+    def __iter__(self) -> Iterator[tuple[str, Row | BadRow]]:
+        for number, row in enumerate(self._table(), start=1):
+            yield f"{self.name} row {number}", row
+
+    def _table(self) -> Any:
+        located = hub.resolve(self.source, key="task.source")
+        revision = None if isinstance(located, Path) else self.revision
+        with hub.hub_session() as reachable:
+            import datasets
+
+            try:
+                return datasets.load_dataset(str(located), self.config, split=self.split, revision=revision)
+            except (OSError, ValueError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0] if reachable else "it does not answer"
+                raise hub.SourceError(
+                    f"{self.name} not found on the hub ({reason}) or in its cache {hub.cache_folder()}: set "
+                    f"{self.local_key}=DIR to the folder of the original files, or connect once (HF_HOME names the cache)"
+                ) from None
+
+
+def find(directory: str | Path, names: Sequence[str], *, key: str, what: str) -> Path:
+    """The first of `names` (paths or patterns inside `directory`) that is there.
+
+    Raises: SourceError where none is there, or where a pattern fits several files: which one is meant is not guessed.
+    """
+    folder = Path(directory).expanduser()
+    for name in names:
+        found = sorted(path for path in folder.glob(name) if path.is_file())
+        if len(found) > 1:
+            several = ", ".join(path.name for path in found[:5])
+            raise hub.SourceError(f"{key}={directory}: {several} are all there; give a folder with one of them, or rename it to {names[0]}")
+        if found:
+            return found[0]
+    raise hub.SourceError(
+        f"{key}={directory}: none of {', '.join(names)} is there; give the folder of {what}, or set {key}=null for the hub"
+    )
+
+
+def column(row: Row, name: str) -> Any:
+    """A column of a row; BadRow names it and those that are there."""
+    if name not in row:
+        raise BadRow(f"no column {name!r}; its columns are {', '.join(map(str, row))}")
+    return row[name]
+
+
+def text(row: Row, name: str, *, empty: bool = False) -> str:
+    """A column that must hold text, not blank unless `empty`."""
+    value = column(row, name)
+    if not isinstance(value, str):
+        raise BadRow(f"column {name!r} holds {type(value).__name__}, expected text")
+    if not empty and not value.strip():
+        raise BadRow(f"column {name!r} is empty, expected text")
+    return value
+
+
+def choice(row: Row, name: str, choices: Iterable[str]) -> str:
+    """A column that must hold one of `choices`."""
+    value, expected = str(column(row, name)), list(choices)
+    if value not in expected:
+        raise BadRow(f"column {name!r} holds {value!r}, expected one of {', '.join(expected)}")
+    return value
+
+
+class Loaded(NamedTuple):
+    rows: list[Row]
+    places: list[str]  # file and row of each
+    skipped: int
+
+
+def load(records: Records, read: Callable[[Row], Row], *, skip_bad: bool) -> Loaded:
+    """Every row as `read` puts it, for the small sets that are evaluated on, and how many bad ones were skipped.
+
+    Raises: ValueError naming file, row and fix of the first bad row, unless `skip_bad`.
+    """
+    loaded, skipped = Loaded([], [], 0), 0
+    for place, row in records:
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            loaded.rows.append(read(row))
+            loaded.places.append(place)
+        except BadRow as error:
+            if not skip_bad:
+                raise refuse(place, error) from None
+            skipped += 1
+    return loaded._replace(skipped=skipped)
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", errors="replace", newline="")
+    return path.open(encoding="utf-8-sig", errors="replace", newline="")
+
+
+def _read(path: Path, stream: TextIO, columns: Sequence[str]) -> Iterator[tuple[str, Row | BadRow]]:
+    if path.suffix == ".csv":
+        yield from _csv(path, stream, columns)
+        return
+    start = stream.read(CHUNK)
+    if start.lstrip()[:1] == "[":
+        yield from _array(path, stream, start)
+    else:
+        yield from _lines(path, stream, start)
+
+
+def _csv(path: Path, stream: TextIO, columns: Sequence[str]) -> Iterator[tuple[str, Row | BadRow]]:
+    reader = csv.reader(stream)
+    header = list(columns) or next(reader, [])
+    for fields in reader:
+        place = f"{path} line {reader.line_num}"
+        if len(fields) != len(header):
+            yield place, BadRow(f"{len(fields)} columns, expected {len(header)}: {', '.join(header)}")
+        else:
+            yield place, dict(zip(header, fields, strict=True))
+
+
+def _lines(path: Path, stream: TextIO, start: str) -> Iterator[tuple[str, Row | BadRow]]:
+    # Only "\n" ends a row: U+2028 and its kind are inside JSON strings.
+    rest, number = start, 0
+    while True:
+        *whole, rest = rest.split("\n")
+        more = stream.read(CHUNK)
+        for line in whole if more or not rest else [*whole, rest]:
+            number += 1
+            if line.strip():
+                yield f"{path} line {number}", _object(line)
+        if not more:
+            return
+        rest += more
+
+
+def _object(line: str) -> Row | BadRow:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        return BadRow(f"not JSON ({error.msg} at column {error.colno}), expected one object a line")
+    return value if isinstance(value, dict) else BadRow(f"holds {type(value).__name__}, expected a JSON object")
+
+
+def _array(path: Path, stream: TextIO, start: str) -> Iterator[tuple[str, Row | BadRow]]:
+    """The objects of a JSON array, decoded one after another from a window of the file.
+
+    Raises: ValueError where the text stops being JSON: nothing after that place can be told apart, so it is never skipped.
+    """
+    decoder, window, at, number = json.JSONDecoder(), start, start.index("[") + 1, 0
+    while True:
+        at = _skip(window, at)
+        if at >= len(window) - 1 and (more := stream.read(CHUNK)):
+            window, at = window[at:] + more, 0
+            continue
+        if window[at : at + 1] == "]":
+            return
+        try:
+            value, at = decoder.raw_decode(window, at)
+        except json.JSONDecodeError as error:
+            more = stream.read(max(CHUNK, len(window) - at))  # the row goes on behind the window
+            if not more:
+                raise ValueError(f"{path} row {number + 1}: not JSON ({error.msg}); repair the file, which cannot be read on") from None
+            window, at = window[at:] + more, 0
+            continue
+        number += 1
+        yield f"{path} row {number}", value if isinstance(value, dict) else BadRow(f"holds {type(value).__name__}, expected a JSON object")
+
+
+def _skip(window: str, at: int) -> int:
+    while at < len(window) and window[at] in " \t\r\n,":
+        at += 1
+    return at

@@ -1,0 +1,162 @@
+"""Tokenised examples: flat arrays on disk, made once for each content, tokenizer and length, and mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraexp.data.tables import Problem, Rows
+
+LAYOUT = 1  # of the files in a cache entry
+BATCH = 1024  # rows that the tokenizer sees at once
+Arrays = dict[str, NDArray[Any]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The tokens of all rows one after another, row `i` at `offsets[i]:offsets[i + 1]`."""
+
+    tokens: NDArray[np.int32]  # (T,)
+    offsets: NDArray[np.int64]  # (n + 1,)
+    types: NDArray[np.int8] | None  # (T,) 0 for the first text, 1 for the second; None where the model takes none
+    labels: NDArray[Any]  # (n,) int64 classes or float32 scores
+    fingerprint: str  # of the raw rows
+    source: str
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row (n,)."""
+        return np.diff(self.offsets)
+
+
+def encode(
+    rows: Rows,
+    tokenizer: Any,
+    *,
+    tokenizer_key: str,
+    problem: Problem,
+    max_length: int,
+    version: int,
+    cache_root: Path,
+    progress: Progress | None = None,
+) -> Examples:
+    """Tokenise the rows, or find them tokenised: the cache key is content, tokenizer, length and template version."""
+    fingerprint = rows.fingerprint()
+    key = json.dumps([LAYOUT, fingerprint, tokenizer_key, problem, max_length, version])
+    folder = cache_root.expanduser() / "tokens" / hashlib.sha256(key.encode()).hexdigest()
+    arrays = cached(folder, lambda: _tokenise(rows, tokenizer, problem, max_length, progress))
+    truncated = int(arrays["truncated"][0])
+    notes = (f"{truncated} rows cut at {max_length} tokens",) if truncated else ()
+    return Examples(
+        arrays["tokens"],
+        arrays["offsets"],
+        arrays.get("types"),
+        arrays["labels"],
+        fingerprint,
+        rows.source,
+        rows.notes + notes,
+    )
+
+
+def _tokenise(rows: Rows, tokenizer: Any, problem: Problem, max_length: int, progress: Progress | None) -> Arrays:
+    ids: list[NDArray[np.int32]] = []
+    types: list[NDArray[np.int8]] = []
+    truncated = 0
+    for start in range(0, len(rows), BATCH):
+        columns = map(list, zip(*rows.texts[start : start + BATCH], strict=True))
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_attention_mask=False)
+        ids.extend(np.array(row, dtype=np.int32) for row in encoded["input_ids"])
+        types.extend(np.array(row, dtype=np.int8) for row in encoded.get("token_type_ids", ()))
+        truncated += sum(bool(row.overflowing) for row in encoded.encodings)
+        if progress is not None:
+            progress(min(start + BATCH, len(rows)), len(rows))
+    arrays: Arrays = {
+        "tokens": np.concatenate(ids),
+        "offsets": np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        "labels": rows.labels.astype(np.float32 if problem == "regression" else np.int64),
+        "truncated": np.array([truncated]),
+    }
+    return arrays | ({"types": np.concatenate(types)} if types else {})
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 over what the tokenizer does to a text, leaving out the padding and truncation that its last call set.
+
+    Raises: ValueError for a tokenizer that is not a fast one.
+    """
+    from tokenizers import __version__
+
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: give one that is saved with a tokenizer.json")
+    behaviour = json.loads(tokenizer.backend_tokenizer.to_str())
+    behaviour.update(truncation=tokenizer.truncation_side, padding=None, inputs=tokenizer.model_input_names)
+    return hashlib.sha256(json.dumps([__version__, behaviour], sort_keys=True).encode()).hexdigest()
+
+
+def cached(folder: Path, build: Callable[[], Arrays]) -> Arrays:
+    """The arrays in `folder`, mapped read-only; built and written there first where they are missing or damaged.
+
+    Every array is checked against its sha256 at each load. The folder appears at once and complete (written beside,
+    then renamed), so processes may race: the first one wins and the others read what it wrote.
+    """
+    arrays = _load(folder)
+    if arrays is not None:
+        return arrays
+    damaged = folder.exists()
+    if damaged:
+        warnings.warn(f"the cache entry {folder} is damaged: it is built again", stacklevel=2)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.parent / f".writing-{uuid.uuid4().hex}"
+    fresh.mkdir()
+    try:
+        _save(fresh, build())
+        if damaged and _load(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # the folder is there already: another process was first, and its arrays are as good
+            os.replace(fresh, folder)
+        arrays = _load(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    if arrays is None:
+        raise OSError(f"the cache entry {folder} cannot be read after writing: check the disk, or set another cache_root")
+    return arrays
+
+
+def _save(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    digests = {name: _sha256(folder / f"{name}.npy") for name in arrays}
+    (folder / "sha256.json").write_text(json.dumps(digests))
+
+
+def _load(folder: Path) -> Arrays | None:
+    try:
+        digests = json.loads((folder / "sha256.json").read_text())
+        if any(_sha256(folder / f"{name}.npy") != digest for name, digest in digests.items()):
+            return None
+        # as plain arrays over the same memory: slicing a numpy.memmap costs many times slicing an array
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in digests}
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

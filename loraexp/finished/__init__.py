@@ -1,0 +1,1 @@
+"""A finished run used again: verified, exported, scored, looked at."""

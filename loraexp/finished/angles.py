@@ -1,0 +1,324 @@
+"""Diagnostics of a finished run: its factors against the one-step gradient, its predictions against full fine-tuning's, and
+the loss between the pretrained weights and its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from loraexp import config
+from loraexp.adapter.adapted import Adapters, load_raw
+from loraexp.adapter.layer import LeadingRequest, needs
+from loraexp.adapter.linalg import SVD
+from loraexp.config import ConfigError
+from loraexp.config.settings import Settings
+from loraexp.machine.processes import Processes
+from loraexp.models import load
+from loraexp.models.load import loading
+from loraexp.run import experiment
+from loraexp.run import kept as reuse
+from loraexp.run.evaluate import autocast, to_device
+from loraexp.run.initialise import Objective, statistics_of
+from loraexp.run.train import count_labels
+
+RAW = "factors.safetensors"
+ITERATIONS = 8  # subspace iterations for the gradient's leading singular vectors
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A finished run with its task and device; `base` loads the weights that its training started from, head included."""
+
+    folder: Path
+    record: dict[str, Any]
+    settings: Settings
+    task: Any
+    device: torch.device
+
+    @classmethod
+    def of(cls, folder: Path, record: dict[str, Any], changed: Mapping[str, Any] | None = None) -> Subject:
+        """`changed`: keys of its configuration that say where data are and what computes."""
+        cfg = DictConfig(yaml.safe_load((folder / "config.yaml").read_text()))
+        for key, value in (changed or {}).items():
+            OmegaConf.update(cfg, key, value)
+        settings, _ = config.check(cfg)
+        try:
+            task = reuse.task(settings, lambda: experiment.tokenise(settings))
+            device = load.choose_device(settings.device)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return cls(folder, record, settings, task, device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.settings.precision == "bf16" and self.has_factors else torch.float32
+
+    @property
+    def has_factors(self) -> bool:
+        return (self.folder / "adapter" / RAW).exists()
+
+    @property
+    def last_step(self) -> int:
+        """The step that the saved adapter is of: the one that validation chose, or the last."""
+        if self.settings.train.select == "best" and self.record.get("best"):
+            return int(self.record["best"]["step"])
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines() if (self.folder / "metrics.jsonl").exists() else []
+        return max((int(yaml.safe_load(line)["step"]) for line in lines[-1:]), default=0)
+
+    def base(self) -> nn.Module:
+        labels = experiment.labels(self.task)
+        model = load.load_model(self.settings.model, dtype=self.dtype, head_seed=self.settings.seed, **labels)
+        return model if self.settings.model.quantise else model.to(self.device)
+
+    def whole(self) -> nn.Module:
+        """The model that a run with `init=full` saved."""
+        place = self.folder / "adapter"
+        with loading(place):
+            model = load.model_class(self.settings.model.kind).from_pretrained(place, dtype=torch.float32, use_safetensors=True)
+        return model.to(self.device).eval()
+
+    def targets(self, model: nn.Module) -> dict[str, nn.Module]:
+        return load.target_layers(model, self.settings.model.targets, load.new_modules(model, self.settings.model.kind))
+
+    def batches(self, rows: int) -> tuple[str, list[dict[str, Tensor]]]:
+        """The first rows that the run did not train on, or of train where all others are generated; and their split's name."""
+        wanted = [*self.task.reports, self.task.selection]
+        split = next((name for name in wanted if name in self.task.splits), "train")
+        examples = self.task.splits[split]
+        size = self.settings.train.eval_batch_size
+        order = np.argsort(examples.lengths[:rows], kind="stable")
+        return split, [to_device(self.task.collate(examples, order[i : i + size]), self.device) for i in range(0, len(order), size)]
+
+
+# ------------------------------------------------------------------------------------------------------ angles
+
+
+def sines(X: Tensor, Y: Tensor) -> Tensor:
+    """Sines of the principal angles between the column spaces of X, Y (d, k), both orthonormal; the largest first.
+
+    The singular values of `(I − Y Yᵀ) X`; the first is `‖Y_⊥ᵀ X‖_op`, the principal angle of LoRA-One's figures 1 and 2.
+    """
+    return torch.linalg.svdvals(X - Y @ (Y.mT @ X)).clamp(0, 1)
+
+
+def leading_subspace(factor: Tensor, k: int) -> Tensor | None:
+    """The leading k left singular vectors (d, k) of a factor (d, r); None where it has fewer directions than that (B = 0)."""
+    U, S, _ = torch.linalg.svd(factor.double(), full_matrices=False)
+    if k > len(S) or not S[k - 1] > S[0] * max(factor.shape) * torch.finfo(torch.float32).eps:
+        return None
+    return U[:, :k]
+
+
+def one_step_gradient(subject: Subject, model: nn.Module, rows: int, k: int) -> dict[str, SVD]:
+    """The leading k singular triplets, layer by layer, of the gradient of the mean loss over `rows` training rows at W0."""
+
+    @needs("leading_gradient", request=lambda rank, **_: {"leading_gradient": LeadingRequest(k, max(k, 8), ITERATIONS)})
+    def initializer() -> None: ...
+
+    own = dataclasses.replace(subject.settings.calibration, samples=rows, rows="shuffled", mode="eval")
+    settings = dataclasses.replace(subject.settings, calibration=own)
+    objective = Objective(subject.task, subject.device, settings.precision)
+    collected = statistics_of(model, subject.targets(model), partial(initializer), objective, settings, Processes(settings.device))
+    return {layer.name: SVD(*(x.cpu() for x in layer.statistics["leading_gradient"])) for layer in collected.layers}
+
+
+def kept_factors(subject: Subject) -> Iterator[tuple[int, Path]]:
+    """(step, file) of the factors at the start, of those kept on the way, and of the saved adapter."""
+    if (subject.folder / "init" / RAW).exists():
+        yield 0, subject.folder / "init" / RAW
+    kept = {int(path.stem): path for path in (subject.folder / "factors").glob("*.safetensors")}
+    yield from sorted(({subject.last_step: subject.folder / "adapter" / RAW} | kept).items())
+
+
+def angles(subject: Subject, gradient: Mapping[str, SVD], path: Path, k: int) -> dict[str, dict[str, float | None]]:
+    """Layer → `A`, `B`: sine of the largest principal angle between the leading k directions of a factor and of the gradient;
+    `A_mean`, `B_mean`: the mean over the k angles. A meets the gradient's inputs, B its outputs; None where B is zero."""
+    found: dict[str, dict[str, float | None]] = {}
+    with safe_open(path, framework="pt") as file:
+        for name, seen in gradient.items():
+            pairs = {"A": (file.get_tensor(f"{name}.lora_A").mT, seen.Vh.mT), "B": (file.get_tensor(f"{name}.lora_B"), seen.U)}
+            found[name] = {}
+            for factor, (values, directions) in pairs.items():
+                basis = leading_subspace(values, k)
+                measured = None if basis is None else sines(basis, directions[:, :k].double())
+                found[name][factor] = None if measured is None else float(measured[0])
+                found[name][f"{factor}_mean"] = None if measured is None else float(measured.mean())
+    return found
+
+
+def layer_class(name: str) -> str:
+    """What layers of one kind share: the last part of their name (`query`, `wi`)."""
+    return name.rpartition(".")[2]
+
+
+def by_class(layers: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    """Means over the layers of each class, and over all of them under `mean`."""
+    classes: dict[str, list[Mapping[str, float | None]]] = {}
+    for name, values in layers.items():
+        classes.setdefault(layer_class(name), []).append(values)
+    classes["mean"] = list(layers.values())
+    return {name: {key: mean([v[key] for v in values]) for key in values[0]} for name, values in classes.items()}
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+# ------------------------------------------------------------------------------------------------------ predictions
+
+
+def prediction_distances(subject: Subject, full: Subject, rows: int) -> dict[str, Any]:
+    """`‖f_full − f‖` over held-out inputs, the quantity that CG-LoRA keeps small: at the pretrained weights and at every kept step.
+
+    `rms` is per logit; `relative` is in units of ‖f_full − f_0‖: 1 is as far away as the pretrained model, 0 the same
+    predictions. f_0 has the run's own new head.
+    """
+    _, batches = subject.batches(rows)
+    reference = full.whole()
+    model = subject.base()
+    head = head_of(model, subject.settings)
+    states = list(kept_factors(subject))
+    sums = dict.fromkeys([None, *(step for step, _ in states)], 0.0)
+    count = 0
+    adapters = load_raw(model, states[-1][1])
+    slider = Slider(adapters, head)
+    with torch.no_grad():
+        for batch in batches:
+            wanted = outputs(full, reference, batch)
+            count += count_labels(batch) * wanted.shape[-1]
+            slider.move(0.0)
+            sums[None] += float((outputs(subject, model, batch) - wanted).square().sum())
+            slider.move(1.0)
+            for step, path in states:
+                put(adapters, path)
+                sums[step] += float((outputs(subject, model, batch) - wanted).square().sum())
+    start = sums.pop(None)
+    steps = [{"step": step, "rms": (total / count) ** 0.5, "relative": (total / start) ** 0.5} for step, total in sums.items()]
+    return {"pretrained_rms": (start / count) ** 0.5, "steps": steps}
+
+
+def outputs(subject: Subject, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    with autocast(subject.device, subject.settings.precision):
+        return subject.task.outputs(model, batch).double()
+
+
+def put(adapters: Adapters, path: Path) -> None:
+    """Set the factors, offsets and head to those of a file of the same run."""
+    with torch.no_grad(), safe_open(path, framework="pt") as file:
+        for name, layer in adapters.layers.items():
+            for part in ("lora_A", "lora_B", "lora_R", "offset_A", "offset_B"):
+                value = getattr(layer, part)
+                if value is not None:
+                    value.copy_(file.get_tensor(f"{name}.{part}"))
+        for name, parameter in adapters.others.items():
+            parameter.copy_(file.get_tensor(f"{name}.weight"))
+
+
+def head_of(model: nn.Module, settings: Settings) -> dict[str, Tensor]:
+    """A copy of the new head's parameters, as the task drew them."""
+    heads = load.new_modules(model, settings.model.kind)
+    return {name: p.detach().clone() for h in heads for name, p in model.get_submodule(h).named_parameters(prefix=h)}
+
+
+# ------------------------------------------------------------------------------------------------------ the loss between
+
+
+class Slider:
+    """A model at `W0 + a (W_run − W0) + b (W_full − W0)`, both parts optional; the new head moves with them."""
+
+    def __init__(self, adapters: Adapters, head: Mapping[str, Tensor], full: nn.Module | None = None) -> None:
+        self.model = adapters.model
+        self.scalings = {name: layer.scaling for name, layer in adapters.layers.items()}
+        self.layers = adapters.layers
+        own = dict(self.model.named_parameters())
+        self.places = {name.replace(".base.", "."): own[name] for name in own if ".factors." not in name}
+        self.origin: dict[str, Tensor] = dict(head)
+        self.run = {name: p.detach() - head[name] for name, p in adapters.others.items()}
+        self.full: dict[str, Tensor] = {}
+        for name, parameter in full.named_parameters() if full is not None else ():
+            self.origin.setdefault(name, self.places[name].detach().clone())
+            self.full[name] = parameter.detach().to(self.origin[name].dtype) - self.origin[name]
+
+    @torch.no_grad()
+    def move(self, a: float, b: float = 0.0) -> None:
+        for name, layer in self.layers.items():
+            layer.scaling = a * self.scalings[name]
+        for name, start in self.origin.items():
+            value = start
+            if name in self.run:
+                value = value + a * self.run[name]
+            if name in self.full:
+                value = value + b * self.full[name]
+            self.places[name].copy_(value)
+
+    def products(self) -> tuple[float, float, float]:
+        """`‖Δ_run‖²`, `⟨Δ_run, Δ_full⟩`, `‖Δ_full‖²` over all weights."""
+        self.move(1.0)
+        run = dict(self.run) | {f"{name}.weight": layer.update() for name, layer in self.layers.items()}
+        inner = [float((x.double() * self.full[name]).sum()) for name, x in run.items() if name in self.full]
+        return sum(map(square, run.values())), sum(inner), sum(map(square, self.full.values()))
+
+
+def square(x: Tensor) -> float:
+    return float(x.double().square().sum())
+
+
+def mean_loss(subject: Subject, model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> float:
+    total, count = 0.0, 0
+    with torch.no_grad(), autocast(subject.device, subject.settings.precision):
+        for batch in batches:
+            loss, labels = subject.task.loss_sum(model, batch)
+            total, count = total + float(loss), count + labels
+    return total / count
+
+
+def slices(subject: Subject, full: Subject | None, rows: int, line: int, plane: int) -> dict[str, Any]:
+    """The loss on held-out rows along `W0 → W_run` (t = 0 to 1, and as far again half), and over the plane with W_full.
+
+    The plane has orthonormal coordinates in the space of all weights: x along `W_run − W0`, y along what of `W_full − W0` is
+    orthogonal to it; the three points are in it, and their losses exact.
+    """
+    split, batches = subject.batches(rows)
+    model = subject.base()
+    head = head_of(model, subject.settings)
+    if subject.has_factors:
+        slider = Slider(load_raw(model, subject.folder / "adapter" / RAW), head, full.whole() if full else None)
+    else:
+        slider = Slider(Adapters(model, {}, {}), {}, subject.whole())
+
+    def loss(a: float, b: float) -> float:
+        slider.move(a, b)
+        return mean_loss(subject, model, batches)
+
+    t = [float(x) for x in np.linspace(-0.5, 1.5, line)]
+    found: dict[str, Any] = {"split": split, "rows": sum(len(batch["labels"]) for batch in batches)}
+    found["line"] = {"t": t, "loss": [loss(x, 0.0) if subject.has_factors else loss(0.0, x) for x in t]}
+    if full is not None and subject.has_factors:
+        found["plane"] = over_plane(slider.products(), loss, plane)
+    return found
+
+
+def over_plane(products: tuple[float, float, float], loss: Any, points: int) -> dict[str, Any]:
+    """The loss on a grid around W0 = (0, 0), W_run = (x, 0) and W_full."""
+    run, inner, full = products
+    along, aside = run**0.5, max(full - inner**2 / run, 0.0) ** 0.5
+    if not along or not aside:
+        raise ConfigError("--against: the run and the full run moved along one line (or not at all); there is no plane between them")
+    shared = inner / along  # W_full's own x
+    x = np.linspace(min(0, shared) - 0.3 * along, max(along, shared) + 0.3 * along, points)
+    y = np.linspace(-0.3 * aside, 1.3 * aside, points)
+    z = [[loss(u / along - v / aside * shared / along, v / aside) for u in x] for v in y]
+    marked = {"pretrained": [0.0, 0.0], "run": [along, 0.0], "full": [shared, aside]}
+    return {"x": x.tolist(), "y": y.tolist(), "loss": z, "points": marked}

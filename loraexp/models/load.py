@@ -1,0 +1,280 @@
+"""Load a model and its tokenizer, and choose the linear layers that get an adapter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from loraexp.machine.hub import SourceError, cache_folder, hub_session, resolve, verify
+from loraexp.models import tokenizer as tokenizers
+
+if TYPE_CHECKING:
+    from loraexp.config.settings import ModelSettings
+
+
+@contextmanager
+def loading(place: Path | str) -> Iterator[None]:
+    """transformers without its loading reports; for a hub id, an unreachable hub is given up within seconds."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with nullcontext() if isinstance(place, Path) else hub_session():
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def locate(settings: ModelSettings) -> Path | str:
+    """A folder, or a hub id, where the weights are; of a .gguf file, the folder that it was converted to."""
+    if settings.path is None:
+        raise SourceError(f"model={settings.name}: model.path and model.config are both null; give one of them")
+    place = resolve(settings.path, key="model.path")
+    if isinstance(place, Path) and place.suffix == ".gguf":
+        from loraexp.models.gguf import converted
+
+        return converted(place, kind=settings.kind, sha256=settings.sha256)
+    return place
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The fast tokenizer of the model; a pad token is required and never invented silently.
+
+    `model.pad_token` names a token of the tokenizer that pads, for the tokenizers that come without one (LLaMA,
+    Mistral). Which one does not matter to a result: padding is masked by position everywhere, never by id. The
+    `model_max_length` of a causal model's tokenizer is at most the model's window.
+    """
+    if settings.tokenizer is not None and settings.tokenizer.startswith(tokenizers.TRAINED):
+        tokenizer = tokenizers.trained(settings.tokenizer, settings.kind)
+    else:
+        tokenizer = padding(settings, read_tokenizer(settings))
+    if settings.kind == "causal":
+        window = getattr(load_config(settings).get_text_config(), "max_position_embeddings", None)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, window or tokenizer.model_max_length)
+    return tokenizer
+
+
+def padding(settings: ModelSettings, tokenizer: Any) -> Any:
+    """The tokenizer with the pad token that the settings name; SourceError where there is none."""
+    if settings.pad_token is not None:
+        if settings.pad_token not in tokenizer.get_vocab():
+            raise SourceError(
+                f"model.pad_token={settings.pad_token}: not a token of {settings.name}'s tokenizer; its eos is {tokenizer.eos_token}"
+            )
+        tokenizer.pad_token = settings.pad_token
+    if tokenizer.pad_token_id is None:
+        remedy = f"set model.pad_token to one of its tokens, for example its eos '{tokenizer.eos_token}'"
+        raise SourceError(f"model={settings.name}: its tokenizer has no pad token; {remedy}")
+    return tokenizer
+
+
+def read_tokenizer(settings: ModelSettings) -> Any:
+    from transformers import AutoTokenizer
+
+    place = locate(settings) if settings.tokenizer is None else resolve(settings.tokenizer, key="model.tokenizer")
+    revision = settings.revision if settings.tokenizer is None else None
+    with loading(place):
+        try:
+            return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise unreachable(settings, place, "tokenizer", error) from error
+
+
+def check_vocabulary(settings: ModelSettings, tokenizer: Any) -> None:
+    """Every token that the tokenizer can make has a row in the model's embedding, or SourceError."""
+    rows = load_config(settings).get_text_config().vocab_size
+    most = max(tokenizer.get_vocab().values(), default=-1)
+    if most >= rows:
+        raise SourceError(
+            f"model={settings.name}: its embedding has {rows} rows and its tokenizer makes ids up to {most}; expected ids below {rows}: "
+            "set model.tokenizer to the tokenizer that the model was trained with"
+        )
+
+
+def unreachable(settings: ModelSettings, place: Path | str, what: str, error: Exception) -> SourceError:
+    """One line: what was looked for, where, and the two ways to provide it."""
+    if isinstance(place, Path):
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return SourceError(f"model={settings.name}: no usable {what} in {place}: {reason[:200]}; set model.path=DIR to a complete copy")
+    return SourceError(
+        f"model={settings.name}: no {what} of {place} on the hub ({type(error).__name__}) or in its cache {cache_folder()}; "
+        "set model.path=DIR to a local copy, or make the hub reachable"
+    )
+
+
+def load_config(settings: ModelSettings, **labels: Any) -> Any:
+    """The architecture: from the settings themselves, or from the files at `model.path`."""
+    from transformers import AutoConfig
+
+    if settings.config is not None:
+        architecture = dict(settings.config)
+        return AutoConfig.for_model(architecture.pop("model_type"), **architecture, **labels)
+    place = locate(settings)
+    with loading(place):
+        try:
+            return AutoConfig.from_pretrained(place, revision=settings.revision, trust_remote_code=False, **labels)
+        except (OSError, ValueError) as error:
+            raise unreachable(settings, place, "config.json", error) from error
+
+
+def model_class(kind: str) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+    return {"encoder": AutoModelForSequenceClassification, "seq2seq": AutoModelForSeq2SeqLM, "causal": AutoModelForCausalLM}[kind]
+
+
+PEFT_TASK = {"encoder": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM"}
+
+
+def skeleton(settings: ModelSettings, **labels: Any) -> nn.Module:
+    """The model without its weights (on the meta device): names and shapes in a fraction of a second."""
+    config = load_config(settings, **labels)
+    with torch.device("meta"):
+        return model_class(settings.kind).from_config(config)
+
+
+def load_model(settings: ModelSettings, *, dtype: torch.dtype, head_seed: int, **labels: Any) -> nn.Module:
+    """The pretrained model, its new head drawn from `head_seed`, in `dtype`, on the CPU, in evaluation mode.
+
+    The head depends on the seed alone: every initializer compared under one seed starts from the same head.
+    """
+    config = load_config(settings, **labels)
+    dtype = getattr(torch, settings.dtype) if settings.dtype else dtype
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.weights_seed)
+        if settings.config is not None:
+            if settings.quantise:
+                raise SourceError(f"model.quantise={settings.quantise}: model={settings.name} has random weights; expected null")
+            model = model_class(settings.kind).from_config(config, dtype=dtype, **attention(settings))
+        else:
+            model = pretrained(settings, config, dtype)
+        draw_head(model, settings.kind, head_seed)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.eval()
+
+
+def draw_head(model: Any, kind: str, seed: int) -> None:
+    """The new head's weights, drawn from `seed` alone; the global generator goes on from there."""
+    torch.manual_seed(seed)
+    for name in new_modules(model, kind):
+        model.get_submodule(name).apply(model._init_weights)
+
+
+def pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any:
+    """The weights at `model.path`, from safetensors alone unless the user trusts a pickle."""
+    place = locate(settings)
+    if isinstance(place, Path) and not str(settings.path).endswith(".gguf"):
+        verify(place / "model.safetensors", settings.sha256, key="model.sha256")
+    options = attention(settings) | quantised(settings)
+    with loading(place):
+        try:
+            return model_class(settings.kind).from_pretrained(
+                place,
+                config=config,
+                revision=settings.revision,
+                dtype=dtype,
+                use_safetensors=None if settings.allow_pickle else True,
+                trust_remote_code=False,
+                **options,
+            )
+        except (OSError, ValueError) as error:
+            if isinstance(place, Path) and not any(place.glob("*.safetensors")):
+                raise SourceError(
+                    f"model={settings.name}: no .safetensors file in {place}; convert the weights, or set "
+                    "model.allow_pickle=true if you trust the files (loading a .bin can run code)"
+                ) from error
+            raise unreachable(settings, place, "weights", error) from error
+
+
+def saved_model(settings: ModelSettings, folder: Path, *, dtype: torch.dtype) -> nn.Module:
+    """A whole model that a run has saved (`init=full`), its trained head included, on the CPU, in evaluation mode."""
+    own = replace(settings, path=str(folder), config=None, revision=None, sha256=None)
+    return pretrained(own, load_config(own), dtype).eval()
+
+
+def attention(settings: ModelSettings) -> dict[str, Any]:
+    return {"attn_implementation": settings.attention} if settings.attention else {}
+
+
+def quantised(settings: ModelSettings) -> dict[str, Any]:
+    """Options that load the frozen weights in 8 or 4 bits (bitsandbytes; 4: NF4 with products in bf16, Dettmers et al. 2023).
+
+    Raises: SourceError without a CUDA device or without the package: no other precision is taken silently.
+    """
+    if settings.quantise is None:
+        return {}
+    if not torch.cuda.is_available():
+        raise SourceError(f"model.quantise={settings.quantise}: needs a CUDA device and there is none; set model.quantise=null")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SourceError(f'model.quantise={settings.quantise}: needs bitsandbytes: pip install "loraexp[quantised]", or set it to null')
+    from transformers import BitsAndBytesConfig
+
+    if settings.quantise == "8bit":
+        how = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return {"quantization_config": how, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
+
+
+def new_modules(model: nn.Module, kind: str) -> list[str]:
+    """Top-level modules that the task added to the pretrained body: the classification head of an encoder."""
+    if kind != "encoder":
+        return []
+    body = getattr(model, "base_model_prefix", "")
+    return [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """An `nn.Linear`, or a quantised stand-in that has its attributes and computes `x Wᵀ`."""
+    return hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight")
+
+
+def target_layers(model: nn.Module, targets: Sequence[str], head: Sequence[str]) -> dict[str, nn.Module]:
+    """The linear layers whose name is, or ends in, one of `targets`; the new head is never among them."""
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if is_linear(module) and not any(name == h or name.startswith(f"{h}.") for h in head)
+    }
+    found: dict[str, nn.Module] = {}
+    for target in targets:
+        matching = {n: m for n, m in linear.items() if n == target or n.endswith(f".{target}")}
+        if not matching:
+            ends = sorted({name.rpartition(".")[2] for name in linear})
+            raise ValueError(f"model.targets: no linear layer is named {target!r}; the model has {', '.join(ends)}")
+        found |= matching
+    return {name: module for name, module in linear.items() if name in found}
+
+
+def check_rank(targets: Mapping[str, nn.Module], rank: int) -> None:
+    """The rank fits every target, or a ValueError names the first that is smaller."""
+    for name, module in targets.items():
+        d_out, d_in = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+        if rank > min(d_out, d_in):
+            raise ValueError(f"rank={rank}: layer {name} is ({d_out}, {d_in}); expected at most {min(d_out, d_in)}")
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first accelerator there is, else the CPU; a device that is not there is refused."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if name == "cuda" and "LOCAL_RANK" in os.environ:
+            name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"device={name}: not available here ({str(error).splitlines()[0][:100]}); expected auto or cpu") from error
+    return device

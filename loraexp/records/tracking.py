@@ -1,0 +1,239 @@
+"""Everything of Weights & Biases: the copy of a record that it gets, and records read back from it.
+
+The record on disk comes first. W&B gets the configuration, every logged line, and in its summary the whole record, so that a
+table can be made from a project, or from the folders of offline runs, alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraexp.config import ConfigError
+from loraexp.machine.files import finite
+
+if TYPE_CHECKING:
+    from loraexp.config.settings import WandbSettings
+
+
+class Copy:
+    """W&B's copy of one record; when W&B fails, the run goes on without it, and `error` says why."""
+
+    def __init__(self, settings: WandbSettings, folder: Path, run_id: str, config: dict[str, Any]) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.run_id = run_id
+        self.config = config
+        self.run: Any = None
+        self.error: str | None = None
+
+    def start(self) -> None:
+        """Begin, once, under the run's own id, so that a resumed run goes on there too."""
+        if self.settings.mode == "disabled" or self.run is not None or self.error is not None:
+            return
+        with self.second_to_disk():
+            import wandb
+
+            names = {group: self.config[group]["name"] for group in ("task", "model", "init", "optimizer")}
+            self.run = wandb.init(
+                mode=self.settings.mode,
+                project=self.settings.project,
+                entity=self.settings.entity,
+                group=self.settings.group or f"{names['task']}-{names['model']}",
+                name=self.folder.name,
+                id=self.run_id,
+                resume="allow",
+                dir=str(self.folder),
+                config=self.config,
+                tags=list(names.values()),
+                settings=wandb.Settings(silent=True, console="off", save_code=False),
+            )
+
+    @contextmanager
+    def second_to_disk(self) -> Iterator[None]:
+        """Whatever W&B raises, the run on disk matters more: standard error says so once."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - W&B's own, of any kind
+            self.run = None
+            self.error = f"{type(error).__name__}: {error}"
+            print(f"loraexp: W&B stopped ({self.error[:200]}); the record on disk goes on", file=sys.stderr)
+
+    def log(self, step: int, line: Mapping[str, Any]) -> None:
+        if self.run is not None:
+            with self.second_to_disk():
+                self.run.log({k: v for k, v in line.items() if v is not None}, step=step)
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Put the record, finished or failed, into the summary, its numbers also one by one, and end."""
+        if self.run is None:
+            return
+        with self.second_to_disk():
+            self.run.summary.update(summary(record))
+            self.run.finish(exit_code=0 if record["status"] == "finished" else 1)
+
+
+def summary(record: dict[str, Any]) -> dict[str, Any]:
+    """What W&B's summary holds of a record: `record` is all of it but the configuration, which W&B has already."""
+    flat = {f"{split}/{name}": value for split, metrics in record["metrics"].items() for name, value in metrics.items()}
+    for section in ("cost", "parameters"):
+        flat |= {f"{section}/{name}": value for name, value in record[section].items()}
+    if record["best"] is not None:
+        flat["best/value"] = record["best"]["value"]
+    return finite({**flat, "status": record["status"], "record": {k: v for k, v in record.items() if k != "config"}})
+
+
+# ---------------------------------------------------------------------------------------------------- reading back
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copied:
+    """One run as W&B has it."""
+
+    where: str
+    run_id: str
+    state: str  # running | finished | failed | crashed | killed
+    config: dict[str, Any]
+    record: dict[str, Any] | None  # None: it has not ended, or something else than this program made it
+    lines: Callable[[], list[dict[str, Any]]]
+
+
+def read(source: str) -> Iterator[Copied]:
+    """The runs of a project `entity/project`, or those whose offline folders are under a directory.
+
+    Raises: ConfigError where the source is neither, or where W&B does not give the project.
+    """
+    if Path(source).expanduser().is_dir():
+        return offline(Path(source).expanduser())
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+        raise ConfigError(f"--from wandb:{source}: there is no such folder; expected wandb:ENTITY/PROJECT, or a folder of offline runs")
+    return project(source)
+
+
+def project(source: str) -> Iterator[Copied]:
+    """The runs of a project through W&B's public API."""
+    try:
+        import wandb
+
+        api = wandb.Api()
+        at_once: dict[str, Any] = {"lazy": False} if "lazy" in inspect.signature(api.runs).parameters else {}
+        runs = list(api.runs(source, **at_once))
+    except Exception as error:  # noqa: BLE001 - no key, no network, no such project: W&B has a class for each
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(f"--from wandb:{source}: W&B does not give it ({type(error).__name__}: {said})") from error
+    for run in runs:
+        yield Copied(
+            where=f"wandb:{source}/{run.id}",
+            run_id=run.id,
+            state=run.state,
+            config=plain(run.config),
+            record=plain(run.summary).get("record"),
+            lines=lambda run=run: [line(row) for row in run.scan_history()],  # type: ignore[misc]
+        )
+
+
+def plain(value: Any) -> Any:
+    """W&B's dict-like objects as dicts, all the way down."""
+    if hasattr(value, "items"):
+        return {str(key): plain(v) for key, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of W&B's history as a line of metrics.jsonl: without W&B's own keys."""
+    return {key: value for key, value in row.items() if not key.startswith("_") and value is not None}
+
+
+def offline(folder: Path) -> Iterator[Copied]:
+    """The runs under a folder as W&B wrote them to disk: `offline-run-<time>-<id>/run-<id>.wandb`.
+
+    An interrupted run has several files. The last one tells how it ended, and each goes on where its first step says.
+    """
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("run-*.wandb"), key=lambda path: path.parent.name):
+        files.setdefault(path.stem.removeprefix("run-"), []).append(path)
+    for run_id, paths in files.items():
+        last = log_file(paths[-1])
+        yield Copied(
+            where=str(paths[-1]),
+            run_id=run_id,
+            state=last["state"],
+            config=last["config"],
+            record=last["summary"].get("record"),
+            lines=lambda paths=paths: joined([log_file(path)["history"] for path in paths]),  # type: ignore[misc]
+        )
+
+
+def joined(histories: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Histories one after the other, each in place of what those before it logged from its first step on."""
+    lines: list[dict[str, Any]] = []
+    for history in histories:
+        lines = [line for line in lines if not history or line["step"] < history[0]["step"]] + history
+    return lines
+
+
+def log_file(path: Path) -> dict[str, Any]:
+    """Configuration, summary, history and state from one `run-<id>.wandb`."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    found: dict[str, Any] = {"config": {}, "summary": {}, "history": [], "state": "running"}
+    for content in chunks(path.read_bytes()):
+        record = Record()
+        record.ParseFromString(content)
+        kind = record.WhichOneof("record_type")
+        if kind in ("run", "config"):
+            updates = record.run.config.update if kind == "run" else record.config.update
+            put(found["config"], (item for item in updates if item.key != "_wandb"))
+        elif kind == "summary":
+            put(found["summary"], record.summary.update)
+        elif kind == "history":
+            row: dict[str, Any] = {}
+            put(row, record.history.item)
+            found["history"].append(line(row))
+        elif kind == "exit":
+            found["state"] = "finished" if record.exit.exit_code == 0 else "failed"
+    return found
+
+
+def put(into: dict[str, Any], items: Any) -> None:
+    """Set the keys, nested ones too, of W&B's key and JSON pairs."""
+    for item in items:
+        *path, name = item.nested_key or [item.key]
+        node = into
+        for part in path:
+            node = node.setdefault(part, {})
+        node[name] = json.loads(item.value_json)
+
+
+HEADER, BLOCK = 7, 32768
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+def chunks(content: bytes) -> Iterator[bytes]:
+    """The records of W&B's log file: 7 bytes of header, then blocks of 32 KiB as in LevelDB's log format.
+
+    Every piece has its checksum (4 bytes), length (2) and kind (1): a whole record, or its first, a middle or its last part.
+    A block's last bytes are unused where a header does not fit. What a process wrote half of when it died is left out.
+    """
+    at, record = HEADER, b""
+    while at + HEADER <= len(content):
+        if BLOCK - at % BLOCK < HEADER:
+            at += BLOCK - at % BLOCK
+            continue
+        checksum, length, kind = struct.unpack_from("<IHB", content, at)
+        piece = content[at + HEADER : at + HEADER + length]
+        if len(piece) < length or zlib.crc32(piece, zlib.crc32(bytes([kind]))) != checksum:
+            return
+        at += HEADER + length
+        record = piece if kind in (FULL, FIRST) else record + piece
+        if kind in (FULL, LAST):
+            yield record

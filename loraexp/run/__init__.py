@@ -1,0 +1,1 @@
+"""One run, the whole story: base, task, initial factors, training, evaluation, checkpoint."""

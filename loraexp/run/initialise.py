@@ -1,0 +1,259 @@
+"""Initialising: calibration rows → statistics → factors, layer by layer, and the ledger of what was seen and made."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from loraexp.adapter.layer import Factors, Layer
+from loraexp.machine.measure import peak_bytes, reset_peak
+from loraexp.machine.processes import Processes
+from loraexp.machine.progress import bar
+from loraexp.run.evaluate import autocast, to_device
+from loraexp.statistics import Calibration, Collected, Report, collect, fingerprint, layer_generator, weight
+
+if TYPE_CHECKING:
+    from loraexp.config.settings import CalibrationSettings, Settings
+    from loraexp.run.task import Task
+
+PROBE_ROWS = 64  # at most, and not more than the calibration takes: the loss is measured on them before and after initialising
+BF16_LOSS = 0.1  # share of an update's energy that bf16 weights may lose before it is worth a warning
+
+
+@dataclass
+class Made:
+    """The factors of every layer, what they cost, and what the ledger says of them."""
+
+    factors: dict[str, Factors]
+    cost: dict[str, Any]
+    ledger: dict[str, Any]
+    probe: Any = field(repr=False)  # () → mean loss on the probe rows
+
+    def finish(self) -> dict[str, Any]:
+        """The ledger, with the loss on the same rows now that the factors are in place."""
+        after = self.probe()
+        self.ledger["loss"]["after"] = after
+        shifted = any(f.start == "shifted" for f in self.factors.values())
+        before = self.ledger["loss"]["before"]
+        if shifted and after > before:
+            self.ledger["warnings"].append(
+                f"the loss rose from {before:.4f} to {after:.4f} at step 0: a smaller start (larger init.gamma or init.scale), "
+                "or init.start=pretrained, keeps the pretrained function"
+            )
+        return self.ledger
+
+
+def calibration_rows(rows: int, settings: CalibrationSettings, seed: int) -> np.ndarray:
+    """Indices of the calibration rows: the first of the file, or a draw that depends on the seed alone."""
+    count = min(settings.samples, rows)
+    if settings.rows == "head":
+        return np.arange(count)
+    return np.random.default_rng([seed, 20]).permutation(rows)[:count]
+
+
+class Objective:
+    """The task's loss and outputs in the precision of the run, on the device of the model."""
+
+    def __init__(self, task: Task, device: torch.device, precision: str) -> None:
+        self.task, self.device, self.precision = task, device, precision
+
+    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        with autocast(self.device, self.precision):
+            return self.task.loss_sum(model, batch)
+
+    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with autocast(self.device, self.precision):
+            return self.task.outputs(model, batch).float()
+
+    def sample_losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with autocast(self.device, self.precision):
+            return self.task.sample_losses(model, batch)  # type: ignore[attr-defined]
+
+    def probe(self, model: nn.Module, settings: CalibrationSettings) -> float:
+        """Mean loss of the model, dropout off, on the first rows of the training set, those of like length together."""
+        examples = self.task.splits["train"]
+        count = min(PROBE_ROWS, settings.samples, len(examples))
+        rows = np.argsort(examples.lengths[:count], kind="stable")
+        batches = [self.task.collate(examples, part) for part in np.array_split(rows, -(-count // settings.batch_size))]
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            parts = [self.loss_sum(model, to_device(batch, self.device)) for batch in batches]
+        model.train(training)
+        return sum(float(total) for total, _ in parts) / sum(count for _, count in parts)
+
+
+def statistics_of(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    initializer: partial,
+    objective: Objective,
+    settings: Settings,
+    processes: Processes,
+) -> Collected:
+    """Start collecting what the initializer needs from this process's share of the calibration batches."""
+    function: Any = initializer.func
+    task, calibration = objective.task, settings.calibration
+    examples = task.splits["train"]
+    rows = calibration_rows(len(examples), calibration, settings.seed)
+    size = calibration.batch_size
+    batches = [task.collate(examples, rows[i : i + size]) for i in range(0, len(rows), size)]
+    first_of = [len(batches) * i // processes.world for i in range(processes.world + 1)]
+    share = batches[first_of[processes.rank] : first_of[processes.rank + 1]]
+    return collect(
+        model,
+        targets,
+        Calibration(
+            batches=share,
+            loss_sum=objective.loss_sum,
+            outputs=objective.outputs,
+            population=len(examples),
+            sample_losses=objective.sample_losses if hasattr(task, "sample_losses") else None,
+        ),
+        function.needs,
+        function.request(settings.rank, **initializer.keywords),
+        budget=calibration.memory_budget,
+        mode=calibration.mode,
+        seed=settings.seed,
+        cache=Path(settings.cache_root) / "statistics" if calibration.cache else None,
+        cache_key=f"{fingerprint(model)}-{settings.precision}-{task.name}-{task.version}" if calibration.cache else "",
+    )
+
+
+def initialize(
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    task: Task,
+    initializer: partial,
+    *,
+    scaling: float,
+    settings: Settings,
+    device: torch.device,
+    processes: Processes,
+) -> Made:
+    """Run the initializer on every target layer, on exactly the statistics that it declares to need.
+
+    One layer after another: what a layer's factors were made from is dropped before the next group is collected.
+    """
+    began = time.perf_counter()
+    reset_peak(device)
+    objective = Objective(task, device, settings.precision)
+    before = objective.probe(model, settings.calibration)
+    function: Any = initializer.func
+    factors: dict[str, Factors] = {}
+    lines: dict[str, Any] = {}
+    with warnings.catch_warnings(record=True) as caught, bar("initialising", len(targets)) as advance:
+        warnings.simplefilter("always")
+        if function.needs:
+            collected = statistics_of(model, targets, initializer, objective, settings, processes)
+        else:
+            plain = (Layer(name=name, W=weight(module, device)) for name, module in targets.items())
+            collected = Collected(plain, Report(way="weights only"))
+        for layer in collected.layers:
+            generator = layer_generator(settings.seed, layer.name)
+            made = initializer(layer, rank=settings.rank, scaling=scaling, generator=generator)
+            factors[layer.name] = checked(layer, made, settings)
+            lines[layer.name] = describe(layer, made, scaling, settings.precision)
+            advance()
+    cost = {
+        "init_seconds": time.perf_counter() - began,
+        "init_peak_bytes": peak_bytes(device),
+        "init_forward_sweeps": collected.report.forward_sweeps,
+    }
+    ledger = {
+        "initializer": settings.init["name"],
+        "cost": cost,
+        "statistics": dataclasses.asdict(collected.report),
+        "loss": {"before": before},
+        "warnings": list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))),
+        "layers": lines,
+    }
+    return Made(factors, cost, ledger, partial(objective.probe, model, settings.calibration))
+
+
+def checked(layer: Layer, made: Any, settings: Settings) -> Factors:
+    """What the initializer returned, refused where it is not a pair of finite factors of the layer's shape."""
+    name = settings.init["name"]
+    if not isinstance(made, Factors):
+        raise TypeError(f"init={name}: returned {type(made).__name__} for layer {layer.name}; expected Factors")
+    if made.A.shape[1] != layer.d_in or made.B.shape[0] != layer.d_out:
+        shapes = f"A {tuple(made.A.shape)}, B {tuple(made.B.shape)}"
+        raise ValueError(f"init={name}: {shapes} for layer {layer.name} of shape ({layer.d_out}, {layer.d_in})")
+    for factor, value in (("A", made.A), ("B", made.B), ("R", made.R)):
+        if value is not None and not torch.isfinite(value).all():
+            raise FloatingPointError(f"init={name}: {factor} of layer {layer.name} is not finite: use more init.samples, or damping")
+    return made
+
+
+def describe(layer: Layer, made: Factors, scaling: float, precision: str) -> dict[str, Any]:
+    """A layer's line in the ledger: size of `η B0 A0` against `W0`, its spectrum, the energy that rank r holds."""
+    _, triangle_A = torch.linalg.qr(made.A.float().mT)
+    _, triangle_B = torch.linalg.qr(made.B.float())
+    middle = triangle_B if made.R is None else triangle_B @ made.R.float()
+    spectrum = scaling * torch.linalg.svdvals(middle @ triangle_A.mT)
+    weight_norm = float(torch.linalg.matrix_norm(layer.W.float()))
+    line: dict[str, Any] = {
+        "shape": [layer.d_out, layer.d_in],
+        "rank": made.A.shape[0],
+        "start": made.start,
+        "trains": sorted(made.train),
+        "relative_norm": float(spectrum.norm()) / weight_norm if weight_norm else None,
+        "singular_values": [float(s) for s in spectrum[:8]],
+        "energy": energy(layer, made) if float(spectrum[0]) > 0 else None,
+    }
+    if precision == "bf16" and float(spectrum[0]) > 0:
+        line["bf16_merge_loss"] = bf16_loss(layer, made, scaling)
+    if "curvature" in layer.statistics and layer.curvature.notes:
+        line["notes"] = list(layer.curvature.notes)
+    return line
+
+
+def energy(layer: Layer, made: Factors) -> dict[str, Any] | None:
+    """How much of what the initializer saw rank r can hold.
+
+    Gradient: `‖Π_B G Π_A‖² / ‖G‖²` with the projectors on the columns of B and the rows of A, or from its leading
+    triplets `Σ_{i≤r} s_i² / ‖G‖²`. Curvature: the share of `tr S · tr T` in the first r eigenvalues. Without any of
+    these, the weight. None where the whole was never held.
+    """
+    seen = layer.statistics
+    if "leading_gradient" in seen:
+        if "gradient_norm" not in seen:
+            return None
+        held = layer.statistics["leading_gradient"].S[: made.A.shape[0]].square().sum()
+        return {"of": "gradient", "share": float(held / seen["gradient_norm"].square().clamp_min(1e-45))}
+    if "curvature" in seen:
+        found, rank = layer.curvature, made.A.shape[0]
+        if not found.damping_S or not found.damping_T:
+            return None
+        share_S = float(found.D_S[:rank].sum()) / (found.damping_S * layer.d_in)
+        share_T = float(found.D_T[:rank].sum()) / (found.damping_T * layer.d_out)
+        return {"of": "curvature", "share": share_S * share_T}
+    name = next((k for k in ("gradient", "summed_gradient") if k in seen), "weight")
+    whole = (layer.W if name == "weight" else seen[name]).float()
+    basis_A, basis_B = torch.linalg.qr(made.A.float().mT).Q, torch.linalg.qr(made.B.float()).Q
+    inside = (basis_B.mT @ whole @ basis_A).square().sum()
+    return {"of": name, "share": float(inside / whole.square().sum().clamp_min(1e-45))}
+
+
+def bf16_loss(layer: Layer, made: Factors, scaling: float) -> float:
+    """Share of the energy of `η B0 A0` that is lost when it is added to the weight in bf16; warns above 10 %."""
+    update = scaling * made.product().float()
+    exact = layer.W.float() + update
+    lost = float((exact.bfloat16().float() - exact).square().sum() / update.square().sum())
+    if lost > BF16_LOSS:
+        warnings.warn(
+            f"layer {layer.name}: merged into bf16 weights the initial update would lose {lost:.0%} of its energy; "
+            "keep the adapter apart (as the run does), or export with a float32 base",
+            stacklevel=2,
+        )
+    return lost

@@ -1,0 +1,349 @@
+"""Score a live model on the rows of a protocol: through lm-eval, with every prompt, text and answer written down."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from loraexp.machine.files import replace
+from loraexp.scoring import generate, sandbox
+from loraexp.scoring.backends import Backend, Progress, autocast_of, language_model, listener, quiet, sharded
+from loraexp.scoring.protocols import Protocol, find
+
+if TYPE_CHECKING:
+    from loraexp.machine.processes import Processes
+
+TASKS = Path(__file__).resolve().parent / "harness_tasks"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row to be scored: its prompt, the truth as the protocol reads it, and where it came from.
+
+    For code, `truth` is the program that tests it, with the function's name in `entry` and what the program begins with
+    in `opening`. For choices it is one of the protocol's.
+    """
+
+    prompt: str
+    truth: str
+    source: str = ""
+    opening: str = ""
+    entry: str = ""
+
+
+@dataclass
+class Sample:
+    """What `samples.jsonl` holds of one answer."""
+
+    index: int
+    protocol: str
+    prompt: str
+    truth: str
+    output: str
+    answer: str | None
+    right: bool
+    source: str = ""
+    scores: list[float] | None = None
+    detail: str = ""
+
+
+def score(
+    model: nn.Module,
+    tokenizer: Any,
+    protocol: Protocol,
+    questions: Sequence[Question],
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    folder: Path | None,
+    seed: int = 0,
+    backend: Backend = "hf",
+    unsafe_code: bool = False,
+    processes: Processes | None = None,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """The protocol's metrics of the model on these questions; `samples.jsonl` in `folder`.
+
+    `accuracy`, or for code `pass@1`; `answered`, the share of outputs that an answer was found in. Where several
+    answers are drawn, `pass@1` is their mean (Chen et al. 2021, eq. 1 with k = 1), and accuracy likewise. Several
+    `processes` answer a part of the questions each, and all of them return the metrics of all.
+
+    Raises: ValueError for no questions, for prompts beyond the window, and for a backend that is not there;
+    SandboxError, before anything is generated, where code would have to run without a sandbox.
+    """
+    if not questions:
+        raise ValueError(f"protocol {protocol.benchmark}/{protocol.name}: no questions to score; give more rows")
+    if protocol.kind == "harness":
+        raise ValueError(f"protocol {protocol.benchmark}/{protocol.name} is lm-eval's own task: score it with harness.run_task")
+    if protocol.kind == "code":
+        sandbox.require(unsafe_code)
+    room, sources = protocol.decoding.max_new_tokens if protocol.decoding else 0, [question.source for question in questions]
+    generate.encode_prompts(model, tokenizer, [question.prompt for question in questions], room, sources)  # all fit, or none is scored
+    mine = share([question.prompt for question in questions], model, processes)
+    part = [questions[index] for index in mine]
+    samples: list[Sample] = []
+    if part and protocol.kind == "choices" and protocol.choice_tokens == "alone":
+        samples = _alone(model, tokenizer, protocol, part, batch_size, autocast_of(device, precision), progress)
+    elif part:
+        how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "seed": seed, "backend": backend, "progress": progress}
+        with language_model(model, tokenizer, **how) as live:
+            samples = _through_lm_eval(live, protocol, part, batch_size)
+    if protocol.kind == "code":
+        _execute(samples, part, unsafe_code, processes.world if processes else 1)
+    samples = joined(samples, mine, model, processes)
+    write_samples(folder, samples)
+    found = {protocol.metric: float(np.mean([sample.right for sample in samples]))}
+    return found if protocol.kind == "choices" else found | {"answered": float(np.mean([sample.answer is not None for sample in samples]))}
+
+
+def share(prompts: Sequence[str], model: nn.Module, processes: Processes | None) -> list[int]:
+    """The numbers of the questions that this process answers: each of the different prompts in turn, equal ones together.
+
+    So the n-th sample of a prompt is drawn alike in one process and in many. Where processes hold the weights in pieces
+    every one of them answers everything: they have to make each forward pass together.
+    """
+    if processes is None or processes.world == 1 or sharded(model):
+        return list(range(len(prompts)))
+    place: dict[str, int] = {}
+    return [index for index, prompt in enumerate(prompts) if place.setdefault(prompt, len(place)) % processes.world == processes.rank]
+
+
+def joined(samples: list[Sample], mine: Sequence[int], model: nn.Module, processes: Processes | None) -> list[Sample]:
+    """The samples of all processes, in the order of the questions, whose numbers take the place of those in this share."""
+    for sample in samples:
+        sample.index = mine[sample.index]
+    if processes is None or sharded(model):
+        return samples
+    return sorted((sample for part in processes.gather(samples) for sample in part), key=lambda sample: sample.index)
+
+
+# ---------------------------------------------------------------------------------------------------- the tasks
+
+
+def _through_lm_eval(live: Any, protocol: Protocol, questions: Sequence[Question], batch_size: int) -> list[Sample]:
+    """The protocol as one of our lm-eval tasks on a local JSON file of its rows; samples in the order of the questions."""
+    with tempfile.TemporaryDirectory() as place:
+        rows = Path(place) / "questions.jsonl"
+        rows.write_text("".join(json.dumps(_row(protocol, index, question)) + "\n" for index, question in enumerate(questions)))
+        overrides: dict[str, Any] = {"dataset_kwargs": {"data_files": {"test": str(rows)}, "cache_dir": place}}
+        task = "loraexp_choices" if protocol.kind == "choices" else "loraexp_generate"
+        if protocol.decoding is not None:
+            overrides |= _decoding(protocol)
+        logged = simple_evaluate(live, task, overrides, batch_size)["samples"][task]
+    logged = sorted(logged, key=lambda one: one["doc"]["index"])
+    return [sample for one in logged for sample in _samples(protocol, questions[one["doc"]["index"]], one)]
+
+
+def _row(protocol: Protocol, index: int, question: Question) -> dict[str, Any]:
+    truth: Any = question.truth
+    if protocol.kind == "choices":
+        if truth not in protocol.choices:
+            raise ValueError(
+                f"{question.source or f'question {index}'}: the truth is {truth!r}; expected one of {', '.join(protocol.choices)}"
+            )
+        truth = protocol.choices.index(truth)
+    row = {"index": index, "benchmark": protocol.benchmark, "protocol": protocol.name, "prompt": question.prompt, "truth": truth}
+    return row | {"choices": list(protocol.choices)}
+
+
+def _decoding(protocol: Protocol) -> dict[str, Any]:
+    assert protocol.decoding is not None
+    how = protocol.decoding
+    settings: dict[str, Any] = {"until": list(how.stop), "max_gen_toks": how.max_new_tokens, "do_sample": how.temperature > 0}
+    if how.temperature > 0:
+        settings |= {"temperature": how.temperature, "top_p": how.top_p} | ({"top_k": how.top_k} if how.top_k else {})
+    if how.beams > 1:
+        settings["num_beams"] = how.beams
+    keep = [{"name": "all", "filter": [{"function": "take_first_k", "k": how.samples}]}]
+    return {"generation_kwargs": settings, "repeats": how.samples, "filter_list": keep}
+
+
+def score_row(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
+    """lm-eval's `process_results` of our tasks: the share of a row's answers that its protocol finds right."""
+    protocol = find(doc["benchmark"], doc["protocol"])
+    texts = _texts(results)
+    if protocol.kind == "code":  # run afterwards, all together, in the sandbox
+        return {"accuracy": 0.0}
+    return {"accuracy": float(np.mean([protocol.right(protocol.read(text), doc["truth"]) for text in texts]))}
+
+
+def _texts(results: Sequence[Any]) -> list[str]:
+    return [text for result in results for text in ([result] if isinstance(result, str) else result)]
+
+
+def _samples(protocol: Protocol, question: Question, logged: Mapping[str, Any]) -> list[Sample]:
+    name, index = f"{protocol.benchmark}/{protocol.name}", logged["doc"]["index"]
+    if protocol.kind == "choices":
+        scores = [float(score) for score, _ in logged["filtered_resps"]]
+        if not np.isfinite(scores).all():
+            raise FloatingPointError(f"{name}: question {index} has scores that are not finite: the model diverged, lower lr")
+        best = protocol.choices[int(np.argmax(scores))]
+        return [Sample(index, name, question.prompt, question.truth, "", best, best == question.truth, question.source, scores)]
+    made = []
+    for text in _texts(logged["filtered_resps"]):
+        answer = protocol.read(text)
+        right = protocol.kind != "code" and protocol.right(answer, question.truth)
+        made.append(Sample(index, name, question.prompt, question.truth, text, answer, right, question.source))
+    return made
+
+
+def _alone(
+    model: nn.Module, tokenizer: Any, protocol: Protocol, questions: Sequence[Question],
+    batch_size: int, products: Any, progress: Progress | None,
+) -> list[Sample]:  # fmt: skip
+    """Choices as single tokens whatever precedes them, which lm-eval cannot express: it joins prompt and choice."""
+    prompts = [question.prompt for question in questions]
+    with products:
+        scores = generate.score_choices(model, tokenizer, prompts, protocol.choices, batch_size=batch_size, alone=True, progress=progress)
+    return [
+        _samples(protocol, question, {"doc": {"index": index}, "filtered_resps": [(value, False) for value in scores[index]]})[0]
+        for index, question in enumerate(questions)
+    ]
+
+
+@cache
+def task_manager(folder: Path) -> Any:
+    """lm-eval's index of the tasks in one folder; that of all its own, which are thousands, takes seconds to read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder), include_defaults=False)
+
+
+def simple_evaluate(live: Any, task: str, overrides: Mapping[str, Any], batch_size: int, benchmark: str | None = None) -> dict[str, Any]:
+    """lm-eval on one task of ours, or of its own for a benchmark, with some keys replaced; quietly and without its bootstrap."""
+    import lm_eval
+    from lm_eval import simple_evaluate as evaluate
+
+    with quiet(), tempfile.TemporaryDirectory() as place:
+        manager = task_manager(TASKS if benchmark is None else Path(lm_eval.__file__).parent / "tasks" / benchmark)
+        variant = Path(place) / f"{task}.yaml"
+        variant.write_text(json.dumps({"include": str(manager.task_index[task].yaml_path), **overrides}))  # JSON is YAML
+        found = evaluate(
+            model=live,
+            tasks=[str(variant)],
+            task_manager=manager,
+            batch_size=batch_size,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    assert found is not None
+    return found
+
+
+def run_task(
+    model: nn.Module,
+    tokenizer: Any,
+    protocol: Protocol,
+    *,
+    batch_size: int,
+    precision: str = "fp32",
+    folder: Path | None = None,
+    rows: Sequence[Mapping[str, Any]],
+    seed: int = 0,
+    backend: Backend = "hf",
+    processes: Processes | None = None,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """A protocol that is lm-eval's own task (8-shot GSM8K), on rows in the columns of its data; see `score`.
+
+    Raises: ValueError for a protocol that is not lm-eval's, or where lm-eval does not report its metric.
+    """
+    mine = share([json.dumps(row) for row in rows], model, processes)
+    samples: list[Sample] = []
+    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "seed": seed, "backend": backend, "progress": progress}
+    if mine:
+        with language_model(model, tokenizer, **how) as live:
+            samples = _own_samples(protocol, _on_rows(live, protocol, [rows[index] for index in mine], batch_size))
+    samples = joined(samples, mine, model, processes)
+    write_samples(folder, samples)
+    return {
+        "accuracy": float(np.mean([sample.right for sample in samples])),
+        "answered": float(np.mean([sample.answer is not None for sample in samples])),
+    }
+
+
+def prompts_of(protocol: Protocol, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What lm-eval's own task asks about these rows, its examples included."""
+    prompts: dict[int, str] = {}
+    _on_rows(listener(prompts), protocol, rows, batch_size=1)
+    return [prompts[index] for index in range(len(rows))]
+
+
+def _on_rows(live: Any, protocol: Protocol, rows: Sequence[Mapping[str, Any]], batch_size: int) -> dict[str, Any]:
+    """lm-eval's own task on rows that it reads from a file."""
+    if protocol.kind != "harness" or protocol.task is None:
+        raise ValueError(f"protocol {protocol.benchmark}/{protocol.name} is not a task of lm-eval: score it with harness.score")
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        local = {"data_files": {"test": str(file)}, "cache_dir": place}
+        overrides = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": local}
+        return simple_evaluate(live, protocol.task, overrides, batch_size, protocol.benchmark)
+
+
+def _own_samples(protocol: Protocol, found: Mapping[str, Any]) -> list[Sample]:
+    assert protocol.task is not None
+    metric, _, kept = protocol.metric.partition(",")
+    if protocol.metric not in found["results"][protocol.task]:
+        raise ValueError(f"lm-eval's {protocol.task} reports {sorted(found['results'][protocol.task])}; expected {protocol.metric}")
+    samples = []
+    for one in found["samples"][protocol.task]:
+        if one["filter"] == kept:
+            asked = one["arguments"]["gen_args_0"]["arg_0"] if isinstance(one["arguments"], dict) else one["arguments"][0][0]
+            answer = _texts(one["filtered_resps"])[0]
+            samples.append(
+                Sample(
+                    index=one["doc_id"],
+                    protocol=f"{protocol.benchmark}/{protocol.name}",
+                    prompt=str(asked),
+                    truth=str(one["target"]),
+                    output=_texts(one["resps"])[0],
+                    answer=None if answer == "[invalid]" else answer,
+                    right=bool(one[metric]),
+                )
+            )
+    return samples
+
+
+# ---------------------------------------------------------------------------------------------------- code and files
+
+
+def _execute(samples: list[Sample], questions: Sequence[Question], unsafe_code: bool, beside: int) -> None:
+    """Run each answer against its question's tests, on this process's part of the CPUs; without code it fails unrun."""
+    from loraexp.machine.progress import tally
+
+    runnable = [sample for sample in samples if sample.answer is not None]
+    programs = [program(questions[sample.index], sample.answer or "") for sample in runnable]
+    with tally("tests") as progress:
+        workers = max(1, (os.cpu_count() or 1) // beside)
+        outcomes = sandbox.run_all(programs, unsafe_code=unsafe_code, workers=workers, progress=progress)
+    for sample, outcome in zip(runnable, outcomes, strict=True):
+        sample.right, sample.detail = outcome.passed, f"{outcome.status}: {outcome.detail}".rstrip(": ")
+
+
+def program(question: Question, completion: str) -> str:
+    """HumanEval's check: the question's opening, the completion, its tests, and the call of them (Chen et al. 2021)."""
+    return f"{question.opening}{completion}\n{question.truth}\ncheck({question.entry})"
+
+
+def write_samples(folder: Path | None, samples: Sequence[Sample]) -> None:
+    """`samples.jsonl`: one line for each answer, added to what other protocols wrote; earlier lines of this one go."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "samples.jsonl"
+    mine = {sample.protocol for sample in samples}
+    kept = [line for line in path.read_text().splitlines() if json.loads(line)["protocol"] not in mine] if path.exists() else []
+    lines = kept + [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
+    replace(path, "".join(f"{line}\n" for line in lines).encode())

@@ -1,0 +1,1 @@
+"""A table as data: read, checked, expanded to cells, planned, launched, watched."""

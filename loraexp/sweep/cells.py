@@ -1,0 +1,161 @@
+"""A sweep as runs: the configuration of every grid point of every place of the table, composed and checked."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraexp import config
+from loraexp.config import ConfigError
+from loraexp.sweep.schema import Sweep, key_of
+
+# Keys that say where the data of a run were read and what computed it: two runs that differ in nothing else are one cell.
+WHERE = ("device", "task.data_dir", "task.eval_data_dir")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run that a place of the table needs."""
+
+    row: str
+    column: str
+    point: dict[str, Any]  # its grid values, seed among them
+    overrides: tuple[str, ...]  # what `loraexp` would be given
+    plain: dict[str, Any]  # the resolved configuration
+    run_id: str
+    folder: Path
+    match: str  # of every run that is the same but for WHERE
+
+
+def expand(sweep: Sweep) -> list[Cell]:
+    """Every run of every cell, rows first; raises ConfigError naming the cell that does not compose."""
+    cells: list[Cell] = []
+    resolved: dict[tuple[str, ...], dict[str, Any]] = {}  # columns that read other values of the same runs are resolved once
+    for row, column in sweep.trained():
+        try:
+            cells += expand_place(sweep, row, column, resolved)
+        except ConfigError as error:
+            raise ConfigError(f"{sweep.path.name}: row {row}, column {column}: {error}") from error
+    return cells
+
+
+def expand_place(sweep: Sweep, row: str, column: str, resolved: dict[tuple[str, ...], dict[str, Any]]) -> list[Cell]:
+    """The runs of one place of the table; `resolved` holds configurations by their overrides."""
+    fixed = [*sweep.base, *sweep.rows[row].overrides, *sweep.columns[column].overrides]
+    for exception in sweep.exceptions(row, column):
+        fixed += exception.overrides
+    grid = sweep.grid_of(row, column)
+    shared: dict[tuple[str, ...], Any] = {}
+    cells = []
+    for values in itertools.product(*grid.values()):
+        point = dict(zip(grid, values, strict=True))
+        overrides = tuple(last_wins([*fixed, *(f"{key}={literal(value)}" for key, value in point.items()), *sweep.overrides]))
+        if overrides not in resolved:
+            resolved[overrides] = resolve(overrides, frozenset(point), shared)
+        plain = resolved[overrides]
+        point = {key: lookup(plain, key, value) for key, value in point.items()}  # the user's own overrides have the last word
+        cells.append(
+            Cell(
+                row=row,
+                column=column,
+                point=point,
+                overrides=overrides,
+                plain=plain,
+                run_id=config.run_id(plain),
+                folder=config.run_folder(plain),
+                match=match_key(plain),
+            )
+        )
+    return cells
+
+
+def resolve(overrides: tuple[str, ...], axes: frozenset[str], shared: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    """The plain configuration of `loraexp OVERRIDES`.
+
+    Files are composed once for each choice of them, and other values put in one by one. Those of `axes`, the grid's keys,
+    are put into what the points of the grid share, where each point replaces all those of the one before.
+    """
+    common, own = partition(overrides, lambda word: key_of(word) not in axes or of_groups(word))
+    if common not in shared:
+        chosen, values = partition(common, of_groups)
+        shared[common] = put(copy.deepcopy(composed(chosen)), values)
+    return config.check(put(shared[common], own))[1]
+
+
+def partition(words: tuple[str, ...], test: Callable[[str], bool]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(word for word in words if test(word)), tuple(word for word in words if not test(word))
+
+
+def of_groups(word: str) -> bool:
+    """Whether an override chooses a file, or adds or removes keys, so that Hydra has to compose it."""
+    return key_of(word) in config.GROUPS or word.startswith(("+", "~"))
+
+
+def put(cfg: Any, words: tuple[str, ...]) -> Any:
+    for word in words:
+        update(cfg, key_of(word), parsed(word))
+    return cfg
+
+
+@functools.lru_cache(maxsize=1024)
+def composed(chosen: tuple[str, ...]) -> Any:
+    return config.compose(chosen)
+
+
+@functools.lru_cache(maxsize=4096)
+def parsed(word: str) -> Any:
+    """The value of `KEY=VALUE` as Hydra reads it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with config.translated():
+        override = OverridesParser.create().parse_override(word)
+        if override.is_sweep_override():
+            raise ConfigError(f"{word}: expected one value; several are the sweep's grid, or a list in brackets")
+        return override.value()
+
+
+def update(cfg: Any, key: str, value: Any) -> None:
+    """Set an existing key of a composed configuration."""
+    from omegaconf import OmegaConf
+
+    with config.translated():
+        if OmegaConf.select(cfg, key, default=cfg) is cfg:
+            raise ConfigError(f"{key}: there is no such key; {config.nearest(key, config.known_keys(key))}")
+        OmegaConf.update(cfg, key, value)
+
+
+def literal(value: Any) -> str:
+    """A value as Hydra's command line reads it."""
+    return "null" if value is None else json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value)
+
+
+def last_wins(overrides: Sequence[str]) -> list[str]:
+    """Of several overrides of one key the last: a group may be chosen once only."""
+    latest = {key_of(word): i for i, word in enumerate(overrides)}
+    return [word for i, word in enumerate(overrides) if latest[key_of(word)] == i]
+
+
+def lookup(plain: dict[str, Any], key: str, default: Any = None) -> Any:
+    """The value of a dotted key of a resolved configuration; of a group, the name of its file."""
+    node: Any = plain
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return default
+        node = node[part]
+    return node.get("name", default) if isinstance(node, dict) and key in config.GROUPS else node
+
+
+def match_key(plain: dict[str, Any]) -> str:
+    """Hash of what a run is, wherever its data were read and whatever computed it."""
+    identity = copy.deepcopy({key: value for key, value in plain.items() if key not in config.NOT_IDENTITY})
+    for key in WHERE:
+        group, _, name = key.rpartition(".")
+        node = identity.get(group, {}) if group else identity
+        node.pop(name, None)
+    return config.digest(identity)

@@ -1,0 +1,138 @@
+"""What a sweep without runs returns: named values and curves of a small-scale experiment, filed like a run.
+
+The function behind `compute._target_` is called with the other keys of `compute` and with `progress`, and returns `Computed`.
+Its folder is `<output_root>/computed/<sweep>-<id>/`: `record.json` as a run has it, and `series.json` with the curves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraexp import config
+from loraexp.config import ConfigError
+from loraexp.machine.files import finite, write_json
+from loraexp.sweep.schema import Sweep
+
+Progress = Callable[[int, int], None]  # progress(done, total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One line of a panel, its band where there are several seeds, and where it ended early if it diverged."""
+
+    panel: str
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    kind: str = "line"  # line | points | trajectory (start and end marked) | level (a horizontal line at y[0]) | histogram (y: the sample)
+    diverged_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """A function of two variables on a grid, drawn as contours under the curves of the same panel: z is (len(y), len(x))."""
+
+    panel: str
+    x: Sequence[float]
+    y: Sequence[float]
+    z: Sequence[Sequence[float]]
+    label: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """The result: values by name (a list has one for each seed), curves and surfaces by panel, and how axes are called."""
+
+    values: dict[str, float | list[float]]
+    curves: list[Curve] = field(default_factory=list)
+    surfaces: list[Surface] = field(default_factory=list)
+    axes: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # panel → {"x": label with unit, "y": …, "x_scale": "log", "y_scale": "log"}
+    data: dict[str, Any] = field(default_factory=dict)  # what was read: rows, fingerprint, source
+
+
+def folder(sweep: Sweep, output_root: str | Path) -> Path:
+    assert sweep.compute is not None
+    return Path(output_root) / "computed" / f"{sweep.key}-{config.digest(sweep.compute)}"
+
+
+def check(sweep: Sweep) -> Callable[..., Computed]:
+    """The function of a computed sweep, its keywords checked against its signature; raises ConfigError."""
+    assert sweep.compute is not None
+    try:
+        config.check_target("compute", sweep.compute)
+    except ConfigError as error:
+        raise ConfigError(f"{sweep.path.name}: {error}") from error
+    return config.target(sweep.compute, "compute")
+
+
+def run(sweep: Sweep, output_root: str | Path, progress: Progress | None = None, *, force: bool = False) -> Path:
+    """Compute and file the result, unless it is there; a failure leaves a record that says why, and raises."""
+    from loraexp.records import record
+
+    function = check(sweep)
+    assert sweep.compute is not None
+    into = folder(sweep, output_root)
+    found = record.read(into)
+    if found is not None and found["status"] == "finished" and not force:
+        return into
+    into.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = {
+        "schema": record.SCHEMA,
+        "status": "running",
+        "run_id": into.name.rpartition("-")[2],
+        "config": {"sweep": sweep.key, "compute": sweep.compute},
+        "metrics": {},
+        "cost": {},
+        "environment": record.environment(),
+        "started": record.now(),
+        "ended": None,
+    }
+    write_json(into / "record.json", content)
+    began = time.perf_counter()
+    try:
+        keywords = {key: value for key, value in sweep.compute.items() if key != "_target_"}
+        if "output_root" in inspect.signature(function).parameters:
+            keywords["output_root"] = Path(output_root)  # its own runs are filed beside all others
+        made = function(**keywords, progress=progress or (lambda done, total: None))
+    except BaseException as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}:{where.lineno} in {where.name}"
+        content |= {"status": "failed", "ended": record.now()}
+        content["error"] = {"type": type(error).__name__, "message": str(error), "where": place}
+        write_json(into / "record.json", content)
+        raise
+    series = dataclasses.asdict(made)
+    write_json(into / "series.json", finite({key: series[key] for key in ("curves", "surfaces", "axes")}))
+    content |= {"status": "finished", "ended": record.now(), "data": made.data, "metrics": {"values": finite(made.values)}}
+    content["cost"] = {"seconds": time.perf_counter() - began}
+    write_json(into / "record.json", content)
+    return into
+
+
+def load(into: Path) -> tuple[dict[str, Any], Computed] | None:
+    """The record and the result of a finished computed sweep; None where there is none."""
+    from loraexp.records import record
+
+    content = record.read(into)
+    if content is None or content["status"] != "finished":
+        return None
+    series = json.loads((into / "series.json").read_text())
+    return content, Computed(
+        values=content["metrics"]["values"],
+        curves=[Curve(**curve) for curve in series["curves"]],
+        surfaces=[Surface(**surface) for surface in series["surfaces"]],
+        axes=series["axes"],
+        data=content.get("data", {}),
+    )

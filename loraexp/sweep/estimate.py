@@ -1,0 +1,279 @@
+"""What a run will need before it is started: memory of its parts, disk, FLOPs, from the model's skeleton on the meta device.
+
+Nothing is downloaded and no weight is loaded. Activations are counted, not guessed: the forward pass runs without
+numbers, and what autograd would keep for the backward pass is added up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn import functional
+
+from loraexp import config
+from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
+from loraexp.adapter.layer import Factors
+from loraexp.config.settings import ModelSettings, Settings
+from loraexp.machine.hub import SourceError, resolve
+from loraexp.models import load
+from loraexp.run.experiment import make
+from loraexp.statistics import Size
+from loraexp.statistics import plan as plan_statistics
+
+ANSWER = 16  # tokens of the decoder of an encoder-decoder: its tasks answer with a class in words
+SVD_WORK = 3  # copies in float32 of the largest layer that a decomposition of it holds at once
+UTILISATION = 0.35  # share of the sheet's FLOP/s that training reaches
+FLOAT32_SHARE = 0.25  # of the bf16 speed, without bf16
+OVERHEAD_SECONDS = 10.0  # a run's loading, evaluation of a split and writing
+
+
+class Unknown(LookupError):
+    """The architecture of a model is not reachable, and not among the known ones."""
+
+
+@cache
+def known() -> dict[str, Any]:
+    return yaml.safe_load((Path(__file__).parent / "known.yaml").read_text())
+
+
+def offline(settings: ModelSettings) -> ModelSettings:
+    """Settings whose architecture is on this machine: their own, that of a local folder, or a known one; raises Unknown."""
+    if settings.config is not None:
+        return settings
+    if settings.path is not None:
+        try:
+            if isinstance(resolve(settings.path, key="model.path"), Path):
+                return settings
+        except SourceError:
+            pass
+    found = known()["architectures"].get(settings.name)
+    if found is None:
+        raise Unknown(f"model={settings.name}: {settings.path} is not on this machine; set model.path=DIR to count its layers")
+    return dataclasses.replace(settings, config=found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes at the peak, by part. Training holds all but `statistics`; initialising holds weights, its own activations and `statistics`."""
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    init_activations: int
+    statistics: int
+
+    @property
+    def train(self) -> int:
+        return self.weights + self.adapter + self.gradients + self.optimizer + self.activations
+
+    @property
+    def init(self) -> int:
+        return self.weights + self.init_activations + self.statistics
+
+    @property
+    def peak(self) -> int:
+        return max(self.train, self.init)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What of a run its memory depends on, hashable: runs that agree in it are counted once."""
+
+    settings: str  # json of the parts of the configuration
+    length: int
+    fused: bool
+
+
+def shape_of(settings: Settings, *, length: int | None = None) -> Shape:
+    """`length`: tokens of the longest row; None: task.max_length. Attention is fused on an accelerator, not on a CPU."""
+    train, calibration = settings.train, settings.calibration
+    parts = {
+        "model": dataclasses.asdict(settings.model),
+        "init": settings.init,
+        "optimizer": settings.optimizer,
+        "labels": len(settings.task.get("label_names") or []),
+        "problem": settings.task.get("problem"),
+        "rank": settings.rank,
+        "precision": settings.precision,
+        "batch": math.ceil(train.batch_size / train.micro_batches),
+        "calibration": [calibration.samples, calibration.batch_size, calibration.memory_budget],
+    }
+    fused = settings.device != "cpu" and settings.model.attention != "eager"
+    return Shape(settings=json.dumps(parts, sort_keys=True), length=length or int(settings.task.get("max_length", 512)), fused=fused)
+
+
+@cache
+def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
+    """The memory of a run of this shape, and its numbers of parameters: trainable, total, adapter, products (in linear layers)."""
+    parts = json.loads(shape.settings)
+    settings = ModelSettings(**parts["model"])
+    made = config.target(parts["init"], "init")
+    trains = getattr(made, "trains", frozenset({"A", "B"}))
+    full = "W" in trains
+    dtype = getattr(torch, settings.dtype) if settings.dtype else torch.float32
+    if parts["precision"] == "bf16" and not full and not settings.dtype:
+        dtype = torch.bfloat16
+    model = bare(settings, dtype, parts["labels"])
+    head = load.new_modules(model, settings.kind)
+    targets = load.target_layers(model, settings.targets, head)
+    weights = sum(stored_bytes(p, module, settings) for module in model.modules() for p in module.parameters(recurse=False))
+    products = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
+    statistics = statistics_bytes(made, parts, targets, settings)
+    shown = partial(activations, settings=settings, length=shape.length, fused=shape.fused)
+    largest = max(int(m.in_features) * int(m.out_features) for m in targets.values())  # type: ignore[arg-type]
+    work = 0 if full else SVD_WORK * 4 * largest
+
+    adapters = train_everything(model) if full else attached(model, targets, head, parts["rank"], trains, settings)
+    trainable = adapters.trainable()
+    numbers = adapters.count() | {"products": products}
+    offset = 2 if parts["init"].get("start") in ("pretrained", None) else 1
+    memory = Memory(
+        weights=weights,
+        adapter=offset * 4 * numbers["adapter"],
+        gradients=sum(p.numel() * p.element_size() for p in trainable),
+        optimizer=optimizer_bytes(adapters, parts["optimizer"]) if trainable else 0,
+        activations=shown(model, batch=parts["batch"]),
+        init_activations=shown(model, batch=min(parts["calibration"][:2])) if made.needs else 0,
+        statistics=statistics + work,
+    )
+    return memory, numbers
+
+
+def bare(settings: ModelSettings, dtype: torch.dtype, labels: int) -> nn.Module:
+    """The model without numbers, in the dtype of its frozen weights."""
+    cfg = load.load_config(settings, **({"num_labels": labels} if labels and settings.kind == "encoder" else {}))
+    with torch.device("meta"):
+        return load.model_class(settings.kind).from_config(cfg, dtype=dtype, **load.attention(settings))
+
+
+def stored_bytes(parameter: Tensor, module: nn.Module, settings: ModelSettings) -> int:
+    """Of a frozen parameter: quantised linear layers take 1 or 1/2 byte a number, and NF4 its scales (1/64 float32) beside them."""
+    if settings.quantise and isinstance(module, nn.Linear) and parameter.dim() == 2:
+        return int(parameter.numel() * (1 if settings.quantise == "8bit" else 0.5 + 4 / 64))
+    return parameter.numel() * parameter.element_size()
+
+
+def attached(model: nn.Module, targets: Mapping[str, Any], head: list[str], rank: int, trains: Any, settings: ModelSettings) -> Adapters:
+    """Factors without numbers in their layers."""
+    with torch.device("meta"):
+        factors = {
+            name: Factors(
+                A=torch.zeros(rank, m.in_features),
+                B=torch.zeros(m.out_features, rank),
+                R=torch.zeros(rank, rank) if "R" in trains else None,
+                start="shifted",
+                train=frozenset(trains),
+            )
+            for name, m in targets.items()
+        }
+        return attach(model, factors, scaling_factor("lora", rank, rank), head)
+
+
+def optimizer_bytes(adapters: Adapters, node: dict[str, Any]) -> int:
+    """Moments, masters and counters of the rule itself, made for parameters without numbers."""
+    rule: Any = make(node)
+    return rule(adapters, lr=1e-3, weight_decay=0.0).state_bytes()
+
+
+def statistics_bytes(made: Any, parts: dict[str, Any], targets: Mapping[str, Any], settings: ModelSettings) -> int:
+    """What the initializer's statistics hold at once, as the collection plans it within its budget."""
+    if not made.needs:
+        return 0
+    samples, _, budget = parts["calibration"]
+    hyper = {k: v for k, v in parts["init"].items() if k not in ("_target_", "_partial_", "name")}
+    sizes = {name: Size(m.out_features, m.in_features) for name, m in targets.items()}
+    own = settings.kind != "encoder"
+    return plan_statistics(sizes, made.needs, made.request(parts["rank"], **hyper), samples, budget, sample_losses=own).bytes
+
+
+def activations(model: nn.Module, *, settings: ModelSettings, batch: int, length: int, fused: bool) -> int:
+    """Bytes that autograd keeps of one forward pass of (batch, length) tokens and its loss, and the gradient of the largest.
+
+    With gradient checkpointing: the hidden state of every layer, and one layer whole. Parameters are not counted.
+    Attention is counted as its fused kernels keep it: queries, keys, values and outputs, never the (length, length) products.
+    """
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if x.untyped_storage()._cdata not in parameters:
+            kept[x.untyped_storage()._cdata] = x
+        return x
+
+    model.train()
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        tokens = torch.zeros(batch, length, dtype=torch.long)
+        answer = {"decoder_input_ids": tokens[:, :ANSWER]} if settings.kind == "seq2seq" else {}
+        logits = model(input_ids=tokens, **answer).logits.float()
+        functional.cross_entropy(logits.flatten(0, -2), torch.zeros(logits.shape[:-1], dtype=torch.long).flatten(), reduction="sum")
+    sizes = {x: x.untyped_storage().nbytes() for x in kept.values() if not (fused and squares(x, length))}
+    total, largest = sum(sizes.values()), max(sizes.values(), default=0)
+    if settings.gradient_checkpointing:
+        cfg: Any = model.config
+        hidden = batch * length * cfg.hidden_size * next(model.parameters()).element_size()
+        total = cfg.num_hidden_layers * hidden + total // cfg.num_hidden_layers
+    return total + largest
+
+
+def squares(x: Tensor, length: int) -> bool:
+    """Whether a tensor holds scores of every token for every other, of each head."""
+    return x.dim() >= 3 and tuple(x.shape[-2:]) == (length, length)
+
+
+# ------------------------------------------------------------------------------------------------------ time and disk
+
+
+def steps_and_tokens(settings: Settings) -> tuple[int, int] | None:
+    """Steps, and tokens trained on, from the known size of the training set; None for a task of the user's own without max_steps."""
+    name = str(settings.task.get("name", "")).removesuffix("_t5")
+    size = known()["training_sets"].get(name)
+    train = settings.train
+    length = min(size["tokens"] if size else settings.task.get("max_length", 512), settings.task.get("max_length", 512))
+    examples = train.batch_size * train.gradient_accumulation
+    if train.max_steps is None:
+        if size is None:
+            return None
+        rows = min(size["rows"], *(settings.task.get(key) or size["rows"] for key in ("rows", "limit_train")))
+        steps = math.ceil(train.epochs * math.ceil(rows / examples))
+        return steps, int(train.epochs * rows * length)
+    return train.max_steps, train.max_steps * examples * length
+
+
+def flops(settings: Settings, numbers: Mapping[str, int], tokens: int) -> float:
+    """2·N a token forward, 2·N backward to the activations, and 2·N to the weights where they all train; N in linear layers."""
+    full = "W" in getattr(config.target(settings.init, "init"), "trains", ())
+    return (6.0 if full else 4.0) * numbers["products"] * tokens
+
+
+def speed(hardware: str, precision: str) -> float | None:
+    """FLOP/s that training reaches on an accelerator of that name; None for one that is not known."""
+    found = [name for name in known()["speeds"] if name.lower() in hardware.lower()]
+    if not found:
+        return None
+    most = known()["speeds"][max(found, key=len)] * 1e12
+    return most if "CPU" in hardware else most * UTILISATION * (1.0 if precision == "bf16" else FLOAT32_SHARE)
+
+
+def disk_bytes(settings: Settings, memory: Memory, numbers: Mapping[str, int]) -> int:
+    """What a finished run keeps: the whole model with init=full, else init/ and adapter/ as they trained and in PEFT's form."""
+    log = 60_000  # record, ledger, configuration, log
+    if not numbers["adapter"]:
+        return 4 * numbers["total"] + log
+    head = 4 * (numbers["trainable"] - min(numbers["trainable"], numbers["adapter"]))
+    each = memory.adapter + head
+    kept = settings.train.keep_factors_every
+    found = steps_and_tokens(settings) if kept else None
+    copies = found[0] // kept if found and kept else 0
+    return (4 + copies) * each + log

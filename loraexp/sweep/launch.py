@@ -1,0 +1,281 @@
+"""`loraexp sweep`: every missing run of a sweep, through the Hydra launcher of the configuration.
+
+What has been done is what the records on disk say. So a command that was interrupted is simply given again, and two
+commands on one disk share a sweep: the lock in a run's folder is the claim, and a dead process holds none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import json
+import os
+import re
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from loraexp import config
+from loraexp.cli.main import first_line, shorten
+from loraexp.config import ConfigError
+from loraexp.machine.progress import tally
+from loraexp.sweep import computed
+from loraexp.sweep import schema as sweeps
+from loraexp.sweep.cells import Cell, expand, last_wins, lookup
+from loraexp.sweep.schema import Sweep
+
+PATHS = ("output_root", "cache_root", "task.data_dir", "task.eval_data_dir")  # absolute for workers that start elsewhere
+ATTEMPTS = 2  # at a run whose process dies without a word (killed for its memory, its node lost)
+
+Report = dict[str, str]  # what a worker says of a run: folder, and outcome (ended | busy | error) with reason
+Launch = Callable[[Sequence[Cell]], list[Report] | None]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`loraexp sweep NAME [--variant V] [KEY=VALUE ...]`: exit status 0 when every run is finished, 1 when one failed."""
+    from loraexp.cli.verbs import Parser, sweep_options
+
+    parser = Parser(
+        "loraexp sweep", description="every missing run of a sweep; hydra/launcher=joblib|submitit_slurm|ray runs several at once"
+    )
+    options, overrides = sweep_options(parser, arguments)
+    hydra = [word for word in overrides if sweeps.key_of(word).startswith(("hydra.", "hydra/"))]
+    sweep = sweeps.load(options.name, options.variant, [word for word in overrides if word not in hydra])
+    if sweep.compute is not None:
+        if hydra:
+            raise ConfigError(f"{hydra[0]}: {sweep.key} is computed in this process, it has no runs for a launcher; leave it out")
+        return compute(sweep)
+    return run(sweep, hydra)
+
+
+# -------------------------------------------------------------------------------------------------- computed sweeps
+
+
+def compute(sweep: Sweep) -> int:
+    """A sweep without runs: its function, with a progress bar; one that is finished is not computed again."""
+    into = computed.folder(sweep, sweep.output_root)
+    computed.check(sweep)
+    try:
+        with claim(into), tally(sweep.key) as progress:
+            computed.run(sweep, sweep.output_root, progress)
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the function raises: the record has type, message and place
+        print(f"{sweep.key}: failed: {reason_of(error)} ({into}/record.json)", file=sys.stderr)
+        return 1
+    print(f"{sweep.key}: computed, in {shorten(into)}; loraexp {'table' if sweep.kind == 'table' else 'plot'} {sweep.words} shows it")
+    return 0
+
+
+@contextmanager
+def claim(folder: Path) -> Any:
+    """Within: no other process computes this; waits for one that does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+def run(sweep: Sweep, hydra: Sequence[str]) -> int:
+    """Bring every run of the sweep to an end; exit status."""
+    from loraexp.sweep.watch import Watch
+
+    cells = ordered(expand(sweep))
+    values = {f"{row}/{column}": sweep.rows[row].value or sweep.columns[column].value for row, column in sweep.trained()}
+    watch = Watch(sweep.key, cells, values)
+    print(f"{sweep.key}: {len(cells)} runs, {watch.already} finished already", file=sys.stderr, flush=True)
+    if watch.already < len(cells):
+        with launcher(sweep, watch.before, hydra) as launch:
+            try:
+                with watch.shown():
+                    rounds(watch, launch)
+            finally:
+                summarise(sweep, watch)
+    else:
+        summarise(sweep, watch)
+    return 1 if watch.counts()["failed"] else 0
+
+
+def ordered(cells: Sequence[Cell]) -> list[Cell]:
+    """Each run once, in the order of the sweep, but those that share a model, then a task, then statistics one after another."""
+    first: dict[str, int] = {}
+
+    def seen(*parts: Any) -> int:
+        """The place of what was first seen when; equal parts have the same."""
+        return first.setdefault(json.dumps(parts, sort_keys=True, default=str), len(first))
+
+    def key(cell: Cell) -> tuple[int, int, int]:
+        plain = cell.plain
+        full = "W" in getattr(config.target(plain["init"], "init"), "trains", ())
+        shared = (plain["model"], plain["precision"], full)
+        return seen(*shared), seen(*shared, plain["task"]), seen(*shared, plain["task"], plain["init"], plain["seed"])
+
+    once: dict[Path, Cell] = {}
+    for cell in cells:
+        once.setdefault(cell.folder, cell)
+    keys = {folder: key(cell) for folder, cell in once.items()}
+    return [once[folder] for folder in sorted(once, key=keys.__getitem__)]
+
+
+def rounds(watch: Any, launch: Launch) -> None:
+    """Launch what nobody runs, until every cell has come to an end; cells that others hold are waited for.
+
+    A run whose process died is tried once more, by whichever command finds it.
+    """
+    from loraexp.sweep.watch import held, wait
+
+    tried: Counter[Path] = Counter()
+    while left := watch.open():
+        free = [cell for cell in left if not held(cell.folder)]
+        if not free:
+            wait()
+            continue
+        reports = launch(free)
+        watch.look()
+        for i, cell in enumerate(free):
+            said = reports[i] if reports else {"outcome": "died"}
+            if said["outcome"] == "error":
+                watch.fail(cell.folder, said["reason"])
+            elif said["outcome"] != "busy" and cell in watch.open() and not held(cell.folder):
+                tried[cell.folder] += 1
+                if tried[cell.folder] >= ATTEMPTS:
+                    watch.fail(cell.folder, f"its process died {ATTEMPTS} times without a word: killed, perhaps for its memory")
+
+
+@contextmanager
+def launcher(sweep: Sweep, before: dict[Path, int], hydra: Sequence[str]) -> Any:
+    """A function that hands cells to the Hydra launcher `hydra/launcher=NAME`, and returns what its workers said.
+
+    It returns None where the launcher itself broke down after runs had begun: what became of them is on disk.
+    """
+    from hydra import initialize_config_dir
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
+
+    from loraexp.sweep.watch import stamp
+
+    root = [f"output_root={quoted(str(sweep.output_root))}"]
+    with initialize_config_dir(str(config.folder("conf")), job_name="loraexp", version_base="1.3"), config.translated():
+        loader = GlobalHydra.instance().hydra
+        assert loader is not None
+        cfg = loader.compose_config(config_name="config", overrides=[*root, *hydra], run_mode=RunMode.MULTIRUN)
+        context = HydraContext(config_loader=loader.config_loader, callbacks=Callbacks(cfg))
+        task = partial(run_cell, before={str(folder): when for folder, when in before.items()}, parent=os.getpid())
+        made = Plugins.instance().instantiate_launcher(config=cfg, hydra_context=context, task_function=task)
+
+        def launch(cells: Sequence[Cell]) -> list[Report] | None:
+            stamps = [stamp(cell.folder) for cell in cells]
+            try:
+                done = made.launch([job(cell) for cell in cells], initial_job_idx=0)
+            except Exception as error:  # noqa: BLE001 - a launcher raises what it likes, also for one worker that died
+                if stamps == [stamp(cell.folder) for cell in cells]:
+                    raise ConfigError(
+                        f"{' '.join(hydra) or 'hydra/launcher=basic'}: no run could be started: {reason_of(error)}"
+                    ) from error
+                print(f"loraexp: the launcher stopped ({reason_of(error)}); going on with what is left", file=sys.stderr)
+                return None
+            return [checked(report.return_value, cell) for report, cell in zip(done, cells, strict=True)]
+
+        yield launch
+
+
+def checked(report: Report, cell: Cell) -> Report:
+    if report["outcome"] != "error" and report["folder"] != str(cell.folder):
+        raise RuntimeError(
+            f"{cell.row}/{cell.column}: ran as {report['folder']}, expected {cell.folder}: its overrides compose differently"
+        )
+    return report
+
+
+def job(cell: Cell) -> list[str]:
+    """The overrides of a cell, its paths absolute."""
+    paths = {key: lookup(cell.plain, key) for key in PATHS}
+    return last_wins([*cell.overrides, *(f"{key}={quoted(str(path))}" for key, path in paths.items() if path)])
+
+
+def quoted(text: str) -> str:
+    """A value that Hydra reads as this text, whatever is in it: backslashes count only before a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
+
+
+def run_cell(cfg: Any, *, before: dict[str, int], parent: int) -> Report:
+    """One run, in a worker; what went wrong is told, never raised, and a run that another process has is left to it."""
+    from loraexp.machine import progress
+    from loraexp.records import record
+    from loraexp.sweep.watch import stamp
+
+    if os.getpid() != parent:
+        warnings.simplefilter("ignore", FutureWarning)
+        progress.enabled = False
+    try:
+        settings, plain = config.check(cfg)
+        folder = config.run_folder(plain)
+        content = record.read(folder)
+        if content is not None and content["status"] == "failed" and stamp(folder) != before.get(str(folder), 0):
+            return {"folder": str(folder), "outcome": "ended"}  # tried in vain by another process since this command began
+        from loraexp.run.experiment import run as run_one
+
+        run_one(settings, plain, quiet=True)
+    except ConfigError as error:
+        return {"outcome": "error", "reason": str(error)}
+    except record.Busy:
+        return {"folder": str(folder), "outcome": "busy"}
+    except Exception as error:  # noqa: BLE001 - any failure of one run: its record holds type, message, place and trace
+        starved = out_of_memory(error)
+        outcome = {"folder": str(folder), "outcome": "ended"}
+        if stamp(folder) == before.get(str(folder), 0):  # it failed before it had a record
+            outcome = {"outcome": "error", "reason": reason_of(error)}
+    else:
+        return {"folder": str(folder), "outcome": "ended"}
+    release(everything=starved)
+    return outcome
+
+
+def out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def release(everything: bool) -> None:
+    """Free what a failed run has left; after one that ran out of memory also what is kept for the next."""
+    import torch
+
+    from loraexp.run import kept
+
+    if everything:
+        kept.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def summarise(sweep: Sweep, watch: Any) -> None:
+    """How it ended: the counts, each failure with its reason, and what to type next."""
+    counts = watch.counts()
+    left = counts["todo"] + counts["running"]
+    words = [f"{counts['finished']} of {len(watch.cells)} runs finished", f"{counts['failed']} failed", *[f"{left} left"] * bool(left)]
+    print(f"{sweep.key}: {', '.join(words)}", file=sys.stderr)
+    from loraexp.sweep.watch import described
+
+    for folder, reason in watch.reasons.items():
+        place = f"{shorten(folder)}/record.json" if (folder / "record.json").exists() else "no record"
+        print(f"  {described(watch.cells[folder])}: {reason} ({place})", file=sys.stderr)
+    if counts["failed"]:
+        print("the same command retries only what is missing", file=sys.stderr)
+    elif not left:
+        print(f"loraexp {sweep.kind if sweep.kind == 'table' else 'plot'} {sweep.words} shows the result", file=sys.stderr)
+
+
+def reason_of(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -1,0 +1,180 @@
+"""Where the runs of a sweep stand, read from their records: whoever runs them, this process, a launcher's, or another command's."""
+
+from __future__ import annotations
+
+import fcntl
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from loraexp.machine.progress import bar, spoken
+from loraexp.records import record
+from loraexp.records.reading import value_at
+from loraexp.sweep.cells import Cell
+
+EVERY = 1.0  # seconds between two looks at the records
+
+
+def stamp(folder: Path) -> int:
+    """When the record was last written; 0 where there is none."""
+    try:
+        return (folder / "record.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def held(folder: Path) -> bool:
+    """Whether a living process is running this run: the lock of a dead one is free."""
+    try:
+        with (folder / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def run_seconds(content: Mapping[str, Any]) -> float:
+    """How long a finished run took: from its clock, or where it was interrupted from the sum of its parts."""
+    parts = sum(content["cost"].get(part) or 0.0 for part in ("init_seconds", "train_seconds", "eval_seconds"))
+    if not content.get("started") or not content.get("ended"):
+        return parts
+    clock = datetime.fromisoformat(content["ended"]) - datetime.fromisoformat(content["started"])
+    return max(parts, clock.total_seconds())
+
+
+class Watch:
+    """The cells that a command is to bring to an end, and what has become of each since it began.
+
+    `state[folder]`: todo, running, finished or failed; `before[folder]`: the stamp of the record when the command began:
+    a failure from before is todo, one since then is failed, and is not tried again by this command.
+    """
+
+    def __init__(self, name: str, cells: Sequence[Cell], values: Mapping[str, str | None]) -> None:
+        self.name, self.values = name, values
+        self.cells = {cell.folder: cell for cell in cells}
+        self.before = {folder: stamp(folder) for folder in self.cells}
+        self.seen: dict[Path, int] = {}
+        self.state = dict.fromkeys(self.cells, "todo")
+        self.reasons: dict[Path, str] = {}  # of the failed
+        self.seconds: dict[Path, float] = {}  # of the finished
+        self.most_running = 1
+        self.look_lock = threading.RLock()  # the thread that shows progress and the command both look
+        for folder in self.cells:
+            self.notice(folder)
+        self.already = self.counts()["finished"]
+        self.advance: Any = lambda *_, **__: None
+
+    def counts(self) -> dict[str, int]:
+        states = list(self.state.values())
+        return {state: states.count(state) for state in ("todo", "running", "finished", "failed")}
+
+    def notice(self, folder: Path) -> bool:
+        """Read a record that has changed; whether the run has come to an end by it."""
+        now = stamp(folder)
+        if now == self.seen.get(folder, 0):
+            return False
+        self.seen[folder] = now
+        content = record.read(folder)
+        if content is None:
+            return False
+        status, since = content["status"], now != self.before[folder]
+        forced = self.cells[folder].plain["force"]
+        if status == "finished" and (since or not forced):
+            self.state[folder], self.seconds[folder] = "finished", run_seconds(content)
+        elif status == "failed" and since:
+            error = content.get("error") or {}
+            lines = str(error.get("message", "")).splitlines() or ["no message"]
+            self.fail(folder, "interrupted" if error.get("type") == "KeyboardInterrupt" else f"{error.get('type')}: {lines[0].strip()}")
+        else:
+            self.state[folder] = "running" if status == "running" and since else "todo"
+        return self.state[folder] in ("finished", "failed")
+
+    def fail(self, folder: Path, reason: str) -> None:
+        self.state[folder], self.reasons[folder] = "failed", reason
+
+    def look(self) -> None:
+        """Read what has changed, and say which runs have come to an end."""
+        with self.look_lock:
+            for folder, state in list(self.state.items()):
+                if state in ("todo", "running") and self.notice(folder):
+                    self.say(folder)
+            counts = self.counts()
+            self.most_running = max(self.most_running, counts["running"])
+            self.advance(0, running=str(counts["running"]), failed=str(counts["failed"]), left=self.left())
+
+    def say(self, folder: Path) -> None:
+        """One line for a run that has come to an end."""
+        counts, cell = self.counts(), self.cells[folder]
+        ended = counts["finished"] + counts["failed"]
+        if self.state[folder] == "failed":
+            outcome = f"FAILED: {self.reasons[folder]}"
+        else:
+            path = self.values.get(f"{cell.row}/{cell.column}")
+            value = value_at(record.read(folder) or {}, path) if path else None
+            outcome = f"{path} {value:.4f}" if value is not None else "finished"
+            outcome += f" in {spoken(self.seconds[folder])}"
+        if counts["todo"] + counts["running"]:
+            outcome += f" | {counts['running']} running, {counts['failed']} failed, {self.left() or 'time left unknown'}"
+        print(f"[{ended}/{len(self.cells)}] {described(cell)}: {outcome}", file=sys.stderr, flush=True)
+        self.advance(1)
+
+    def left(self) -> str:
+        """The time left: for each run to do the mean of the finished ones of its place, its column, or all, shared by those at work."""
+        known: dict[Any, list[float]] = {}
+        for folder, seconds in self.seconds.items():
+            cell = self.cells[folder]
+            for key in ((cell.row, cell.column), cell.column, None):
+                known.setdefault(key, []).append(seconds)
+        if not known:
+            return ""
+        total = 0.0
+        for folder, state in self.state.items():
+            if state in ("todo", "running"):
+                cell = self.cells[folder]
+                key = next(k for k in ((cell.row, cell.column), cell.column, None) if k in known)
+                total += statistics.fmean(known[key])
+        return f"{spoken(total / self.most_running)} left"
+
+    def open(self) -> list[Cell]:
+        """The cells that have not come to an end, in their order."""
+        self.look()
+        return [self.cells[folder] for folder, state in self.state.items() if state in ("todo", "running")]
+
+    @contextmanager
+    def shown(self) -> Any:
+        """Within: progress is shown as it comes, a bar on a terminal and a line for each run."""
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(EVERY):
+                self.look()
+
+        counts = self.counts()
+        with bar(self.name, len(self.cells), counts["finished"]) as self.advance:
+            thread = threading.Thread(target=watch, daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                thread.join()
+                self.look()
+        self.advance = lambda *_, **__: None
+
+
+def described(cell: Cell) -> str:
+    """`cg_lora/cola lr=0.0002 seed=1`."""
+    return " ".join([f"{cell.row}/{cell.column}", *(f"{key.removeprefix('train.')}={value}" for key, value in cell.point.items())])
+
+
+def wait(seconds: float = EVERY) -> None:
+    """For the processes that hold what is left."""
+    time.sleep(seconds)

@@ -1,0 +1,325 @@
+"""What methods cost apart from a run: operations of inference, and of CG-LoRA's initialisation part by part."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from loraexp import config
+from loraexp.adapter.adapted import scaling_factor
+from loraexp.adapter.layer import Layer
+from loraexp.config.settings import ModelSettings, Settings
+from loraexp.machine.processes import Processes
+from loraexp.models import load
+from loraexp.run.evaluate import to_device
+from loraexp.run.experiment import labels, make, make_task
+from loraexp.run.initialise import Objective, calibration_rows, initialize
+from loraexp.statistics import Calibration, layer_generator, weight
+from loraexp.statistics.collect import like
+from loraexp.statistics.curvature import cancelling, collect_curvature
+from loraexp.statistics.hooks import Sums, Sweeper
+from loraexp.sweep.computed import Computed, Curve
+
+GIGA = 1e9
+Progress = Callable[[int, int], None]
+
+# ---------------------------------------------------------------------------------------------------- inference
+
+
+def inference_macs(*, tokens: int, models: dict, rows: dict, progress: Progress) -> Computed:
+    """Multiply-accumulates and floating-point operations of one forward pass, in 10⁹, with an adapter kept apart.
+
+    LoRA-SB, Table 6. `models`: by name the keys of a file of `conf/model` with the architecture in `config`; `rows`: by
+    name `model`, `init` and `rank`. A linear layer (d_out, d_in) costs `tokens · d_out · d_in`, an adapter on it
+    `tokens · r (d_in + d_out)`, and `tokens · r²` more where the initializer has an R. Counted: the linear layers of the
+    blocks and a language model's head, at every token; a classifier's new head, once. Not counted: embeddings,
+    normalisations, activation functions and the products of queries, keys and values. An operation is half of a
+    multiply-accumulate: FLOPs = 2 MACs. Raises ConfigError for a key that is none.
+    """
+    values: dict[str, float | list[float]] = {}
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for done, (name, row) in enumerate(rows.items()):
+        if row["model"] not in models:
+            raise config.ConfigError(f"compute.rows.{name}.model={row['model']}: expected one of {', '.join(models)}")
+        macs = forward_macs(architecture(row["model"], models[row["model"]]), row["init"], row["rank"], tokens) / GIGA
+        values |= {f"{name}/macs": macs, f"{name}/flops": 2 * macs}
+        found.setdefault((row["model"], row["init"]), []).append((row["rank"], macs))
+        progress(done + 1, len(rows))
+    curves = [
+        Curve(panel=model, label=init, x=[rank for rank, _ in points], y=[macs for _, macs in points], kind="points")
+        for (model, init), points in found.items()
+    ]
+    return Computed(values=values, curves=curves, axes={model: {"x": "rank", "y": "multiply-accumulates (10⁹)"} for model in models})
+
+
+def architecture(name: str, given: Mapping[str, Any]) -> ModelSettings:
+    """The settings of a model that is its architecture alone."""
+    from omegaconf import OmegaConf
+
+    everything: Any = OmegaConf.to_container(OmegaConf.load(config.folder("conf") / "config.yaml"))
+    return config.build(ModelSettings, everything["model"] | {"name": name} | dict(given), "model")
+
+
+def forward_macs(settings: ModelSettings, init: str, rank: int, tokens: int) -> int:
+    """Multiply-accumulates of one sequence; see `inference_macs`."""
+    skeleton = load.skeleton(settings)
+    head = load.new_modules(skeleton, settings.kind)
+    targets = load.target_layers(skeleton, settings.targets, head)
+    load.check_rank(targets, rank)
+    middle = rank if "R" in config.target(config.read_yaml("init", init), "init").trains else 0
+    total = 0
+    for name, module in skeleton.named_modules():
+        if load.is_linear(module):
+            d_out, d_in = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+            total += d_out * d_in * (1 if name.split(".")[0] in head else tokens)
+            total += tokens * rank * (d_out + d_in + middle) if name in targets else 0
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------- initialisation
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the tensors that were made within and are still alive, now and at most: the same on every device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known: set[int] = set()  # storages by identity, which is theirs for as long as they live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for given in tree_leaves((args, kwargs)):
+            self.meet(given, counted=False)  # made before: a weight, a batch
+        made = func(*args, **(kwargs or {}))
+        for result in tree_leaves(made):
+            self.meet(result, counted=True)
+        self.most = max(self.most, self.now)
+        return made
+
+    def meet(self, thing: Any, counted: bool) -> None:
+        if not isinstance(thing, Tensor):
+            return
+        storage = thing.untyped_storage()
+        if id(storage) in self.known:
+            return
+        size = storage.nbytes() if counted else 0
+        self.known.add(id(storage))
+        self.now += size
+        weakref.finalize(storage, self.gone, id(storage), size)
+
+    def gone(self, identity: int, size: int) -> None:
+        self.known.discard(identity)
+        self.now -= size
+
+
+@dataclass
+class Meter:
+    """Seconds of named parts, one after another, and with `alive` the bytes that each held at its peak beyond its start."""
+
+    device: torch.device
+    alive: Alive | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+    part: str | None = None
+    since: float = 0.0
+    held: int = 0
+
+    def switch(self, part: str | None) -> None:
+        """End the part that is under way, and begin another."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        if self.part is not None:
+            self.seconds[self.part] = self.seconds.get(self.part, 0.0) + now - self.since
+            if self.alive is not None:
+                self.bytes[self.part] = max(self.bytes.get(self.part, 0), self.alive.most - self.held)
+        if self.alive is not None:
+            self.alive.most = self.held = self.alive.now
+        self.part, self.since = part, time.perf_counter()
+
+    @contextmanager
+    def during(self, part: str) -> Iterator[None]:
+        self.switch(part)
+        try:
+            yield
+        finally:
+            self.switch(None)
+
+
+class MeteredSweeper(Sweeper):
+    """A sweeper whose sweeps are parts of their own: what is between them is a QR, what follows the last an eigenproblem."""
+
+    meter: Meter
+    iterations: int
+    runs = 0
+
+    def run(self, make: Callable[[], Sums], first_samples: int | None = None) -> Sums:
+        last = self.runs == self.iterations
+        self.meter.switch("projecting" if last else "sketching")
+        try:
+            return super().run(make, first_samples)
+        finally:
+            self.runs += 1
+            self.meter.switch("SVD" if last else "QR")
+
+
+@dataclass
+class Bench:
+    """A model on its device, its target layers and the calibration batches of one method."""
+
+    settings: Settings
+    model: nn.Module
+    targets: dict[str, nn.Module]
+    task: Any
+    device: torch.device
+
+    @property
+    def scaling(self) -> float:
+        return scaling_factor(self.settings.adapter.scaling, self.settings.alpha, self.settings.rank)
+
+    @property
+    def batches(self) -> list[dict[str, Tensor]]:
+        examples, asked = self.task.splits["train"], self.settings.calibration
+        rows = calibration_rows(len(examples), asked, self.settings.seed)
+        return [self.task.collate(examples, part) for part in np.split(rows, range(asked.batch_size, len(rows), asked.batch_size))]
+
+    def whole(self) -> None:
+        """The initialisation as a run does it."""
+        how: dict[str, Any] = {
+            "scaling": self.scaling,
+            "settings": self.settings,
+            "device": self.device,
+            "processes": Processes(str(self.device)),
+        }
+        initialize(self.model, self.targets, self.task, make(self.settings.init), **how)
+
+
+def initialisation_by_operation(
+    *,
+    model: str,
+    task: str,
+    data_dir: str | None = None,
+    device: str = "auto",
+    overrides: list[str],
+    repeats: int = 5,
+    progress: Progress,
+) -> Computed:
+    """CG-LoRA's initialisation part by part, relative to one batched forward pass, and its total against LoRA-GA's.
+
+    CG-LoRA, Table 3. Seconds are medians over `repeats`, after one run that is not counted. A part that is done for
+    every batch (sketching, loss backward) is of one batch, less its forward pass; the others are of all layers together.
+    Memory is of the tensors alive (`Alive`): a forward pass with the weights, as the unit; of a part, what it holds at
+    its peak beyond what was there. CG-LoRA runs with its sketches alone (`init.memory_budget=0`, Algorithm 1), LoRA-GA
+    with whole gradients. `overrides`: what else `loraexp` would be given.
+
+    Values: `forward`, `sketching`, `qr`, `svd`, `loss_backward`, `factors` `/relative_compute` and `/relative_memory`;
+    `cg_lora` and `lora_ga` `/total_time` (seconds) and `/peak_memory` (bytes, weights included).
+    """
+    given = [f"model={model}", f"task={task}", f"device={device}", *([f"task.data_dir={data_dir}"] if data_dir else []), *overrides]
+    bench = prepare([*given, "method=cg_lora", "init.memory_budget=0", "init.cache=false"])
+    other = prepare([*given, "method=lora_ga", "init.memory_budget=2_000_000_000", "init.cache=false"], bench)
+    weights = sum(p.numel() * p.element_size() for p in bench.model.parameters())
+    done, total = 0, 2 * (repeats + 2)
+    values: dict[str, float | list[float]] = {}
+    for name, work in (("parts", partial(parts, bench)), ("cg_lora", bench.whole), ("lora_ga", other.whole)):
+        seconds, held = measure(work, name, bench.device, repeats)
+        done += repeats + 2
+        progress(min(done, total), total)
+        if name == "parts":
+            values |= relative(seconds, held, weights, len(bench.batches))
+        else:
+            values |= {f"{name}/total_time": seconds[name], f"{name}/peak_memory": float(weights + held[name])}
+    values["batches"] = float(len(bench.batches))
+    return Computed(values=values, data=bench.task.describe())
+
+
+def prepare(overrides: list[str], like: Bench | None = None) -> Bench:
+    """What a run would initialise; with `like`, on the model and the task of another bench."""
+    settings, _ = config.check(config.compose(overrides))
+    if like is not None:
+        return Bench(settings, like.model, like.targets, like.task, like.device)
+    device = load.choose_device(settings.device)
+    tokenizer = load.load_tokenizer(settings.model)
+    task = make_task(settings, tokenizer)
+    model = load.load_model(settings.model, dtype=torch.float32, head_seed=settings.seed, **labels(task)).to(device)
+    head = load.new_modules(model, settings.model.kind)
+    return Bench(settings, model, load.target_layers(model, settings.model.targets, head), task, device)
+
+
+def measure(work: Callable[..., None], name: str, device: torch.device, repeats: int) -> tuple[dict[str, float], dict[str, int]]:
+    """Median seconds and peak bytes of each part of some work, which is done once before; `parts` meters itself."""
+
+    def once(meter: Meter) -> Meter:
+        if name == "parts":
+            work(meter)
+            return meter
+        with meter.during(name):
+            work()
+        return meter
+
+    once(Meter(device))
+    runs = [once(Meter(device)).seconds for _ in range(repeats)]
+    with Alive() as alive:
+        held = once(Meter(device, alive)).bytes
+    return {part: statistics.median(run[part] for run in runs) for part in runs[0]}, held
+
+
+def parts(bench: Bench, meter: Meter) -> None:
+    """One initialisation by CG-LoRA through its own functions, with the meter switched between its parts."""
+    batches = bench.batches
+    objective = Objective(bench.task, bench.device, bench.settings.precision)
+    initializer = make(bench.settings.init)
+    asked = initializer.func.request(bench.settings.rank, **initializer.keywords)["curvature"]  # type: ignore[attr-defined]
+    calibration = Calibration(batches=batches, loss_sum=objective.loss_sum, outputs=objective.outputs, population=len(batches))
+    with torch.no_grad(), meter.during("forward"):
+        for batch in batches:
+            objective.outputs(bench.model, to_device(batch, bench.device))
+    sweeper = MeteredSweeper(bench.model, bench.targets, calibration, bench.settings.calibration.mode, bench.settings.seed, asked.loss)
+    likes = {name: like(module, bench.device) for name, module in bench.targets.items()}
+    unmetered = Sweeper(bench.model, bench.targets, calibration, bench.settings.calibration.mode, bench.settings.seed, asked.loss)
+    unpooled = cancelling(unmetered, likes)
+    sweeper.meter, sweeper.iterations = meter, asked.iterations
+    curvatures = collect_curvature(sweeper, likes, unpooled, asked, "sketched")
+    with warnings.catch_warnings(action="ignore"), meter.during("factors"):  # what a run's ledger would say of its layers
+        for name, curvature in curvatures.items():
+            layer = Layer(name=name, W=weight(bench.targets[name], bench.device), curvature=curvature)
+            generator = layer_generator(bench.settings.seed, name)
+            initializer(layer, rank=bench.settings.rank, scaling=bench.scaling, generator=generator)
+
+
+def relative(seconds: dict[str, float], held: dict[str, int], weights: int, batches: int) -> dict[str, float | list[float]]:
+    """The parts in units of one batched forward pass; a sweep's last pass is the probe's again and the loss's."""
+    forward = seconds["forward"] / batches
+    sweep = seconds["sketching"] / batches
+    times = {
+        "forward": forward,
+        "sketching": sweep - forward,
+        "qr": seconds["QR"],
+        "svd": seconds["SVD"],
+        "loss_backward": seconds["projecting"] / batches - sweep,
+        "factors": seconds["factors"],
+    }
+    unit = weights + held["forward"]
+    memory = {
+        "forward": unit,
+        "sketching": held["sketching"],
+        "qr": held["QR"],
+        "svd": held["SVD"],
+        "loss_backward": held["projecting"],
+        "factors": held["factors"],
+    }
+    compute = {f"{name}/relative_compute": value / forward for name, value in times.items()}
+    return compute | {f"{name}/relative_memory": value / unit for name, value in memory.items()}  # type: ignore[return-value]

@@ -1,0 +1,135 @@
+"""Every yaml composes; every mistake is one line with its remedy and exit status 2, before a model is loaded."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from loraexp import cli, config
+
+CHOICES = [(group, name) for group in config.GROUPS for name in config.names(group)]
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES, ids=[f"{g}={n}" for g, n in CHOICES])
+def test_every_yaml_composes_and_its_target_imports(group: str, name: str) -> None:
+    cfg = config.compose([f"{group}={name}", *fitting(group, name)])
+    settings, plain = config.check(cfg)
+    if group not in ("method", "experiment"):
+        assert plain[group]["name"] == name
+    assert len(config.about(group, name)) > 20  # what `loraexp list` shows
+    assert settings.rank > 0
+
+
+def fitting(group: str, name: str) -> list[str]:
+    """An optimizer is composed with an initializer that trains what it needs, models and tasks with one another's kind."""
+    if group == "model":
+        kind = config.read_yaml("model", name).get("kind")
+        return {"seq2seq": ["task=cola_t5"], "causal": ["task=gsm8k"]}.get(str(kind), [])
+    if group == "task":
+        made = config.target(config.read_yaml("task", name), "task")
+        return [f"model={'tiny-t5' if 'causal' not in config.kinds(made) else 'tiny-llama'}"] if config.takes_kind(made) else []
+    if group != "optimizer":
+        return []
+    rule = config.target(config.read_yaml("optimizer", name), "optimizer")
+    return next([f"init={i}"] for i in ("lora", "lora_fa") if config.fits(rule, trained_by(i)))
+
+
+def test_every_method_of_the_papers_tables_is_a_combination() -> None:
+    """Rows of the five papers' tables, checked against the transcriptions beside the repository."""
+    import yaml
+
+    from tests.support.helpers import shared_data
+
+    papers = shared_data().parent / "papers"
+    rows = {
+        (row["method"], row.get("variant"))
+        for path in papers.glob("*.yaml")
+        for artifact in yaml.safe_load(path.read_text())["artifacts"]
+        for row in artifact.get("rows") or []
+    }
+    other_names = {("cg_lora", "shift"): "cg_lora_shift", ("lora_da", "frozen_a"): "lora_da_fa"}
+    methods = set(config.names("method"))
+    for method, variant in rows - {("chatgpt", None)}:  # not run by its paper: an answer of a chat model
+        name = other_names.get((method, variant), f"{method}_{variant}")
+        assert name in methods or method in methods, (method, variant)
+        ablation = str(variant).startswith(("noise", "without", "kaiming", "non_"))
+        assert not ablation or name in methods, f"{name} has no file of its own"
+
+
+def trained_by(init: str) -> frozenset[str]:
+    node = {"_target_": f"loraexp.initializers.{init}.{init}"}
+    return config.target(node, "init").trains
+
+
+BAD = [
+    (["task=colaa"], "task=colaa: there is no conf/task/colaa.yaml; nearest: cola"),
+    (["rank=0"], "rank=0: expected a number above 0"),
+    (["rank=1.5"], "rank=1.5: expected a whole number"),
+    (["lr=-1"], "lr=-1.0: expected a number above 0"),
+    (["lr=fast"], "lr=fast: expected a number"),
+    (["trian.epochs=2"], "trian.epochs: there is no such key; nearest: train.epochs"),
+    (["train.epoch=2"], "train.epoch: there is no such key; nearest: train.epochs"),
+    (["adapter.scaling=rs"], "adapter.scaling=rs: expected lora or rslora"),
+    (["precision=fp16"], "precision=fp16: expected fp32 or bf16"),
+    (["train.warmup_ratio=2"], "train.warmup_ratio=2.0: expected a number at least 0 and at most 1"),
+    (["train.length_buckets=maybe"], "train.length_buckets=maybe: expected true or false"),
+    (["rank=4096"], "rank=4096: layer bert.encoder.layer.0.attention.self.query is (384, 384); expected at most 384"),
+    (["model.targets=[q_proj]"], "model.targets: no linear layer is named 'q_proj'; the model has dense, key, query, value"),
+    (["init=lora", "init.start=shift"], "init.start=shift: expected pretrained or shifted"),
+    (
+        ["model=minilm", "runn"],
+        "runn: expected KEY=VALUE or a verb; choices: sweep, plan, table, plot, report, list, verify, export, eval, align",
+    ),
+    (["verfy", "x"], "verfy: expected KEY=VALUE or a verb; nearest: verify"),
+    (["init=full", "optimizer=p_lora"], "optimizer=p_lora trains A and B, but init=full trains W; choose optimizer=adamw|gd|sgd"),
+    (
+        ["init=lora", "optimizer=lora_fa"],
+        "optimizer=lora_fa trains B and needs A and R frozen, but init=lora trains A and B; choose "
+        "optimizer=adamw|gd|lora_plus|lora_pro|lora_pro_low_memory|p_lora|sgd",
+    ),
+    (["task.limit_train=0"], "task.limit_train=0: expected a number above 0"),
+    (["-m", "lr=1e-4,-1"], "lr=-1.0: expected a number above 0"),
+    (["list", "model"], "list model: nearest: models"),
+    (["verify", "nowhere"], "nowhere: expected a run folder, or the id of one run under ./outputs (0 found)"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), BAD, ids=[" ".join(argv) for argv, _ in BAD])
+def test_a_bad_command_line_is_one_line_and_status_2(argv, message, capsys, tmp_path, monkeypatch) -> None:
+    from loraexp.models import load
+
+    monkeypatch.setattr(load, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.chdir(tmp_path)
+    status = cli.main(argv)
+    stderr = capsys.readouterr().err.splitlines()
+    assert (status, stderr[-1]) == (2, f"loraexp: {message}")
+    assert len(stderr) == 1
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_the_run_id_is_that_of_the_settings_not_of_where_they_are_written() -> None:
+    def run_id(*overrides: str) -> str:
+        return config.run_id(config.check(config.compose(list(overrides)))[1])
+
+    assert run_id() == run_id("output_root=/elsewhere", "wandb.mode=disabled", "force=true", "cache_root=/x")
+    assert run_id() == run_id("lr=1e-3", "seed=0")
+    assert len({run_id(), run_id("lr=2e-3"), run_id("seed=1"), run_id("precision=bf16"), run_id("init.start=shifted")}) == 5
+
+
+def test_the_default_screen_has_no_key_that_is_not_checked() -> None:
+    """`config.yaml` and the typed settings name the same keys."""
+    assert set(config.known_keys("train.x")) >= {"train.epochs", "lr", "wandb.mode", "model.targets", "init.samples"}
+    settings, plain = config.check(config.compose([]))
+    assert plain["train"].keys() == vars(settings.train).keys()
+    assert plain["model"].keys() == vars(settings.model).keys()
+
+
+def test_help_and_config_import_nothing_heavy() -> None:
+    import subprocess
+
+    code = "import sys; from loraexp import cli; cli.main(sys.argv[1:]); print({'torch', 'transformers', 'wandb'} & set(sys.modules))"
+    for flags in (["--help"], ["--cfg", "job"]):
+        found = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, check=True)
+        assert found.stdout.splitlines()[-1] == "set()", found.stderr
+        assert "lr" in found.stdout

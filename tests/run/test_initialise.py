@@ -1,0 +1,163 @@
+"""Initialising end to end: descent at step 0, the ledger, the cache, the order of the data, every saved adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from loraexp import cli, config
+from loraexp.adapter.adapted import attach, scaling_factor
+from loraexp.adapter.layer import Factors
+from loraexp.machine.processes import Processes
+from loraexp.models import load
+from loraexp.run import experiment
+from loraexp.run.initialise import Made, calibration_rows, initialize
+from tests.support.runs import run
+
+INITS = [name for name in config.names("init") if name != "full"]
+HAS_START = [name for name in INITS if "start" in config.read_yaml("init", name) and name != "one_step"]
+CELLS = [(name, start) for name in HAS_START for start in ("pretrained", "shifted")] + [("one_step", "shifted")]
+
+
+@pytest.mark.parametrize(("init", "start"), CELLS)
+def test_every_saved_adapter_is_the_same_function_on_the_original_base(init, start, tmp_path: Path, capsys) -> None:
+    """`loraexp verify`: our layer, PEFT on the original checkpoint, and merged, for every initializer and start."""
+    outcome = run("train.max_steps=2", f"init={init}", f"init.start={start}", out=tmp_path)
+    assert cli.main(["verify", str(outcome.folder)]) == 0, capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "PEFT" in printed and "merged" in printed and printed.rstrip().endswith("agree")
+
+
+def test_apart_in_bf16_is_better_than_an_edited_weight(tmp_path: Path, capsys) -> None:
+    """PiSSA's offset is as large as the weight's leading part, a gradient start far smaller: both lose when edited in."""
+    for init in ("cg_lora", "lora_one"):
+        outcome = run("model=minilm", "task.limit_eval=32", "train.max_steps=1", f"init={init}", "init.samples=32", out=tmp_path)
+        cli.main(["verify", str(outcome.folder)])
+        rms = {line.split("rms")[0].strip(): float(line.split()[-5]) for line in capsys.readouterr().out.splitlines() if "rms" in line}
+        assert rms["bf16, kept apart"] < rms["bf16, weight edited"]
+
+
+def prepared(*overrides: str) -> tuple:
+    settings, _ = config.check(config.compose(["task=tweets", "task.limit_train=512", "init.samples=64", "init.rows=head", *overrides]))
+    task = experiment.make(settings.task)(tokenizer=load.load_tokenizer(settings.model), cache_root=Path(settings.cache_root))
+    model = load.load_model(settings.model, dtype=torch.float32, head_seed=0, **experiment.labels(task))
+    head = load.new_modules(model, "encoder")
+    return settings, task, model, head, load.target_layers(model, settings.model.targets, head)
+
+
+def made_for(settings, task, model, targets):
+    scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
+    initializer = experiment.make(settings.init)
+    return scaling, initialize(
+        model, targets, task, initializer, scaling=scaling, settings=settings, device=torch.device("cpu"), processes=Processes("cpu")
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("init=cg_lora", "init.start=shifted", "init.gamma=32"),
+        ("init=lora_one", "init.batch_size=64", "init.mode=eval"),
+        ("init=lora_sb", "lr=1e-3", "init.batch_size=64"),
+    ],
+    ids=lambda o: o[0],
+)
+def test_a_shifted_start_descends_and_its_negative_climbs(overrides: tuple[str, ...]) -> None:
+    """On the calibration rows themselves, with a small scale: the loss at step 0 is below the pretrained one; with the
+    sign flipped on purpose it is above."""
+    settings, task, model, head, targets = prepared(*overrides)
+    scaling, made = made_for(settings, task, model, targets)
+    before = made.ledger["loss"]["before"]
+    adapters = attach(model, made.factors, scaling, head)
+    below = made.finish()["loss"]["after"]
+    with torch.no_grad():
+        for layer in adapters:
+            layer.lora_B.neg_()
+    above = made.probe()
+    assert below < before - 1e-4 and above > before + 1e-4, (below, before, above)
+
+
+@pytest.mark.parametrize(("start", "after", "warned"), [("shifted", 1.2, True), ("shifted", 0.9, False), ("pretrained", 1.2, False)])
+def test_a_rising_loss_is_said(start, after: float, warned: bool) -> None:
+    """Only where the start moved the function, and with the remedy."""
+    factors = {"x": Factors(A=torch.ones(1, 2), B=torch.ones(2, 1), start=start)}
+    made = Made(factors, {}, {"loss": {"before": 1.0}, "warnings": []}, probe=lambda: after)
+    warnings = made.finish()["warnings"]
+    assert bool(warnings) == warned
+    assert all("the loss rose from 1.0000 to 1.2000" in w and "init.start=pretrained" in w for w in warnings)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_the_ledger_says_what_was_seen_and_made(init: str, tmp_path: Path) -> None:
+    outcome = run(f"init={init}", "init.cache=false", "train.max_steps=0", out=tmp_path)
+    ledger = json.loads((outcome.folder / "init" / "ledger.json").read_text())
+    assert len(ledger["layers"]) == 4
+    for line in ledger["layers"].values():
+        assert line["relative_norm"] >= 0 and line["singular_values"] == sorted(line["singular_values"], reverse=True)
+        if line["energy"] is not None:
+            assert 0 <= line["energy"]["share"] <= 1 + 1e-5
+    statistics = ledger["statistics"]
+    data_driven = bool(config.target(config.read_yaml("init", init), "init").needs)
+    assert (statistics["samples"] > 0) == (statistics["forward_sweeps"] > 0) == data_driven
+    assert ledger["loss"]["before"] > 0 and ledger["loss"]["after"] > 0
+
+
+def test_a_grid_over_lr_computes_its_statistics_once(tmp_path: Path) -> None:
+    """And a changed seed, row choice or mode is never served from the cache."""
+    common = (f"cache_root={tmp_path / 'cache'}", "init=cg_lora", "train.max_steps=1")
+
+    def hit(*overrides: str) -> tuple[bool, bytes]:
+        outcome = run(*common, *overrides, out=tmp_path)
+        ledger = json.loads((outcome.folder / "init" / "ledger.json").read_text())
+        return ledger["statistics"]["cache_hit"], (outcome.folder / "init" / "factors.safetensors").read_bytes()
+
+    first, second = hit("lr=1e-3"), hit("lr=2e-3")
+    assert (first[0], second[0]) == (False, True) and first[1] == second[1]
+    for changed in ("seed=1", "init.rows=head", "init.samples=16", "init.basis=2r", "task.max_length=24", "model.weights_seed=1"):
+        assert not hit(changed)[0], changed
+    assert hit("init.gamma=4")[0]  # what does not enter the statistics does not make them anew
+
+
+def test_initialising_does_not_change_what_comes_after() -> None:
+    """The global generator, the train/eval mode, requires_grad and hooks are as they were: the data order is the seed's."""
+    settings, task, model, _, targets = prepared("model=tiny-bert", "init=cg_lora", "init.mode=eval")
+    model.train()
+    flags = [p.requires_grad for p in model.parameters()]
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    made_for(settings, task, model, targets)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training and [p.requires_grad for p in model.parameters()] == flags
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+
+
+def test_calibration_rows() -> None:
+    settings, _ = config.check(config.compose(["init=cg_lora", "init.samples=8"]))
+    head, _ = config.check(config.compose(["init=cg_lora", "init.samples=8", "init.rows=head"]))
+    assert calibration_rows(100, head.calibration, 0).tolist() == list(range(8))
+    drawn = calibration_rows(100, settings.calibration, 0)
+    assert len(set(drawn.tolist())) == 8 and not np.array_equal(drawn, calibration_rows(100, settings.calibration, 1))
+    assert np.array_equal(drawn, calibration_rows(100, settings.calibration, 0))
+
+
+def test_frugal_and_fast_ways_give_the_same_factors(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    for init in ("cg_lora", "lora_one", "lora_ga", "lora_sb", "lora_da"):
+        products = []
+        for budget in ("init.memory_budget=0", "init.memory_budget=1e9"):
+            outcome = run(f"init={init}", budget, "init.mode=eval", "init.cache=false", "train.max_steps=0", out=tmp_path)
+            parts = load_file(outcome.folder / "init" / "factors.safetensors")
+            names = {key.rpartition(".")[0] for key in parts if key.endswith("lora_A")}
+            found = {}
+            for name in names:
+                middle = parts.get(f"{name}.lora_R", torch.eye(8))
+                found[name] = parts[f"{name}.lora_B"] @ middle @ parts[f"{name}.lora_A"]
+            products.append(found)
+        for name, product in products[0].items():
+            scale = float(product.abs().max())
+            torch.testing.assert_close(product, products[1][name], rtol=1e-3, atol=2e-3 * scale, msg=lambda m, i=init: f"{i}: {m}")

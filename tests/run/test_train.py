@@ -1,0 +1,129 @@
+"""The loop where it is exact: gradients do not depend on how a step is cut, padded or shared between processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from loraexp import config
+from loraexp.adapter.adapted import Adapters, attach
+from loraexp.adapter.layer import Factors
+from loraexp.machine.processes import Processes
+from loraexp.models import load
+from loraexp.records.record import Stopwatch
+from loraexp.run import experiment
+from loraexp.run.train import accumulate_gradient, epoch_batches, micro_batches, schedule
+
+
+def adapted(*overrides: str, dtype: torch.dtype = torch.float64) -> tuple[torch.nn.Module, experiment.Any, Adapters]:
+    """A tiny model in float64 with adapters that are not at zero, and its task; no dropout."""
+    cell = ["experiment=smoke", *overrides]
+    settings, plain = config.check(config.compose(cell))
+    tokenizer = load.load_tokenizer(settings.model)
+    task = experiment.make(settings.task)(tokenizer=tokenizer, cache_root=Path(settings.cache_root))
+    model = load.load_model(settings.model, dtype=dtype, head_seed=0, **experiment.labels(task))
+    head = load.new_modules(model, "encoder")
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return 0.3 * torch.randn(*shape, generator=generator, dtype=dtype)
+
+    targets = load.target_layers(model, ["query", "value"], head)
+    made = {name: Factors(A=draw(4, 32), B=draw(32, 4), start="shifted") for name in targets}
+    adapters = attach(model, made, 2.0, head)
+    return model.to(dtype).eval(), task, adapters
+
+
+def gradient(model, task, adapters, parts, pad_to=None) -> dict[str, torch.Tensor]:
+    for p in adapters.trainable():
+        p.grad = None
+    batches = [task.collate(task.splits["train"], rows, pad_to=pad_to) for rows in parts]
+    accumulate_gradient(model, task, batches, precision="fp32", processes=Processes("cpu"), clock=Stopwatch())
+    return {name: p.grad.clone() for name, p in adapters.named_trainable().items()}
+
+
+@pytest.mark.parametrize("task", ["task=tweets", "task=stsb"])
+def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(task: str, tmp_path: Path) -> None:
+    if task == "task=stsb":
+        folder = tmp_path / "STS-B"
+        folder.mkdir()
+        header = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
+        lines = [f"{i}\tg\tf\ty\t{i}\ts\ts\t{'a man ' * (i % 5 + 1)}\ta dog runs {i}\t{i % 5}.0\n" for i in range(64)]
+        for name in ("train", "dev"):
+            (folder / f"{name}.tsv").write_text(header + "".join(lines))
+        model, made, adapters = adapted(task, f"task.data_dir={tmp_path}")
+    else:
+        model, made, adapters = adapted(task)
+    rows = np.arange(21)
+    lengths = made.splits["train"].lengths
+    whole = gradient(model, made, adapters, [rows])
+    for parts in (micro_batches(rows, lengths, 4), [rows[:1], rows[1:3], rows[3:]]):
+        for name, g in gradient(model, made, adapters, parts).items():
+            torch.testing.assert_close(g, whole[name], rtol=1e-9, atol=1e-12)
+    assert max(float(g.abs().max()) for g in whole.values()) > 1e-4
+
+
+def test_padding_contributes_nothing() -> None:
+    model, task, adapters = adapted()
+    rows = np.arange(8)
+    tight, loose = (gradient(model, task, adapters, [rows], pad_to) for pad_to in (None, 64))
+    for name in tight:
+        torch.testing.assert_close(loose[name], tight[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("length_buckets", [False, True])
+def test_an_epoch_has_every_row_once_and_depends_on_seed_and_epoch_alone(length_buckets: bool) -> None:
+    lengths = np.random.default_rng(0).integers(3, 60, 1003)
+
+    def rows(seed: int, epoch: int) -> list[np.ndarray]:
+        return epoch_batches(lengths, 16, seed=seed, epoch=epoch, length_buckets=length_buckets)
+
+    assert sorted(np.concatenate(rows(0, 0))) == list(range(1003))
+    assert all(np.array_equal(a, b) for a, b in zip(rows(3, 1), rows(3, 1), strict=True))
+    assert not np.array_equal(np.concatenate(rows(0, 0)), np.concatenate(rows(0, 1)))
+    assert not np.array_equal(np.concatenate(rows(0, 0)), np.concatenate(rows(1, 0)))
+    padded = sum(len(r) * lengths[r].max() for r in rows(0, 0))
+    assert (padded < 1.05 * lengths.sum()) == length_buckets
+
+
+def test_micro_batches_are_the_batch_sorted_by_length() -> None:
+    lengths = np.array([5, 1, 9, 3, 7, 2])
+    parts = micro_batches(np.array([0, 2, 3, 5]), lengths, 2)
+    assert [p.tolist() for p in parts] == [[5, 3], [0, 2]]
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+def test_schedules_against_transformers(kind: str) -> None:
+    """The same factors as the schedules that the papers' scripts take from transformers, one step later in the warm-up
+    (theirs begins with a step at learning rate 0)."""
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    name = "constant_with_warmup" if kind == "constant" else kind
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=10, num_training_steps=100)
+    for step in range(100):
+        expected = theirs.get_last_lr()[0]
+        ours = schedule(kind, step, 100, 0.1)
+        assert ours == pytest.approx(expected + 0.1 if step < 10 else expected)
+        optimizer.step()
+        theirs.step()
+
+
+def test_two_processes_have_the_gradient_of_one_and_one_record(tmp_path: Path) -> None:
+    """Under torchrun with gloo: gradients of the joined batch to 1e-6, one record, one W&B run."""
+    import os
+    import subprocess
+    import sys
+
+    script = Path(__file__).parents[1] / "support" / "two_processes.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("gradients agree") == 2 and done.stdout.count("sharded base agrees") == 2
+    assert len(list(tmp_path.rglob("record.json"))) == 1
+    assert len(list(tmp_path.rglob("run-*.wandb"))) == 1
+    assert done.stdout.count("record: ") == 1

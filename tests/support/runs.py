@@ -1,0 +1,38 @@
+"""Runs for tests: composed as on the command line, in this process or in one that can be killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from loraexp import config
+
+SMOKE = ("experiment=smoke", "wandb.mode=disabled", "device=cpu")
+# Differ between two runs of the same thing: clocks, memory, and what the clock enters.
+TIMES = {"started", "ended", "cost", "environment", "seconds"}
+
+
+def run(*overrides: str, out: Path) -> Any:
+    """The outcome of one run with the smoke experiment underneath."""
+    from loraexp.run.experiment import run as experiment
+
+    settings, plain = config.check(config.compose([*SMOKE, f"output_root={out}", *overrides]))
+    return experiment(settings, plain)
+
+
+def folder_of(*overrides: str, out: Path) -> Path:
+    _, plain = config.check(config.compose([*SMOKE, f"output_root={out}", *overrides]))
+    return config.run_folder(plain)
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k not in TIMES}
+    if isinstance(value, list):
+        return [without_times(v) for v in value]
+    return value
+
+
+def metric_lines(folder: Path) -> list[dict[str, Any]]:
+    return [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,176 @@
+"""`loraexp plan`: counts that are exact, a memory model that is what autograd keeps, and nothing started or downloaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from loraexp import cli, config
+from loraexp.models import load
+from loraexp.sweep import estimate
+from loraexp.sweep import plan as plans
+from tests.support.small_sweep import TINY, cells_of, go, written
+
+# Numbers of parameters of the published checkpoints, by their model cards and safetensors indices (RoBERTa: with a head of two labels).
+PUBLISHED = {
+    "roberta-base": 124_647_170,
+    "roberta-large": 355_361_794,
+    "t5-base": 222_903_552,
+    "llama-2-7b": 6_738_415_616,
+    "llama-3.2-3b": 3_212_749_824,
+    "mistral-7b": 7_241_732_096,
+    "gemma-2-9b": 9_241_705_984,
+}
+
+
+def settings_of(*overrides: str) -> Any:
+    settings, _ = config.check(config.compose(list(overrides)))
+    return dataclasses.replace(settings, model=estimate.offline(settings.model))
+
+
+def fitting(model: str) -> list[str]:
+    kind = config.read_yaml("model", model)["kind"]
+    return [f"model={model}", {"encoder": "task=cola", "seq2seq": "task=cola_t5", "causal": "task=metamath"}[kind]]
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_known_architectures_have_the_published_number_of_parameters(model: str) -> None:
+    settings = settings_of(*fitting(model))
+    bare = estimate.bare(settings.model, torch.float32, 2)
+    assert sum(p.numel() for p in bare.parameters()) == PUBLISHED[model]
+    assert load.target_layers(bare, settings.model.targets, load.new_modules(bare, settings.model.kind))
+
+
+def test_every_model_has_an_architecture_without_a_hub(monkeypatch) -> None:
+    from loraexp.machine import hub
+
+    monkeypatch.setattr(hub, "_answers", lambda *_: pytest.fail("the hub was asked"))
+    for model in config.names("model"):
+        if model != "smollm2-135m":  # its weights are in a package, in a form that is converted first
+            assert load.load_config(settings_of(*fitting(model)).model) is not None
+
+
+def test_parts_of_the_memory_are_counted_exactly() -> None:
+    """Rank 8 on query and value of MiniLM (384 wide, 6 layers), its head of 384·3 + 3; Adam keeps two numbers of each and a counter."""
+    memory, numbers = estimate.counted(estimate.shape_of(settings_of("task=tweets", "init=pissa", "init.start=shifted"), length=32))
+    adapter, head = (
+        12 * 2 * 8 * 384,
+        384 * len(settings_of("task=tweets").task["label_names"]) + len(settings_of("task=tweets").task["label_names"]),
+    )
+    assert numbers["adapter"] == adapter and numbers["trainable"] == adapter + head
+    assert memory.adapter == memory.gradients - 4 * head == 4 * adapter
+    assert 0 <= memory.optimizer - 2 * 4 * (adapter + head) < 100
+    assert memory.weights == 4 * (numbers["total"] - adapter)
+    full, count = estimate.counted(estimate.shape_of(settings_of("task=tweets", "init=full"), length=32))
+    assert full.adapter == 0 and full.gradients == full.weights == 4 * count["total"] and count["trainable"] == count["total"]
+
+
+def test_memory_follows_precision_batch_length_rule_and_checkpointing() -> None:
+    def memory(*overrides: str, length: int = 64) -> estimate.Memory:
+        return estimate.counted(estimate.shape_of(settings_of("model=tiny-llama", "task=gsm8k", *overrides), length=length))[0]
+
+    one = memory("init=lora", "train.batch_size=4")
+    assert memory("init=lora", "train.batch_size=4", "precision=bf16").weights * 2 == one.weights
+    assert memory("init=lora", "train.batch_size=8").activations > 1.9 * one.activations
+    assert memory("init=lora", "train.batch_size=8", "train.micro_batches=2").activations == one.activations
+    assert memory("init=lora", "train.batch_size=4", length=128).activations > 1.9 * one.activations
+    assert memory("init=lora", "train.batch_size=4", "model.gradient_checkpointing=true").activations < one.activations
+    assert memory("init=lora", "train.batch_size=4", "optimizer=lora_pro").optimizer > 2 * one.optimizer
+    assert memory("init=lora").statistics < memory("init=lora_ga").statistics
+    eager = memory("init=lora", "train.batch_size=4", "model.attention=eager")
+    assert eager.activations > one.activations + 4 * 2 * 4 * 64 * 64  # the scores of every token for every other are kept
+
+
+def test_activations_are_what_autograd_keeps_on_real_tensors() -> None:
+    """The count on the meta device against the same hooks on a model with numbers, unfused as on a CPU with dropout."""
+    settings = settings_of("model=tiny-bert", "task=tweets", "init=lora")
+    batch, length = 4, 24
+    model = load.load_model(settings.model, dtype=torch.float32, head_seed=0, num_labels=3)
+    found = estimate.activations(
+        estimate.bare(settings.model, torch.float32, 3), settings=settings.model, batch=batch, length=length, fused=False
+    )
+    own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        if x.untyped_storage().data_ptr() not in own:
+            kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        tokens = torch.zeros(batch, length, dtype=torch.long)
+        mask = torch.ones(batch, length, dtype=torch.long)
+        mask[0, 12:] = 0
+        logits = model(input_ids=tokens, attention_mask=mask).logits
+        torch.nn.functional.cross_entropy(logits, torch.zeros(batch, dtype=torch.long), reduction="sum")
+    sizes = [x.untyped_storage().nbytes() for x in kept.values()]
+    assert found == pytest.approx(sum(sizes) + max(sizes), rel=0.1)
+
+
+# --------------------------------------------------------------------------------------------------------- the verb
+
+
+def said(capsys: Any, *arguments: str) -> str:
+    assert cli.main(["plan", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_plan_counts_runs_and_takes_times_from_records(tmp_path: Path, capsys, monkeypatch) -> None:
+    from loraexp.run import experiment
+
+    monkeypatch.setattr(load, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    path, out = written(tmp_path, hours={"hardware": "2 CPU cores", "hours": 0.5, "how": "guessed"}), tmp_path / "out"
+    before = said(capsys, str(path), f"output_root={out}")
+    assert "runs    4: 0 finished, 4 to do" in before and "4 runs by 4·N FLOPs" in before and "0.5 h on 2 CPU cores (guessed)" in before
+    assert not out.exists()
+    for cell, status in zip(cells_of(path, out)[:2], ("finished", "failed"), strict=True):
+        cell.folder.mkdir(parents=True)
+        cost = {"init_seconds": 1.0, "train_seconds": 99.0, "eval_seconds": 0.0, "init_peak_bytes": 2**30, "train_peak_bytes": 3 * 2**30}
+        (cell.folder / "record.json").write_text(json.dumps({"status": status, "cost": cost, "started": None, "ended": None}))
+    after = said(capsys, str(path), f"output_root={out}")
+    assert "runs    4: 1 finished, 3 to do, of which 1 failed before" in after
+    assert "5.0 min one after another (3 runs as their finished neighbours took)" in after
+    assert "recorded" in after and "3.00" in after
+    assert experiment.records.read(cells_of(path, out)[2].folder) is None
+
+
+def test_plan_says_what_does_not_fit(tmp_path: Path, capsys) -> None:
+    base = ["model=llama-2-7b", "task=gsm8k", "precision=bf16", "wandb.mode=disabled", "train.batch_size=1", "task.max_length=64"]
+    rows = {"lora": {"label": "LoRA", "overrides": ["init=lora"]}, "full": {"label": "Full", "overrides": ["init=full"]}}
+    path = written(tmp_path, base=base, rows=rows, columns={"gsm8k": {"label": "GSM8K", "value": "test/accuracy"}})
+    text = said(capsys, str(path), "--budget-gb", "24")
+    lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert lines["full"].endswith("NO") and lines["lora"].endswith("yes")
+    assert "24 GB: full: 1 of 2 cells do not fit" in text
+    weights = [float(lines[row].split()[1]) for row in ("lora", "full")]
+    assert weights == [12.55, 25.10]
+    assert "every cell fits" in said(capsys, str(path), "--budget-gb", "500")
+
+
+def test_a_model_that_is_nowhere_is_said_and_does_not_stop_the_plan(tmp_path: Path, capsys) -> None:
+    rows = {"here": {"label": "here"}, "away": {"label": "away", "overrides": ["model=minilm", "model.name=x", "model.path=o/x"]}}
+    text = said(capsys, str(written(tmp_path, rows=rows)))
+    assert "unknown model=x: o/x is not on this machine; set model.path=DIR" in text and "and 2 runs of unknown size" in text
+    assert any(line.strip().startswith("here ") for line in text.splitlines())
+
+
+def test_a_wrong_budget_is_one_line(tmp_path: Path, capsys) -> None:
+    assert cli.main(["plan", str(written(tmp_path)), "--budget-gb", "-3"]) == 2
+    assert "--budget-gb -3.0: expected a number above 0" in capsys.readouterr().err
+
+
+def test_disk_is_what_a_run_leaves(tmp_path: Path) -> None:
+    path, out = written(tmp_path, rows={"pissa": {"label": "PiSSA", "overrides": ["init=pissa"]}}, grid={"seed": 0}), tmp_path / "out"
+    assert go(path, out) == 0
+    (cell,) = cells_of(path, out)
+    costs = plans.Costs()
+    plans.estimate_cell(plans.sweeps.load(str(path)), cell, costs, None, todo=True)
+    left = sum(file.stat().st_size for file in cell.folder.rglob("*") if file.is_file())
+    assert 0.5 < costs.disk / left < 2, (costs.disk, left)
+    assert set(TINY) <= set(yaml.safe_load(path.read_text())["base"])

@@ -1,0 +1,191 @@
+"""How text is evaluated: by several processes together, within the model's window, again afterwards, with what was skipped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import distributed, multiprocessing
+
+from loraexp import cli, config
+from loraexp.machine.hub import SourceError
+from loraexp.machine.processes import Processes
+from loraexp.models import load
+from loraexp.run import experiment
+from loraexp.run.evaluate import evaluate
+from loraexp.scoring import protocols
+from tests.models.test_text_models import settings_of
+from tests.support.helpers import shared_data
+from tests.support.runs import run
+from tests.tasks.test_tasks import write_glue
+from tests.tasks.test_text_tasks import made, write_gsm8k
+
+SHORT = ["lora_ga", "lora_ga_released", "cot"]  # greedy, sampled, lm-eval's own
+
+
+def gsm8k(folder: Path, *overrides: str) -> list[str]:
+    return ["task=gsm8k", "model=tiny-llama", f"task.data_dir={folder}", f"cache_root={folder / 'cache'}", *overrides]
+
+
+# ---- several processes
+
+
+class Some(Processes):
+    """`world` processes, without accelerate."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world, self.averaged = rank, world, []
+        self.accelerator = world > 1 or None
+
+
+def evaluated(folder: Path, rank: int, world: int) -> dict[str, dict[str, float]]:
+    """All splits, four tokens an answer; `samples.jsonl` in a folder of the world's size."""
+    for name in SHORT:
+        found = protocols.find("gsm8k", name)
+        assert found.decoding is not None
+        protocols.PROTOCOLS["gsm8k", name] = replace(found, decoding=replace(found.decoding, max_new_tokens=4))
+    given = gsm8k(folder, f"task.protocol=[{','.join(SHORT)}]", "task.held_out=6", "task.max_length=256")
+    settings, _ = config.check(config.compose(given))
+    tokenizer = load.load_tokenizer(settings.model)
+    model = load.load_model(settings.model, dtype=torch.float32, head_seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)  # so that its answers are not all one token
+    task = experiment.make_task(settings, tokenizer)
+    how: dict[str, Any] = {"device": torch.device("cpu"), "precision": "fp32", "batch_size": 2, "processes": Some(rank, world)}
+    return evaluate(model, task, ["held_out", *task.reports], folder=folder / f"of{world}", **how)
+
+
+def process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    Path(folder, f"rank{rank}.json").write_text(json.dumps(evaluated(Path(folder), rank, 2)))
+    distributed.destroy_process_group()
+
+
+def test_two_processes_share_the_questions_and_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_gsm8k(tmp_path, tests=5)
+    again = (tmp_path / "test.jsonl").read_text().splitlines()
+    (tmp_path / "test.jsonl").write_text("\n".join([*again, again[0], again[1]]) + "\n")  # repeated prompts, sampled anew
+    for name in SHORT:
+        monkeypatch.setitem(protocols.PROTOCOLS, ("gsm8k", name), protocols.find("gsm8k", name))
+    alone = evaluated(tmp_path, 0, 1)
+    multiprocessing.spawn(process, (str(tmp_path),), nprocs=2)
+    assert [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)] == [alone] * 2
+    samples = (tmp_path / "of1" / "samples.jsonl").read_text()
+    assert (tmp_path / "of2" / "samples.jsonl").read_text() == samples
+    sampled = [line for line in map(json.loads, samples.splitlines()) if line["protocol"] == "gsm8k/lora_ga_released"]
+    assert sampled[0]["prompt"] == sampled[5]["prompt"] and sampled[0]["output"] != sampled[5]["output"]
+
+
+# ---- the window
+
+
+def test_what_is_beyond_the_window_is_found_before_training(tmp_path: Path) -> None:
+    rows = [{"question": "How many? " * n, "answer": "One.\n#### 1"} for n in (1, 90, 2)]
+    (write_gsm8k(tmp_path) / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = gsm8k(tmp_path, "model.config.max_position_embeddings=640", "task.max_length=640")
+    message = (
+        r"test.jsonl line 2: its prompt has \d+ tokens, and with 512 for the answer .* window of 640: shorten the row, .*skip_bad=true"
+    )
+    with pytest.raises(ValueError, match=message):
+        made(*small, cache=tmp_path)
+    with pytest.warns(UserWarning, match="gsm8k/lora_ga: 1 of 3 rows skipped"):
+        task, _, _ = made(*small, "task.skip_bad=true", cache=tmp_path)
+    assert task.usable == {"gsm8k/lora_ga": [0, 2]}
+    said = task.describe()["gsm8k"]
+    assert (said["rows"], said["skipped"], said["protocols"]["gsm8k/lora_ga"]["skipped"]) == (3, 0, 1)
+    with pytest.raises(ValueError, match="task.max_length=641: the model's window is 640 tokens; set task.max_length to 640 or less"):
+        made(*small, "task.max_length=641", cache=tmp_path)
+
+
+def test_lm_evals_own_prompts_are_measured_with_their_examples(tmp_path: Path) -> None:
+    small = gsm8k(write_gsm8k(tmp_path), "model.config.max_position_embeddings=1024", "task.recipe=lora_ga", "task.protocol=cot")
+    with pytest.raises(ValueError, match=r"test.jsonl line 1: its prompt has \d{4} tokens, and with 256 for the answer"):
+        made(*small, cache=tmp_path)
+
+
+def test_what_was_skipped_is_in_the_record_by_number(tmp_path: Path) -> None:
+    for name, bad in (("train", '{"question": "a"}\n{broken\n'), ("test", '{"question": "a", "answer": "none"}\n')):
+        path = write_gsm8k(tmp_path) / f"{name}.jsonl" if name == "train" else tmp_path / f"{name}.jsonl"
+        path.write_text(bad + path.read_text())
+    task, _, _ = made(*gsm8k(tmp_path), "task.skip_bad=true", cache=tmp_path)
+    said = task.describe()
+    assert (said["train"]["skipped"], said["gsm8k"]["skipped"], said["gsm8k"]["rows"]) == (2, 1, 3)
+    assert task.questions["gsm8k"].places[0].endswith("test.jsonl line 2")  # a row is called by its place in the file
+
+
+# ---- afterwards, elsewhere
+
+
+@pytest.mark.parametrize("given", [("task=tweets", "model=tiny-bert"), ("task=cola_t5", "model=tiny-t5", "task.limit_train=64")])
+def test_a_run_that_trained_every_weight_is_scored_again(given: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its whole model is in `adapter/`, head included."""
+    data = [f"task.data_dir={write_glue(tmp_path / 'glue')}"] if "task=cola_t5" in given else []
+    common = ("method=full", "lr=1e-2", "train.max_steps=12", "train.select=last", "task.limit_eval=64")
+    outcome = run(*given, *data, *common, out=tmp_path / "out")
+    measured = outcome.record["metrics"]["dev"]
+    assert cli.main(["eval", str(outcome.folder)]) == 0, capsys.readouterr().err
+    record = json.loads((outcome.folder / "record.json").read_text())
+    assert record["metrics"]["dev"] == pytest.approx(measured) and "dev" in record["evaluated_again"]
+    settings, _ = config.check(config.compose([*given, *data]))
+    weights = load.saved_model(settings.model, outcome.folder / "adapter", dtype=torch.float32).state_dict()
+    stored = load_file(outcome.folder / "adapter" / "model.safetensors")
+    assert len(stored) > 20 and all(torch.equal(weights[name], x) for name, x in stored.items())
+
+
+def test_vllm_is_refused_with_the_configuration_where_it_is_not_installed(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("vllm"):
+        pytest.skip("vllm is installed")
+    assert cli.main([*gsm8k(write_gsm8k(tmp_path)), "evaluate.backend=vllm", f"output_root={tmp_path / 'out'}"]) == 2
+    assert "evaluate.backend=vllm: vllm is not installed" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_quantised_loading_names_what_is_missing(bits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = settings_of("tiny-llama", path=str(tmp_path), config=None, quantise=bits)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SourceError, match=f"model.quantise={bits}: needs a CUDA device and there is none; set model.quantise=null"):
+        load.quantised(local)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
+    with pytest.raises(
+        SourceError, match=f'model.quantise={bits}: needs bitsandbytes: pip install "loraexp.quantised.", or set it to null'
+    ):
+        load.quantised(local)
+
+
+def test_another_gguf_file_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    pinned = config.read_yaml("model", "smollm2-135m")["sha256"]
+    with pytest.raises(SourceError, match=f"other.gguf has sha256 [0-9a-f]+, expected {pinned}: install the tested version again"):
+        load.locate(settings_of("tiny-llama", path=str(tmp_path / "other.gguf"), config=None, sha256=pinned))
+
+
+# ---- minutes
+
+
+@pytest.mark.slow
+def test_a_real_model_learns_real_gsm8k_and_is_scored_through_lm_eval(tmp_path: Path) -> None:
+    """SmolLM2 on GSM8K's own files, from the gradient's statistics to the benchmark, by one command:
+
+        loraexp model=smollm2-135m task=gsm8k task.data_dir=gsm8k init=cg_lora init.samples=16 init.batch_size=4 lr=5e-4 \
+            precision=bf16 train.max_steps=200 train.batch_size=4 train.eval_batch_size=16 task.max_length=256 task.limit_eval=16
+    """
+    outcome = run(
+        "~experiment", "model=smollm2-135m", "task=gsm8k", f"task.data_dir={shared_data('gsm8k')}", "init=cg_lora", "init.samples=16",
+        "init.batch_size=4", "lr=5e-4", "precision=bf16", "train.max_steps=200", "train.batch_size=4", "train.eval_batch_size=16",
+        "task.max_length=256", "task.limit_eval=16", out=tmp_path,
+    )  # fmt: skip
+    losses = [json.loads(line)["loss"] for line in (outcome.folder / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
+    assert set(outcome.record["metrics"]["gsm8k/lora_ga"]) == {"accuracy", "answered"}
+    assert outcome.record["metrics"]["gsm8k/lora_ga"]["answered"] > 0.5  # answers end in '#### NUMBER', as trained
+    assert len((outcome.folder / "samples.jsonl").read_text().splitlines()) == 16

@@ -1,0 +1,386 @@
+"""Text tasks: rows of every layout, prompts, labels and masks, splits, losses, exact scores, and the errors a user meets."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from loraexp import config
+from loraexp.data import benchmarks
+from loraexp.data.pairs import Pair, Reading, encode_pairs
+from loraexp.data.rows import BadRow, Files, find
+from loraexp.machine.hub import SourceError
+from loraexp.models import load
+from loraexp.models.tokenizer import trained
+from loraexp.run import experiment
+from loraexp.run.train import count_labels
+from loraexp.tasks import recipes
+from loraexp.tasks.text import TextTask
+from tests.support.helpers import shared_data
+from tests.tasks.test_tasks import write_glue
+
+
+def write_gsm8k(root: Path, rows: int = 64, tests: int = 3) -> Path:
+    for name, count in (("train", rows), ("test", tests)):
+        lines = [
+            {"question": f"{name}: Ann has {i} apples{' and more' * (i % 7)}. How many?", "answer": f"She has {i}.\n#### {i},000"}
+            for i in range(count)
+        ]
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+def made(*overrides: str, cache: Path) -> tuple[Any, Any, Any]:
+    """(task, model, tokenizer) of a composed configuration."""
+    settings, _ = config.check(config.compose([*overrides, f"cache_root={cache}"]))
+    tokenizer = load.load_tokenizer(settings.model)
+    task = experiment.make_task(settings, tokenizer)
+    return task, load.load_model(settings.model, dtype=torch.float32, head_seed=0), tokenizer
+
+
+# ---- files
+
+
+def rows_of(path: Path) -> list[Any]:
+    return [row for _, row in Files((path,))]
+
+
+@pytest.mark.parametrize("chunk", [7, 64, 1 << 20])
+def test_every_form_gives_the_same_rows_whatever_the_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    from loraexp.data import rows as records
+
+    monkeypatch.setattr(records, "CHUNK", chunk)
+    rows = [{"q": f'a "{i}" \u2028 é, [x] {{y}}\n', "n": [i, {"k": None}]} for i in range(9)]
+    (tmp_path / "a.json").write_text("\n [" + ",\n".join(json.dumps(row, indent=2) for row in rows) + " ]\n")
+    (tmp_path / "a.jsonl").write_text("\ufeff" + "\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    assert rows_of(tmp_path / "a.json") == rows_of(tmp_path / "a.jsonl") == rows_of(tmp_path / "a.jsonl.gz") == rows
+    (tmp_path / "empty.json").write_text("[]")
+    assert rows_of(tmp_path / "empty.json") == []
+
+
+def test_a_broken_array_names_the_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}, {"a": 2')
+    with pytest.raises(ValueError, match=r"a.json row 2: not JSON .*; repair the file, which cannot be read on"):
+        rows_of(path)
+
+
+def test_several_files_are_not_guessed_between(tmp_path: Path) -> None:
+    for name in ("MetaMathQA-a.json", "MetaMathQA-b.json"):
+        (tmp_path / name).write_text("[]")
+    with pytest.raises(SourceError, match="MetaMathQA-a.json, MetaMathQA-b.json are all there"):
+        find(tmp_path, ["MetaMathQA.json", "MetaMathQA*.json"], key="task.data_dir", what="it")
+
+
+# ---- prompts
+
+
+def test_recipes_put_rows_as_the_papers_do() -> None:
+    row = {"type": "GSM_Rephrased", "query": "What is 1+1?", "response": "1+1=2\n#### 2\nThe answer is: 2"}
+    assert recipes.METAMATH["lora_ga"].pair(row) == Pair("Q: What is 1+1?\nA: ", "1+1=2\n#### 2")
+    assert recipes.METAMATH["lora_da"].pair(row) == Pair("Q: What is 1+1?\nA: ", row["response"])
+    assert recipes.METAMATH["lora_ga"].pair({**row, "type": "MATH_FOBAR"}) is None
+    asked, said = recipes.METAMATH["lora_sb"].pair({**row, "type": "MATH_FOBAR"})  # type: ignore[misc]
+    assert asked.endswith("### Instruction:\nWhat is 1+1?\n\n### Response:") and said == row["response"]
+    code = {"query": "Write f.", "answer": "Here:\n```python\ndef f(): ...\n```\nIt does.\n```x```"}
+    assert recipes.CODE_FEEDBACK["lora_ga"].pair(code).response == "Here:\n```python\ndef f(): ...\n```"  # type: ignore[union-attr]
+    messages = {
+        "messages": [
+            {"role": "user", "content": "Write f."},
+            {"role": "assistant", "content": code["answer"]},
+            {"role": "user", "content": "?"},
+        ]
+    }
+    assert recipes.CODE_FEEDBACK["lora_ga"].pair(messages) == recipes.CODE_FEEDBACK["lora_ga"].pair(code)
+    assert recipes.CODE_FEEDBACK["lora_ga"].pair({"query": "Why?", "answer": "No code."}) is None
+    given = recipes.ALPACA["lora_one"].pair({"instruction": "Do", "input": "x", "output": "y"})
+    assert "### Input:\nx\n\n### Response:" in given.prompt and given.response == "y"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("name", "spaces"), [("llm_adapters", 16), ("lora_sb", 12), ("lora_one", 0)])
+def test_commonsense_is_indented_as_released(name: str, spaces: int) -> None:
+    pair = recipes.COMMONSENSE[name].pair({"instruction": "True?", "input": "", "output": "the correct answer is true", "answer": "true"})
+    assert f"\n{' ' * spaces}### Instruction:\n{' ' * spaces}True?\n" in pair.prompt  # type: ignore[union-attr]
+    assert recipes.COMMONSENSE[name].learn_prompt == (name == "llm_adapters")
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "name"), [("gsm8k", "lora_ga"), ("gsm8k", "lora_one"), ("boolq", "llm_adapters"), ("boolq", "lora_one")]
+)
+def test_a_model_is_asked_as_it_was_trained(benchmark: str, name: str) -> None:
+    from loraexp.scoring import protocols
+
+    if benchmark == "gsm8k":
+        row, recipe = {"question": "Why?", "answer": "x\n#### 1"}, recipes.GSM8K[name]
+    else:
+        row, recipe = {"instruction": "Why?", "output": "the correct answer is true"}, recipes.COMMONSENSE[name]
+    assert recipe.pair(row).prompt == protocols.find(benchmark, name).ask(**row)  # type: ignore[union-attr]
+
+
+# ---- tokens and labels
+
+
+def toy(tmp_path: Path, kind: str, given: list[dict[str, str]], /, **options: Any) -> tuple[TextTask, Any]:
+    path = tmp_path / "toy.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    tokenizer = trained("trained:1024", kind)
+    learn = options.pop("learn_prompt", False)
+    how = Reading("toy", 1, lambda row: Pair(row["p"], row["r"]), kind, **{"max_length": 64, **options})  # type: ignore[arg-type]
+    examples = encode_pairs(Files((path,)), how, tokenizer, cache_root=tmp_path / "cache")
+    task = TextTask(
+        name="toy", version=1, kind=kind, tokenizer=tokenizer, metric="log_likelihood", selection=None, reports=(),  # type: ignore[arg-type]
+        splits={"train": examples}, learn_prompt=learn,
+    )  # fmt: skip
+    return task, tokenizer
+
+
+ROWS = [{"p": "Q: one two\nA: ", "r": "three"}, {"p": "Q: a\nA: ", "r": "a much longer answer, 1,234"}, {"p": "b", "r": "c"}]
+
+
+@pytest.mark.parametrize(("kind", "learn"), [("causal", False), ("causal", True), ("seq2seq", False)])
+def test_labels_are_the_answer_and_its_end(kind: str, learn: bool, tmp_path: Path) -> None:
+    task, tokenizer = toy(tmp_path, kind, ROWS, learn_prompt=learn)
+    batch = task.collate(task.splits["train"], np.arange(3))
+    model = load.load_model(settings_of(kind), dtype=torch.float32, head_seed=0)
+    assert task.loss_sum(model, batch)[1] == count_labels(batch)  # the loop divides by what the loss sums
+    for i, row in enumerate(ROWS):
+        labels = batch["labels"][i]
+        told = tokenizer.decode(labels[labels != -100])
+        assert told == (row["p"] if learn else "") + row["r"] + "</s>"
+        ids = batch["input_ids"][i][batch["attention_mask"][i] == 1]
+        if kind == "causal":
+            assert tokenizer.decode(ids) == "<s>" + row["p"] + row["r"] + "</s>" and labels[0] == -100
+            assert ids.tolist()[: len(tokenizer(row["p"])["input_ids"])] == tokenizer(row["p"])["input_ids"]
+        else:
+            assert tokenizer.decode(ids) == row["p"] + "</s>"
+
+
+def settings_of(kind: str) -> Any:
+    pair = ("tiny-t5", "cola_t5") if kind == "seq2seq" else ("tiny-llama", "gsm8k")
+    return config.check(config.compose([f"model={pair[0]}", f"task={pair[1]}"]))[0].model
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_rows_of_a_batch_do_not_see_each_other(kind: str, tmp_path: Path) -> None:
+    """Losses, outputs and gradients of a padded batch are those of its rows alone, summed; and of transformers' own loss."""
+    task, _ = toy(tmp_path, kind, ROWS)
+    model = load.load_model(settings_of(kind), dtype=torch.float64, head_seed=0)
+    examples = task.splits["train"]
+    whole, alone = task.collate(examples, np.arange(3)), [task.collate(examples, [i]) for i in range(3)]
+    loss, count = task.loss_sum(model, whole)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    single = [task.loss_sum(model, batch) for batch in alone]
+    summed = torch.autograd.grad(sum(part for part, _ in single), list(model.parameters()))
+    assert count == sum(n for _, n in single)
+    torch.testing.assert_close(gradients, summed, rtol=1e-8, atol=1e-10)
+    own = torch.stack([part / n for part, n in single])
+    torch.testing.assert_close(task.sample_losses(model, whole), own)
+    torch.testing.assert_close(own[1], model(**alone[1]).loss.double(), rtol=1e-6, atol=0)
+    outputs = task.outputs(model, whole)
+    for i, batch in enumerate(alone):
+        found = task.outputs(model, batch)[0]
+        torch.testing.assert_close(outputs[i, : len(found)], found)
+        assert not outputs[i, len(found) :].any()
+
+
+def test_probes_of_a_row_do_not_depend_on_its_batch(tmp_path: Path) -> None:
+    from loraexp.statistics.probes import Pass, _draw
+
+    for kind in ("probe", "theta"):
+        wide = _draw(torch.zeros(3, 9, 33), Pass(kind), 0, 0, normal=kind == "theta")  # type: ignore[arg-type]
+        narrow = _draw(torch.zeros(2, 4, 33), Pass(kind), 0, 1, normal=kind == "theta")  # type: ignore[arg-type]
+        assert torch.equal(wide[1:, :4], narrow)
+
+
+def test_what_is_too_long_is_cut_left_out_or_refused(tmp_path: Path) -> None:
+    long = {"p": "Q: a", "r": "x " * 200}
+    task, tokenizer = toy(tmp_path, "causal", [*ROWS, long], max_length=32)
+    examples = task.splits["train"]
+    assert examples.lengths.max() == 32 and examples.notes == ("1 responses cut at 32 tokens",)
+    assert examples.tokens[examples.ends[3] - 1] != tokenizer.eos_token_id  # what is cut has no end
+    task, _ = toy(tmp_path, "causal", [*ROWS, long], below=64)
+    assert len(task.splits["train"]) == 3 and task.splits["train"].notes == ("1 rows of 64 tokens or more left out",)
+    task, _ = toy(tmp_path, "causal", ROWS, rows=2)
+    assert len(task.splits["train"]) == 2
+    message = (
+        r"toy.jsonl line 4: the prompt has 13. tokens and task.max_length is 32: no room is left; raise task.max_length; repair the row"
+    )
+    with pytest.raises(ValueError, match=message):
+        toy(tmp_path, "causal", [*ROWS, {"p": "Q: " + "é漢" * 26, "r": "y"}], max_length=32)
+    task, _ = toy(tmp_path, "causal", [*ROWS, {"p": "Q: " + "é漢" * 26, "r": "y"}], max_length=32, skip_bad=True)
+    assert task.splits["train"].notes == ("1 malformed rows skipped",)
+    task, tokenizer = toy(tmp_path, "seq2seq", [{"p": "a " * 99, "r": "y"}], max_length=16, cut_prompt=True)
+    ids = task.collate(task.splits["train"], [0])["input_ids"][0]
+    assert len(ids) == 16 and ids[-1] == 1 and task.splits["train"].notes == ("1 prompts cut at 16 tokens",)
+
+
+def test_tokens_are_made_once_and_mapped(tmp_path: Path) -> None:
+    first, _ = toy(tmp_path, "causal", ROWS)
+    entries = list((tmp_path / "cache" / "tokens").iterdir())
+    again, _ = toy(tmp_path, "causal", ROWS)
+    assert list((tmp_path / "cache" / "tokens").iterdir()) == entries
+    assert not again.splits["train"].tokens.flags.owndata
+    assert again.splits["train"].fingerprint == first.splits["train"].fingerprint
+    toy(tmp_path, "causal", ROWS, max_length=40)
+    assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 2
+
+
+# ---- errors
+
+
+BAD = [
+    ({"question": "a"}, "no column 'answer'; its columns are question"),
+    ({"question": "a", "answer": " "}, "column 'answer' is empty, expected text"),
+    ({"question": "a", "answer": "no number"}, "column 'answer' does not end in '#### NUMBER'"),
+    ({"question": 3, "answer": "#### 1"}, "column 'question' holds int, expected text"),
+    ("{broken", "not JSON (Expecting property name enclosed in double quotes at column 2), expected one object a line"),
+]
+
+
+@pytest.mark.parametrize(("row", "found"), BAD, ids=[found[:20] for _, found in BAD])
+def test_a_bad_row_names_file_row_and_fix(row: Any, found: str, tmp_path: Path) -> None:
+    write_gsm8k(tmp_path)
+    train = tmp_path / "train.jsonl"
+    train.write_text(train.read_text() + (row if isinstance(row, str) else json.dumps(row)) + "\n")
+    common = ("task=gsm8k", "model=tiny-llama", f"task.data_dir={tmp_path}")
+    with pytest.raises(ValueError) as caught:
+        made(*common, cache=tmp_path)
+    assert str(caught.value) == f"{train} line 65: {found}; repair the row, or set task.skip_bad=true to skip and count such rows"
+    task, _, _ = made(*common, "task.skip_bad=true", cache=tmp_path)
+    assert "1 malformed rows skipped" in task.describe()["train"]["notes"]
+
+
+def test_a_label_out_of_range_is_refused(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": f"{i}?", "input": "", "output": "the correct answer is true", "answer": "true" if i else "maybe"} for i in range(20)
+    ]
+    (tmp_path / "boolq").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "boolq" / f"{name}.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=r"boolq/test.json row 1: column 'answer' holds 'maybe', expected one of true, false, solution1"):
+        made("task=commonsense170k", "model=tiny-llama", f"task.data_dir={tmp_path}", cache=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["task.protocol=best"],
+            "task.protocol=best: nothing is trained by it alone; set task.recipe to one of lora_ga, lora_one, lora_sb, lora_da",
+        ),
+        (["task.protocol=best", "task.recipe=lora_ga"], "task.protocol=best: expected one of cot"),
+        (["task.recipe=mine"], "task.recipe=mine: expected one of lora_ga"),
+        (["task.benchmarks=[arithmetic]"], "benchmark arithmetic: there is none of this name"),
+        (["task.data_dir=/nowhere"], "task.data_dir=/nowhere: none of train.jsonl, gsm8k/train.jsonl is there"),
+    ],
+)
+def test_a_wrong_name_is_one_line(overrides: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        made("task=gsm8k", "model=tiny-llama", f"task.data_dir={write_gsm8k(tmp_path)}", *overrides, cache=tmp_path)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+# ---- splits
+
+
+def test_held_out_rows_leave_train_and_select(tmp_path: Path) -> None:
+    common = ("task=gsm8k", "model=tiny-llama", f"task.data_dir={write_gsm8k(tmp_path)}")
+    task, _, _ = made(*common, "task.protocol=[lora_ga,lora_sb]", cache=tmp_path)
+    assert (len(task.splits["train"]), len(task.splits["held_out"])) == (58, 6)
+    assert task.selection == "held_out" and task.reports == ("gsm8k/lora_ga", "gsm8k/lora_sb")
+    assert not set(task.splits["train"].digests[:, 0]) & set(task.splits["held_out"].digests[:, 0])
+    smaller, _, _ = made(*common, "task.limit_train=10", cache=tmp_path)
+    assert set(smaller.splits["train"].digests[:, 0]) < set(task.splits["train"].digests[:, 0])
+    paper, _, _ = made(*common, "task.held_out=0", cache=tmp_path)
+    assert paper.selection is None and len(paper.splits["train"]) == 64
+    described = task.describe()
+    assert described["train"]["recipe"] == "lora_ga" and described["gsm8k"]["rows"] == 3
+    assert set(described["gsm8k"]["protocols"]) == {"gsm8k/lora_ga", "gsm8k/lora_sb"}
+
+
+# ---- GLUE as text
+
+
+@pytest.mark.parametrize("name", ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte"])
+def test_every_glue_task_as_text(name: str, tmp_path: Path) -> None:
+    common = (f"task={name}_t5", "model=tiny-t5", f"task.data_dir={write_glue(tmp_path / 'glue')}", "task.selection=paper")
+    task, model, tokenizer = made(*common, "task.protocol=cg_lora", cache=tmp_path)
+    encoder, _ = config.check(config.compose([f"task={name}", f"task.data_dir={tmp_path / 'glue'}"]))
+    labels = task.splits["train"].labels[:3].tolist()
+    assert labels == ([0.25, 1.25, 2.25] if name == "stsb" else [i % len(task.classes) for i in range(3)])
+    batch = task.collate(task.splits["train"], np.arange(4))
+    shown = tokenizer.decode(batch["labels"][1][batch["labels"][1] != -100])
+    assert shown == ("1.2" if name == "stsb" else task.classes[1]) + "</s>"
+    assert task.scores(model, batch).shape == (4, 26 if name == "stsb" else len(task.classes))
+    assert encoder.task["metrics"] == list(task.metrics)
+
+
+def test_class_probabilities_are_those_of_whole_names(tmp_path: Path) -> None:
+    common = ("task=cola_t5", "model=tiny-t5", f"task.data_dir={write_glue(tmp_path / 'glue')}")
+    task, model, tokenizer = made(*common, "task.protocol=cg_lora", cache=tmp_path)
+    batch = task.collate(task.splits["train"], np.arange(5))
+    scores = task.scores(model, batch)
+    for column, name in enumerate(task.classes):
+        labels = torch.tensor([[*tokenizer(name, add_special_tokens=False)["input_ids"], 1]])
+        for row in range(5):
+            ids = batch["input_ids"][row : row + 1, : int(batch["attention_mask"][row].sum())]
+            total = -model(input_ids=ids, labels=labels).loss * labels.shape[1]
+            torch.testing.assert_close(scores[row, column], total, rtol=1e-5, atol=1e-4)
+    first, _, _ = made(*common, "task.protocol=lora_ga", cache=tmp_path)
+    batch = first.collate(first.splits["train"], np.arange(5))
+    logits = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], decoder_input_ids=torch.zeros(5, 1, dtype=torch.long)
+    ).logits
+    ids = [tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in first.classes]
+    torch.testing.assert_close(first.scores(model, batch), logits[:, 0, ids])
+    assert tokenizer.decode(batch["input_ids"][0]).startswith("classify the grammaticality of the text: ")
+
+
+def test_names_with_one_first_token_need_whole_names(tmp_path: Path) -> None:
+    message = "begin with the same token, so the first token cannot tell them apart; set task.protocol=cg_lora"
+    with pytest.raises(ValueError, match=message):
+        made("task=stsb_t5", "model=tiny-t5", f"task.data_dir={write_glue(tmp_path / 'glue')}", "task.protocol=lora_ga", cache=tmp_path)
+
+
+# ---- real files
+
+
+def test_real_gsm8k_as_published(tmp_path: Path) -> None:
+    task, _, tokenizer = made("task=gsm8k", "model=tiny-llama", f"task.data_dir={shared_data('gsm8k')}", cache=tmp_path)
+    assert len(task.splits["train"]) + len(task.splits["held_out"]) == 7473 and len(task.questions["gsm8k"].rows) == 1319
+    first = task.splits["train"].tokens[: task.splits["train"].ends[0]]
+    assert tokenizer.decode(first).startswith("<s>Q: Natalia sold clips to 48") and tokenizer.decode(first).endswith("#### 72</s>")
+
+
+def test_real_test_sets_have_their_published_rows() -> None:
+    root = shared_data()
+    counts = {"boolq": 3270, "piqa": 1838, "social_i_qa": 1954, "hellaswag": 1000, "winogrande": 1267}
+    counts |= {"ARC-Easy": 2376, "ARC-Challenge": 1172, "openbookqa": 500, "gsm8k": 1319, "math": 500, "humaneval": 164, "mmlu": 14042}
+    found, notes = benchmarks.read(list(counts), directory=str(root), key="task.eval_data_dir", limit=None, skip_bad=False)
+    assert {name: len(questions.rows) for name, questions in found.items()} == counts and notes == ()
+    assert found["hellaswag"].rows[0]["answer"] == "ending4"
+    assert len(found["mmlu"].rows[0]["shots"]) == 5
+
+
+def test_missing_benchmarks_are_named(tmp_path: Path) -> None:
+    write_gsm8k(tmp_path)
+    found, notes = benchmarks.read(["gsm8k", "math"], directory=str(tmp_path), key="k", limit=2, skip_bad=False)
+    assert list(found) == ["gsm8k"] and len(found["gsm8k"].rows) == 2
+    assert notes == (f"not reported, because not in {tmp_path}: math",)
+
+
+def test_a_row_of_hellaswags_own_layout() -> None:
+    row = {"activity_label": "Skiing", "ctx": "He", "endings": ["a", "b", "c", "d"], "label": 2}
+    made_row = benchmarks.hellaswag(row)
+    assert made_row["answer"] == "ending3"
+    assert made_row["instruction"].endswith("Ending1: a Ending2: b Ending3: c Ending4: d\n\nAnswer format: ending1/ending2/ending3/ending4")
+    with pytest.raises(BadRow, match="expected four texts"):
+        benchmarks.hellaswag({**row, "endings": ["a"]})
