@@ -145,10 +145,13 @@ def autocast_of(device: torch.device, precision: str) -> torch.autocast:
 @contextmanager
 def quiet() -> Iterator[None]:
     """lm-eval and datasets without their logs and bars: progress is ours."""
+    import lm_eval.api.task
     from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
     logger, bars = logging.getLogger("lm_eval"), is_progress_bar_enabled()
     level, offline = logger.level, os.environ.get("TOKENIZERS_PARALLELISM")
+    contexts = lm_eval.api.task.tqdm  # type: ignore[attr-defined]
+    lm_eval.api.task.tqdm = lambda rows, **_: rows  # type: ignore[attr-defined]
     logger.setLevel(logging.ERROR)
     disable_progress_bar()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -156,6 +159,7 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+        lm_eval.api.task.tqdm = contexts  # type: ignore[attr-defined]
         if bars:
             enable_progress_bar()
         if offline is None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loraexp.machine.processes import Processes
 
 TASKS = Path(__file__).resolve().parent / "harness_tasks"
+FEWSHOT_SEED = 1234  # lm-eval's own default
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def score(
     elif part:
         how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "seed": seed, "backend": backend, "progress": progress}
         with language_model(model, tokenizer, **how) as live:
-            samples = _through_lm_eval(live, protocol, part, batch_size)
+            samples = _through_lm_eval(live, protocol, part)
     if protocol.kind == "code":
         _execute(samples, part, unsafe_code, processes.world if processes else 1)
     samples = joined(samples, mine, model, processes)
@@ -131,7 +132,7 @@ def joined(samples: list[Sample], mine: Sequence[int], model: nn.Module, process
 # ---------------------------------------------------------------------------------------------------- the tasks
 
 
-def _through_lm_eval(live: Any, protocol: Protocol, questions: Sequence[Question], batch_size: int) -> list[Sample]:
+def _through_lm_eval(live: Any, protocol: Protocol, questions: Sequence[Question]) -> list[Sample]:
     """The protocol as one of our lm-eval tasks on a local JSON file of its rows; samples in the order of the questions."""
     with tempfile.TemporaryDirectory() as place:
         rows = Path(place) / "questions.jsonl"
@@ -140,7 +141,7 @@ def _through_lm_eval(live: Any, protocol: Protocol, questions: Sequence[Question
         task = "loraexp_choices" if protocol.kind == "choices" else "loraexp_generate"
         if protocol.decoding is not None:
             overrides |= _decoding(protocol)
-        logged = simple_evaluate(live, task, overrides, batch_size)["samples"][task]
+        logged = lm_evaluate(live, task, overrides)["samples"][task]
     logged = sorted(logged, key=lambda one: one["doc"]["index"])
     return [sample for one in logged for sample in _samples(protocol, questions[one["doc"]["index"]], one)]
 
@@ -220,25 +221,28 @@ def task_manager(folder: Path) -> Any:
     return TaskManager(include_path=str(folder), include_defaults=False)
 
 
-def simple_evaluate(live: Any, task: str, overrides: Mapping[str, Any], batch_size: int, benchmark: str | None = None) -> dict[str, Any]:
-    """lm-eval on one task of ours, or of its own for a benchmark, with some keys replaced; quietly and without its bootstrap."""
+def lm_evaluate(live: Any, task: str, overrides: Mapping[str, Any], benchmark: str | None = None) -> dict[str, Any]:
+    """lm-eval on one task of ours, or of its own for a benchmark, with some keys replaced; quietly and without its bootstrap.
+
+    Its `simple_evaluate` is not what is called: that seeds the global generators, which are the training's, and gives
+    no result to a process whose LOCAL_RANK is not 0. `evaluate` has no opinion about either.
+    """
     import lm_eval
-    from lm_eval import simple_evaluate as evaluate
+    from lm_eval.evaluator import evaluate
 
     with quiet(), tempfile.TemporaryDirectory() as place:
         manager = task_manager(TASKS if benchmark is None else Path(lm_eval.__file__).parent / "tasks" / benchmark)
         variant = Path(place) / f"{task}.yaml"
         variant.write_text(json.dumps({"include": str(manager.task_index[task].yaml_path), **overrides}))  # JSON is YAML
-        found = evaluate(
-            model=live,
-            tasks=[str(variant)],
-            task_manager=manager,
-            batch_size=batch_size,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
-    assert found is not None
-    return found
+        tasks = manager.load([str(variant)])
+        for one in tasks["tasks"].values():
+            if one.get_config("num_fewshot") is None:
+                one.set_config(key="num_fewshot", value=0)
+            one.set_fewshot_seed(seed=FEWSHOT_SEED)
+        found = evaluate(lm=live, task_dict=tasks, bootstrap_iters=0, log_samples=True)
+    if found is None:
+        raise RuntimeError(f"lm-eval gave no result for {task}: its model calls itself process {live.rank} of {live.world_size}")
+    return dict(found)
 
 
 def run_task(
@@ -264,7 +268,7 @@ def run_task(
     how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "seed": seed, "backend": backend, "progress": progress}
     if mine:
         with language_model(model, tokenizer, **how) as live:
-            samples = _own_samples(protocol, _on_rows(live, protocol, [rows[index] for index in mine], batch_size))
+            samples = _own_samples(protocol, _on_rows(live, protocol, [rows[index] for index in mine]))
     samples = joined(samples, mine, model, processes)
     write_samples(folder, samples)
     return {
@@ -276,11 +280,11 @@ def run_task(
 def prompts_of(protocol: Protocol, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What lm-eval's own task asks about these rows, its examples included."""
     prompts: dict[int, str] = {}
-    _on_rows(listener(prompts), protocol, rows, batch_size=1)
+    _on_rows(listener(prompts), protocol, rows)
     return [prompts[index] for index in range(len(rows))]
 
 
-def _on_rows(live: Any, protocol: Protocol, rows: Sequence[Mapping[str, Any]], batch_size: int) -> dict[str, Any]:
+def _on_rows(live: Any, protocol: Protocol, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """lm-eval's own task on rows that it reads from a file."""
     if protocol.kind != "harness" or protocol.task is None:
         raise ValueError(f"protocol {protocol.benchmark}/{protocol.name} is not a task of lm-eval: score it with harness.score")
@@ -289,7 +293,7 @@ def _on_rows(live: Any, protocol: Protocol, rows: Sequence[Mapping[str, Any]], b
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         local = {"data_files": {"test": str(file)}, "cache_dir": place}
         overrides = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": local}
-        return simple_evaluate(live, protocol.task, overrides, batch_size, protocol.benchmark)
+        return lm_evaluate(live, protocol.task, overrides, protocol.benchmark)
 
 
 def _own_samples(protocol: Protocol, found: Mapping[str, Any]) -> list[Sample]:

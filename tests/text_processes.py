@@ -1,0 +1,49 @@
+"""Run alone, or by two processes under torchrun (see test_text_processes.py): a run of every text task, by the command."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from loraexp import cli, models, protocols
+from tests.text_data import overrides
+
+COMMON = ("experiment=smoke", "init=lora", "wandb.mode=disabled", "device=cpu", "train.batch_size=4", "train.eval_batch_size=3")
+
+
+def short_answers() -> None:
+    """Six tokens an answer, from models whose weights are large enough for their answers to differ."""
+    for key, protocol in protocols.PROTOCOLS.items():
+        if protocol.decoding is not None:
+            protocols.PROTOCOLS[key] = replace(protocol, decoding=replace(protocol.decoding, max_new_tokens=6))
+    load = models.load_model
+
+    def louder(*args: object, **named: object) -> torch.nn.Module:
+        model = load(*args, **named)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(4)
+        return model
+
+    models.load_model = louder  # type: ignore[assignment]
+
+
+def main(data: Path, out: Path, steps: str, names: list[str]) -> int:
+    """`names`: of the tasks, or none for all of them."""
+    torch.set_num_threads(1)
+    short_answers()
+    tasks = overrides(data)
+    for name in names or tasks:
+        common = [*COMMON, f"train.max_steps={steps}", f"output_root={out}", f"cache_root={data / 'cache'}"]
+        status = cli.main([*common, *tasks[name]])
+        if status:
+            print(f"{name}: status {status}", file=sys.stderr)
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:]))
