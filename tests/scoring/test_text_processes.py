@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from tests.text_data import overrides, write_all
+from tests.support.text_data import overrides, write_all
 
-SCRIPT = Path(__file__).with_name("text_processes.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "text_processes.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def run(data: Path, out: Path, *launcher: str, steps: int = 0, names: Sequence[str] = ()) -> dict[str, Any]:
     """The record of each task, by name."""
     command = [sys.executable, *launcher, str(SCRIPT), str(data), str(out), str(steps), *names]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent.parent)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
     records = {path.parent: json.loads(path.read_text()) for path in out.rglob("record.json")}

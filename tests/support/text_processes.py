@@ -1,4 +1,4 @@
-"""Run alone, or by two processes under torchrun (see test_text_processes.py): a run of every text task, by the command."""
+"""Run alone, or by two processes under torchrun (see tests/scoring/test_text_processes.py): a run of every text task, by the command."""
 
 from __future__ import annotations
 
@@ -8,27 +8,18 @@ from pathlib import Path
 
 import torch
 
-from loraexp import cli, models, protocols
-from tests.text_data import overrides
+from loraexp import cli
+from loraexp.scoring import protocols
+from tests.support.text_data import overrides
 
 COMMON = ("experiment=smoke", "init=lora", "wandb.mode=disabled", "device=cpu", "train.batch_size=4", "train.eval_batch_size=3")
 
 
 def short_answers() -> None:
-    """Six tokens an answer, from models whose weights are large enough for their answers to differ."""
+    """Six tokens an answer."""
     for key, protocol in protocols.PROTOCOLS.items():
         if protocol.decoding is not None:
             protocols.PROTOCOLS[key] = replace(protocol, decoding=replace(protocol.decoding, max_new_tokens=6))
-    load = models.load_model
-
-    def louder(*args: object, **named: object) -> torch.nn.Module:
-        model = load(*args, **named)  # type: ignore[arg-type]
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(4)
-        return model
-
-    models.load_model = louder  # type: ignore[assignment]
 
 
 def main(data: Path, out: Path, steps: str, names: list[str]) -> int:

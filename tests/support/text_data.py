@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.test_tasks import write_glue
+from tests.tasks.test_tasks import write_glue
 
 ROWS = 24
 CODE = 'def f{i}(x):\n    """Add {i}."""\n'
@@ -84,8 +84,8 @@ def write_all(root: Path) -> Path:
 
 
 def overrides(root: Path) -> dict[str, list[str]]:
-    """What each text task is run with: its own data, a tiny model of its kind, and several protocols where it has them."""
-    causal = ["model=tiny-llama", f"task.data_dir={root}", "task.max_length=512", "task.held_out=4"]
+    """What each text task is run with: its own data, a tiny model of its kind whose answers differ, several protocols."""
+    causal = ["model=tiny-llama", "+model.config.initializer_range=0.2", f"task.data_dir={root}", "task.max_length=512", "task.held_out=4"]
     given = {
         "gsm8k": ["task.protocol=[lora_ga,lora_ga_released,lora_sb,cot]"],
         "metamath": ["task.protocol=[lora_ga,lora_sb]"],
