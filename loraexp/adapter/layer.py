@@ -16,6 +16,7 @@ from torch import Tensor
 from loraexp.adapter import linalg
 
 Start = Literal["pretrained", "shifted"]
+Weighting = Literal["samples", "tokens"]
 
 
 class MissingStatistic(LookupError):
@@ -95,8 +96,20 @@ class CurvatureRequest:
     loss: Literal["squared", "cross_entropy"] = "squared"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What an initializer may ask of the training that follows it: `lr · factor` is the rate of its first step."""
+
+    lr: float
+    factor: float  # of the schedule at step 0, warm-up included
+    warmup_ratio: float
+    steps: int
+    epochs: float
+    rows: int  # of the training set
+
+
 STATISTICS: dict[str, str] = {
-    "gradient": "mean-loss gradient (d_out, d_in)",
+    "gradient": "mean-loss gradient (d_out, d_in), the mean over samples or label tokens as init.weighting says",
     "leading_gradient": "leading singular triplets of the mean-loss gradient",
     "gradient_norm": "Frobenius norm of the mean-loss gradient, for the ledger; absent where no whole gradient was held",
     "summed_gradient": "gradient of the sum of the samples' losses (d_out, d_in)",
@@ -167,12 +180,16 @@ def needs(
     *statistics: str,
     request: Callable[..., dict[str, Any]] | None = None,
     trains: Iterable[str] = ("A", "B"),
+    weighting: Weighting = "tokens",
+    settle: Callable[[dict[str, Any], Training], dict[str, Any]] | None = None,
 ) -> Callable:
     """Declare what an initializer reads and which factors it lets train: one truth, known before anything is loaded.
 
     `request(rank, **hyper_parameters)` gives the sizes that some statistics depend on, as
     `{"leading_gradient": LeadingRequest(...)}` or `{"curvature": CurvatureRequest(...)}`. It is called with the
-    hyper-parameters of the initializer as configured.
+    hyper-parameters of the initializer as configured. `weighting` is the method's own value of `init.weighting`: what
+    the loss of its statistics is a mean over. `settle(hyper_parameters, training)` gives the hyper-parameters with those
+    filled in that follow from the training.
     """
     unknown = set(statistics) - set(STATISTICS)
     if unknown:
@@ -182,6 +199,8 @@ def needs(
         initializer.needs = frozenset(statistics)  # type: ignore[attr-defined]
         initializer.request = request or (lambda rank, **_: {})  # type: ignore[attr-defined]
         initializer.trains = frozenset(trains)  # type: ignore[attr-defined]
+        initializer.weighting = weighting  # type: ignore[attr-defined]
+        initializer.settle = settle or (lambda hyper, training: hyper)  # type: ignore[attr-defined]
         return initializer
 
     return declare

@@ -44,6 +44,7 @@ class CalibrationSettings:
     mode: Literal["eval", "train"]  # dropout off or on
     memory_budget: int = number(least=0)  # bytes for the statistics' own state
     cache: bool
+    weighting: Literal["samples", "tokens"] | None = None  # what the loss is a mean over; null: the initializer's own
 
 
 @dataclass(frozen=True, kw_only=True)

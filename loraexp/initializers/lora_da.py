@@ -54,7 +54,7 @@ class Step:
         return self.solve(self.G.mT @ ((self.G @ solved) / self.y**2)) - variance * solved
 
 
-@needs("gradient", "input_moment", "output_moment", "population")
+@needs("gradient", "input_moment", "output_moment", "population", weighting="samples")
 def lora_da(
     layer: Layer,
     *,
@@ -71,9 +71,10 @@ def lora_da(
 ) -> Factors:
     """Project the Fisher-preconditioned step on the r directions of least estimation variance less explained bias.
 
-    LoRA-DA, Algorithm 1 with the minus of its equation 21, equations 17 to 19, appendix D. `G` (d_out, d_in) is the
-    mean-loss gradient; `Z = E[h hᵀ]` (d_in, d_in) and `y = E[μ²]` (d_out,) are means over unpadded tokens, μ the
-    gradient of the sample's own loss; `N` is the size of the training set; β, γ are `variance_weight`, `gamma`:
+    LoRA-DA, Algorithm 1 with the minus of its equation 21, equations 17 to 19, appendix D.
+    `G = 1/|S| Σ_j ∇ℓ_j` (d_out, d_in), each ℓ_j a sample's own mean loss (init.weighting); `Z = E[h hᵀ]` (d_in, d_in) and
+    `y = E[μ²]` (d_out,) are means over unpadded tokens, μ the gradient of the sample's own loss; `N` is the size of the
+    training set; β, γ are `variance_weight`, `gamma`:
 
         Δ = −Z⁻¹ Gᵀ diag(1/y)  (d_in, d_out)           only the diagonal of the output Fisher is used (appendix D)
         Ω = β (Σ_i 1/y_i)/N · Z⁻¹ − Δ Δᵀ  (d_in, d_in)

@@ -11,7 +11,7 @@ from loraexp.adapter.layer import Factors, Layer, Start, needs
 from loraexp.initializers.lora_da import lora_da
 
 
-@needs("gradient", "input_moment", "output_moment", "population", trains=("B",))
+@needs("gradient", "input_moment", "output_moment", "population", trains=("B",), weighting="samples")
 def lora_da_fa(
     layer: Layer,
     *,

@@ -15,7 +15,7 @@ def request(rank: int, **_: Any) -> dict[str, LeadingRequest]:
     return {"leading_gradient": LeadingRequest(k=2 * rank, oversample=2 * rank, iterations=4)}
 
 
-@needs("leading_gradient", request=request)
+@needs("leading_gradient", request=request, weighting="samples")
 def lora_ga(
     layer: Layer,
     *,
@@ -28,8 +28,8 @@ def lora_ga(
 ) -> Factors:
     """Give A the leading r input directions of the gradient and B the next r output directions.
 
-    Wang et al. 2024 (arXiv 2407.05000), Algorithm 1. `G` (d_out, d_in) is the gradient of the mean loss over the label
-    tokens of the calibration rows, `G = P Σ Qᵀ`:
+    Wang et al. 2024 (arXiv 2407.05000), Algorithm 1. `G` (d_out, d_in) is the gradient of the loss, a mean over the
+    calibration rows of each row's own mean loss (init.weighting), `G = P Σ Qᵀ`:
 
         A0 = c Qᵀ[:r]  (r, d_in),      B0 = c P[:, r:2r]  (d_out, r),      no singular values in either
 

@@ -18,7 +18,7 @@ def request(rank: int, flavour: str = "paper", **_: Any) -> dict[str, LeadingReq
     return {"leading_gradient": LeadingRequest(k=rank, oversample=max(rank, 8), iterations=4)}
 
 
-@needs("leading_gradient", request=request)
+@needs("leading_gradient", request=request, weighting="samples")
 def lora_one(
     layer: Layer,
     *,
@@ -31,8 +31,8 @@ def lora_one(
 ) -> Factors:
     """Start from the best rank-r approximation of the negative gradient, up to a scale.
 
-    LoRA-One, Algorithm 1 (spectral initialisation). `G` (d_out, d_in) is the gradient of the mean loss over the label
-    tokens of the calibration rows, `-G = P Σ Qᵀ`, `s` is `scale`:
+    LoRA-One, Algorithm 1 (spectral initialisation). `G` (d_out, d_in) is the gradient of the loss, a mean over the
+    calibration rows of each row's own mean loss (init.weighting), `-G = P Σ Qᵀ`, `s` is `scale`:
 
         A0 = √(1/s) (Σ_r/Σ_0)^{1/2} Qᵀ_r  (r, d_in),      B0 = √(1/s) P_r (Σ_r/Σ_0)^{1/2}  (d_out, r)
 

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from loraexp.adapter import linalg
-from loraexp.adapter.layer import Factors, Layer, Start, needs
+from loraexp.adapter.layer import Factors, Layer, Start, Training, needs
 
 
-@needs("summed_gradient", trains=("R",))
+def settle(hyper: dict[str, Any], training: Training) -> dict[str, Any]:
+    """Fill in a `step_size` of None, the η of equation 7.
+
+    paper: the rate of the first step, lr times the schedule's factor there. released: `lr / (warmup_ratio · steps)`,
+    steps being the batches of its estimation loader in all epochs, of `loader_batch` rows each, or those of the training.
+    Raises ValueError where `released` would divide by a warm-up of zero.
+    """
+    if hyper.get("step_size") is not None:
+        return hyper
+    if hyper.get("flavour", "paper") == "paper":
+        return hyper | {"step_size": training.lr * training.factor}
+    if training.warmup_ratio == 0:
+        raise ValueError(
+            "init.flavour=released divides lr by train.warmup_ratio, which is 0: set train.warmup_ratio above 0, or init.step_size"
+        )
+    batch = hyper.get("loader_batch")
+    steps = training.steps if batch is None else math.ceil(training.rows / batch) * training.epochs
+    return hyper | {"step_size": training.lr / (training.warmup_ratio * steps)}
+
+
+@needs("summed_gradient", trains=("R",), weighting="samples", settle=settle)
 def lora_sb(
     layer: Layer,
     *,
     rank: int,
     scaling: float,
     generator: torch.Generator,
-    step_size: float,
+    step_size: float | None = None,
+    flavour: Literal["paper", "released"] = "paper",
+    loader_batch: int | None = None,
     noise: float = 0.0,
     delta: Literal["sign", "kaiming"] = "sign",
     factors: Literal["orthonormal", "us"] = "orthonormal",
@@ -33,16 +56,19 @@ def lora_sb(
         A = Vh_r  (r, d_in),      B = U_r  (d_out, r),      R0 = diag(S_r) / s  (r, r, all of it trained)
 
     so that `BᵀB = A Aᵀ = I` and `s B R0 A` is the best rank-r approximation of `ΔW`. Training starts there.
+    A run fills in a `step_size` of None by `settle`: the scheduled first step, or with flavour=released the code's.
 
         noise:          ΔW + N(0, noise²)                                              (Table 4)
         delta=kaiming:  a Kaiming normal matrix N(0, 2/d_in) in place of ΔW            (Table 4; reads no gradient)
         factors=us:     B = U_r S_r, R0 = I / s, neither orthonormal nor optimal       (equations 36 to 39)
 
-    Differs from the released code: its step size is lr / (warmup_ratio · len(estimation loader) · epochs).
     Raises ValueError for a rank above min(d_out, d_in), a `step_size` or scaling that is not positive, a negative
     `noise`, a zero gradient or an unknown choice; MissingStatistic without a summed gradient.
     """
     linalg.check_rank(layer.name, rank, min(layer.W.shape), "the singular triplets of its first update")
+    linalg.check_choice("paper", "released", flavour=flavour)
+    if step_size is None:
+        raise ValueError("step_size=None: expected a number; a run takes it from its learning rate and schedule")
     linalg.check_positive(scaling=scaling, step_size=step_size)
     linalg.check_choice("sign", "kaiming", delta=delta)
     linalg.check_choice("orthonormal", "us", factors=factors)

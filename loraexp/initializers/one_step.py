@@ -10,7 +10,7 @@ from loraexp.adapter import linalg
 from loraexp.adapter.layer import Factors, Layer, Start, needs
 
 
-@needs("gradient", trains=())
+@needs("gradient", trains=(), weighting="samples")
 def one_step(
     layer: Layer,
     *,
@@ -23,8 +23,8 @@ def one_step(
 ) -> Factors:
     """Take one gradient step, whole or in its best rank-r approximation, and train nothing.
 
-    LoRA-One, section 6.1 and Table 2. `G` (d_out, d_in) is the gradient of the mean loss over the label tokens of the
-    calibration rows, `G = P Σ Qᵀ`, η* is `step_size`, η the scaling:
+    LoRA-One, section 6.1 and Table 2. `G` (d_out, d_in) is the gradient of the loss, a mean over the calibration rows
+    of each row's own mean loss (init.weighting), `G = P Σ Qᵀ`, η* is `step_size`, η the scaling:
 
         full:      η B A = -η* G            A (m, d_in) and B (d_out, m), m = min(d_out, d_in): one of them the identity
         low_rank:  η B A = -η* P_r Σ_r Qᵀ_r      A (r, d_in), B (d_out, r), the singular values split evenly

@@ -27,7 +27,7 @@ from loraexp.records.record import Record
 from loraexp.run import kept
 from loraexp.run.checkpoint import Checkpoint
 from loraexp.run.evaluate import evaluate
-from loraexp.run.initialise import initialize
+from loraexp.run.initialise import initialize, settled, training_of
 from loraexp.run.train import train
 
 
@@ -98,7 +98,8 @@ def recorded(settings: Settings, plain: dict[str, Any], folder: Path, quiet: boo
 
 
 def check_model(settings: Settings) -> None:
-    """The targets are in the model and the rank fits them: seen on its skeleton, before any weight is loaded."""
+    """The targets are in the model, the rank fits them, and the initializer's hyper-parameters the training: seen on
+    the model's skeleton, before any weight is loaded."""
     try:
         skeleton = load.skeleton(settings.model)
     except load.SourceError:
@@ -110,6 +111,7 @@ def check_model(settings: Settings) -> None:
         targets = load.target_layers(skeleton, settings.model.targets, head)
         load.check_rank(targets, settings.rank)
         load.choose_device(settings.device)
+        settled(make(settings.init), training_of(settings, rows=1))
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -15,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loraexp.adapter.layer import Factors, Layer
+from loraexp.adapter.layer import Factors, Layer, Training
 from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import bar
 from loraexp.run.evaluate import autocast, to_device
+from loraexp.run.train import schedule, total_steps
 from loraexp.statistics import Calibration, Collected, Report, collect, fingerprint, layer_generator, weight
 
 if TYPE_CHECKING:
@@ -119,15 +121,33 @@ def statistics_of(
             outputs=objective.outputs,
             population=len(examples),
             sample_losses=objective.sample_losses if hasattr(task, "sample_losses") else None,
+            weighting=calibration.weighting or function.weighting,
         ),
         function.needs,
         function.request(settings.rank, **initializer.keywords),
         budget=calibration.memory_budget,
+        rank=settings.rank,
         mode=calibration.mode,
         seed=settings.seed,
         cache=Path(settings.cache_root) / "statistics" if calibration.cache else None,
         cache_key=f"{fingerprint(model)}-{settings.precision}-{task.name}-{task.version}" if calibration.cache else "",
     )
+
+
+def training_of(settings: Settings, rows: int) -> Training:
+    """The training that follows; one of no steps counts as that of its epochs, which it stands for."""
+    chosen = settings.train
+    total, per_epoch = total_steps(chosen, rows)
+    total = total or max(1, math.ceil(chosen.epochs * per_epoch))
+    factor = schedule(chosen.scheduler, 0, total, chosen.warmup_ratio)
+    epochs = total / per_epoch
+    return Training(lr=settings.lr, factor=factor, warmup_ratio=chosen.warmup_ratio, steps=total, epochs=epochs, rows=rows)
+
+
+def settled(initializer: partial, training: Training) -> partial:
+    """The initializer with the hyper-parameters filled in that follow from the training."""
+    function: Any = initializer.func
+    return partial(function, **function.settle(initializer.keywords, training))
 
 
 def initialize(
@@ -147,6 +167,7 @@ def initialize(
     """
     began = time.perf_counter()
     reset_peak(device)
+    initializer = settled(initializer, training_of(settings, len(task.splits["train"])))
     objective = Objective(task, device, settings.precision)
     before = objective.probe(model, settings.calibration)
     function: Any = initializer.func
@@ -172,6 +193,7 @@ def initialize(
     }
     ledger = {
         "initializer": settings.init["name"],
+        "hyper_parameters": initializer.keywords,
         "cost": cost,
         "statistics": dataclasses.asdict(collected.report),
         "loss": {"before": before},

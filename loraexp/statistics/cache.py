@@ -19,7 +19,7 @@ from loraexp.adapter.layer import Curvature
 from loraexp.adapter.linalg import SVD
 from loraexp.statistics.calibration import Batch
 
-VERSION = 1  # of the code that makes statistics: a change of what they hold, or of the mask rule, takes the next number
+VERSION = 2  # of the code that makes statistics: a change of what they hold, or of the mask rule, takes the next number
 MANIFEST = "manifest.json"
 
 

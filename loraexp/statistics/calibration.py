@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraexp.adapter.layer import Weighting
+
 Batch = Mapping[str, Tensor]
+IGNORED = -100  # the label of a token that is not in the loss
 CROSS_ATTENTION = {"EncDecAttention", "encoder_attn", "crossattention", "cross_attn"}
 KEYS_AND_VALUES = {"k", "v", "key", "value", "k_proj", "v_proj"}
 
@@ -22,8 +25,11 @@ class Calibration:
 
     `batches`: CPU tensors by name, samples first. `loss_sum(model, batch)`: the sum of the losses of all label tokens,
     and their count. `outputs(model, batch)`: the logits (n, C). `population`: the size N of the training set.
-    `sample_losses(model, batch)`: the losses L_i (n,) of the samples, for tasks with several label tokens per sample;
-    None says that a sample has one label, so that L_i are the terms of `loss_sum`.
+    `sample_losses(model, batch)`: each sample's mean loss over its own label tokens (n,), for tasks with several label
+    tokens per sample; None says that a sample has one label, and both weightings are the same.
+    `weighting` says what the loss L is a mean over, for every statistic of a loss. Both are `L = (1/n) Σ_i L_i` over
+    the n samples: "samples" has `L_i` the mean over the T_i label tokens of sample i, "tokens" their sum times n/ΣT, so
+    that L is the mean over all label tokens.
     All three callables are handed one stand-in for the model: the forward pass that one of them ran serves the others.
     """
 
@@ -32,16 +38,18 @@ class Calibration:
     outputs: Callable[[Any, Any], Tensor]
     population: int
     sample_losses: Callable[[Any, Any], Tensor] | None = None
+    weighting: Weighting = "tokens"
 
 
 def samples_in(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
-def tokens_in(batch: Batch) -> int:
-    """Unpadded tokens of the model's input; samples where the input has no attention mask."""
-    mask = batch.get("attention_mask")
-    return samples_in(batch) if mask is None else int((mask != 0).sum())
+def tokens_in(batch: Batch, source: str | None = "attention_mask") -> int:
+    """Unpadded tokens of the model's input, or of what the entry `source` masks; samples where there is no such mask."""
+    if source is None or source not in batch:
+        return samples_in(batch)
+    return int((batch[source] != (IGNORED if source == "labels" else 0)).sum())
 
 
 def mask_source(name: str, batch: Batch, encoder_decoder: bool) -> str | None:
@@ -67,7 +75,7 @@ def token_mask(name: str, leading: torch.Size, batch: Batch, encoder_decoder: bo
     source = mask_source(name, batch, encoder_decoder)
     if source is None or tuple(leading) == (samples_in(batch),):
         return None
-    mask = batch[source] != (-100 if source == "labels" else 0)
+    mask = batch[source] != (IGNORED if source == "labels" else 0)
     if mask.numel() != leading.numel():
         raise ValueError(
             f"layer {name}: input rows {tuple(leading)} fit neither the {samples_in(batch)} samples nor {source} "

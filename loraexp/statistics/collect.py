@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,11 +18,11 @@ from loraexp.adapter.linalg import SVD, Product, randomized_svd, randomized_svd_
 from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.statistics import cache as disk
 from loraexp.statistics.accumulators import Accumulator, Diagonal, InputMoment, Outer
-from loraexp.statistics.calibration import Calibration, layer_generator
+from loraexp.statistics.calibration import Calibration, layer_generator, mask_source, tokens_in
 from loraexp.statistics.curvature import cancelling, collect_curvature
 from loraexp.statistics.hooks import Sweeper, distributed, gathered
 from loraexp.statistics.plan import Plan, Size, plan
-from loraexp.statistics.probes import LOSS, SAMPLE
+from loraexp.statistics.probes import LOSS
 
 Request = Mapping[str, LeadingRequest | CurvatureRequest]
 MATRICES = frozenset({"gradient", "summed_gradient", "input_moment", "output_moment"})
@@ -66,6 +67,7 @@ def collect(
     request: Request,
     *,
     budget: int,
+    rank: int = 1,
     mode: Literal["eval", "train"] = "eval",
     seed: int = 0,
     cache: Path | None = None,
@@ -75,13 +77,16 @@ def collect(
 ) -> Collected:
     """Collect `needs` for every target (name → linear module inside the model) from the calibration batches.
 
-    `gradient`: of the mean loss over all label tokens. `summed_gradient`: of `Σ_i L_i`. `input_moment` `E[h hᵀ]`,
-    `output_moment` `E[μ²]`: means over unpadded tokens, μ of the sample's own loss. All in float32 or better.
+    With `L = (1/n) Σ_i L_i` as `calibration.weighting` has it: `gradient`, `leading_gradient`, the core of `curvature`:
+    of L. `summed_gradient`: of `Σ_i L_i`. `input_moment` `E[h hᵀ]`, `output_moment` `E[μ²]`: means over unpadded tokens,
+    μ of the sample's own loss L_i. All in float32 or better, and none depends on padding, on how the samples are split
+    into batches, or on the number of processes.
     `request` holds the sizes that `leading_gradient` and `curvature` are asked for. `budget`: bytes for the statistics'
     own state, beyond model and activations; `plan` says what it does. The model's flags and hooks and the global random
     state are as before whenever no batch is being run. `cache_key` says what else the statistics depend on and the
-    batches do not show: `fingerprint(model)`, task, loss.
+    batches do not show: `fingerprint(model)`, task, loss. `rank`: of the factors that will be made.
 
+    Warns for a layer that sees fewer tokens than the directions that its factors take of a gradient.
     Raises ValueError for an unknown statistic, a missing request, no batches, too few samples for the rank;
     FloatingPointError naming batch and layer for a statistic that is not finite.
     """
@@ -89,6 +94,7 @@ def collect(
     loss = request["curvature"].loss if isinstance(request.get("curvature"), CurvatureRequest) else "squared"  # type: ignore[union-attr]
     sweeper = Sweeper(model, targets, calibration, mode, seed, loss, progress)
     check_samples(sweeper.samples, sweeper.tokens, needs, request)
+    warn_of_few_tokens(tokens_by_layer(sweeper), needs, request, rank)
     report = Report(samples=sweeper.samples, tokens=sweeper.tokens)
     entry = None
     if cache is not None and needs - {"population"}:
@@ -99,6 +105,7 @@ def collect(
             "needs": sorted(needs),
             "request": {name: asdict(asked) for name, asked in request.items() if name in needs},
             "mode": mode,
+            "weighting": "samples" if sweeper.by_sample else "tokens",
             "seed": seed if mode == "train" or not needs.isdisjoint({"leading_gradient", "curvature"}) else None,
             "dtypes": [str(parameter.dtype) for parameter in model.parameters()],
         }
@@ -151,8 +158,7 @@ def statistics(
     likes = {name: like(module, sweeper.device) for name, module in sweeper.targets.items()}
     unpooled = cancelling(sweeper, likes) if "curvature" in needs else frozenset()
     known = {n: Size(x.shape[0], x.shape[1], x.element_size(), n in unpooled) for n, x in likes.items()}
-    own = sweeper.calibration.sample_losses is not None
-    chosen = plan(known, needs, request, sweeper.samples, budget, sample_losses=own)
+    chosen = plan(known, needs, request, sweeper.samples, budget)
     report.way, report.state_bytes = str(chosen), chosen.bytes
     sweeper.expected_batches = sweeper.done_batches + chosen.visits * len(sweeper.calibration.batches)
 
@@ -179,23 +185,18 @@ def whole_matrices(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """One sweep for the whole matrices of a group of layers; each is let go of before the next layer is asked for."""
     wanted = (needs & MATRICES) | ({"gradient"} if chosen.leading == "whole" else set())
-    own = SAMPLE if sweeper.calibration.sample_losses is not None else LOSS
-    main = LOSS if "gradient" in wanted else own
     make: dict[str, Callable[[Tensor], Accumulator]] = {
         "gradient": lambda x: Outer(LOSS, x),
-        "summed_gradient": lambda x: Outer(own, x),
-        "input_moment": lambda x: InputMoment(None if wanted == {"input_moment"} else main, x),
-        "output_moment": lambda x: Diagonal(own, x),
+        "summed_gradient": lambda x: Outer(LOSS, x),
+        "input_moment": lambda x: InputMoment(None if wanted == {"input_moment"} else LOSS, x),
+        "output_moment": lambda x: Diagonal(LOSS, x),
     }
     order = [statistic for statistic in make if statistic in wanted]
     sums = sweeper.run(lambda: {n: [make[s](x) for s in order] for n, x in likes.items()}) if order else {}
     for name in likes:
         values = small.pop(name)
         for statistic, accumulator in zip(order, sums.pop(name, []), strict=True):
-            total, *count = accumulator.sums
-            if statistic != "summed_gradient":
-                total /= count[0].to(total) if count else sweeper.labels
-            values[statistic] = total
+            values[statistic] = scaled(statistic, accumulator, sweeper)
         if chosen.leading == "whole":
             asked = request["leading_gradient"]
             assert isinstance(asked, LeadingRequest)
@@ -207,6 +208,21 @@ def whole_matrices(
                 del values["gradient"]
         yield name, values
         del values
+
+
+def scaled(statistic: str, accumulator: Accumulator, sweeper: Sweeper) -> Tensor:
+    """A sum over the terms of the loss as the statistic that it stands for, in its own memory.
+
+    The terms are label tokens where they are not samples: the sample's own loss `L_i` is then their sum times n/ΣT.
+    """
+    total, *count = accumulator.sums
+    share = sweeper.samples / max(sweeper.losses, 1)  # n/ΣT; 1 where the terms are the samples
+    if statistic == "gradient":
+        return total.div_(sweeper.losses)
+    if statistic == "summed_gradient":
+        return total.mul_(share)
+    total /= count[0].to(total)
+    return total.mul_(share**2) if statistic == "output_moment" else total
 
 
 def sketched_leading(sweeper: Sweeper, likes: Mapping[str, Tensor], request: Request) -> dict[str, SVD]:
@@ -230,7 +246,7 @@ def sketched_leading(sweeper: Sweeper, likes: Mapping[str, Tensor], request: Req
         sums = sweeper.run(make)
         products = {}
         for name, product in current.items():
-            answer = sums.pop(name)[0].sums[0] / sweeper.labels
+            answer = sums.pop(name)[0].sums[0] / sweeper.losses
             try:
                 products[name] = steps[name].send(answer if product.side == "right" else answer.mT)
             except StopIteration as stop:
@@ -301,6 +317,35 @@ def check_samples(samples: int, tokens: int, needs: frozenset[str], request: Req
         raise ValueError(
             f"init.samples={samples} with {tokens} tokens: too few for the {leading.k} leading singular vectors of the "
             f"gradient; expected at least {leading.k} tokens, raise init.samples or lower rank"
+        )
+
+
+def tokens_by_layer(sweeper: Sweeper) -> dict[str, int]:
+    """The calibration tokens that reach each layer, padding aside: those of the decoder are not those of the encoder."""
+    sources = {
+        name: [mask_source(name, batch, sweeper.encoder_decoder) for batch in sweeper.calibration.batches] for name in sweeper.targets
+    }
+    counted: dict[tuple[str | None, ...], int] = {}
+    for which in set(map(tuple, sources.values())):
+        pairs = zip(which, sweeper.calibration.batches, strict=True)
+        counted[which] = sum(tokens_in(batch, source) for source, batch in pairs)
+    own = {name: counted[tuple(which)] for name, which in sources.items()}
+    return {name: sum(share[name] for share in shares) for shares in [gathered(own)] for name in own}
+
+
+def warn_of_few_tokens(tokens: Mapping[str, int], needs: frozenset[str], request: Request, rank: int) -> None:
+    """A gradient is a sum of one outer product a token: with fewer tokens than the rank, what is left is rounding."""
+    if needs.isdisjoint({"gradient", "leading_gradient", "summed_gradient", "curvature"}):
+        return
+    asked = request.get("leading_gradient")
+    directions = max(rank, asked.k) if "leading_gradient" in needs and isinstance(asked, LeadingRequest) else rank
+    for count in sorted({count for count in tokens.values() if count < directions}):
+        first, *others = (name for name, own in tokens.items() if own == count)
+        also = f" (and {len(others)} more, the last {others[-1]})" if others else ""
+        warnings.warn(
+            f"layer {first}{also}: the calibration rows bring it {count} tokens, so its gradient has at most {count} "
+            f"directions, and rank={rank} takes {directions}: the others are rounding; raise init.samples or lower rank",
+            stacklevel=3,
         )
 
 

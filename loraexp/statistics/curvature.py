@@ -248,14 +248,14 @@ def projections(w: Weight, thetas: tuple[Pass, ...], U_S: Tensor, U_T: Tensor) -
 
 def projected_core(sums: list[Accumulator], sweeper: Sweeper) -> tuple[Tensor, Tensor | None]:
     """The core of the mean loss, and Θ, both in float64, from their accumulators."""
-    core = double(sums[0].sums[0]) / sweeper.labels
+    core = double(sums[0].sums[0]) / sweeper.losses
     return core, sums[1].sums[0] if len(sums) > 1 else None
 
 
 def whole_core(found: list[tuple[Basis, float]], sums: list[Accumulator], sweeper: Sweeper) -> tuple[Tensor, Tensor | None]:
     """The same from the whole gradient and the rows, or the moment, of Θ."""
     U_S, U_T = (basis.U for basis, _ in found)
-    core = U_T.mT @ double(sums[0].sums[0]) @ U_S / sweeper.labels
+    core = U_T.mT @ double(sums[0].sums[0]) @ U_S / sweeper.losses
     if len(sums) == 1:
         return core, None
     ask = Ask(True, U_T)

@@ -20,7 +20,7 @@ from loraexp.statistics.calibration import (
     token_mask,
     tokens_in,
 )
-from loraexp.statistics.probes import LOSS, SAMPLE, Pass, probe_sum
+from loraexp.statistics.probes import LOSS, Pass, probe_sum
 
 Sums = dict[str, list[Accumulator]]
 
@@ -174,7 +174,10 @@ class Sweeper:
         self.samples, self.batch_count, self.tokens = (sum(column) for column in zip(*shares, strict=True))
         rank = dist.get_rank() if distributed() else 0
         self.first_sample, self.first_batch = (sum(share[k] for share in shares[:rank]) for k in (0, 1))
-        self.labels = 0  # of the last sweep that ran the loss
+        if calibration.weighting not in ("samples", "tokens"):
+            raise ValueError(f"init.weighting={calibration.weighting!r}: expected samples or tokens")
+        self.by_sample = calibration.weighting == "samples" and calibration.sample_losses is not None
+        self.losses = 0  # terms of the loss in the last sweep that ran it: samples, or label tokens
         self.forwards = self.backwards = 0.0  # passes over all samples so far
         self.expected_batches = 0  # of the whole plan, for the progress display
         self.done_batches = 0
@@ -189,14 +192,14 @@ class Sweeper:
         batches = self.calibration.batches
         if first_samples is not None:
             batches = [{name: x[:first_samples] for name, x in batch.items()} for batch in batches[:1]]
-        labels, reached = self._accumulate(sums, batches)
+        losses, reached = self._accumulate(sums, batches)
         names = list(sums)
-        counts = torch.tensor([labels, *(name in reached for name in names)], dtype=torch.int64, device=self.device)
+        counts = torch.tensor([losses, *(name in reached for name in names)], dtype=torch.int64, device=self.device)
         tensors = [tensor for accumulators in sums.values() for a in accumulators for tensor in a.sums]
         for tensor in [counts, *tensors]:
             if distributed():
                 dist.all_reduce(tensor)
-        self.labels = int(counts[0])
+        self.losses = int(counts[0])
         if not all_finite(tensors):
             self._blame(make)
         for name, count in zip(names, counts[1:].tolist(), strict=True):
@@ -208,29 +211,29 @@ class Sweeper:
         return sums
 
     def _accumulate(self, sums: Sums, batches: Sequence[Batch], first: int = 0) -> tuple[int, set[str]]:
-        """One pass over batches, which begin with batch `first` of this process; returns the number of labels, and the
-        layers that were seen."""
+        """One pass over batches, which begin with batch `first` of this process; returns the number of terms of the
+        loss, and the layers that were seen."""
         passes = sorted({which for accumulators in sums.values() for a in accumulators for which in a.on})
         share = sum(map(samples_in, batches)) / max(sum(map(samples_in, self.calibration.batches)), 1)
         self.forwards += share
         self.backwards += share * len(passes)
-        labels = 0
+        losses = 0
         reached: set[str] = set()
         sample = self.first_sample + sum(map(samples_in, self.calibration.batches[:first]))
         with prepared(self.model, self.mode):
             for index, batch in enumerate(batches, first):
-                labels += self._batch(sums, passes, batch, index, sample, reached)
+                losses += self._batch(sums, passes, batch, index, sample, reached)
                 sample += samples_in(batch)
                 self.done_batches += 1
                 if self.progress is not None:
                     self.progress(self.done_batches, max(self.expected_batches, self.done_batches))
-        return labels, reached
+        return losses, reached
 
     def _batch(self, sums: Sums, passes: Sequence[Pass], given: Batch, index: int, first_sample: int, reached: set[str]) -> int:
         batch = {name: x.to(self.device, non_blocking=True) for name, x in given.items()}
         hooks = BatchHooks(sums, batch, first_sample, passes, self.encoder_decoder)
         once = Once(self.model)
-        labels = 0
+        losses = 0
         randomness = own_randomness(self.device, self.seed, self.first_batch + index)
         # The hooks stay for the backward passes: gradient checkpointing runs the forward again there.
         with randomness, hooks.attached(self.targets), torch.set_grad_enabled(bool(passes)):
@@ -241,7 +244,7 @@ class Sweeper:
             for which in passes:
                 scalar, counted = self._scalar(once.rewind(), batch, which, first_sample)
                 scalars.append(scalar)
-                labels += counted
+                losses += counted
             del once
             for which, scalar in zip(passes, scalars, strict=True):
                 hooks.current = which
@@ -253,16 +256,15 @@ class Sweeper:
                 scalar.backward(retain_graph=which != passes[-1])
                 hooks.end_of_pass()
         reached |= hooks.reached
-        return labels
+        return losses
 
     def _scalar(self, once: Once, batch: Batch, which: Pass, first_sample: int) -> tuple[Tensor, int]:
-        """What a pass differentiates, and the label tokens it counted."""
+        """What a pass differentiates, and the number of losses that are in it: samples, or label tokens."""
+        if which == LOSS and self.by_sample:
+            assert self.calibration.sample_losses is not None
+            return self.calibration.sample_losses(once, batch).sum(), samples_in(batch)
         if which == LOSS:
             return self.calibration.loss_sum(once, batch)
-        if which == SAMPLE:
-            if self.calibration.sample_losses is None:
-                return self.calibration.loss_sum(once, batch)[0], 0
-            return self.calibration.sample_losses(once, batch).sum(), 0
         return probe_sum(self.calibration.outputs(once, batch), which, self.loss, self.seed, first_sample), 0
 
     def _blame(self, make: Callable[[], Sums]) -> None:

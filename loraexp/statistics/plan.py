@@ -67,21 +67,15 @@ def plan(
     request: Mapping[str, LeadingRequest | CurvatureRequest],
     samples: int,
     budget: int,
-    *,
-    sample_losses: bool = False,
 ) -> Plan:
     """Choose how to collect `needs` from `samples` samples with `budget` bytes of state.
 
-    Whole matrices are held for a group of layers at a time, at least one. `sample_losses`: the samples' losses are not
-    the terms of the loss, so they take a backward pass of their own.
+    Whole matrices are held for a group of layers at a time, at least one.
     """
-    own_losses = sample_losses and not needs.isdisjoint({"summed_gradient", "output_moment"})
     matrices = needs & {"gradient", "summed_gradient", "input_moment", "output_moment"}
 
     def grouped(wanted: frozenset[str]) -> Way:
         backwards = int(not wanted <= {"input_moment"})
-        if own_losses and "gradient" in wanted:
-            backwards += 1
         groups = group(sizes, lambda size: matrix_bytes(size, wanted), budget)
         largest = max((sum(matrix_bytes(sizes[name], wanted) for name in names) for names in groups), default=0)
         return Way("whole", len(groups) * (1 + backwards), len(groups), largest, groups)

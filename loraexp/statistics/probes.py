@@ -1,4 +1,4 @@
-"""The backward passes of a sweep: the loss, the samples' losses, and random probes of the model's outputs."""
+"""The backward passes of a sweep: the loss, and random probes of the model's outputs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from loraexp.statistics.calibration import layer_generator
 
 
 class Pass(NamedTuple):
-    """One backward pass: of the summed loss, the samples' losses, or probe `number` for T ("probe") or Θ ("theta")."""
+    """One backward pass: of the summed loss, or of probe `number` for T ("probe") or Θ ("theta")."""
 
-    kind: Literal["loss", "sample", "probe", "theta"]
+    kind: Literal["loss", "probe", "theta"]
     number: int = 0
 
 
-LOSS, SAMPLE = Pass("loss"), Pass("sample")
+LOSS = Pass("loss")
 
 
 def probe_passes(request: CurvatureRequest) -> tuple[Pass, ...]:

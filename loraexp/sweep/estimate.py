@@ -130,7 +130,7 @@ def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
     targets = load.target_layers(model, settings.targets, head)
     weights = sum(stored_bytes(p, module, settings) for module in model.modules() for p in module.parameters(recurse=False))
     products = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
-    statistics = statistics_bytes(made, parts, targets, settings)
+    statistics = statistics_bytes(made, parts, targets)
     shown = partial(activations, settings=settings, length=shape.length, fused=shape.fused)
     largest = max(int(m.in_features) * int(m.out_features) for m in targets.values())  # type: ignore[arg-type]
     work = 0 if full else SVD_WORK * 4 * largest
@@ -187,15 +187,14 @@ def optimizer_bytes(adapters: Adapters, node: dict[str, Any]) -> int:
     return rule(adapters, lr=1e-3, weight_decay=0.0).state_bytes()
 
 
-def statistics_bytes(made: Any, parts: dict[str, Any], targets: Mapping[str, Any], settings: ModelSettings) -> int:
+def statistics_bytes(made: Any, parts: dict[str, Any], targets: Mapping[str, Any]) -> int:
     """What the initializer's statistics hold at once, as the collection plans it within its budget."""
     if not made.needs:
         return 0
     samples, _, budget = parts["calibration"]
     hyper = {k: v for k, v in parts["init"].items() if k not in ("_target_", "_partial_", "name")}
     sizes = {name: Size(m.out_features, m.in_features) for name, m in targets.items()}
-    own = settings.kind != "encoder"
-    return plan_statistics(sizes, made.needs, made.request(parts["rank"], **hyper), samples, budget, sample_losses=own).bytes
+    return plan_statistics(sizes, made.needs, made.request(parts["rank"], **hyper), samples, budget).bytes
 
 
 def activations(model: nn.Module, *, settings: ModelSettings, batch: int, length: int, fused: bool) -> int:

@@ -11,11 +11,13 @@ import torch
 
 from loraexp import cli, config
 from loraexp.adapter.adapted import attach, scaling_factor
-from loraexp.adapter.layer import Factors
+from loraexp.adapter.layer import Factors, Training
+from loraexp.initializers.lora_sb import lora_sb
 from loraexp.machine.processes import Processes
 from loraexp.models import load
 from loraexp.run import experiment
-from loraexp.run.initialise import Made, calibration_rows, initialize
+from loraexp.run.initialise import Made, calibration_rows, initialize, settled, training_of
+from tests.support.helpers import shared_data
 from tests.support.runs import run
 
 INITS = [name for name in config.names("init") if name != "full"]
@@ -120,6 +122,77 @@ def test_a_grid_over_lr_computes_its_statistics_once(tmp_path: Path) -> None:
     for changed in ("seed=1", "init.rows=head", "init.samples=16", "init.basis=2r", "task.max_length=24", "model.weights_seed=1"):
         assert not hit(changed)[0], changed
     assert hit("init.gamma=4")[0]  # what does not enter the statistics does not make them anew
+
+
+TRAINING = Training(lr=2e-3, factor=1 / 32, warmup_ratio=0.02, steps=1563, epochs=1.0, rows=50_000)  # LoRA-SB's Table 7 at lr 2e-3
+
+
+@pytest.mark.parametrize(
+    ("hyper", "step"),
+    [
+        ({}, 2e-3 / 32),  # the scheduled first step of 1,563 with a warm-up of 0.02
+        ({"flavour": "released"}, 2e-3 / (0.02 * 1563)),
+        ({"flavour": "released", "loader_batch": 3}, 2e-3 / (0.02 * 16_667)),  # eg_bs of the code's train_arithmetic.py
+        ({"step_size": 0.1, "flavour": "released"}, 0.1),
+    ],
+)
+def test_the_step_of_lora_sb_is_that_of_the_schedule(hyper: dict, step: float) -> None:
+    assert lora_sb.settle(hyper, TRAINING)["step_size"] == pytest.approx(step, rel=1e-12)
+
+
+def test_the_schedule_of_a_run_gives_the_first_step() -> None:
+    """LoRA-SB's Table 7: 50,000 rows in batches of 32 are 1,563 steps, 32 of them of warm-up, whichever way they are counted."""
+    common = ["init=lora_sb", "task=metamath", "model=tiny-llama", "lr=1e-4", "train.warmup_ratio=0.02", "train.scheduler=cosine"]
+    for how in (["train.epochs=1"], ["train.max_steps=1563"], ["train.max_steps=0"]):
+        settings, _ = config.check(config.compose([*common, "train.batch_size=32", *how]))
+        training = training_of(settings, 50_000)
+        assert (training.steps, training.factor) == (1563, pytest.approx(1 / 32))
+        assert settled(experiment.make(settings.init), training).keywords["step_size"] == pytest.approx(1e-4 / 32)
+    settings, _ = config.check(config.compose([*common, "train.warmup_ratio=0", "init.flavour=released"]))
+    with pytest.raises(config.ConfigError, match=r"init.flavour=released divides lr by train.warmup_ratio, which is 0"):
+        experiment.check_model(settings)
+
+
+def step_zero(*overrides: str) -> tuple[float, float, dict]:
+    """The loss on the same rows before and after initialising, and the ledger."""
+    settings, _ = config.check(config.compose(["init=lora_sb", "device=cpu", *overrides]))
+    task = experiment.tokenise(settings)
+    model = load.load_model(settings.model, dtype=torch.float32, head_seed=0, **experiment.labels(task))
+    head = load.new_modules(model, settings.model.kind)
+    scaling, made = made_for(settings, task, model, load.target_layers(model, settings.model.targets, head))
+    attach(model, made.factors, scaling, head)
+    ledger = made.finish()
+    return ledger["loss"]["before"], ledger["loss"]["after"], ledger
+
+
+def test_the_scheduled_step_lowers_the_loss_of_an_encoder() -> None:
+    common = (
+        "model=minilm",
+        "task=tweets",
+        "task.limit_train=1024",
+        "task.limit_eval=8",
+        "lr=2e-3",
+        "rank=8",
+        "alpha=8",
+        "init.samples=64",
+    )
+    common += ("train.warmup_ratio=0.2", "train.batch_size=8", "train.epochs=1")  # 128 steps, 26 of warm-up
+    before, after, ledger = step_zero(*common)
+    assert after < before and ledger["hyper_parameters"]["step_size"] == pytest.approx(2e-3 / 26)
+    _, peak, _ = step_zero(*common, "init.step_size=2e-3")
+    assert abs(peak - before) > 5 * (before - after)  # 26 times the step
+
+
+@pytest.mark.slow
+def test_the_scheduled_step_lowers_the_loss_of_a_causal_model() -> None:
+    """SmolLM2 on GSM8K at lr 2e-3 and LoRA-SB's warm-up: below the pretrained loss, where the peak rate takes it far above."""
+    data = shared_data("gsm8k")
+    common = ("model=smollm2-135m", "task=gsm8k", f"task.data_dir={data}", "task.limit_train=7473", "task.limit_eval=8", "lr=2e-3")
+    common += ("rank=32", "alpha=32", "init.samples=16", "train.warmup_ratio=0.02", "train.batch_size=4", "train.epochs=1")
+    before, after, ledger = step_zero(*common)  # 37 steps of warm-up
+    assert after < before and ledger["hyper_parameters"]["step_size"] == pytest.approx(2e-3 / 37)
+    _, peak, _ = step_zero(*common, "init.step_size=2e-3")
+    assert peak > before + 1
 
 
 def test_initialising_does_not_change_what_comes_after() -> None:

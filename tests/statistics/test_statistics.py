@@ -119,7 +119,9 @@ def gather(model: nn.Module, given: list[dict[str, Tensor]], needs: set[str], **
 def collected(model: nn.Module, given: list[dict[str, Tensor]], needs: set[str], **options: object) -> Collected:
     names = options.pop("targets", None) or targets_of(model)
     call = {"request": {}, "budget": BIG, "mode": "eval", "seed": 1} | options
-    calibration = Calibration(given, call.pop("loss_sum", loss_sum), outputs, 1000, call.pop("sample_losses", None))
+    calibration = Calibration(
+        given, call.pop("loss_sum", loss_sum), outputs, 1000, call.pop("sample_losses", None), call.pop("weighting", "tokens")
+    )
     return collect(model, names, calibration, frozenset(needs), **call)
 
 
@@ -181,7 +183,8 @@ def test_gradient_is_that_of_autograd_on_the_weight() -> None:
         assert torch.allclose(layers[name].gradient, expected, atol=1e-13)
 
 
-def test_token_losses_are_averaged_over_all_labels_and_samples_by_their_own() -> None:
+@pytest.mark.parametrize("weighting", ["samples", "tokens"])
+def test_the_loss_is_a_mean_over_samples_or_over_label_tokens(weighting: str) -> None:
     model, samples = Tiny(), rows()
 
     def weighted(m: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
@@ -191,13 +194,17 @@ def test_token_losses_are_averaged_over_all_labels_and_samples_by_their_own() ->
     def per_sample(m: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return losses(outputs(m, batch), batch["labels"])
 
-    found = gather(model, batches(samples, SPLIT), {*MATRICES}, loss_sum=weighted, sample_losses=per_sample)
+    told = {"loss_sum": weighted, "sample_losses": per_sample, "weighting": weighting}
+    made = collected(model, batches(samples, SPLIT), {*MATRICES}, **told)
+    found = {layer.name: layer for layer in made.layers}
     counts = [int(label) + 1 for _, label in samples]
-    seen = literal(model, samples)["block.up"]
+    own = [1.0 if weighting == "samples" else c * len(samples) / sum(counts) for c in counts]
+    seen = [(h, w * mu) for (h, mu), w in zip(literal(model, samples)["block.up"], own, strict=True)]
     G = [mu.mT @ h for h, mu in seen]
-    close(found["block.up"].gradient, sum(c * g for c, g in zip(counts, G, strict=True)) / sum(counts))
+    close(found["block.up"].gradient, sum(G) / len(samples))
     close(found["block.up"].summed_gradient, sum(G))
     close(found["block.up"].output_moment, torch.cat([mu for _, mu in seen]).square().mean(0))
+    assert made.report.forward_sweeps == 2  # one backward pass for all of them
 
 
 def test_inputs_alone_run_no_backward_pass() -> None:
@@ -490,7 +497,7 @@ def test_plan_takes_the_fewest_passes_that_fit() -> None:
     assert [name for group in tight.groups for name in group] == list(layers)
     assert "above the budget" in str(tight) and "within the budget" in str(whole)
     assert plan(layers, frozenset({"input_moment"}), {}, 8, 1 << 30).sweeps == 1
-    assert plan(layers, moments, {}, 8, 1 << 30, sample_losses=True).sweeps == 3
+    assert plan(layers, moments, {}, 8, 1 << 30).sweeps == 2
 
 
 def test_report_counts_passes_samples_and_tokens() -> None:
