@@ -10,6 +10,7 @@ from typing import Any
 
 from loraexp.artifacts.table import Entry, Section, Table, source
 from loraexp.machine.files import finite
+from loraexp.results.assumptions import assumptions
 from loraexp.results.provenance import deviations, environments, protocol
 
 
@@ -211,6 +212,7 @@ def as_json(table: Table) -> str:
         "computed": found.computed.values if found.computed is not None else None,
         "claims": table.claims,
         "protocol": protocol(found),
+        "assumptions": assumptions(found),
         "deviations": {"found": deviations(found), "declared": sweep.deviations},
         "problems": found.problems,
         "runs": environments(found),

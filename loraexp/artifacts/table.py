@@ -10,6 +10,7 @@ from typing import Any
 
 from loraexp.config import ConfigError
 from loraexp.results import gather, provenance, significance
+from loraexp.results.assumptions import assumptions
 from loraexp.results.gather import Place, Results, number, printed
 from loraexp.results.significance import Compared
 from loraexp.sweep.schema import Claim, Report, Sweep
@@ -17,6 +18,7 @@ from loraexp.sweep.schema import Claim, Report, Sweep
 FORMATS = ("md", "tex", "csv", "json")
 UNITS = {"percent": "%", "seconds": "s", "minutes": "min", "hours": "h", "million": "millions", "ratio": "×", "count": "", "fraction": ""}
 PLACE = tuple[str, str]
+ASSUMED = "Settings that the paper does not state"
 
 
 @dataclass(kw_only=True)
@@ -223,6 +225,7 @@ def sections(table: Table) -> list[Section]:
         Section(title="Protocol", lines=provenance.protocol(found)),
         Section(title="Deviations from the paper, found in the configuration", lines=provenance.deviations(found)),
         Section(title="Deviations from the paper, declared", lines=list(sweep.deviations)),
+        Section(title=ASSUMED, lines=[f"{group}: {line}" for group, lines in assumptions(found).items() for line in lines]),
         Section(title="Notes", lines=notes),
         Section(title="Problems", lines=found.problems),
         Section(title="Runs", lines=[*provenance.environments(found), f"source: {source(found)}"]),

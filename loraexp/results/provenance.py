@@ -10,6 +10,7 @@ from typing import Any
 from loraexp.machine.progress import spoken
 from loraexp.records.reading import Run, describe
 from loraexp.results.gather import Place, Results
+from loraexp.sweep import computed
 from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Sweep
 
@@ -105,6 +106,8 @@ def sizes(place: Place) -> str:
 def deviations(results: Results) -> list[str]:
     """Where the runs' configuration is not what the paper states, grouped: `model: minilm instead of roberta-base (all)`."""
     sweep = results.sweep
+    if sweep.compute is not None:
+        return deviations_of_computed(sweep)
     said: dict[str, dict[tuple[str, str], str]] = {}
     universe = [key for key, place in results.places.items() if place.runs]
     for key in universe:
@@ -117,6 +120,18 @@ def deviations(results: Results) -> list[str]:
         for what in dict.fromkeys(where.values()):
             places = [key for key, other in where.items() if other == what]
             lines.append(f"{name}: {what} ({in_words(sweep, places, universe)})")
+    return lines
+
+
+def deviations_of_computed(sweep: Sweep) -> list[str]:
+    """Where the keywords of a computed sweep, or the configuration of its runs, are not what the paper states."""
+    lines = []
+    for name, expected in sweep.settings.items():
+        value = computed.value_of(sweep, name, ABSENT)
+        if value is ABSENT:
+            lines.append(f"{name}: no such key instead of {worded(expected)}")
+        elif comparable(value) != comparable(expected):
+            lines.append(f"{name}: {worded(value)} instead of {worded(expected)}")
     return lines
 
 

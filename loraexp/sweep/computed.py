@@ -16,12 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.machine.files import finite, write_json
+from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Sweep
 
 Progress = Callable[[int, int], None]  # progress(done, total)
+ELSEWHERE = ("progress", "output_root", "data_dir", "device")  # where and how, not what
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,33 @@ def check(sweep: Sweep) -> Callable[..., Computed]:
     except ConfigError as error:
         raise ConfigError(f"{sweep.path.name}: {error}") from error
     return config.target(sweep.compute, "compute")
+
+
+def configuration(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keywords that the function is called with, defaults among them, and the resolved configuration of its own runs.
+
+    A function that takes `output_root` files its runs beside all others: their `overrides` are composed like any run's.
+    Of a function without runs the second is empty.
+    """
+    assert sweep.compute is not None
+    parameters = inspect.signature(check(sweep)).parameters
+    keywords = {name: sweep.compute.get(name, parameter.default) for name, parameter in parameters.items() if name not in ELSEWHERE}
+    if "output_root" not in parameters or "overrides" not in keywords:
+        return keywords, {}
+    return keywords, config.check(config.compose(keywords.pop("overrides")))[1]
+
+
+def value_of(sweep: Sweep, key: str, default: Any = None) -> Any:
+    """What a computed sweep has for a key that its paper states: of its runs, a keyword (also `compute.KEY`), or an override."""
+    keywords, plain = configuration(sweep)
+    found = lookup(plain, key, default)
+    if found is not default:
+        return found
+    found = lookup(keywords, key.removeprefix("compute."), default)
+    if found is not default:
+        return found
+    said = dict(word.split("=", 1) for word in keywords.get("overrides") or [] if "=" in word)
+    return yaml.safe_load(said[key]) if key in said else default
 
 
 def run(sweep: Sweep, output_root: str | Path, progress: Progress | None = None, *, force: bool = False) -> Path:

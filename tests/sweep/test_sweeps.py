@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from loraexp.sweep import computed, schema
 from loraexp.sweep.cells import Cell, expand, lookup
 from loraexp.sweep.schema import Sweep
 from tests.support.helpers import REPOSITORY
+from tests.support.thin import loaded, thin, variants
 from tests.tasks.test_tasks import write_glue
 
 ARTIFACTS = {
@@ -37,29 +37,6 @@ def data(monkeypatch: pytest.MonkeyPatch, files: Path) -> Path:
     """The folder that smoke variants read when their sweep names one by $LORAEXP_DATA."""
     monkeypatch.setenv("LORAEXP_DATA", str(files))
     return files
-
-
-@cache
-def loaded(name: str, variant: str | None = None) -> Sweep:
-    return schema.load(name, variant)
-
-
-def variants(name: str) -> list[str | None]:
-    return [None, *loaded(name).variants]
-
-
-def first(grid: dict[str, Any]) -> dict[str, list[Any]]:
-    return {key: values[:1] for key, values in schema.listed(grid).items()}
-
-
-def thin(whole: Sweep) -> Sweep:
-    """The same sweep with one grid point at every place."""
-    parts = {
-        "rows": {name: replace(row, grid=first(row.grid)) for name, row in whole.rows.items()},
-        "columns": {name: replace(column, grid=first(column.grid)) for name, column in whole.columns.items()},
-        "cells": [replace(special, grid=first(special.grid)) for special in whole.cells],
-    }
-    return replace(whole, grid=first(whole.grid), **parts)
 
 
 # ---- all of them

@@ -1,0 +1,33 @@
+"""Sweeps with one grid point at every place: what is true of a place's settings is true of it there too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from loraexp.sweep import schema as sweep
+from loraexp.sweep.schema import Sweep
+
+
+@cache
+def loaded(name: str, variant: str | None = None) -> Sweep:
+    return sweep.load(name, variant)
+
+
+def variants(name: str) -> list[str | None]:
+    return [None, *loaded(name).variants]
+
+
+def first(grid: dict[str, Any]) -> dict[str, list[Any]]:
+    return {key: values[:1] for key, values in sweep.listed(grid).items()}
+
+
+def thin(whole: Sweep) -> Sweep:
+    """The same sweep with one grid point at every place."""
+    parts = {
+        "rows": {name: replace(row, grid=first(row.grid)) for name, row in whole.rows.items()},
+        "columns": {name: replace(column, grid=first(column.grid)) for name, column in whole.columns.items()},
+        "cells": [replace(special, grid=first(special.grid)) for special in whole.cells],
+    }
+    return replace(whole, grid=first(whole.grid), **parts)
