@@ -14,6 +14,7 @@ from loraexp.optimizers.pairs import PairOptimizer, pairs
 from loraexp.optimizers.rule import rule
 from loraexp.optimizers.stepping import AdamW, AdapterOptimizer, Block, State, base_rule, factor_blocks, head_section
 
+FirstStep = Literal["plain", "limit"]
 CHUNK = 2**20  # entries of a d_out × d_in temporary that are worked on at once: 4 MiB in float32
 
 
@@ -60,8 +61,21 @@ def closest(s: System, A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, sca
     return scaled_A + X @ A, scaled_B - B @ (inverse_B @ (B.mT @ scaled_B) + X)
 
 
+def at_zero(s: System, plain: tuple[Tensor, Tensor], ours: tuple[Tensor, Tensor], first: FirstStep) -> tuple[Tensor, Tensor]:
+    """`ours`, with the plain gradients in its place for the layers where B is zero, unless `first` keeps the limit."""
+    if first == "limit":
+        return ours
+    return torch.where(s.no_B, plain[0], ours[0]), torch.where(s.no_B, plain[1], ours[1])
+
+
 def equivalent_gradients(
-    A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float, damping: float = 0.0
+    A: Tensor,
+    B: Tensor,
+    grad_A: Tensor,
+    grad_B: Tensor,
+    scaling: float,
+    damping: float = 0.0,
+    first_step: FirstStep = "plain",
 ) -> tuple[Tensor, Tensor]:
     """The gradients of A and B whose effect `η(B g_A + g_B A)` on W is closest to the full gradient G.
 
@@ -69,13 +83,14 @@ def equivalent_gradients(
     `g_A = (1/η²)(BᵀB)⁻¹ grad_A + X A`, `g_B = (1/η²)(I − B(BᵀB)⁻¹Bᵀ) grad_B (A Aᵀ)⁻¹ − B X`,
     where X solves `BᵀB X + X A Aᵀ = −(1/η²)(BᵀB)⁻¹ grad_A Aᵀ`: of all minimisers, the one nearest to (grad_A, grad_B).
     A (…, r, d_in), B (…, d_out, r), any leading dimensions; the result has the shapes of the gradients.
-    Where B is zero, at the first step, BᵀB has no inverse and the plain gradients are returned. `damping` is relative:
-    `damping · λ_max` is added to each Gram matrix. Raises `FloatingPointError` where one is singular all the same.
-    Differs from the released code, which adds an absolute 1e-8 and at the first step divides by `η² A Aᵀ`.
+    Where B is zero, at the first step, BᵀB has no inverse: `first_step` takes the plain gradients, or as the released
+    code the limit `g_A = 0`, `g_B = (1/η²) grad_B (A Aᵀ)⁻¹`. `damping` is relative: `damping · λ_max` is added to each
+    Gram matrix. Raises `FloatingPointError` where one is singular all the same.
+    Differs from the released code (mrflogs/LoRA-Pro fe26027, DeepSpeed-0.15.1/deepspeed/runtime/zero/stage_1_and_2.py,
+    lorapro_full_adjustment), which adds an absolute 1e-8.
     """
     s = system(A, B, damping)
-    new_A, new_B = closest(s, A, B, grad_A, grad_B, scaling)
-    return torch.where(s.no_B, grad_A, new_A), torch.where(s.no_B, grad_B, new_B)
+    return at_zero(s, (grad_A, grad_B), closest(s, A, B, grad_A, grad_B, scaling), first_step)
 
 
 class LoRAPro(AdapterOptimizer):
@@ -83,14 +98,24 @@ class LoRAPro(AdapterOptimizer):
 
     base: AdamW
 
-    def __init__(self, sections: Sequence[tuple[list[Block], float]], *, weight_decay: float, base: AdamW, damping: float) -> None:
-        self.damping = damping
+    def __init__(
+        self,
+        sections: Sequence[tuple[list[Block], float]],
+        *,
+        weight_decay: float,
+        base: AdamW,
+        damping: float,
+        first_step: FirstStep = "plain",
+        moments: torch.dtype | None = None,
+    ) -> None:
+        self.damping, self.first_step, self.moments = damping, first_step, moments
         super().__init__(sections, weight_decay=weight_decay, base=base)
 
     def new_states(self, blocks: list[Block]) -> list[State]:
         states = super().new_states([block for block in blocks if block.factor is None])
         for _, A, B in pairs(blocks):
-            moments = self.base.state(A.values.new_zeros(len(A.names), B.values.shape[1], A.values.shape[2]))
+            shape = len(A.names), B.values.shape[1], A.values.shape[2]
+            moments = self.base.state(A.values.new_zeros(shape, dtype=self.moments or A.values.dtype))
             states += [moments, {}]
         return states
 
@@ -124,18 +149,23 @@ class LoRAPro(AdapterOptimizer):
     ) -> tuple[Tensor, Tensor]:
         """Update the moments m, v of G̃ in place and bring the AdamW direction `m̂ / (√v̂ + ε)` back to A and B.
 
-        At B = 0 the moments take the limit `G̃ = G Aᵀ(A Aᵀ)⁻¹A`, so that they stay in one unit, and the way back is
-        that of the plain gradient.
+        At B = 0 the moments take the limit `G̃ = G Aᵀ(A Aᵀ)⁻¹A`, so that they stay in one unit; the way back is
+        `first_step`'s. Narrower moments are moved in the precision of A and B and rounded once.
         """
         new_A, new_B = closest(s, A, B, grad_A, grad_B, scaling)
         equivalent = scaling * (B @ new_A + new_B @ A)
+        if m.dtype != equivalent.dtype:
+            narrow, (m, v) = (m, v), (m.to(equivalent.dtype), v.to(equivalent.dtype))
+        else:
+            narrow = None
         m.lerp_(equivalent, 1 - self.base.beta1)
         v.mul_(self.base.beta2).addcmul_(equivalent, equivalent, value=1 - self.base.beta2)
+        if narrow is not None:
+            m, v = (kept.copy_(moved).to(moved.dtype) for kept, moved in zip(narrow, (m, v), strict=True))
         denominator = (v / (1 - self.base.beta2**count)).sqrt_().add_(self.base.eps)
         direction = (m / (1 - self.base.beta1**count)).div_(denominator)
         plain_A, plain_B = scaling * (B.mT @ direction), scaling * (direction @ A.mT)
-        new_A, new_B = closest(s, A, B, plain_A, plain_B, scaling)
-        return torch.where(s.no_B, plain_A, new_A), torch.where(s.no_B, plain_B, new_B)
+        return at_zero(s, (plain_A, plain_B), closest(s, A, B, plain_A, plain_B, scaling), self.first_step)
 
 
 @rule("A", "B", plain_pair=True)
@@ -145,6 +175,8 @@ def lora_pro(
     lr: float,
     weight_decay: float,
     damping: float = 1e-6,
+    first_step: FirstStep = "plain",
+    moments: Literal["float32", "bfloat16"] = "float32",
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
@@ -155,11 +187,31 @@ def lora_pro(
     `G̃ = η(B g_A + g_B A)`; `m, v` are moments of G̃; the direction `Ĝ = m̂/(√v̂ + ε)` goes back through
     `equivalent_gradients(A, B, η BᵀĜ, η Ĝ Aᵀ)`. State: two d_out × d_in matrices per layer.
     `damping` is relative to the largest eigenvalue of each Gram matrix: after the first step BᵀB is of order lr².
+    `first_step` says what the first step, from B = 0, goes back by; see `equivalent_gradients`. `moments=bfloat16` halves
+    the state, as the released code's, whose moments have the dtype of its bf16 weights; steps of v below 2⁻⁹ of it are
+    then rounded away, so with β₂ = 0.999 v falls no more.
     Raises `FloatingPointError`, naming step and layer, where a gradient is not finite or a system is singular.
     """
+    check_named(first_step, moments)
     require_damping(damping)
     sections = [(factor_blocks(adapters, ("A", "B")), lr), head_section(adapters, lr, head_lr)]
-    return LoRAPro(sections, weight_decay=weight_decay, base=AdamW(beta1, beta2, eps), damping=damping)
+    narrow = torch.bfloat16 if moments == "bfloat16" else None
+    return LoRAPro(
+        sections,
+        weight_decay=weight_decay,
+        base=AdamW(beta1, beta2, eps),
+        damping=damping,
+        first_step=first_step,
+        moments=narrow,
+    )
+
+
+def check_named(first_step: str, moments: str = "float32") -> None:
+    """Refuse a choice by a name that there is not."""
+    if first_step not in ("plain", "limit"):
+        raise ValueError(f"optimizer.first_step={first_step!r}: expected plain or limit")
+    if moments not in ("float32", "bfloat16"):
+        raise ValueError(f"optimizer.moments={moments!r}: expected float32 or bfloat16")
 
 
 @rule("A", "B", plain_pair=True)
@@ -170,6 +222,7 @@ def lora_pro_low_memory(
     weight_decay: float,
     base: Literal["adamw", "gd"] = "adamw",
     damping: float = 1e-6,
+    first_step: FirstStep = "plain",
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
@@ -180,10 +233,11 @@ def lora_pro_low_memory(
     The moments are those of `equivalent_gradients`, in the shapes of A and B: cheaper than, and not the same as,
     `lora_pro`. With `base=gd` it is their algorithm for SGD.
     """
+    check_named(first_step)
     require_damping(damping)
     sections = [(factor_blocks(adapters, ("A", "B")), lr), head_section(adapters, lr, head_lr)]
 
     def transform(A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-        return equivalent_gradients(A, B, grad_A, grad_B, scaling, damping)
+        return equivalent_gradients(A, B, grad_A, grad_B, scaling, damping, first_step)
 
     return PairOptimizer(sections, weight_decay=weight_decay, base=base_rule(base, beta1, beta2, eps), transform=transform)

@@ -127,6 +127,21 @@ class AdamW:
 
 
 @dataclass(frozen=True)
+class UncorrectedAdamW(AdamW):
+    """AdamW without the bias correction of its moments: `p ← (1 − lr·λ) p − lr · m / (√v + ε)`.
+
+    Both begin at zero, so its first step is (1 − β₁)/√(1 − β₂) times as long: 3.2 with the usual β₁, β₂.
+    """
+
+    def update(self, values: list[Tensor], gradients: list[Tensor], states: list[State], lr: float, weight_decay: float) -> None:
+        for value, gradient, state in zip(values, gradients, states, strict=True):
+            state["step"] += 1
+            m = state["exp_avg"].lerp_(gradient, 1 - self.beta1)
+            v = state["exp_avg_sq"].mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+            value.mul_(1 - lr * weight_decay).addcdiv_(m, v.sqrt().add_(self.eps), value=-lr)
+
+
+@dataclass(frozen=True)
 class GradientDescent:
     """`p ← (1 − lr·λ) p − lr·m`, `m ← momentum·m + g`; plain gradient descent where momentum is 0, with no state."""
 

@@ -318,6 +318,56 @@ def test_lora_pro_is_the_papers_adamw() -> None:
     assert all(not torch.equal(p, head[n]) for n, p in adapters.others.items())
 
 
+def test_lora_pros_first_step_from_a_zero_B_is_the_released_codes_by_name() -> None:
+    A, _, G = (x.double() for x in problem(0)[:3])
+    adapters = linear_adapter(A, torch.zeros(len(G), len(A), dtype=torch.float64), SCALING)
+    layer = next(iter(adapters))
+    layer.lora_A.grad, layer.lora_B.grad = torch.zeros_like(A), SCALING * G @ A.T
+    lora_pro(adapters, lr=1e-2, weight_decay=0.0, damping=0.0, first_step="limit").step()
+    expected = reference.lora_pro_first_step(A, G, SCALING, 1e-2)
+    torch.testing.assert_close(layer.lora_A.detach(), expected[0], rtol=0, atol=1e-9)
+    torch.testing.assert_close(layer.lora_B.detach(), expected[1], rtol=1e-6, atol=1e-9)
+    B, grad = torch.zeros(len(G), len(A), dtype=torch.float64), SCALING * G @ A.T
+    ours = equivalent_gradients(A, B, torch.zeros_like(A), grad, SCALING, first_step="limit")
+    assert not ours[0].any()
+    torch.testing.assert_close(ours[1], grad @ torch.linalg.pinv(A @ A.T) / SCALING**2)
+
+
+def test_lora_pro_keeps_its_moments_in_bf16_where_asked() -> None:
+    """Half the state; m and v are those of float32, rounded once a step, and the resume is bit by bit."""
+    wide, narrow = adapted(head=False), adapted(head=False)
+    exact, ours = (lora_pro(x, lr=1e-3, weight_decay=0.0, moments=m) for x, m in ((wide, "float32"), (narrow, "bfloat16")))
+    weights = sum(d_out * d_in for d_out, d_in in SHAPES)
+    assert (exact.state_bytes(), ours.state_bytes()) == (2 * 4 * weights + 2 * 4, 2 * 2 * weights + 2 * 4)
+    for adapters, optimizer in ((wide, exact), (narrow, ours)):
+        set_gradients(adapters, 0)
+        optimizer.step()
+    for key, theirs in zip(ours.state, exact.state, strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in ours.state[key]:
+                assert ours.state[key][name].dtype == torch.bfloat16
+                assert torch.equal(ours.state[key][name], exact.state[theirs][name].bfloat16())
+    assert_close(narrow.state(), wide.state(), 1e-4)  # the direction of a first step is a sign, whatever the rounding
+
+
+def test_p_lora_as_its_authors_ran_it() -> None:
+    adapters = adapted(dtype=torch.float64, head=False)
+    start = {n: (layer.lora_A.detach().clone(), layer.lora_B.detach().clone()) for n, layer in adapters.layers.items()}
+    gradients: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in start}
+    for step in range(3):
+        set_gradients(adapters, step)
+        for name, layer in adapters.layers.items():
+            gradients[name].append((layer.lora_A.grad.clone(), layer.lora_B.grad.clone()))
+    options = {"lr": 1e-2, "weight_decay": 0.1, "damping": 1e-6, "eps": 1e-6}
+    trained(p_lora, adapters, steps=3, flavour="released", **options)
+    for name, layer in adapters.layers.items():
+        A, B = reference.p_lora_released(*start[name], gradients[name], *options.values())
+        torch.testing.assert_close(layer.lora_A.detach(), A, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(layer.lora_B.detach(), B, rtol=1e-7, atol=1e-9)
+    one, other = (trained(p_lora, adapted(), base="gd", flavour=flavour) for flavour in ("paper", "released"))
+    assert_close(one, other)  # its gradient descent is the paper's
+
+
 def test_lora_pro_from_a_zero_B_moves_by_plain_gradient_and_then_stays_bounded() -> None:
     adapters = linear_adapter(problem(0)[0].float(), torch.zeros(11, 3))
     layer = next(iter(adapters))
@@ -492,6 +542,8 @@ RULES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "lora_plus": (lora_plus, {}, "AB"),
     "p_lora": (p_lora, {}, "AB"),
     "p_lora_gd": (p_lora, {"base": "gd", "damping": 0.0}, "AB"),
+    "p_lora_released": (p_lora, {"flavour": "released"}, "AB"),
+    "lora_pro_bf16": (lora_pro, {"moments": "bfloat16", "first_step": "limit"}, "AB"),
     "lora_pro": (lora_pro, {}, "AB"),
     "lora_pro_low_memory": (lora_pro_low_memory, {}, "AB"),
     "lora_fa": (lora_fa, {"rule": "peft"}, "B"),
@@ -743,6 +795,9 @@ def test_full_training_and_nothing_to_train_are_refused_where_they_do_not_fit() 
         (p_lora, {"base": "adam"}, "optimizer.base='adam': expected adamw or gd"),
         (p_lora, {"damping": -1.0}, "optimizer.damping=-1.0"),
         (lora_pro, {"damping": -1.0}, "optimizer.damping=-1.0"),
+        (lora_pro, {"moments": "fp8"}, "optimizer.moments='fp8': expected float32 or bfloat16"),
+        (lora_pro_low_memory, {"first_step": "none"}, "optimizer.first_step='none': expected plain or limit"),
+        (p_lora, {"flavour": "peft"}, "optimizer.flavour='peft': expected paper or released"),
         (lora_pro_low_memory, {"damping": -1.0}, "optimizer.damping=-1.0"),
     ],
 )

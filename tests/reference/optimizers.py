@@ -72,3 +72,29 @@ def lora_pro_adamw(
         new_A, new_B, _ = lora_pro(A, B, scaling * B.T @ G, scaling * G @ A.T, scaling)
         A, B = (1 - lr * weight_decay) * A - lr * new_A, (1 - lr * weight_decay) * B - lr * new_B
     return A, B
+
+
+def p_lora_released(
+    A: Tensor, B: Tensor, gradients: list[tuple[Tensor, Tensor]], lr: float, weight_decay: float, damping: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """P-LoRA's own AdamWr: moments without bias correction, and for B the Gram matrix of the A already moved."""
+    identity = torch.eye(A.shape[0], dtype=A.dtype)
+    m_A, v_A, m_B, v_B = (torch.zeros_like(x) for x in (A, A, B, B))
+    for grad_A, grad_B in gradients:
+        g = torch.inverse(B.T @ B + damping * identity) @ grad_A
+        m_A, v_A = 0.9 * m_A + 0.1 * g, 0.999 * v_A + 0.001 * g * g
+        A = (1 - lr * weight_decay) * A - lr * m_A / (v_A.sqrt() + eps)
+        g = grad_B @ torch.inverse(A @ A.T + damping * identity)
+        m_B, v_B = 0.9 * m_B + 0.1 * g, 0.999 * v_B + 0.001 * g * g
+        B = (1 - lr * weight_decay) * B - lr * m_B / (v_B.sqrt() + eps)
+    return A, B
+
+
+def lora_pro_first_step(A: Tensor, G: Tensor, scaling: float, lr: float) -> tuple[Tensor, Tensor]:
+    """LoRA-Pro's own lorapro_full_adjustment at global_step 0 (B = 0, no weight decay): the new A and B."""
+    inverse = torch.linalg.pinv(A @ A.T)
+    grad_B = scaling * G @ A.T
+    equivalent = scaling * ((1 / scaling**2) * grad_B @ inverse) @ A
+    direction = equivalent / (equivalent.abs() + 1e-8)  # both corrected moments of the first gradient
+    back = (1 / scaling**2) * (scaling * direction @ A.T) @ inverse
+    return A, -lr * back
