@@ -32,13 +32,15 @@ MATRICES = frozenset({"gradient", "summed_gradient", "input_moment", "output_mom
 class Report:
     """What collecting cost; complete when the last layer has been taken.
 
-    `forward_sweeps`: forward and backward passes over the samples, each counted as one; `seconds`: without the time
+    `forward_sweeps`: forward and backward passes over the samples, each counted as one; `backward_sweeps`: the latter
+    alone; `seconds`: without the time
     that the caller takes between layers; `peak_bytes`: of the process on a CPU, of the device's allocations elsewhere.
     """
 
     way: str = ""
     seconds: float = 0.0
     forward_sweeps: float = 0.0
+    backward_sweeps: float = 0.0
     samples: int = 0
     tokens: int = 0
     peak_bytes: int = 0
@@ -358,6 +360,7 @@ def measured(found: Iterator[Layer], report: Report, sweeper: Sweeper) -> Iterat
             layer = next(found, None)
             report.seconds += time.perf_counter() - began
             report.forward_sweeps = sweeper.forwards + sweeper.backwards
+            report.backward_sweeps = sweeper.backwards
             report.peak_bytes = max(report.peak_bytes, peak_bytes(sweeper.device))
             if layer is None:
                 return

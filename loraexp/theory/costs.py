@@ -196,15 +196,16 @@ class Bench:
         rows = calibration_rows(len(examples), asked, self.settings.seed)
         return [self.task.collate(examples, part) for part in np.split(rows, range(asked.batch_size, len(rows), asked.batch_size))]
 
-    def whole(self) -> None:
-        """The initialisation as a run does it."""
+    def whole(self) -> float:
+        """The initialisation as a run does it; its backward passes over all samples."""
         how: dict[str, Any] = {
             "scaling": self.scaling,
             "settings": self.settings,
             "device": self.device,
             "processes": Processes(str(self.device)),
         }
-        initialize(self.model, self.targets, self.task, make(self.settings.init), **how)
+        made = initialize(self.model, self.targets, self.task, make(self.settings.init), **how)
+        return float(made.ledger["statistics"]["backward_sweeps"])
 
 
 def initialisation_by_operation(
@@ -219,31 +220,70 @@ def initialisation_by_operation(
 ) -> Computed:
     """CG-LoRA's initialisation part by part, relative to one batched forward pass, and its total against LoRA-GA's.
 
+    LoRA-GA twice: `lora_ga` as the available implementation, whose backward passes give every parameter's gradient,
+    held whole (`every_gradient`), and `lora_ga_lean` as a run does it, with those of the adapted layers alone.
+
     CG-LoRA, Table 3. Seconds are medians over `repeats`, after one run that is not counted. A part that is done for
     every batch (sketching, loss backward) is of one batch, less its forward pass; the others are of all layers together.
     Memory is of the tensors alive (`Alive`): a forward pass with the weights, as the unit; of a part, what it holds at
     its peak beyond what was there. CG-LoRA runs with its sketches alone (`init.memory_budget=0`, Algorithm 1), LoRA-GA
-    with whole gradients. `overrides`: what else `loraexp` would be given.
+    with whole gradients. Backward passes are over all samples. `overrides`: what else `loraexp` would be given.
 
     Values: `forward`, `sketching`, `qr`, `svd`, `loss_backward`, `factors` `/relative_compute` and `/relative_memory`;
-    `cg_lora` and `lora_ga` `/total_time` (seconds) and `/peak_memory` (bytes, weights included).
+    `cg_lora`, `lora_ga`, `lora_ga_lean` `/total_time` (seconds), `/peak_memory` (bytes, weights included) and
+    `/backward_passes`.
     """
     given = [f"model={model}", f"task={task}", f"device={device}", *([f"task.data_dir={data_dir}"] if data_dir else []), *overrides]
     bench = prepare([*given, "method=cg_lora", "init.memory_budget=0", "init.cache=false"])
     other = prepare([*given, "method=lora_ga", "init.memory_budget=2_000_000_000", "init.cache=false"], bench)
     weights = sum(p.numel() * p.element_size() for p in bench.model.parameters())
-    done, total = 0, 2 * (repeats + 2)
+    works: dict[str, Callable[..., Any]] = {
+        "parts": partial(parts, bench),
+        "cg_lora": bench.whole,
+        "lora_ga": partial(every_gradient, other),
+        "lora_ga_lean": other.whole,
+    }
     values: dict[str, float | list[float]] = {}
-    for name, work in (("parts", partial(parts, bench)), ("cg_lora", bench.whole), ("lora_ga", other.whole)):
+    for done, (name, work) in enumerate(works.items(), 1):
         seconds, held = measure(work, name, bench.device, repeats)
-        done += repeats + 2
-        progress(min(done, total), total)
+        progress(done, len(works))
         if name == "parts":
             values |= relative(seconds, held, weights, len(bench.batches))
         else:
             values |= {f"{name}/total_time": seconds[name], f"{name}/peak_memory": float(weights + held[name])}
+            values[f"{name}/backward_passes"] = work()
     values["batches"] = float(len(bench.batches))
     return Computed(values=values, data=bench.task.describe())
+
+
+def every_gradient(bench: Bench) -> float:
+    """LoRA-GA as its available implementation: the gradient of every parameter, and the factors of it.
+
+    Outsider565/LoRA-GA 89af7de, peft/src/peft/utils/lora_ga_utils: the loss of each batch goes back into all parameters
+    and their gradients are summed; here they stay on the device, with which the paper's peak agrees (weights, gradients
+    and activations). Returns the backward passes over all samples.
+    """
+    objective = Objective(bench.task, bench.device, bench.settings.precision)
+    initializer = make(bench.settings.init)
+    trained = [(parameter, parameter.requires_grad) for parameter in bench.model.parameters()]
+    samples = 0
+    try:
+        bench.model.requires_grad_(True)
+        for batch in bench.batches:
+            count = len(next(iter(batch.values())))
+            loss, labels = objective.loss_sum(bench.model, to_device(batch, bench.device))
+            (loss * (count / labels)).backward()
+            samples += count
+        for name, module in bench.targets.items():
+            gradient = module.weight.grad / samples  # type: ignore[operator]
+            layer = Layer(name=name, W=weight(module, bench.device), gradient=gradient)
+            generator = layer_generator(bench.settings.seed, name)
+            initializer(layer, rank=bench.settings.rank, scaling=bench.scaling, generator=generator)
+    finally:
+        for parameter, flag in trained:
+            parameter.grad = None
+            parameter.requires_grad_(flag)
+    return 1.0
 
 
 def prepare(overrides: list[str], like: Bench | None = None) -> Bench:

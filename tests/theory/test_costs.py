@@ -116,6 +116,12 @@ def test_the_parts_of_the_initialisation() -> None:
     assert all(made.values[f"{part}/relative_compute"] > 0 for part in ("qr", "svd", "factors"))  # type: ignore[operator]
     assert made.values["batches"] == 2
     bytes_of_weights = made.values["cg_lora/peak_memory"]
-    assert all(made.values[f"{name}/total_time"] > 0 for name in ("cg_lora", "lora_ga"))  # type: ignore[operator]
+    assert all(made.values[f"{name}/total_time"] > 0 for name in ("cg_lora", "lora_ga", "lora_ga_lean"))  # type: ignore[operator]
+    passes = {name: made.values[f"{name}/backward_passes"] for name in ("cg_lora", "lora_ga", "lora_ga_lean")}
+    # 2q + 1 with q = 1 (CG-LoRA, lines 1156-1161), and the first two samples once more to see which layers cancel
+    assert passes == {"cg_lora": pytest.approx(3 + 2 / 16), "lora_ga": 1, "lora_ga_lean": 1}
+    every = 4 * sum(p.numel() for p in costs.prepare(["model=tiny-roberta", "task=tweets", "device=cpu", *given]).model.parameters())
+    assert made.values["lora_ga/peak_memory"] > 2 * every  # the weights, and a gradient of each  # type: ignore[operator]
+    assert made.values["lora_ga_lean/peak_memory"] < made.values["lora_ga/peak_memory"]  # type: ignore[operator]
     assert bytes_of_weights > 30522 * 32 * 4  # type: ignore[operator]  # the embedding alone
     assert made.data["train"]["rows"] == 32 and seen[-1][0] == seen[-1][1]
