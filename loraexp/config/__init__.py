@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -25,11 +24,13 @@ from typing import Any, Literal, get_args, get_origin
 from omegaconf import DictConfig, OmegaConf
 
 from loraexp.config import settings as schema
+from loraexp.config.identity import digest as digest
+from loraexp.config.identity import match_key as match_key
+from loraexp.config.identity import run_folder as run_folder
+from loraexp.config.identity import run_id as run_id
 
 PACKAGE = Path(__file__).resolve().parent.parent
 GROUPS = ("model", "task", "init", "optimizer", "method", "experiment")
-# Keys that say where and whether a run happens, not what it is: they are not part of its id.
-NOT_IDENTITY = ("output_root", "cache_root", "wandb", "force")
 # What the run itself hands to the function behind `_target_`, never the configuration.
 GIVEN = {
     "init": {"layer", "rank", "scaling", "generator"},
@@ -176,11 +177,7 @@ def check(cfg: DictConfig) -> tuple[schema.Settings, dict[str, Any]]:
         composed = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(composed, dict)
     plain: dict[str, Any] = {str(key): value for key, value in composed.items() if key not in ("hydra", "method", "experiment")}
-    plain["output_root"] = str(Path(plain["output_root"]).expanduser().absolute())
-    plain["cache_root"] = str(Path(plain["cache_root"]).expanduser().absolute())
-    for key in ("data_dir", "eval_data_dir"):  # one id wherever the command is typed
-        if plain["task"].get(key):
-            plain["task"][key] = str(Path(plain["task"][key]).expanduser().absolute())
+    absolute(plain)
     if not getattr(target(plain["init"], "init"), "trains", True):
         plain["train"]["max_steps"] = 0  # an initializer that trains nothing (one_step) is evaluated as it is
     checked = typed(plain)
@@ -188,6 +185,19 @@ def check(cfg: DictConfig) -> tuple[schema.Settings, dict[str, Any]]:
         check_target(group, getattr(checked, group))
     check_together(checked)
     return checked, plain
+
+
+def absolute(plain: dict[str, Any]) -> None:
+    """Paths from the root: one run and one id wherever the command is typed."""
+    for key in ("output_root", "cache_root"):
+        plain[key] = str(Path(plain[key]).expanduser().absolute())
+    for key in ("data_dir", "eval_data_dir"):
+        if plain["task"].get(key):
+            plain["task"][key] = str(Path(plain["task"][key]).expanduser().absolute())
+    for key in ("path", "tokenizer"):  # a hub id, unless there is such a path
+        source = plain["model"].get(key)
+        if isinstance(source, str) and Path(source).expanduser().exists():
+            plain["model"][key] = str(Path(source).expanduser().absolute())
 
 
 def typed(plain: dict[str, Any]) -> schema.Settings:
@@ -279,6 +289,10 @@ def check_bounds(key: str, value: Any, bounds: typing.Mapping[str, Any]) -> None
         raise ConfigError(f"{key}={value}: expected a number {' and '.join(limits)}")
 
 
+# Where the functions of an older `_target_` are now, by the module they were in: old configurations and sweeps still open.
+MOVED = {"loraexp.costs": "loraexp.theory.costs"}
+
+
 def target(node: dict[str, Any], group: str) -> Any:
     """The function or class behind `_target_`."""
     path = node.get("_target_")
@@ -286,7 +300,7 @@ def target(node: dict[str, Any], group: str) -> Any:
         raise ConfigError(f"{group}._target_={path}: expected the dotted path of a function or class")
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(MOVED.get(module, module)), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{group}._target_={path}: cannot be imported ({error}); expected a function or class") from error
 
@@ -361,31 +375,3 @@ def fits(optimizer: Any, trains: frozenset[str]) -> bool:
 def wants(optimizer: Any) -> str:
     trained, frozen = (sorted(getattr(optimizer, name, ())) for name in ("needs_trained", "needs_frozen"))
     return " and ".join([f"trains {' and '.join(trained)}"] * bool(trained) + [f"needs {' and '.join(frozen)} frozen"] * bool(frozen))
-
-
-# ---------------------------------------------------------------------------------------------------- identity
-
-
-def run_id(plain: dict[str, Any]) -> str:
-    """Hash of the resolved configuration without output, W&B and Hydra keys."""
-    return digest({key: value for key, value in plain.items() if key not in NOT_IDENTITY})
-
-
-def digest(value: Any) -> str:
-    """Ten letters for a configuration; 128 and 128.0 are one number, whichever the command line had."""
-    return hashlib.sha256(json.dumps(whole(value), sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()[:10]
-
-
-def whole(value: Any) -> Any:
-    """`value` with every float that is a whole number as an integer."""
-    if isinstance(value, dict):
-        return {key: whole(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [whole(v) for v in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def run_folder(plain: dict[str, Any]) -> Path:
-    """`<output_root>/<task>-<model>/<init>-s<seed>-<run_id>`."""
-    task, model, init = (plain[group]["name"] for group in ("task", "model", "init"))
-    return Path(plain["output_root"]) / f"{task}-{model}" / f"{init}-s{plain['seed']}-{run_id(plain)}"

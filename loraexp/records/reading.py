@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from loraexp.config import match_key
 from loraexp.records import tracking
 from loraexp.records.record import SCHEMA
-from loraexp.sweep.cells import Cell, match_key
+from loraexp.sweep.cells import Cell
 
 if TYPE_CHECKING:
     import pandas
@@ -178,7 +179,8 @@ class Run:
         steps, epochs, values = self.history(name)
         near = [(abs(e - epoch) * s / e, value) for s, e, value in zip(steps, epochs, values, strict=True) if e > 0]
         distance, value = min(near, key=lambda pair: pair[0], default=(math.inf, None))
-        return value if distance <= max(1.0, self.cell.plain["train"]["log_every"] / 2) + 1e-6 else None
+        logged = (self.record or {}).get("config") or self.cell.plain  # how often a run was logged is no part of what it is
+        return value if distance <= max(1.0, logged["train"]["log_every"] / 2) + 1e-6 else None
 
 
 def failure(record: dict[str, Any]) -> str:

@@ -15,9 +15,6 @@ from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.sweep.schema import Sweep, key_of
 
-# Keys that say where the data of a run were read and what computed it: two runs that differ in nothing else are one cell.
-WHERE = ("device", "task.data_dir", "task.eval_data_dir")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -30,7 +27,7 @@ class Cell:
     plain: dict[str, Any]  # the resolved configuration
     run_id: str
     folder: Path
-    match: str  # of every run that is the same but for WHERE
+    match: str  # of every run that is the same, wherever its data were read
 
 
 def expand(sweep: Sweep) -> list[Cell]:
@@ -69,7 +66,7 @@ def expand_place(sweep: Sweep, row: str, column: str, resolved: dict[tuple[str, 
                 plain=plain,
                 run_id=config.run_id(plain),
                 folder=config.run_folder(plain),
-                match=match_key(plain),
+                match=config.match_key(plain),
             )
         )
     return cells
@@ -149,13 +146,3 @@ def lookup(plain: dict[str, Any], key: str, default: Any = None) -> Any:
             return default
         node = node[part]
     return node.get("name", default) if isinstance(node, dict) and key in config.GROUPS else node
-
-
-def match_key(plain: dict[str, Any]) -> str:
-    """Hash of what a run is, wherever its data were read and whatever computed it."""
-    identity = copy.deepcopy({key: value for key, value in plain.items() if key not in config.NOT_IDENTITY})
-    for key in WHERE:
-        group, _, name = key.rpartition(".")
-        node = identity.get(group, {}) if group else identity
-        node.pop(name, None)
-    return config.digest(identity)

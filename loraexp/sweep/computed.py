@@ -20,6 +20,7 @@ import yaml
 
 from loraexp import config
 from loraexp.config import ConfigError
+from loraexp.config.identity import computed_folder
 from loraexp.machine.files import finite, write_json
 from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Sweep
@@ -68,7 +69,7 @@ class Computed:
 
 def folder(sweep: Sweep, output_root: str | Path) -> Path:
     assert sweep.compute is not None
-    return Path(output_root) / "computed" / f"{sweep.key}-{config.digest(sweep.compute)}"
+    return computed_folder(Path(output_root), sweep.key, sweep.compute)
 
 
 def check(sweep: Sweep) -> Callable[..., Computed]:
