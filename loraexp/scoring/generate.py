@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from loraexp.adapter.linalg import at_least_float32
 
 Progress = Callable[[int, int], None]
+CONTEXT = 16  # tokens of a prompt that are decoded with its answer
 
 
 def bare(model: nn.Module) -> Any:
@@ -208,7 +209,20 @@ def _batch(
         logits_processor=LogitsProcessorList([refuse_nan] + ([] if seeds is None else [Draw(seeds, max_new_tokens, before, *warp)])),
         stopping_criteria=StoppingCriteriaList([Stops(tokenizer, stop, before)] if stop else []),
     )
-    return [cut(tokenizer.decode(row[before:], skip_special_tokens=True), stop) for row in made]
+    prompts = [[]] * len(rows) if is_seq2seq(model) else rows
+    return [cut(continuation(tokenizer, prompt, row[before:].tolist()), stop) for prompt, row in zip(prompts, made, strict=True)]
+
+
+def continuation(tokenizer: Any, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """The text that the new tokens add to the prompt's.
+
+    Decoded together with the prompt's last tokens: a decoder such as LLaMA's drops a space at the start of what it is
+    given, which alone would be the first space of an answer, and a line of a program would lose its indentation.
+    """
+    how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    before = list(prompt[-CONTEXT:])
+    told, whole = tokenizer.decode(before, **how), tokenizer.decode([*before, *new], **how)
+    return whole[len(told) :] if whole.startswith(told) else tokenizer.decode(list(new), **how)
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

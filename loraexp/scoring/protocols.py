@@ -107,8 +107,9 @@ class Protocol:
 
     def describe(self) -> dict[str, Any]:
         """For the record: everything that makes the number, with the versions of reader and comparer."""
-        versions = {"extractor_version": EXTRACTORS[self.extractor].version, "comparer_version": COMPARERS[self.comparer].version}
-        return asdict(self) | versions
+        comparer = COMPARERS[self.comparer]
+        versions = {"extractor_version": EXTRACTORS[self.extractor].version, "comparer_version": comparer.version}
+        return asdict(self) | versions | ({"comparer_library": comparer.library} if comparer.library else {})
 
 
 def _gsm8k_direct() -> list[Protocol]:

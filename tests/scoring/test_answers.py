@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from loraexp.scoring.answers import COMMONSENSE_WORDS, COMPARERS, EXTRACTORS, last_boxed, normal_form
+from loraexp.scoring.answers import COMMONSENSE_WORDS, COMPARERS, EXTRACTORS
+from loraexp.scoring.mathematics import last_boxed, normal_form
 from tests.support.helpers import shared_data
 
 # What follows the marker; the number as meant; as LoRA-GA's and LoRA-One's code reads it; as LoRA-SB's and LoRA-DA's.
@@ -82,6 +83,29 @@ NUMBERS = [
     ("100,000,000", "100000000", "100", "100000"),
     ("\t 21 ", "21", "21", "21"),
     ("twenty-1", "1", "0", "-1"),
+    ("10\\,000", "10000", "10", "10"),
+    ("10~000", "10000", "10", "10"),
+    ("10 000", "10000", "10", "10"),
+    ("10\u202f000", "10000", "10", "10"),
+    ("10'000", "10000", "10", "10"),
+    ("1.000.000", "1000000", "1", "1"),
+    ("1.234,56", "1234.56", "1", "1"),
+    ("1 234 567.5", "1234567.5", "1", "1"),
+    ("2\\frac{1}{2}", "2.5", "2", "2"),
+    ("-2\\frac{1}{4}", "-2.25", "0", "-2"),
+    ("\\frac34", "0.75", "0", "34"),
+    ("\\frac{-3}{8}", "-0.375", "0", "-3"),
+    ("\\frac{3}4", "0.75", "0", "3"),
+    ("2 and 1/2", "2.5", "2", "2"),
+    ("1½", "1.5", "1", "1"),
+    ("Rs.500", "500", "0", "0"),
+    ("Rs. 1,500.50", "1500.5", "0", "1500"),
+    ("USD 5", "5", "0", "5"),
+    ("-Rs.20", "-20", "0", "0"),
+    ("1.5 million", "1500000", "1", "2"),
+    ("1.5 \\times 10^{3}", "1500", "1", "2"),
+    ("2 × 10^5", "200000", "2", "2"),
+    ("10 000/4", "2500", "10", "10"),
 ]
 
 
@@ -276,7 +300,7 @@ def test_final_answers_as_released(text: str, answer: str | None) -> None:
         ("7", "8", False, False),
         ("1,2", "12", False, True),  # and a comma in a number
         ("-5", "5", False, False),
-        ("x+1", "1+x", False, False),  # nothing is rearranged
+        ("x+1", "1+x", True, False),  # the released code's algebra is not run
         ("__import__('os').system('true')", "5", False, False),
     ],
 )
