@@ -1,21 +1,18 @@
-"""`loraexp report`: one self-contained HTML page of every table and figure that has data, and the state of the rest."""
+"""One self-contained HTML page of every table and figure that has data, and the state of the rest."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from loraexp import config
 from loraexp.artifacts.figure import Picture
 from loraexp.artifacts.table import Table
-from loraexp.cli.verbs import Parser
 from loraexp.config import ConfigError
+from loraexp.machine.progress import notice
 from loraexp.sweep import schema
 from loraexp.sweep.schema import Sweep
 
@@ -44,31 +41,6 @@ class Part:
         return " ".join(["loraexp sweep", self.name, *(["--variant", self.variant] if self.variant else [])])
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`loraexp report --to DIR [SWEEP.yaml ...] [KEY=VALUE ...]`: write DIR/index.html, which needs no other file and no network.
-
-    Every sweep and variant that has a run on disk is there with its table, its figures and its runs; of the others, how many
-    runs they have and the command that starts them. A sweep that cannot be read is named, and hides nothing else.
-    """
-    parser = Parser("loraexp report", description=main.__doc__)
-    parser.add_argument("words", nargs="*", help="KEY=VALUE as given to loraexp sweep, such as output_root=DIR; sweeps (default: all)")
-    parser.add_argument("--to", type=Path, required=True, help="a folder; it is made if it is not there")
-    options = parser.parse_intermixed_args(arguments)
-    overrides = [word for word in options.words if "=" in word]
-    names = [word for word in options.words if "=" not in word]
-    config.compose(overrides)
-    parts = [part for name in names or schema.names() for part in parts_of(name, overrides)]
-    from loraexp.artifacts import html
-    from loraexp.machine import files
-
-    options.to.mkdir(parents=True, exist_ok=True)
-    path = options.to / "index.html"
-    files.replace(path, html.page(parts, overrides).encode())
-    with_data = sum(part.table is not None for part in parts)
-    print(f"{path}: {with_data} of {len(parts)} sweeps and variants have data")
-    return 0
-
-
 def parts_of(name: str, overrides: Sequence[str]) -> Iterator[Part]:
     """A sweep and its variants; one that cannot be read or expanded says so, and hides none of the others."""
     variants: list[str | None] = [None]
@@ -80,7 +52,7 @@ def parts_of(name: str, overrides: Sequence[str]) -> Iterator[Part]:
             fill(part, part.sweep)
         except ConfigError as error:
             part.problem = str(error)
-            print(f"loraexp: {part.key}: {error}", file=sys.stderr)
+            notice(f"loraexp: {part.key}: {error}")
         yield part
 
 
@@ -113,7 +85,7 @@ def fill(part: Part, wanted: Sweep) -> None:
         part.counts = Counter({run.cell.run_id: run.status for place in found.places.values() for run in place.runs}.values())
     if all(part.counts[status] == 0 for status in STATUSES if status != "missing"):
         return
-    print(f"{wanted.key}: {', '.join(f'{part.counts[s]} {s}' for s in STATUSES if part.counts[s])}", file=sys.stderr)
+    notice(f"{wanted.key}: {', '.join(f'{part.counts[s]} {s}' for s in STATUSES if part.counts[s])}")
     part.table = table.build(found)
     for plot in wanted.plots:
         picture = plots.make(found, plot)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loraexp.config import ConfigError
 from loraexp.results import gather, provenance, significance
 from loraexp.results.assumptions import assumptions
 from loraexp.results.gather import Place, Results, number, printed
@@ -239,7 +236,7 @@ def places_of(sweep: Sweep, reasons: dict[PLACE, str], what: str) -> str:
 
 def source(found: Results) -> str:
     """Where the records were read, as the user would type it from here."""
-    from loraexp.cli.main import shorten
+    from loraexp.machine.words import shorten
 
     return found.source if found.source.startswith("wandb:") else shorten(Path(found.source))
 
@@ -311,33 +308,3 @@ def claimed(table: Table) -> Section:
         expected = f"above {claim['above']:g}" if claim["above"] is not None else f"below {claim['below']:g}"
         section.rows.append([claim["text"] + source, measured, expected.replace("-", "−"), claim["verdict"]])
     return section
-
-
-# ---------------------------------------------------------------------------------------------------- the command
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`loraexp table NAME [--variant V] [--format md|tex|csv|json] [--from SOURCE] [--to FILE] [KEY=VALUE ...]`: a sweep's table."""
-    from loraexp.artifacts import formats
-    from loraexp.cli.verbs import Parser, sweep_options
-    from loraexp.sweep import schema
-
-    parser = Parser("loraexp table", description=main.__doc__)
-    parser.add_argument("--format", help=f"{' | '.join(FORMATS)} (default md, or what FILE ends in)")
-    parser.add_argument("--from", dest="source", help="wandb:ENTITY/PROJECT, or wandb:DIR with the folders of offline runs")
-    parser.add_argument("--to", type=Path, metavar="FILE", help="a file instead of standard output")
-    options, overrides = sweep_options(parser, arguments)
-    wanted = options.format or (options.to.suffix.lstrip(".") if options.to is not None else "md")
-    if wanted not in FORMATS:
-        raise ConfigError(f"--format {wanted}: expected {', '.join(FORMATS)}")
-    table = build(gather.gather(schema.load(options.name, options.variant, overrides), options.source))
-    text = formats.FORMATS[wanted](table)
-    if options.to is None:
-        print(text, end="")
-    else:
-        options.to.parent.mkdir(parents=True, exist_ok=True)
-        options.to.write_text(text)
-    if wanted == "csv":  # which has no room for them
-        for problem in table.results.problems:
-            print(f"loraexp: {problem}", file=sys.stderr)
-    return 0

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from loraexp import config
+from loraexp import __version__, config
 from loraexp.config import ConfigError
+from loraexp.machine.words import first_line, shorten
 from loraexp.records import record
 
 # Flags of Hydra that take the next word as their value.
 WITH_VALUE = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c", "--info", "-i"}
-VERBS = ("sweep", "plan", "table", "plot", "report", "list", "verify", "export", "eval", "align")
+# verb → module of this package, and function in it: `(arguments) -> exit status`, its docstring what `help VERB` says.
+VERBS = {
+    "sweep": ("sweep", "sweep"),
+    "plan": ("sweep", "plan"),
+    "table": ("sweep", "table"),
+    "plot": ("sweep", "plot"),
+    "report": ("sweep", "report"),
+    "list": ("listing", "choices"),
+    "verify": ("finished", "verify"),
+    "export": ("finished", "export"),
+    "eval": ("finished", "evaluate"),
+    "align": ("finished", "align"),
+}
 DONE, FAILED, WRONG = 0, 1, 2
 
 
@@ -24,9 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if argv and argv[0] in VERBS:
-            from loraexp.cli import verbs
-
-            return verbs.main(argv[0], argv[1:])
+            return verb(argv[0])(argv[1:])
+        if argv and argv[0] == "help":
+            return help_of(argv[1:])
+        if "--version" in argv:
+            print(f"loraexp {__version__}")
+            return DONE
         refuse_words(argv)
         return grid(argv) if {"-m", "--multirun"} & set(argv) else single(argv)
     except ConfigError as error:
@@ -35,6 +52,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("loraexp: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def verb(name: str) -> Callable[[Sequence[str]], int]:
+    """The function of a verb, whose module is imported only when it is asked for."""
+    module, function = VERBS[name]
+    return getattr(importlib.import_module(f"loraexp.cli.{module}"), function)  # type: ignore[no-any-return]
+
+
+def help_of(words: Sequence[str]) -> int:
+    """`loraexp help [VERB]`: the verbs with a line each, or the options of one."""
+    if words:
+        if words[0] not in VERBS:
+            raise ConfigError(f"help {words[0]}: there is no such verb; {config.nearest(words[0], VERBS)}")
+        try:
+            return verb(words[0])(["--help"])
+        except SystemExit:  # argparse leaves after a help page
+            return DONE
+    print("loraexp [KEY=VALUE ...]         one run; -m KEY=A,B,... a grid; --help the keys\n")
+    for name in VERBS:
+        said = (verb(name).__doc__ or "").strip().splitlines()[0]
+        print(f"loraexp {name:<23} {said}")
+    print("\nloraexp help VERB               the options of a verb")
+    return DONE
 
 
 def refuse_words(argv: Sequence[str]) -> None:
@@ -109,7 +149,7 @@ def attempt(cfg: Any) -> int:
         from loraexp.cli import show
         from loraexp.run.experiment import run
 
-        outcome = run(settings, plain)
+        outcome = run(settings, plain, show.Screen())
     except ConfigError as error:
         print(f"loraexp: {error}", file=sys.stderr)
         return WRONG
@@ -119,16 +159,6 @@ def attempt(cfg: Any) -> int:
         return FAILED
     show.result(outcome)
     return DONE
-
-
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-
-
-def shorten(folder: Path) -> str:
-    """A path as the user would type it from here."""
-    relative = os.path.relpath(folder)
-    return str(folder) if relative.startswith("../..") else relative
 
 
 def entry() -> None:

@@ -5,100 +5,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from loraexp import config
 from loraexp.adapter.adapted import Adapters, load_raw
 from loraexp.adapter.layer import LeadingRequest, needs
 from loraexp.adapter.linalg import SVD
 from loraexp.config import ConfigError
 from loraexp.config.settings import Settings
+from loraexp.finished.opened import RAW, FinishedRun
 from loraexp.machine.processes import Processes
 from loraexp.models import load
-from loraexp.models.load import loading
-from loraexp.run import experiment
-from loraexp.run import kept as reuse
-from loraexp.run.evaluate import autocast, to_device
+from loraexp.run.evaluate import autocast
 from loraexp.run.initialise import Objective, statistics_of
 from loraexp.run.train import count_labels
 
-RAW = "factors.safetensors"
 ITERATIONS = 8  # subspace iterations for the gradient's leading singular vectors
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A finished run with its task and device; `base` loads the weights that its training started from, head included."""
-
-    folder: Path
-    record: dict[str, Any]
-    settings: Settings
-    task: Any
-    device: torch.device
-
-    @classmethod
-    def of(cls, folder: Path, record: dict[str, Any], changed: Mapping[str, Any] | None = None) -> Subject:
-        """`changed`: keys of its configuration that say where data are and what computes."""
-        cfg = DictConfig(yaml.safe_load((folder / "config.yaml").read_text()))
-        for key, value in (changed or {}).items():
-            OmegaConf.update(cfg, key, value)
-        settings, _ = config.check(cfg)
-        try:
-            task = reuse.task(settings, lambda: experiment.tokenise(settings))
-            device = load.choose_device(settings.device)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        return cls(folder, record, settings, task, device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.settings.precision == "bf16" and self.has_factors else torch.float32
-
-    @property
-    def has_factors(self) -> bool:
-        return (self.folder / "adapter" / RAW).exists()
-
-    @property
-    def last_step(self) -> int:
-        """The step that the saved adapter is of: the one that validation chose, or the last."""
-        if self.settings.train.select == "best" and self.record.get("best"):
-            return int(self.record["best"]["step"])
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines() if (self.folder / "metrics.jsonl").exists() else []
-        return max((int(yaml.safe_load(line)["step"]) for line in lines[-1:]), default=0)
-
-    def base(self) -> nn.Module:
-        labels = experiment.labels(self.task)
-        model = load.load_model(self.settings.model, dtype=self.dtype, head_seed=self.settings.seed, **labels)
-        return model if self.settings.model.quantise else model.to(self.device)
-
-    def whole(self) -> nn.Module:
-        """The model that a run with `init=full` saved."""
-        place = self.folder / "adapter"
-        with loading(place):
-            model = load.model_class(self.settings.model.kind).from_pretrained(place, dtype=torch.float32, use_safetensors=True)
-        return model.to(self.device).eval()
-
-    def targets(self, model: nn.Module) -> dict[str, nn.Module]:
-        return load.target_layers(model, self.settings.model.targets, load.new_modules(model, self.settings.model.kind))
-
-    def batches(self, rows: int) -> tuple[str, list[dict[str, Tensor]]]:
-        """The first rows that the run did not train on, or of train where all others are generated; and their split's name."""
-        wanted = [*self.task.reports, self.task.selection]
-        split = next((name for name in wanted if name in self.task.splits), "train")
-        examples = self.task.splits[split]
-        size = self.settings.train.eval_batch_size
-        order = np.argsort(examples.lengths[:rows], kind="stable")
-        return split, [to_device(self.task.collate(examples, order[i : i + size]), self.device) for i in range(0, len(order), size)]
 
 
 # ------------------------------------------------------------------------------------------------------ angles
@@ -120,7 +48,7 @@ def leading_subspace(factor: Tensor, k: int) -> Tensor | None:
     return U[:, :k]
 
 
-def one_step_gradient(subject: Subject, model: nn.Module, rows: int, k: int) -> dict[str, SVD]:
+def one_step_gradient(subject: FinishedRun, model: nn.Module, rows: int, k: int) -> dict[str, SVD]:
     """The leading k singular triplets, layer by layer, of the gradient of the mean loss over `rows` training rows at W0."""
 
     @needs("leading_gradient", request=lambda rank, **_: {"leading_gradient": LeadingRequest(k, max(k, 8), ITERATIONS)})
@@ -133,7 +61,7 @@ def one_step_gradient(subject: Subject, model: nn.Module, rows: int, k: int) -> 
     return {layer.name: SVD(*(x.cpu() for x in layer.statistics["leading_gradient"])) for layer in collected.layers}
 
 
-def kept_factors(subject: Subject) -> Iterator[tuple[int, Path]]:
+def kept_factors(subject: FinishedRun) -> Iterator[tuple[int, Path]]:
     """(step, file) of the factors at the start, of those kept on the way, and of the saved adapter."""
     if (subject.folder / "init" / RAW).exists():
         yield 0, subject.folder / "init" / RAW
@@ -141,7 +69,7 @@ def kept_factors(subject: Subject) -> Iterator[tuple[int, Path]]:
     yield from sorted(({subject.last_step: subject.folder / "adapter" / RAW} | kept).items())
 
 
-def angles(subject: Subject, gradient: Mapping[str, SVD], path: Path, k: int) -> dict[str, dict[str, float | None]]:
+def angles(subject: FinishedRun, gradient: Mapping[str, SVD], path: Path, k: int) -> dict[str, dict[str, float | None]]:
     """Layer → `A`, `B`: sine of the largest principal angle between the leading k directions of a factor and of the gradient;
     `A_mean`, `B_mean`: the mean over the k angles. A meets the gradient's inputs, B its outputs; None where B is zero."""
     found: dict[str, dict[str, float | None]] = {}
@@ -179,7 +107,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 # ------------------------------------------------------------------------------------------------------ predictions
 
 
-def prediction_distances(subject: Subject, full: Subject, rows: int) -> dict[str, Any]:
+def prediction_distances(subject: FinishedRun, full: FinishedRun, rows: int) -> dict[str, Any]:
     """`‖f_full − f‖` over held-out inputs, the quantity that CG-LoRA keeps small: at the pretrained weights and at every kept step.
 
     `rms` is per logit; `relative` is in units of ‖f_full − f_0‖: 1 is as far away as the pretrained model, 0 the same
@@ -209,7 +137,7 @@ def prediction_distances(subject: Subject, full: Subject, rows: int) -> dict[str
     return {"pretrained_rms": (start / count) ** 0.5, "steps": steps}
 
 
-def outputs(subject: Subject, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def outputs(subject: FinishedRun, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     with autocast(subject.device, subject.settings.precision):
         return subject.task.outputs(model, batch).double()
 
@@ -275,7 +203,7 @@ def square(x: Tensor) -> float:
     return float(x.double().square().sum())
 
 
-def mean_loss(subject: Subject, model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> float:
+def mean_loss(subject: FinishedRun, model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> float:
     total, count = 0.0, 0
     with torch.no_grad(), autocast(subject.device, subject.settings.precision):
         for batch in batches:
@@ -284,7 +212,7 @@ def mean_loss(subject: Subject, model: nn.Module, batches: Sequence[dict[str, Te
     return total / count
 
 
-def slices(subject: Subject, full: Subject | None, rows: int, line: int, plane: int) -> dict[str, Any]:
+def slices(subject: FinishedRun, full: FinishedRun | None, rows: int, line: int, plane: int) -> dict[str, Any]:
     """The loss on held-out rows along `W0 → W_run` (t = 0 to 1, and as far again half), and over the plane with W_full.
 
     The plane has orthonormal coordinates in the space of all weights: x along `W_run − W0`, y along what of `W_full − W0` is

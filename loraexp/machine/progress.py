@@ -87,10 +87,6 @@ def tally(description: str) -> Iterator[Callable[[int, int], None]]:
         yield progress
 
 
-def spoken(seconds: float | None) -> str:
-    """A duration as one says it: 45.0 s, 12.3 min, 3.4 h; a dash for none."""
-    if seconds is None:
-        return "—"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def notice(line: str) -> None:
+    """A line on standard error that is worth reading while something runs."""
+    print(line, file=sys.stderr, flush=True)

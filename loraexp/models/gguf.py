@@ -6,13 +6,13 @@ import hashlib
 import io
 import os
 import shutil
-import sys
 import uuid
 from contextlib import redirect_stderr, suppress
 from functools import cache
 from pathlib import Path
 
 from loraexp.machine.hub import SourceError, verify
+from loraexp.machine.progress import notice
 
 MARK = "converted.txt"  # written last: a folder without it is not complete
 
@@ -41,7 +41,7 @@ def converted(file: Path, *, kind: str, sha256: str | None = None, root: Path | 
     folder = (root or home()) / f"{file.stem}-{digest[:16]}"
     if (folder / MARK).exists():
         return folder
-    print(f"converting {file.name} to {folder}, once", file=sys.stderr)
+    notice(f"converting {file.name} to {folder}, once")
     fresh = folder.parent / f".writing-{uuid.uuid4().hex}"
     fresh.mkdir(parents=True)
     try:

@@ -10,7 +10,6 @@ import inspect
 import json
 import re
 import struct
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraexp.config import ConfigError
 from loraexp.machine.files import finite
+from loraexp.machine.progress import notice
 
 if TYPE_CHECKING:
     from loraexp.config.settings import WandbSettings
@@ -66,7 +66,7 @@ class Copy:
         except Exception as error:  # noqa: BLE001 - W&B's own, of any kind
             self.run = None
             self.error = f"{type(error).__name__}: {error}"
-            print(f"loraexp: W&B stopped ({self.error[:200]}); the record on disk goes on", file=sys.stderr)
+            notice(f"loraexp: W&B stopped ({self.error[:200]}); the record on disk goes on")
 
     def log(self, step: int, line: Mapping[str, Any]) -> None:
         if self.run is not None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from loraexp.machine.progress import spoken
+from loraexp.machine.words import spoken
 from loraexp.records.reading import Run, describe
 from loraexp.results.gather import Place, Results
 from loraexp.sweep import computed

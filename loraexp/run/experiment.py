@@ -17,7 +17,6 @@ from torch import nn
 
 from loraexp import config
 from loraexp.adapter.adapted import Adapters, attach, save_peft, save_raw, scaling_factor, train_everything
-from loraexp.cli import show
 from loraexp.config.settings import Settings
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import tally
@@ -40,25 +39,32 @@ class Outcome:
     already: bool = False
 
 
-def run(settings: Settings, plain: dict[str, Any], *, quiet: bool = False) -> Outcome:
-    """Train, evaluate and record one run; a finished one is not run again, an interrupted one goes on.
+class Observer:
+    """What is told of a run while it goes on; this one keeps it to itself, for runs that are reported together."""
 
-    `quiet`: print nothing, for runs that are reported together.
-    """
+    def begun(self, settings: Settings, folder: Path) -> None: ...
+
+    def initialised(self, ledger: dict[str, Any]) -> None: ...
+
+
+SILENT = Observer()
+
+
+def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) -> Outcome:
+    """Train, evaluate and record one run; a finished one is not run again, an interrupted one goes on."""
     folder = config.run_folder(plain)
     found = records.read(folder)
     if found is not None and found["status"] == "finished" and not settings.force:
         return Outcome(folder, found, already=True)
     check_model(settings)
-    if not quiet:
-        show.announce(settings, folder)
+    observer.begun(settings, folder)
     try:
-        return Outcome(folder, recorded(settings, plain, folder, quiet))
+        return Outcome(folder, recorded(settings, plain, folder, observer))
     except records.Finished as elsewhere:
         return Outcome(folder, elsewhere.record, already=True)
 
 
-def recorded(settings: Settings, plain: dict[str, Any], folder: Path, quiet: bool) -> dict[str, Any]:
+def recorded(settings: Settings, plain: dict[str, Any], folder: Path, observer: Observer) -> dict[str, Any]:
     """The run itself; returns its record, which is left behind also when it fails."""
     processes = Processes(settings.device)
     checkpoint = Checkpoint(folder / "checkpoint")
@@ -75,7 +81,7 @@ def recorded(settings: Settings, plain: dict[str, Any], folder: Path, quiet: boo
         dtype = torch.bfloat16 if settings.precision == "bf16" and not full else torch.float32
         model = kept.model(settings, dtype=dtype, device=device, labels=labels(task), own=full or processes.world > 1)
         head = load.new_modules(model, settings.model.kind)
-        adapters = start(model, task, head, full, settings, record, checkpoint, device, processes, quiet)
+        adapters = start(model, task, head, full, settings, record, checkpoint, device, processes, observer)
         record.update(parameters=adapters.count())
 
         wrapped = processes.prepare(model, adapters)
@@ -169,7 +175,7 @@ def start(
     checkpoint: Checkpoint,
     device: torch.device,
     processes: Processes,
-    quiet: bool,
+    observer: Observer,
 ) -> Adapters:
     """Where training starts: the initializer's factors in their layers, or those of the interrupted run."""
     if full:
@@ -187,8 +193,7 @@ def start(
     ledger = made.finish()
     record.update(cost=made.cost)
     if processes.main:
-        if not quiet:
-            show.initialised(ledger)
+        observer.initialised(ledger)
         save(adapters, model, record.folder / "init", settings, head, None, processes)
         records.write_json(record.folder / "init" / "ledger.json", ledger)
         checkpoint.save_factors(made.factors, {"cost": made.cost})

@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import re
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from loraexp import config
-from loraexp.cli.main import first_line, shorten
 from loraexp.config import ConfigError
-from loraexp.machine.progress import tally
+from loraexp.machine.progress import notice, tally
+from loraexp.machine.words import reason_of
+from loraexp.records import record
 from loraexp.sweep import computed
-from loraexp.sweep import schema as sweeps
 from loraexp.sweep.cells import Cell, expand, last_wins, lookup
 from loraexp.sweep.schema import Sweep
+from loraexp.sweep.watch import Watch, held, stamp, wait
 
 PATHS = ("output_root", "cache_root", "task.data_dir", "task.eval_data_dir")  # absolute for workers that start elsewhere
 ATTEMPTS = 2  # at a run whose process dies without a word (killed for its memory, its node lost)
@@ -36,40 +36,16 @@ Report = dict[str, str]  # what a worker says of a run: folder, and outcome (end
 Launch = Callable[[Sequence[Cell]], list[Report] | None]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`loraexp sweep NAME [--variant V] [KEY=VALUE ...]`: exit status 0 when every run is finished, 1 when one failed."""
-    from loraexp.cli.verbs import Parser, sweep_options
-
-    parser = Parser(
-        "loraexp sweep", description="every missing run of a sweep; hydra/launcher=joblib|submitit_slurm|ray runs several at once"
-    )
-    options, overrides = sweep_options(parser, arguments)
-    hydra = [word for word in overrides if sweeps.key_of(word).startswith(("hydra.", "hydra/"))]
-    sweep = sweeps.load(options.name, options.variant, [word for word in overrides if word not in hydra])
-    if sweep.compute is not None:
-        if hydra:
-            raise ConfigError(f"{hydra[0]}: {sweep.key} is computed in this process, it has no runs for a launcher; leave it out")
-        return compute(sweep)
-    return run(sweep, hydra)
-
-
 # -------------------------------------------------------------------------------------------------- computed sweeps
 
 
-def compute(sweep: Sweep) -> int:
-    """A sweep without runs: its function, with a progress bar; one that is finished is not computed again."""
+def compute(sweep: Sweep) -> Path:
+    """A sweep without runs: its function, with a progress bar; one that is finished is not computed again. Its folder."""
     into = computed.folder(sweep, sweep.output_root)
     computed.check(sweep)
-    try:
-        with claim(into), tally(sweep.key) as progress:
-            computed.run(sweep, sweep.output_root, progress)
-    except ConfigError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever the function raises: the record has type, message and place
-        print(f"{sweep.key}: failed: {reason_of(error)} ({into}/record.json)", file=sys.stderr)
-        return 1
-    print(f"{sweep.key}: computed, in {shorten(into)}; loraexp {'table' if sweep.kind == 'table' else 'plot'} {sweep.words} shows it")
-    return 0
+    with claim(into), tally(sweep.key) as progress:
+        computed.run(sweep, sweep.output_root, progress)
+    return into
 
 
 @contextmanager
@@ -84,24 +60,19 @@ def claim(folder: Path) -> Any:
 # ------------------------------------------------------------------------------------------------------------- runs
 
 
-def run(sweep: Sweep, hydra: Sequence[str]) -> int:
-    """Bring every run of the sweep to an end; exit status."""
-    from loraexp.sweep.watch import Watch
-
+def run(sweep: Sweep, hydra: Sequence[str], summarise: Callable[[Sweep, Watch], None]) -> Watch:
+    """Bring every run of the sweep to an end; `summarise` is called also when that is interrupted."""
     cells = ordered(expand(sweep))
     values = {f"{row}/{column}": sweep.rows[row].value or sweep.columns[column].value for row, column in sweep.trained()}
     watch = Watch(sweep.key, cells, values)
-    print(f"{sweep.key}: {len(cells)} runs, {watch.already} finished already", file=sys.stderr, flush=True)
-    if watch.already < len(cells):
-        with launcher(sweep, watch.before, hydra) as launch:
-            try:
-                with watch.shown():
-                    rounds(watch, launch)
-            finally:
-                summarise(sweep, watch)
-    else:
+    notice(f"{sweep.key}: {len(cells)} runs, {watch.already} finished already")
+    try:
+        if watch.already < len(cells):
+            with launcher(sweep, watch.before, hydra) as launch, watch.shown():
+                rounds(watch, launch)
+    finally:
         summarise(sweep, watch)
-    return 1 if watch.counts()["failed"] else 0
+    return watch
 
 
 def ordered(cells: Sequence[Cell]) -> list[Cell]:
@@ -125,13 +96,11 @@ def ordered(cells: Sequence[Cell]) -> list[Cell]:
     return [once[folder] for folder in sorted(once, key=keys.__getitem__)]
 
 
-def rounds(watch: Any, launch: Launch) -> None:
+def rounds(watch: Watch, launch: Launch) -> None:
     """Launch what nobody runs, until every cell has come to an end; cells that others hold are waited for.
 
     A run whose process died is tried once more, by whichever command finds it.
     """
-    from loraexp.sweep.watch import held, wait
-
     tried: Counter[Path] = Counter()
     while left := watch.open():
         free = [cell for cell in left if not held(cell.folder)]
@@ -162,8 +131,6 @@ def launcher(sweep: Sweep, before: dict[Path, int], hydra: Sequence[str]) -> Any
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
 
-    from loraexp.sweep.watch import stamp
-
     root = [f"output_root={quoted(str(sweep.output_root))}"]
     with initialize_config_dir(str(config.folder("conf")), job_name="loraexp", version_base="1.3"), config.translated():
         loader = GlobalHydra.instance().hydra
@@ -182,7 +149,7 @@ def launcher(sweep: Sweep, before: dict[Path, int], hydra: Sequence[str]) -> Any
                     raise ConfigError(
                         f"{' '.join(hydra) or 'hydra/launcher=basic'}: no run could be started: {reason_of(error)}"
                     ) from error
-                print(f"loraexp: the launcher stopped ({reason_of(error)}); going on with what is left", file=sys.stderr)
+                notice(f"loraexp: the launcher stopped ({reason_of(error)}); going on with what is left")
                 return None
             return [checked(report.return_value, cell) for report, cell in zip(done, cells, strict=True)]
 
@@ -211,8 +178,6 @@ def quoted(text: str) -> str:
 def run_cell(cfg: Any, *, before: dict[str, int], parent: int) -> Report:
     """One run, in a worker; what went wrong is told, never raised, and a run that another process has is left to it."""
     from loraexp.machine import progress
-    from loraexp.records import record
-    from loraexp.sweep.watch import stamp
 
     if os.getpid() != parent:
         warnings.simplefilter("ignore", FutureWarning)
@@ -225,7 +190,7 @@ def run_cell(cfg: Any, *, before: dict[str, int], parent: int) -> Report:
             return {"folder": str(folder), "outcome": "ended"}  # tried in vain by another process since this command began
         from loraexp.run.experiment import run as run_one
 
-        run_one(settings, plain, quiet=True)
+        run_one(settings, plain)
     except ConfigError as error:
         return {"outcome": "error", "reason": str(error)}
     except record.Busy:
@@ -258,24 +223,3 @@ def release(everything: bool) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def summarise(sweep: Sweep, watch: Any) -> None:
-    """How it ended: the counts, each failure with its reason, and what to type next."""
-    counts = watch.counts()
-    left = counts["todo"] + counts["running"]
-    words = [f"{counts['finished']} of {len(watch.cells)} runs finished", f"{counts['failed']} failed", *[f"{left} left"] * bool(left)]
-    print(f"{sweep.key}: {', '.join(words)}", file=sys.stderr)
-    from loraexp.sweep.watch import described
-
-    for folder, reason in watch.reasons.items():
-        place = f"{shorten(folder)}/record.json" if (folder / "record.json").exists() else "no record"
-        print(f"  {described(watch.cells[folder])}: {reason} ({place})", file=sys.stderr)
-    if counts["failed"]:
-        print("the same command retries only what is missing", file=sys.stderr)
-    elif not left:
-        print(f"loraexp {sweep.kind if sweep.kind == 'table' else 'plot'} {sweep.words} shows the result", file=sys.stderr)
-
-
-def reason_of(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"

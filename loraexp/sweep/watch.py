@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from loraexp.machine.progress import bar, spoken
+from loraexp.machine.progress import bar, notice
+from loraexp.machine.words import spoken
 from loraexp.records import record
 from loraexp.records.reading import value_at
 from loraexp.sweep.cells import Cell
@@ -68,7 +68,7 @@ class Watch:
         self.most_running = 1
         self.look_lock = threading.RLock()  # the thread that shows progress and the command both look
         for folder in self.cells:
-            self.notice(folder)
+            self.changed(folder)
         self.already = self.counts()["finished"]
         self.advance: Any = lambda *_, **__: None
 
@@ -76,7 +76,7 @@ class Watch:
         states = list(self.state.values())
         return {state: states.count(state) for state in ("todo", "running", "finished", "failed")}
 
-    def notice(self, folder: Path) -> bool:
+    def changed(self, folder: Path) -> bool:
         """Read a record that has changed; whether the run has come to an end by it."""
         now = stamp(folder)
         if now == self.seen.get(folder, 0):
@@ -104,7 +104,7 @@ class Watch:
         """Read what has changed, and say which runs have come to an end."""
         with self.look_lock:
             for folder, state in list(self.state.items()):
-                if state in ("todo", "running") and self.notice(folder):
+                if state in ("todo", "running") and self.changed(folder):
                     self.say(folder)
             counts = self.counts()
             self.most_running = max(self.most_running, counts["running"])
@@ -123,7 +123,7 @@ class Watch:
             outcome += f" in {spoken(self.seconds[folder])}"
         if counts["todo"] + counts["running"]:
             outcome += f" | {counts['running']} running, {counts['failed']} failed, {self.left() or 'time left unknown'}"
-        print(f"[{ended}/{len(self.cells)}] {described(cell)}: {outcome}", file=sys.stderr, flush=True)
+        notice(f"[{ended}/{len(self.cells)}] {described(cell)}: {outcome}")
         self.advance(1)
 
     def left(self) -> str:

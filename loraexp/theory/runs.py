@@ -14,22 +14,22 @@ from torch import Tensor
 from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.finished import angles
-from loraexp.finished.angles import Subject
+from loraexp.finished.opened import FinishedRun
 from loraexp.run import experiment
 from loraexp.sweep.computed import Computed, Curve, Progress
 
 
-def trained(overrides: Sequence[str], seed: int, data_dir: str | None, output_root: Path) -> Subject:
+def trained(overrides: Sequence[str], seed: int, data_dir: str | None, output_root: Path) -> FinishedRun:
     """The finished run of a configuration; it is run where it is not there yet, and shared by all figures made from it."""
     words = [*overrides, f"seed={seed}", *([f"task.data_dir={data_dir}"] if data_dir else [])]
     cfg = config.compose(words)
     OmegaConf.update(cfg, "output_root", str(output_root))
     settings, plain = config.check(cfg)
-    outcome = experiment.run(settings, plain, quiet=True)
-    return Subject.of(outcome.folder, outcome.record)
+    outcome = experiment.run(settings, plain)
+    return FinishedRun.of(outcome.folder, outcome.record)
 
 
-def provenance(subjects: Sequence[Subject]) -> dict[str, Any]:
+def provenance(subjects: Sequence[FinishedRun]) -> dict[str, Any]:
     """Which runs a figure was made from, and the data of the first."""
     return {"runs": [str(subject.folder) for subject in subjects], "splits": subjects[0].record["data"]}
 
@@ -119,7 +119,7 @@ def band(panel: str, label: str, ways: Sequence[Way]) -> Curve:
 # ------------------------------------------------------------------------------------------------------ Figures 7 and 8
 
 
-def weights(subject: Subject) -> Iterator[tuple[str, Tensor, Tensor]]:
+def weights(subject: FinishedRun) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(layer, W0, W) of every target layer of a run with init=full."""
     if subject.has_factors:
         raise ConfigError(f"compute.overrides: init={subject.settings.init['name']}; expected method=full")

@@ -13,10 +13,11 @@ import torch
 
 from loraexp import cli
 from loraexp.adapter.adapted import load_raw, merge
+from loraexp.cli import finished
 from loraexp.config import ConfigError
 from loraexp.finished import angles as alignment
 from loraexp.finished import diagnose
-from loraexp.finished.angles import Subject
+from loraexp.finished.opened import FinishedRun
 from loraexp.records import record
 from loraexp.sweep import computed, schema
 from loraexp.theory import runs
@@ -36,8 +37,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(*FEW, "method=full", "lr=1e-3", out=tmp_path_factory.mktemp("full")).folder
 
 
-def subject(folder: Path) -> Subject:
-    return Subject.of(folder, record.read(folder))  # type: ignore[arg-type]
+def subject(folder: Path) -> FinishedRun:
+    return FinishedRun.of(folder, record.read(folder))  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------------ angles
@@ -100,7 +101,7 @@ def test_angles_of_a_factor_made_of_the_gradient_are_zero(lora: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ predictions, losses
 
 
-def logits(looked: Subject, model: Any) -> torch.Tensor:
+def logits(looked: FinishedRun, model: Any) -> torch.Tensor:
     _, batches = looked.batches(24)
     with torch.no_grad():
         return torch.cat([looked.task.outputs(model, batch) for batch in batches])
@@ -159,7 +160,7 @@ def test_a_plane_is_evaluated_at_its_own_coordinates() -> None:
 
 def test_the_verb_writes_table_numbers_and_picture(lora: Path, full: Path, capsys) -> None:
     options = ["--against", str(full), "--rows", "16", "--held-out", "16", "--points", "2"]
-    assert diagnose.main([str(lora), *options, "device=cpu"]) == 0
+    assert finished.align([str(lora), *options, "device=cpu"]) == 0
     printed = capsys.readouterr().out
     found = json.loads((lora / "align.json").read_text())
     assert [line["step"] for line in found["angles"]["steps"]] == [0, 2, 4]
@@ -170,7 +171,7 @@ def test_the_verb_writes_table_numbers_and_picture(lora: Path, full: Path, capsy
 
 
 def test_a_full_run_alone_has_its_line(full: Path, capsys) -> None:
-    assert diagnose.main([str(full), "--held-out", "8", "--points", "2"]) == 0
+    assert finished.align([str(full), "--held-out", "8", "--points", "2"]) == 0
     found = json.loads((full / "align.json").read_text())
     looked = subject(full)
     exact = alignment.mean_loss(looked, looked.whole(), looked.batches(8)[1])
@@ -211,7 +212,7 @@ def test_wrong_arguments_are_one_line(lora: Path, full: Path, capsys) -> None:
     }
     for message, arguments in cases.items():
         with pytest.raises(ConfigError, match=message):
-            diagnose.main(arguments)
+            finished.align(arguments)
     assert cli.main(["align", str(lora), "--against", "nowhere"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -65,7 +65,7 @@ def test_a_run_that_finds_model_and_task_kept_is_bitwise_one_on_its_own(tmp_path
         settings, plain = config.check(
             config.compose([*cell.overrides, f"output_root={tmp_path / 'alone'}", f"cache_root={tmp_path / 'c'}"])
         )
-        alone = experiment.run(settings, plain, quiet=True)
+        alone = experiment.run(settings, plain)
         for part in ("init", "adapter"):
             one, other = (folder / part / "factors.safetensors" for folder in (cell.folder, alone.folder))
             assert one.read_bytes() == other.read_bytes(), (cell.folder, part)
@@ -102,7 +102,7 @@ def test_a_copy_of_a_kept_model_is_a_freshly_loaded_one(model: str) -> None:
 def test_only_one_model_is_kept_and_none_beside_full_fine_tuning(tmp_path: Path) -> None:
     def ran(*overrides: str) -> Any:
         settings, plain = config.check(config.compose([*TINY, "train.max_steps=1", f"output_root={tmp_path}", *overrides]))
-        experiment.run(settings, plain, quiet=True)
+        experiment.run(settings, plain)
         return kept.MODEL.value
 
     first = ran("init=lora")

@@ -1,0 +1,46 @@
+"""The picture of a run's alignment diagnostics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loraexp.artifacts.figure import Line, Panel, Picture
+from loraexp.sweep.computed import Surface
+
+NEXT = 4  # the first style that the factors of two layer classes leave
+
+
+def picture(found: Mapping[str, Any]) -> Picture:
+    panels: list[Panel] = []
+    if "angles" in found:
+        steps = found["angles"]["steps"]
+        names = [name for name in steps[0]["classes"] if name != "mean"]
+        lines = []
+        for style, (name, factor) in enumerate((name, factor) for name in names for factor in "AB"):
+            points = [(s["step"], s["classes"][name][factor]) for s in steps if s["classes"][name][factor] is not None]
+            lines.append(Line(label=f"{name} {factor}", style=style, x=[p[0] for p in points], y=[p[1] for p in points]))
+        panels.append(Panel(title="angles to the one-step gradient", x_label="step", y_label="sine of the largest angle", lines=lines))
+    if "predictions" in found:
+        steps = found["predictions"]["steps"]
+        line = Line(label="‖f_full − f‖", x=[s["step"] for s in steps], y=[s["relative"] for s in steps], style=NEXT)
+        level = Line(label="pretrained weights", kind="level", x=[0], y=[1.0])
+        panels.append(Panel(title="predictions against full", x_label="step", y_label="‖f_full − f‖ / ‖f_full − f₀‖", lines=[line, level]))
+    loss = found["loss"]
+    way = Line(label=f"loss on {loss['split']}", x=loss["line"]["t"], y=loss["line"]["loss"], style=NEXT + 1)
+    panels.append(Panel(title="loss between the weights", x_label="t (0: pretrained, 1: the run)", y_label="loss", lines=[way]))
+    if "plane" in loss:
+        panels.append(plane_panel(loss["plane"]))
+    title = f"{found['run']}" + (f" against {found['against']}" if found["against"] else "")
+    return Picture(name="align", title=title, subtitle=f"init={found['init']}", panels=panels)
+
+
+def plane_panel(plane: Mapping[str, Any]) -> Panel:
+    labels = {"pretrained": "at W0", "run": "the run", "full": "full fine-tuning"}
+    lines = [
+        Line(label=labels[name], kind="points", x=[x], y=[y], style=NEXT + 2 + i)
+        for i, (name, (x, y)) in enumerate(plane["points"].items())
+    ]
+    surface = Surface(panel="plane", x=plane["x"], y=plane["y"], z=plane["loss"], label="loss")
+    drawn: dict[str, Any] = {"lines": lines, "surfaces": [surface]}
+    return Panel(title="loss over the plane", x_label="along the run (‖ΔW‖)", y_label="beside it, to full (‖ΔW‖)", **drawn)

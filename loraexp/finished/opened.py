@@ -1,0 +1,136 @@
+"""A finished run opened again: its folder, record, checked settings, its original base and what it learned from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from loraexp import config
+from loraexp.adapter.adapted import Adapters, load_raw
+from loraexp.config import ConfigError
+from loraexp.config.settings import Settings
+from loraexp.models import load
+from loraexp.records import record
+from loraexp.run import experiment, kept
+from loraexp.run.evaluate import to_device
+
+RAW = "factors.safetensors"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run; `base` loads the weights that its training started from, head included."""
+
+    folder: Path
+    record: dict[str, Any]
+    settings: Settings
+
+    @classmethod
+    def of(cls, folder: Path, content: dict[str, Any], changed: Mapping[str, Any] | None = None) -> FinishedRun:
+        """`changed`: keys of its configuration that do not say what was trained."""
+        cfg = DictConfig(yaml.safe_load((folder / "config.yaml").read_text()))
+        for key, value in (changed or {}).items():
+            OmegaConf.update(cfg, key, value)
+        settings, _ = config.check(cfg)
+        return cls(folder, content, settings)
+
+    @functools.cached_property
+    def task(self) -> Any:
+        """The task of the run, tokenised; raises ConfigError where its data are not there."""
+        try:
+            return kept.task(self.settings, lambda: experiment.tokenise(self.settings))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        try:
+            return load.choose_device(self.settings.device)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    @property
+    def raw(self) -> Path:
+        """The factors as the run holds them: R and the offset apart."""
+        return self.folder / "adapter" / RAW
+
+    @property
+    def has_factors(self) -> bool:
+        return self.raw.exists()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        low = self.settings.precision == "bf16" and self.has_factors
+        return torch.bfloat16 if low else torch.float32
+
+    @property
+    def last_step(self) -> int:
+        """The step that the saved adapter is of: the one that validation chose, or the last."""
+        if self.settings.train.select == "best" and self.record.get("best"):
+            return int(self.record["best"]["step"])
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return max((int(yaml.safe_load(line)["step"]) for line in lines[-1:]), default=0)
+
+    def labels(self) -> dict[str, Any]:
+        """What the head of the run was made with; json has made words of the class numbers."""
+        stored: dict[str, Any] = self.record["labels"]
+        return {key: {int(i): name for i, name in value.items()} if key == "id2label" else value for key, value in stored.items()}
+
+    def base(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """The original base in `dtype`, by default on the device and in the precision of the run."""
+        settings = self.settings.model
+        model = load.load_model(settings, dtype=dtype or self.dtype, head_seed=self.settings.seed, **self.labels())
+        return model if settings.quantise or dtype is not None else model.to(self.device)
+
+    def adapted(self, dtype: torch.dtype | None = None) -> Adapters:
+        """The base with the trained factors on it."""
+        return load_raw(self.base(dtype), self.raw)
+
+    def whole(self) -> nn.Module:
+        """The model that a run with `init=full` saved, in the float32 that it trained in."""
+        saved = load.saved_model(self.settings.model, self.folder / "adapter", dtype=torch.float32)
+        return saved.to(self.device).eval()
+
+    def targets(self, model: nn.Module) -> dict[str, nn.Module]:
+        head = load.new_modules(model, self.settings.model.kind)
+        return load.target_layers(model, self.settings.model.targets, head)
+
+    def batches(self, rows: int) -> tuple[str, list[dict[str, Tensor]]]:
+        """The first rows that the run did not train on, or of train where all others are generated; and their split's name."""
+        wanted = [*self.task.reports, self.task.selection]
+        split = next((name for name in wanted if name in self.task.splits), "train")
+        examples = self.task.splits[split]
+        size = self.settings.train.eval_batch_size
+        order = np.argsort(examples.lengths[:rows], kind="stable")
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        return split, [to_device(self.task.collate(examples, part), self.device) for part in parts]
+
+
+def find_run(word: str) -> tuple[Path, dict[str, Any]]:
+    """A run folder by its path, or by its id anywhere under ./outputs; with its record."""
+    folder = Path(word)
+    if not folder.is_dir():
+        found = sorted(Path("outputs").glob(f"*/*-{word}")) if "/" not in word else []
+        if len(found) != 1:
+            raise ConfigError(f"{word}: expected a run folder, or the id of one run under ./outputs ({len(found)} found)")
+        folder = found[0]
+    content = record.read(folder)
+    if content is None or content["status"] != "finished":
+        status = "no record.json" if content is None else f"status {content['status']}"
+        raise ConfigError(f"{folder}: expected a finished run, found {status}")
+    return folder, content
+
+
+def open_run(word: str, changed: Mapping[str, Any] | None = None) -> FinishedRun:
+    """The finished run that `word` names, with some keys of its configuration changed."""
+    return FinishedRun.of(*find_run(word), changed)

@@ -1,0 +1,29 @@
+"""Durations, reasons and paths as one says them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def spoken(seconds: float | None) -> str:
+    """A duration as one says it: 45.0 s, 12.3 min, 3.4 h; a dash for none."""
+    if seconds is None:
+        return "—"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
+def reason_of(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def shorten(folder: Path) -> str:
+    """A path as the user would type it from here."""
+    relative = os.path.relpath(folder)
+    return str(folder) if relative.startswith("../..") else relative
