@@ -15,7 +15,12 @@ def request(rank: int, flavour: str = "paper", **_: Any) -> dict[str, LeadingReq
     """The paper asks for an SVD: r triplets, oversampled; the released code calls `svd_lowrank(q=512, niter=16)`."""
     if flavour == "released":  # the columns are clipped to the layer's size, where the released code fails
         return {"leading_gradient": LeadingRequest(k=rank, oversample=max(512 - rank, 0), iterations=16)}
+    if flavour == "slides":  # the code of their time: svd_lowrank(q=4r, niter=4)
+        return {"leading_gradient": LeadingRequest(k=rank, oversample=3 * rank, iterations=4)}
     return {"leading_gradient": LeadingRequest(k=rank, oversample=max(rank, 8), iterations=4)}
+
+
+SCALES = {"paper": 128.0, "released": 128.0, "slides": 16.0}
 
 
 @needs("leading_gradient", request=request, weighting="samples")
@@ -25,7 +30,7 @@ def lora_one(
     rank: int,
     scaling: float,
     generator: torch.Generator,
-    scale: float = 128.0,
+    scale: float | None = None,
     flavour: Literal["paper", "released", "slides"] = "paper",
     start: Start | None = None,
 ) -> Factors:
@@ -40,20 +45,24 @@ def lora_one(
     `W0 + η B0 A0`. `start=None` is the flavour's own start; η does not enter the factors.
 
         released:  the same formula from an SVD with 512 columns and 16 iterations
-        slides:    an earlier version, `A0 = √(1/s) Qᵀ_r`, `B0 = √(1/s) P_r` of the SVD of `+G`, start at `W0`
+        slides:    an earlier version, `A0 = √γ Qᵀ_r`, `B0 = √γ P_r` of the SVD of `+G`, start at `W0`; its γ has no value
+                   in print, in the code of its time (YuanheZ/LoRA-One ac1e63d, run_exp.py) it is `√d_out / s`
 
+    A `scale` of None is the flavour's: 128, and 16 for slides.
     Raises ValueError for a rank above min(d_out, d_in), a zero gradient, a `scale` that is not positive or an unknown
     flavour; MissingStatistic without a gradient.
     """
     linalg.check_rank(layer.name, rank, min(layer.W.shape), "the singular triplets of its gradient")
+    linalg.check_choice(*SCALES, flavour=flavour)
+    scale = SCALES[flavour] if scale is None else scale
     linalg.check_positive(scale=scale)
-    linalg.check_choice("paper", "released", "slides", flavour=flavour)
     P, S, Qh = layer.leading_gradient(request(rank, flavour)["leading_gradient"], generator)
     if S[0] == 0:
         raise ValueError(f"layer {layer.name}: its gradient is zero and has no directions; drop it from model.targets")
     own_start: Start = "shifted"
     if flavour == "slides":
-        A, B, own_start = Qh, P, "pretrained"
+        root = layer.d_out**0.25
+        A, B, own_start = root * Qh, root * P, "pretrained"
     else:
         root = (S / S[0]).sqrt()
         A, B = root[:, None] * Qh, -P * root  # the minus: P, Q are of +G, and the method wants those of -G

@@ -186,7 +186,7 @@ def imbalanced(adapters: Adapters, lr: float, ratio: float) -> AdapterOptimizer:
 
 RULES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "gd": lambda adapters, lr: sgd(adapters, lr=lr, weight_decay=0.0, momentum=0.0),
-    "prec_gd": lambda adapters, lr: p_lora(adapters, lr=lr, weight_decay=0.0, base="gd", damping=0.0),
+    "prec_gd": lambda adapters, lr, damping=0.0: p_lora(adapters, lr=lr, weight_decay=0.0, base="gd", damping=damping),
     "imbalanced": imbalanced,
 }
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +45,8 @@ def subspace_of_gradient(layer: Layer, generator: torch.Generator, *, rank: int)
 
     `lora_sb` takes those of the gradient's signs, as its own paper has it.
     """
-    found = lora_one(layer, rank=rank, scaling=1.0, generator=generator, scale=1.0, flavour="slides")
+    orthonormal = layer.d_out**0.5
+    found = lora_one(layer, rank=rank, scaling=1.0, generator=generator, scale=orthonormal, flavour="slides")
     return replace(found, R=-found.B.mT @ layer.gradient @ found.A.mT, start="shifted", train=frozenset({"R"}))
 
 
@@ -164,12 +166,15 @@ NAMES = {
 }
 
 
-def starts_of_figure4(rank: int, lr: float, gamma: float, scale: float) -> dict[str, linear.Start]:
+GammaReading = Literal["paper", "released"]  # LoRA-GA's factors are k^(1/4)/γ (equation 91) or k^(1/4)/√γ (the authors' notebook)
+
+
+def starts_of_figure4(rank: int, lr: float, gamma: float, reading: GammaReading, scale: float) -> dict[str, linear.Start]:
     """The methods of Figure 4, and two readings of them that the text leaves open."""
     return {
         "lora_one": lambda layer, g: lora_one(layer, rank=rank, scaling=1.0, generator=g, scale=scale),
         "spectral": partial(spectral, rank=rank),
-        "lora_ga": lambda layer, g: lora_ga(layer, rank=rank, scaling=1.0, generator=g, gamma=gamma),
+        "lora_ga": lambda layer, g: lora_ga(layer, rank=rank, scaling=1.0, generator=g, gamma=gamma, flavour=reading),
         "lora_sb": lambda layer, g: lora_sb(layer, rank=rank, scaling=scale, generator=g, step_size=lr),
         "lora_sb_svd": partial(subspace_of_gradient, rank=rank),
     }
@@ -188,10 +193,14 @@ def figure4(
     plain_steps: int,
     seeds: int,
     progress: Progress,
+    gamma_reading: GammaReading = "paper",
+    damping: float = 0.0,
 ) -> Computed:
     """Log-risk of LoRA-One, LoRA-SB and LoRA-GA under and over the rank of Δ, with the best rank-r risk as a line.
 
     LoRA-One, Figure 4 and its appendix G.1: η = 0.5, stable parameter γ = 16, scaling parameter 1; the number of steps is not stated.
+    `gamma_reading`: LoRA-GA's factors are `k^{1/4}/γ` (paper: equation 91) or `k^{1/4}/√γ` (released); the `α/√r` of equation 91 is 1.
+    `damping`: λ of the preconditioned rule; 0 in the text, 1e-3 in the authors' notebook.
     Plain gradient descent at 0.5 diverges on singular values of 40 (the curvature is 80), and it is not said which other rule
     was run; here three: `gd` at η, `prec_gd` at η (equation Prec-GD, for which Theorem C.21 allows rates up to 0.5), and `small`: gradient
     descent at `stable_lr`. LoRA-SB trains R alone and takes plain gradient descent under each. `cases` are [r, r*] by name.
@@ -214,12 +223,14 @@ def figure4(
         values[f"infimum/{case}"] = infimum
         for name, (rule, rate, count) in rules.items():
             panel = PANELS[name].format(case=f"r = {rank}, r* = {true_rank}", lr=rate)
-            starts = starts_of_figure4(rank, rate, gamma, scale)
+            starts = starts_of_figure4(rank, rate, gamma, gamma_reading, scale)
             frozen = {method: start for method, start in starts.items() if method.startswith("lora_sb")}
             for own, arms in ((rule, {m: start for m, start in starts.items() if m not in frozen}), ("gd", frozen)):
                 measures = {"risk": linear.risk, "loss": linear.training_loss}
                 part = linear.share(progress, done, total)
-                trace = descend(Batch(given, arms, rank), own, rate, count, measures, every=max(1, count // 200), progress=part)
+                options = {"damping": damping} if own == "prec_gd" else {}
+                every = max(1, count // 200)
+                trace = descend(Batch(given, arms, rank), own, rate, count, measures, every=every, progress=part, **options)
                 done += count
                 values |= ends(trace, f"{case}/{name}", list(arms), given, rank, infimum)
                 curves += [risk_curve(trace, panel, method, j, len(arms)) for j, method in enumerate(arms)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from loraexp import config
-from loraexp.adapter.layer import Curvature, Factors, Layer
+from loraexp.adapter.layer import Curvature, Factors, Layer, Training
 from loraexp.config import ConfigError
 from loraexp.config.settings import CalibrationSettings
 from loraexp.statistics import Calibration, collect, layer_generator, weight
@@ -133,15 +133,16 @@ def kfac_share(given: Problem, factors: Factors | None) -> float:
 
 
 def initializer(arm: str, given: Mapping[str, Any], lr: float) -> dict[str, Any]:
-    """The checked node of an initializer: the file of its group, the arm's own values, and the rate where the file has `${lr}`."""
+    """The checked node of an initializer: the file of its group, the arm's own values, and what follows from a constant rate."""
     name = given.get("init", arm)
     if name not in config.names("init"):
         raise ConfigError(f"compute.arms.{arm}: init={name}: there is no such initializer; {config.nearest(name, config.names('init'))}")
     calibration = {f.name for f in dataclasses.fields(CalibrationSettings)}
-    node = {key: lr if value == "${lr}" else value for key, value in config.read_yaml("init", name).items() if key not in calibration}
+    node = {key: value for key, value in config.read_yaml("init", name).items() if key not in calibration}
     node |= {key: value for key, value in given.items() if key not in ("init", "exact")}
     config.check_target("init", node)
-    return node
+    training = Training(lr=lr, factor=1.0, warmup_ratio=0.0, steps=1, epochs=1.0, rows=1)
+    return config.target(node, "init").settle(node, training)
 
 
 def factors_of(node: Mapping[str, Any], given: Problem, rank: int, seed: int, exact: bool) -> Factors | None:

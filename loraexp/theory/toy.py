@@ -3,30 +3,68 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from loraexp.adapter.layer import Factors, Layer
 from loraexp.config import ConfigError
 from loraexp.sweep.computed import Computed, Curve, Progress, Surface
 from loraexp.theory import linear
-from loraexp.theory.linear import Batch, by_seed, descend, first_step
+from loraexp.theory.linear import Batch, by_seed, descend
 from loraexp.theory.lora_one import gaussian, spectral
 
 SHIFT = (2.0, 1.0)  # w
-STARTS = {"spectral": "(Spectral-init)", "random": "(LoRA-init)"}
+STARTS = {"squared": "(Spectral-init), y² as printed", "gradient": "(Spectral-init), y", "random": "(LoRA-init)"}
+SPECTRAL = ("squared", "gradient")
 SPAN = 3.2  # the plane that is drawn: both coordinates from −SPAN to SPAN
 TICKS = 81
 FLOOR = 0.05  # the least loss that the surface tells apart
 ARROWS = 9  # streams of the phase portrait along each side of the plane
 
 
-def toy_tasks(seeds: int, rows: int) -> linear.Tasks:
+@dataclass(frozen=True)
+class ToyTasks(linear.Tasks):
+    """The linear tasks with their inputs `X` (n, N, 2)."""
+
+    X: Tensor
+
+    @property
+    def squared(self) -> Tensor:
+        """`¼ Σ y_i² x_i` (n, 1, 2): the one-step gradient as the text prints it and the authors' notebook computes it."""
+        y = self.X @ torch.tensor(SHIFT, dtype=self.X.dtype)
+        return torch.einsum("ni,nid->nd", y.square(), self.X)[:, None] / self.rows
+
+
+def toy_tasks(seeds: int, rows: int) -> ToyTasks:
     """`y = wᵀx` with `w = (2, 1)`, W0 = 0 and `rows` standard normal inputs for each seed: the linear task with d = 2, k = 1."""
-    drawn = linear.tasks(seeds, 2, 1, [1.0], rows)
+    inputs = []
+
+    def gram(generator: torch.Generator) -> Tensor:
+        inputs.append(torch.randn(rows, 2, generator=generator, dtype=torch.float64))
+        return inputs[-1].mT @ inputs[-1] / rows
+
+    drawn = linear.tasks(seeds, 2, 1, [1.0], rows, gram=gram)
     target = torch.tensor(SHIFT, dtype=torch.float64).expand(seeds, 1, 2)
-    return linear.Tasks(torch.zeros_like(drawn.W), torch.ones_like(drawn.left), target.clone(), drawn.gram, rows)
+    W, left = torch.zeros_like(drawn.W), torch.ones_like(drawn.left)
+    return ToyTasks(W, left, target.clone(), drawn.gram, rows, torch.stack(inputs))
+
+
+def starts(given: ToyTasks) -> dict[str, linear.Start]:
+    """The arms: the spectral start from the text's gradient and from that of the loss, and the random start."""
+    squared = given.squared
+
+    def as_printed(layer: Layer, generator: torch.Generator) -> Factors:
+        g = squared[int(layer.name.removeprefix("task "))]
+        return spectral(Layer(name=layer.name, W=layer.W, gradient=-g), generator, rank=1)
+
+    return {
+        "squared": as_printed,
+        "gradient": partial(spectral, rank=1),
+        "random": partial(gaussian, rank=1, variance=1.0),
+    }
 
 
 def parameters(batch: Batch) -> Tensor:
@@ -54,35 +92,59 @@ def distance_to_minimizers(point: Tensor) -> Tensor:
     return (nearest - point[..., None, :]).norm(dim=-1).nan_to_num(math.inf).amin(-1)
 
 
+def steps_until_near(at: Tensor, near: float) -> Tensor:
+    """The first step (m,) at which points (steps, m, 3) are within `near` of the minimizers; the number of steps where never.
+
+    Within ε of `(w/t, t)` is `‖a b − w‖ ≤ ε (|b| + ‖a‖ + ε)`: the distance itself is computed where that holds.
+    """
+    steps, count = at.shape[:2]
+    a, b = at[..., :2], at[..., 2:]
+    reach = near * (b.abs().squeeze(-1) + a.norm(dim=-1) + near)
+    candidates = (a * b - torch.tensor(SHIFT, dtype=at.dtype)).norm(dim=-1) <= reach
+    until = torch.full((count,), steps - 1)
+    open_ = candidates.any(0)
+    while open_.any():
+        which = open_.nonzero().squeeze(1)
+        first = candidates[:, which].int().argmax(0)
+        there = distance_to_minimizers(at[first, which]) <= near
+        until[which[there]] = first[there]
+        candidates[first, which] = False
+        open_[which[there]] = False
+        open_ &= candidates.any(0)
+    return until
+
+
 def trajectories(seeds: int, shown: int, rows: int, lr: float, steps: int, near: float, portrait: bool, progress: Progress) -> Computed:
     """Gradient descent on `1/8 Σ (y_i − b x_iᵀa)²` from (Spectral-init) and (LoRA-init), in the plane of `a·w/‖w‖` and b.
 
     LoRA-One, Figure 3 and the end of its appendix G.1; slides, Figure 2, and with `portrait` the toy example II: log loss with a phase
-    portrait. In (LoRA-init) a is standard normal and b zero. The text's one-step gradient `¼ Σ y_i² x_i` has a square too many:
-    the initializer's `¼ Σ y_i x_i` is the negative gradient of the loss that is printed beside it.
+    portrait. In (LoRA-init) a is standard normal and b zero. The one-step gradient of the text, and of the authors' notebook
+    (YuanheZ/LoRA-One 086d00d^, Toy_Experiments.ipynb), is `¼ Σ y_i² x_i` ("squared"); the negative gradient of the loss that is
+    printed beside it is `¼ Σ y_i x_i` ("gradient"). Both are run.
     Values by start: `distance/…` of the start to the set of global minimizers, `steps/…` until the distance is below `near` (`steps`
-    where never), `reached/…` and `diverged/…` (shares of seeds); `nearer`, `fewer`: the share of seeds where the spectral start is
-    nearer, and needs fewer steps; `steps ratio`: the median over seeds of the spectral start's steps over the random one's. The first
-    `shown` seeds are drawn.
+    where never), `reached/…` and `diverged/…` (shares of seeds). `<start>/nearer`, `<start>/fewer`: the share of seeds where the
+    spectral start is nearer, and needs fewer steps, `<start>/error` the standard error of the latter; `<start>/steps ratio`: the
+    median over seeds of the spectral start's steps over the random one's. The first `shown` seeds are drawn.
     """
     if shown > seeds:
         raise ConfigError(f"shown={shown}: expected at most seeds={seeds}")
     given = toy_tasks(seeds, rows)
-    batch = Batch(given, {"spectral": partial(spectral, rank=1), "random": partial(gaussian, rank=1, variance=1.0)}, 1)
-    trace = descend(batch, "gd", lr, steps, {"at": parameters, "risk": linear.risk}, progress=linear.share(progress, 0, steps))
-    distance = distance_to_minimizers(trace["at"].nan_to_num(1e6))
-    until = by_seed(first_step(trace.steps, distance <= near).clamp_max(steps), 2)
-    start = by_seed(distance[0], 2)
-    values: dict[str, float | list[float]] = {
-        "nearer": float((start[:, 0] < start[:, 1]).double().mean()),
-        "fewer": float((until[:, 0] < until[:, 1]).double().mean()),
-        "steps ratio": float((until[:, 0] / until[:, 1].clamp_min(1)).median()),
-    }
+    batch, arms = Batch(given, starts(given), 1), len(STARTS)
+    trace = descend(batch, "gd", lr, steps, {"at": parameters}, progress=linear.share(progress, 0, steps))
+    at = trace["at"].nan_to_num(1e6)
+    until = by_seed(steps_until_near(at, near), arms)
+    start = by_seed(distance_to_minimizers(at[0]), arms)
+    values: dict[str, float | list[float]] = {}
+    for j, name in enumerate(SPECTRAL):
+        fewer = float((until[:, j] < until[:, -1]).double().mean())
+        values[f"{name}/nearer"] = float((start[:, j] < start[:, -1]).double().mean())
+        values[f"{name}/fewer"], values[f"{name}/error"] = fewer, math.sqrt(fewer * (1 - fewer) / seeds)
+        values[f"{name}/steps ratio"] = float((until[:, j] / until[:, -1].clamp_min(1)).median())
     for j, name in enumerate(STARTS):
         values[f"distance/{name}"] = start[:, j].tolist()
         values[f"steps/{name}"] = until[:, j].tolist()
         values[f"reached/{name}"] = float((until[:, j] < steps).double().mean())
-        values[f"diverged/{name}"] = sum(x is not None for x in trace.diverged_at[j::2]) / seeds
+        values[f"diverged/{name}"] = sum(x is not None for x in trace.diverged_at[j::arms]) / seeds
     panel = "steps until a minimizer"
     axes = {panel: {"x": f"steps until within {near:g} of the set", "y": "seeds"}}
     curves = [Curve(panel=panel, label=label, x=[], y=until[:, j].tolist(), kind="histogram") for j, label in enumerate(STARTS.values())]
@@ -93,7 +155,8 @@ def trajectories(seeds: int, shown: int, rows: int, lr: float, steps: int, near:
         surfaces.append(loss(given.gram[seed], panel))
         curves += [minimizers(panel)] + [streams(given.gram[seed], panel)] * portrait
         for j, label in enumerate(STARTS.values()):
-            curves.append(path(trace["at"][:, 2 * seed + j], panel, label, trace.diverged_at[2 * seed + j]))
+            place = arms * seed + j
+            curves.append(path(trace["at"][:, place], panel, label, trace.diverged_at[place]))
     return Computed(values=values, curves=curves, surfaces=surfaces, axes=axes)
 
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from loraexp.adapter import linalg
-from loraexp.adapter.layer import Curvature, Factors, Layer, LeadingRequest, MissingStatistic, needs
+from loraexp.adapter.layer import Curvature, Factors, Layer, LeadingRequest, MissingStatistic, Training, needs
 from loraexp.initializers.corda import corda
 from loraexp.initializers.eva import eva
 from loraexp.initializers.lora import lora
@@ -293,7 +293,8 @@ def test_lora_one(flavour: str, shape: tuple[int, int], seed: int) -> None:
 def test_lora_one_slides(seed: int) -> None:
     at = layer(seed=seed)
     A, B = gradients.lora_one_slides(at.gradient, RANK, 16.0)
-    factors = initialize(lora_one, at, flavour="slides", scale=16.0)
+    factors = initialize(lora_one, at, flavour="slides")
+    assert_same(initialize(lora_one, at, flavour="slides", scale=64.0).product(), factors.product() / 4)
     assert factors.start == "pretrained"
     assert_same(factors.product(), B @ A)
     assert_same(factors.A @ factors.A.T, A @ A.T)
@@ -681,7 +682,8 @@ def test_peft_makes_the_same_eva(seed: int) -> None:
 
 CONF = Path(__file__).parents[2] / "conf" / "init"
 CALIBRATION = {"samples", "batch_size", "rows", "mode"}
-SHARED = {"memory_budget", "cache"}  # set for every initializer in conf/config.yaml
+LOSS = {"gradient", "leading_gradient", "summed_gradient", "output_moment", "curvature"}  # statistics of a loss
+SHARED = {"memory_budget", "cache", "weighting"}  # set for every initializer in conf/config.yaml
 GIVEN = {"layer", "rank", "scaling", "generator"}
 FILES = sorted(CONF.glob("*.yaml"))
 
@@ -710,6 +712,7 @@ def test_yaml_and_function_say_the_same(file: Path) -> None:
     keys = set(node) - {"name", "_target_", "_partial_"}
     assert keys - CALIBRATION - SHARED == hyper_parameters, "a key is no parameter, or a parameter has no key"
     assert keys & CALIBRATION == (CALIBRATION if function.needs else set())
+    assert ("weighting" in keys) == bool(function.needs & LOSS), "a mean of the loss is over samples or tokens: the yaml says which"
     hints = typing.get_type_hints(function)
     for key in hyper_parameters:
         assert_fits(key, node[key], hints[key])
@@ -730,10 +733,11 @@ def assert_fits(key: str, value: Any, hint: Any) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_yaml_alone_initialises_a_layer(file: Path) -> None:
-    """The values of the yaml, and nothing else, turn a layer with its declared statistics into valid factors."""
+    """The yaml's values, with the training that follows, turn a layer with its declared statistics into valid factors."""
     node, function = loaded(file)
     hyper_parameters = set(inspect.signature(function).parameters) - GIVEN
-    options = {key: node[key] for key in hyper_parameters}
+    training = Training(lr=1e-3, factor=0.5, warmup_ratio=0.1, steps=20, epochs=1.0, rows=100)
+    options = function.settle({key: node[key] for key in hyper_parameters}, training)
     at = with_statistics(function, options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

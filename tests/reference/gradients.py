@@ -36,9 +36,10 @@ def lora_one(G: Tensor, rank: int, s: float) -> tuple[Tensor, Tensor]:
 
 
 def lora_one_slides(G: Tensor, rank: int, s: float) -> tuple[Tensor, Tensor]:
-    """The slides' Algorithm 1: singular vectors of +G, no singular values."""
+    """The slides' Algorithm 1, and the γ of its code: singular vectors of +G, no singular values, times m^0.25 / s^0.5."""
     U, _, Vh = torch.linalg.svd(G.double())
-    return s**-0.5 * Vh[:rank], s**-0.5 * U[:, :rank]
+    m = G.shape[0]
+    return m**0.25 / s**0.5 * Vh[:rank], m**0.25 / s**0.5 * U[:, :rank]
 
 
 def lora_sb(G: Tensor, rank: int, s: float, eta: float, factors: str) -> tuple[Tensor, Tensor, Tensor]:

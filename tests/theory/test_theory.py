@@ -233,6 +233,33 @@ def test_the_toy_is_the_papers_loss() -> None:
     torch.testing.assert_close(trace["at"][-1, 0], at.detach())
 
 
+def test_both_one_step_gradients_of_the_toy_are_those_of_its_rows() -> None:
+    """`¼ Σ y_i² x_i` as the text prints it, `¼ Σ y_i x_i` as the loss has it; each start is `g/√‖g‖, √‖g‖` up to a common sign."""
+    tasks = toy.toy_tasks(3, 4)
+    w = torch.tensor(toy.SHIFT, dtype=torch.float64)
+    batch = linear.Batch(tasks, toy.starts(tasks), 1)
+    start = toy.parameters(batch).reshape(3, 3, 3)  # (seeds, arms, …)
+    for seed, X in enumerate(tasks.X):
+        torch.testing.assert_close(X.mT @ X / 4, tasks.gram[seed])
+        for arm, power in ((0, 2), (1, 1)):
+            g = sum((w @ x) ** power * x for x in X) / 4
+            expected = torch.cat([g / g.norm().sqrt(), g.norm().sqrt()[None]])
+            torch.testing.assert_close(start[seed, arm] * start[seed, arm, 2].sign(), expected)
+        assert start[seed, 2, 2] == 0
+
+
+def test_steps_until_a_minimizer_are_those_of_the_distance_at_every_step() -> None:
+    made = toy.trajectories(6, 1, 4, 0.1, 200, 0.01, False, quiet)
+    tasks = toy.toy_tasks(6, 4)
+    batch = linear.Batch(tasks, toy.starts(tasks), 1)
+    trace = linear.descend(batch, "gd", 0.1, 200, {"at": toy.parameters})
+    distance = toy.distance_to_minimizers(trace["at"].nan_to_num(1e6))
+    until = linear.by_seed(linear.first_step(trace.steps, distance <= 0.01).clamp_max(200), 3)
+    for j, name in enumerate(toy.STARTS):
+        assert made.values[f"steps/{name}"] == until[:, j].tolist()
+    assert made.values["squared/fewer"] == float((until[:, 0] < until[:, 2]).double().mean())
+
+
 def test_the_distance_to_the_minimizers_is_the_least_over_the_set() -> None:
     points = 2 * torch.randn(40, 3, generator=generator(3), dtype=torch.float64)
     t = torch.cat([torch.linspace(-9, -0.05, 200_001), torch.linspace(0.05, 9, 200_001)]).double()
