@@ -31,7 +31,7 @@ from loraexp.config.settings import Settings
 from loraexp.initializers.lora import lora
 from loraexp.models import load
 from loraexp.run import experiment
-from loraexp.run.train import epoch_batches, micro_batches
+from loraexp.run.batches import epoch_batches, micro_batches
 from loraexp.statistics import weight
 from loraexp.tasks.classification import Classification
 

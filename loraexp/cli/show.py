@@ -34,6 +34,9 @@ class Screen(Observer):
         if first():
             initialised(ledger)
 
+    def note(self, line: str) -> None:
+        print(f"loraexp: {line}", file=sys.stderr, flush=True)
+
 
 def first() -> bool:
     """Whether this is the process that speaks for all."""

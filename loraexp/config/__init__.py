@@ -348,6 +348,10 @@ def check_kinds(settings: schema.Settings) -> None:
 def check_together(settings: schema.Settings) -> None:
     """Choices that exclude each other: task and model; an initializer's hyper-parameters; what it trains and the optimizer needs."""
     check_kinds(settings)
+    try:
+        schema.checkpoint_seconds(settings.train.checkpoint_every)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if settings.evaluate.backend == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ConfigError("evaluate.backend=vllm: vllm is not installed; pip install vllm (it needs a GPU), or set evaluate.backend=hf")
     initializer = target(settings.init, "init")

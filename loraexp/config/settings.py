@@ -15,6 +15,27 @@ def number(above: float | None = None, least: float | None = None, most: float |
     return field(metadata={"above": above, "least": least, "most": most})
 
 
+UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+CHECKPOINT_SECONDS = 300.0
+
+
+def checkpoint_seconds(every: int | str) -> float | None:
+    """Seconds between checkpoints for `30s`, `10min`, `1h`, or for 0 the usual; None where they are counted in steps.
+
+    Raises: ValueError for what is no duration.
+    """
+    if isinstance(every, int):
+        return None if every else CHECKPOINT_SECONDS
+    unit = every.lstrip("0123456789. ")
+    try:
+        seconds = float(every[: len(every) - len(unit)]) * UNITS[unit]
+    except (ValueError, KeyError):
+        seconds = 0.0
+    if not seconds > 0:
+        raise ValueError(f"train.checkpoint_every={every}: expected a number of steps, or a duration such as 30s, 10min, 1h")
+    return seconds
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     name: str
@@ -68,7 +89,7 @@ class TrainSettings:
     eval_every: int = number(least=0)  # steps; 0: once an epoch
     report_during: bool  # the reported splits are evaluated at every evaluation too, into metrics.jsonl
     keep_factors_every: int = number(least=0)  # steps; the factors go to factors/<step>.safetensors; 0: never
-    checkpoint_every: int = number(least=0)  # steps; 0: at each evaluation
+    checkpoint_every: int | str = number(least=0)  # steps, or a duration (10min); 0: 5min; and before every evaluation
     keep_checkpoint: bool
     log_every: int = number(above=0)
     patience: int | None = number(above=0)  # evaluations without a better one before stopping early; null: never

@@ -22,9 +22,9 @@ from loraexp.config.settings import Settings
 from loraexp.finished.opened import RAW, FinishedRun
 from loraexp.machine.processes import Processes
 from loraexp.models import load
+from loraexp.run.batches import count_labels
 from loraexp.run.evaluate import autocast
 from loraexp.run.initialise import Objective, statistics_of
-from loraexp.run.train import count_labels
 
 ITERATIONS = 8  # subspace iterations for the gradient's leading singular vectors
 

@@ -1,12 +1,31 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and reading them so that damage is seen."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
 import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+SEAL = b"\nsha256 "  # what stands between a sealed file's content and the digest of it in hexadecimals
+SEALED = len(SEAL) + 64
+FULL = (errno.ENOSPC, errno.EDQUOT)
+CHUNK = 1 << 20
+
+
+class DiskFull(OSError):
+    """A file could not be written because its disk is full; the message names both."""
+
+
+class Damaged(ValueError):
+    """A file is not what was once written; the message says how that is known."""
 
 
 def finite(value: Any) -> Any:
@@ -20,15 +39,159 @@ def finite(value: Any) -> Any:
     return value
 
 
+# ---------------------------------------------------------------------------------------------------- whole or not at all
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """A file that stands at `path` at once and whole; a write that fails leaves the old one and no other trace.
+
+    Raises: DiskFull.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with on_disk(path):
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def folder_written(path: Path) -> Iterator[Path]:
+    """A folder that stands at `path` whole, in place of the one before; a failure leaves the one before.
+
+    Raises: DiskFull.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with on_disk(path):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def replace(path: Path, content: bytes) -> None:
     """Write `content` to `path` at once: a crash leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with written(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    replace(path, (json.dumps(finite(value), indent=2, allow_nan=False, default=str) + "\n").encode())
+    text = json.dumps(finite(value), indent=2, allow_nan=False, default=str)
+    replace(path, (text + "\n").encode(errors="backslashreplace"))
+
+
+def clear_temporaries(folder: Path) -> list[Path]:
+    """Remove what writers of a folder that have died left half-written in it; no living one may be writing there."""
+    left = [path for path in folder.rglob(".*") if re.fullmatch(r"\..+\.\d+", path.name)]
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return left
+
+
+@contextmanager
+def on_disk(path: Path) -> Iterator[None]:
+    """Within: a full disk is said as one line that names the file and the disk, whichever library wrote.
+
+    Raises: DiskFull.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise DiskFull(errno.ENOSPC, full_message(path)) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or a user's share of it, is full; safetensors says it in words alone."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return any(f"os error {number}" in str(error) or os.strerror(number) in str(error) for number in FULL)
+
+
+def full_message(path: Path) -> str:
+    disk = mount_of(path)
+    free = shutil.disk_usage(disk).free / 2**20
+    remedy = "make room, or set output_root to another disk; the same command then goes on"
+    return f"{path}: no space left on the disk {disk} ({free:.0f} MiB free): {remedy}"
+
+
+def mount_of(path: Path) -> Path:
+    """Where the disk of a path is mounted."""
+    place = path.absolute()
+    while not place.is_mount() and place != place.parent:
+        place = place.parent
+    return place
+
+
+# ---------------------------------------------------------------------------------------------------- sealed
+
+
+class Hashing:
+    """A file to write to that knows the digest of what went through it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return self.file.write(content)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+@contextmanager
+def sealed(path: Path) -> Iterator[Hashing]:
+    """A file as `written` makes one, which ends in a digest of all that stands before: `check_seal` proves it whole."""
+    with written(path) as file:
+        hashing = Hashing(file)
+        yield hashing
+        file.write(SEAL + hashing.digest.hexdigest().encode())
+
+
+def check_seal(path: Path) -> None:
+    """Raises: Damaged where a sealed file is cut short, changed, or was never sealed."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        left = size - SEALED
+        digest = hashlib.sha256()
+        while left > 0 and (content := file.read(min(CHUNK, left))):
+            digest.update(content)
+            left -= len(content)
+        end = file.read()
+    if size < SEALED or not end.startswith(SEAL):
+        raise Damaged("it has no checksum at its end: cut short, or not written by this program")
+    if end != SEAL + digest.hexdigest().encode():
+        raise Damaged("its content does not have the checksum that was written with it")
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file's content in hexadecimals."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def set_aside(path: Path) -> Path:
+    """Give a file that cannot be used another name beside it, which no earlier one has; returns the new path."""
+    names = (path.with_name(f"{path.name}.damaged{number}") for number in ("", *range(2, 1000)))
+    place = next(name for name in names if not name.exists())
+    os.replace(path, place)
+    return place

@@ -1,11 +1,39 @@
-"""Peak memory of a part of the run: of the accelerator where there is one, else of this process."""
+"""Time and memory of the parts of a run, and what it means to run out of it."""
 
 from __future__ import annotations
 
+import re
 import resource
+import time
 from pathlib import Path
 
 import torch
+
+# What torch, oneDNN, the C++ library and the system say where memory is refused; a MemoryError needs no words.
+REFUSED = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|could not create a (primitive|memory)|malloc of size"
+    r"|bad_alloc|not enough memory|DefaultCPUAllocator",
+    re.IGNORECASE,
+)
+ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?[KMGT]?i?B|\d+ bytes)|(?:malloc of size|allocate) (\d+)(?: bytes)?")
+
+
+class Stopwatch:
+    """Seconds spent in named parts: `with stopwatch("forward"):`; on an accelerator, the time to launch them."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.part, self.since = "", 0.0
+
+    def __call__(self, part: str) -> Stopwatch:
+        self.part = part
+        return self
+
+    def __enter__(self) -> None:
+        self.since = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.part] = self.seconds.get(self.part, 0.0) + time.perf_counter() - self.since
 
 
 def reset_peak(device: torch.device) -> None:
@@ -28,3 +56,20 @@ def peak_bytes(device: torch.device) -> int:
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory was refused, in the words of whichever library asked for it."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and REFUSED.search(str(error)) is not None
+
+
+def asked_for(error: BaseException) -> str | None:
+    """How much was asked for when memory was refused, where the error tells."""
+    found = ASKED.search(str(error))
+    if found is None:
+        return None
+    size = found[1] or found[2]
+    number = re.fullmatch(r"(\d+)(?: bytes)?", size)
+    return f"{int(number[1]) / 2**20:.1f} MiB" if number else size

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import yaml
 
 from loraexp.config import match_key
 from loraexp.records import tracking
-from loraexp.records.record import SCHEMA
+from loraexp.records.content import SCHEMA, content, fault, sound_lines
 from loraexp.sweep.cells import Cell
 
 if TYPE_CHECKING:
@@ -54,24 +54,27 @@ def on_disk(parents: Iterable[Path]) -> Iterator[Found]:
 
 
 def read(folder: Path) -> Found:
-    """The record of a run folder; what is half-written or of another schema is said, with what the folder still tells."""
+    """The record of a run folder; one that cannot be used is said, with what the folder still tells."""
+    found = content(folder)
     path = folder / "record.json"
-    record, error = None, None
-    try:
-        record = json.loads(path.read_text())
-        error = fault(record)
-    except (OSError, ValueError) as problem:
-        error = f"cannot be read ({' '.join(str(problem).split())}); loraexp sweep runs it again"
-    config = record["config"] if record is not None and error is None else stored_config(folder)
+    config = found.record["config"] if found.record is not None else stored_config(folder)
     return Found(
         where=str(folder),
         run_id=folder.name.rpartition("-")[2],
-        match=match_key(config) if config is not None else None,
-        record=record if error is None else None,
+        match=matched(config),
+        record=found.record,
         lines=lambda: logged(folder / "metrics.jsonl"),
         folder=folder,
-        error=error and f"{path}: {error}",
+        error=found.error and f"{path}: {found.error}",
     )
+
+
+def matched(config: dict[str, Any] | None) -> str | None:
+    """`match_key` of a configuration as it was found; None where it is not one."""
+    try:
+        return match_key(config) if config is not None else None
+    except (AttributeError, TypeError, ValueError, KeyError, RecursionError):
+        return None
 
 
 def from_wandb(source: str) -> Iterator[Found]:
@@ -88,39 +91,34 @@ def from_wandb(source: str) -> Iterator[Found]:
         yield Found(
             where=copied.where,
             run_id=copied.run_id,
-            match=match_key(copied.config),
+            match=matched(copied.config),
             record=record if error is None else None,
             lines=copied.lines,
             error=error and f"{copied.where}: {error}",
         )
 
 
-def fault(record: Any) -> str | None:
-    """Why a record cannot be used, or None."""
-    if not isinstance(record, dict):
-        return "is not a record"
-    if record.get("schema") != SCHEMA:
-        return f"schema {record.get('schema')}, expected {SCHEMA}; run it again with force=true"
-    for key, kind in (("config", dict), ("status", str)):
-        if not isinstance(record.get(key), kind):
-            return f"has no {key}; run it again with force=true"
-    return None
-
-
 def stored_config(folder: Path) -> dict[str, Any] | None:
     """The configuration beside a record that cannot be used: it tells which cell the record was of."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     return config if isinstance(config, dict) else None
 
 
 def logged(path: Path) -> Lines:
-    """The lines of a metrics.jsonl; the last one is left out where a running process has written half of it."""
-    if not path.exists():
+    """The lines of a metrics.jsonl that can be read; a warning says how many cannot."""
+    try:
+        lines, bad = sound_lines(path.read_bytes())
+    except FileNotFoundError:
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    except OSError as error:
+        warnings.warn(f"{path}: cannot be read ({error.strerror})", stacklevel=2)
+        return []
+    if bad:
+        warnings.warn(f"{path}: {bad} damaged lines are left out", stacklevel=2)
+    return lines
 
 
 # ---------------------------------------------------------------------------------------------------- runs of cells

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import datetime
 import fcntl
-import importlib.metadata
+import hashlib
 import json
 import os
-import platform
-import subprocess
-import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
-from loraexp import __version__
-from loraexp.machine.files import finite, write_json
+from loraexp.config import ConfigError
+from loraexp.machine.files import DiskFull, clear_temporaries, finite, on_disk, replace, set_aside, write_json
+from loraexp.records.content import SCHEMA, Content, content, sound_lines
+from loraexp.records.environment import environment
 from loraexp.records.tracking import Copy
 
 if TYPE_CHECKING:
     from loraexp.config.settings import WandbSettings
 
-SCHEMA = 1
-PACKAGES = ("torch", "transformers", "datasets", "evaluate", "hydra-core", "accelerate", "lm-eval", "scikit-learn", "numpy", "wandb")
+RESERVE = 256 * 2**10  # bytes of disk kept for the record of a run that fills the rest
 
 
 class Busy(RuntimeError):
@@ -45,11 +45,8 @@ def now() -> str:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The record of a run folder; None where there is none, or where it cannot be read (it is then written anew)."""
-    try:
-        return json.loads((folder / "record.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+    """The record of a run folder; None where there is none, or where it cannot be used (it is then written anew)."""
+    return content(folder).record
 
 
 class Record:
@@ -58,20 +55,24 @@ class Record:
     Only the main process of a parallel run writes; for the others every method does nothing.
     """
 
-    def __init__(self, folder: Path, run_id: str, config: dict[str, Any], wandb: WandbSettings, *, main: bool = True) -> None:
+    def __init__(self, folder: Path, run_id: str, config: dict[str, Any], wandb: WandbSettings | None = None, *, main: bool = True) -> None:
         self.folder = folder
         self.config = config
         self.main = main
         self.copy = Copy(wandb, folder, run_id, config)
+        self.before: dict[str, Any] = {}  # what an earlier attempt at this run had recorded
         self.lock: IO[str] | None = None
-        self.metrics: IO[str] | None = None
+        self.metrics: IO[bytes] | None = None
+        self.logged, self.digest = 0, hashlib.sha256()  # bytes of metrics.jsonl, and their digest
         self.content: dict[str, Any] = {
             "schema": SCHEMA,
             "status": "running",
+            "phase": "starting",
             "run_id": run_id,
             "config": config,
             "metrics": {},
             "best": None,
+            "evaluations": [],
             "cost": {},
             "parameters": {},
             "data": {},
@@ -79,6 +80,8 @@ class Record:
             "started": now(),
             "ended": None,
         }
+
+    # ------------------------------------------------------------------------------------------------ life
 
     def __enter__(self) -> Record:
         if not self.main:
@@ -90,37 +93,79 @@ class Record:
         except OSError as error:
             self.lock.close()
             raise Busy(f"{self.folder}: another process is running this run; wait for it, or stop it") from error
-        found = read(self.folder)
-        if found is not None and found["status"] == "finished" and not self.config.get("force"):
+        try:
+            self._begin()
+        except BaseException:
             self.lock.close()
-            raise Finished(found)
-        self.content["environment"] = environment()
-        (self.folder / "error.txt").unlink(missing_ok=True)
-        write_yaml(self.folder / "config.yaml", self.config)
-        self.write()
+            raise
         return self
 
-    def start_metrics(self, keep_to_step: int | None = None) -> None:
-        """Open metrics.jsonl: anew, or (resuming) with what was logged up to a checkpoint's step."""
-        if not self.main:
-            return
-        path = self.folder / "metrics.jsonl"
-        kept = ""
-        if keep_to_step is not None and path.exists():
-            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-            kept = "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= keep_to_step)
-        path.write_text(kept)
-        self.metrics = path.open("a", buffering=1)
-        self.copy.start()
+    def _begin(self) -> None:
+        forced = bool(self.config.get("force"))
+        found = content(self.folder)
+        if not forced:
+            refuse_newer(self.folder, found)
+            if found.finished:
+                raise Finished(found.record or {})
+            self.before = found.record or {}
+        clear_temporaries(self.folder)  # the lock is ours: whoever wrote them is dead
+        if found.error is not None:
+            set_aside(self.folder / "record.json")
+        self.content["environment"] = environment()
+        (self.folder / "error.txt").unlink(missing_ok=True)
+        with on_disk(self.folder / "record.json"):
+            self._reserve.write_bytes(os.urandom(RESERVE))
+        write_yaml(self.folder / "config.yaml", self.config)
+        self.write()
 
-    def log(self, step: int, **values: Any) -> None:
-        """One line of metrics.jsonl, and the same numbers to W&B."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self.main:
             return
-        line = finite({"step": step, **values})
-        assert self.metrics is not None
-        self.metrics.write(json.dumps(line) + "\n")
-        self.copy.log(step, line)
+        try:
+            if error is not None:
+                self._end_with(error)
+            if self.metrics is not None:
+                self.metrics.close()
+            if isinstance(error, Exception):
+                self.copy.start()  # one that failed before its first step is told to W&B as well
+            self.copy.finish(self.content)
+            if self.copy.error is not None and "wandb_error" not in self.content:
+                self.write()
+        finally:
+            self._reserve.unlink(missing_ok=True)
+            if self.lock is not None:
+                self.lock.close()
+
+    def _end_with(self, error: BaseException) -> None:
+        """Record why a run ended before its end: told to stop, or failed and where."""
+        stopped = isinstance(error, KeyboardInterrupt)
+        self.content |= {"status": "interrupted" if stopped else "failed", "ended": now()}
+        self.content["error"] = {
+            "type": type(error).__name__,
+            "message": str(error) or ("interrupted" if stopped else ""),
+            "where": place_of(error),
+        }
+        self._reserve.unlink(missing_ok=True)
+        self.write()
+        if not stopped:
+            text = "".join(traceback.format_exception(error))
+            (self.folder / "error.txt").write_text(text, errors="backslashreplace")
+
+    def finish(self) -> dict[str, Any]:
+        self.content.pop("phase", None)
+        self.content |= {"status": "finished", "ended": now()}
+        self.write()
+        return self.content
+
+    # ------------------------------------------------------------------------------------------------ sections
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Within: the run is doing this; a record that is not finished says what was being done last."""
+        before = self.content.get("phase")
+        self.content["phase"] = name
+        yield
+        self.content["phase"] = before
 
     def update(self, **sections: Any) -> None:
         """Set sections of the record; a mapping is merged into what is there. Written at once."""
@@ -131,98 +176,92 @@ class Record:
                 self.content[name] = value
         self.write()
 
-    def finish(self) -> dict[str, Any]:
-        self.content |= {"status": "finished", "ended": now()}
-        self.write()
-        return self.content
-
     def write(self) -> None:
+        """Write record.json; on a full disk, into the space that was kept for it."""
         if self.copy.error is not None:
             self.content["wandb_error"] = self.copy.error
-        if self.main:
-            write_json(self.folder / "record.json", self.content)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if not self.main:
             return
-        if error is not None:
-            frames = traceback.extract_tb(trace)
-            ours = [f for f in frames if f"{os.sep}loraexp{os.sep}" in f.filename] or frames
-            place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} in {ours[-1].name}" if ours else "?"
-            self.content |= {
-                "status": "failed",
-                "ended": now(),
-                "error": {"type": type(error).__name__, "message": str(error), "where": place},
-            }
-            self.write()
-            (self.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
-        if self.metrics is not None:
-            self.metrics.close()
-        if isinstance(error, Exception):
-            self.copy.start()  # one that failed before its first step is told to W&B as well
-        self.copy.finish(self.content)
-        if self.copy.error is not None and "wandb_error" not in self.content:
-            self.write()
-        if self.lock is not None:
-            self.lock.close()
+        path = self.folder / "record.json"
+        try:
+            write_json(path, self.content)
+        except DiskFull:
+            if not self._reserve.exists():
+                raise
+            self._reserve.unlink()
+            write_json(path, self.content)
+
+    @property
+    def _reserve(self) -> Path:
+        return self.folder / ".reserve"
+
+    # ------------------------------------------------------------------------------------------------ metrics.jsonl
+
+    def start_metrics(self, mark: Mapping[str, Any] | None = None, step: int = 0) -> str | None:
+        """Open metrics.jsonl: anew, or (going on from a step) with exactly what stood in it at `mark`.
+
+        Where that is no longer there, the lines that are sound are kept, and what is returned says so.
+        """
+        if not self.main:
+            return None
+        path = self.folder / "metrics.jsonl"
+        kept, lost = b"", None
+        if mark is not None:
+            kept, lost = history(path, mark, step)
+        replace(path, kept)
+        self.metrics = path.open("ab", buffering=0)
+        self.logged, self.digest = len(kept), hashlib.sha256(kept)
+        self.copy.start()
+        return lost
+
+    def mark(self) -> dict[str, Any]:
+        """How far metrics.jsonl has come: its length and its digest."""
+        return {"bytes": self.logged, "sha256": self.digest.hexdigest()}
+
+    def log(self, step: int, **values: Any) -> None:
+        """One line of metrics.jsonl, and the same numbers to W&B."""
+        if not self.main:
+            return
+        line = finite({"step": step, **values})
+        text = (json.dumps(line) + "\n").encode()
+        assert self.metrics is not None
+        with on_disk(self.folder / "metrics.jsonl"):
+            written = self.metrics.write(text)
+            while written < len(text):  # an almost full disk takes a part and refuses the rest
+                written += self.metrics.write(text[written:])
+        self.logged += len(text)
+        self.digest.update(text)
+        self.copy.log(line)
+
+
+def history(path: Path, mark: Mapping[str, Any], step: int) -> tuple[bytes, str | None]:
+    """What of a log is kept at a checkpoint's mark, and where it is not what it was, which line says so."""
+    try:
+        logged = path.read_bytes()
+    except OSError as error:
+        return b"", f"metrics.jsonl cannot be read ({error.strerror}); what was logged up to step {step} is lost"
+    whole = logged[: mark["bytes"]]
+    if len(whole) == mark["bytes"] and hashlib.sha256(whole).hexdigest() == mark["sha256"]:
+        return whole, None
+    lines, bad = sound_lines(logged)
+    kept = [line for line in lines if line["step"] <= step]
+    aside = set_aside(path)
+    said = f"metrics.jsonl is damaged (kept as {aside.name}): {bad} lines could not be read, {len(kept)} up to step {step} are kept"
+    return "".join(json.dumps(line) + "\n" for line in kept).encode(), said
+
+
+def refuse_newer(folder: Path, found: Content) -> None:
+    """Raises: ConfigError where a newer version of this program wrote the record, which only that one may replace."""
+    if found.newer:
+        raise ConfigError(f"{folder / 'record.json'}: {found.error}")
+
+
+def place_of(error: BaseException) -> str:
+    """The place in this program that an error came from: `file.py:line in function`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if f"{os.sep}loraexp{os.sep}" in frame.filename] or list(frames)
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno} in {ours[-1].name}" if ours else "?"
 
 
 def write_yaml(path: Path, value: Any) -> None:
-    path.write_text(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
-
-
-def environment() -> dict[str, Any]:
-    """Commit, versions and hardware: what a reader needs to judge a number, and nothing of the user's secrets."""
-    import torch
-
-    versions = {"python": platform.python_version(), "loraexp": __version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "absent"
-    hardware: dict[str, Any] = {"machine": platform.machine(), "cpu": cpu_name(), "cores": os.cpu_count()}
-    hardware["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if torch.cuda.is_available():
-        hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {**commit(), "versions": versions, "hardware": hardware, "threads": torch.get_num_threads()}
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
-
-
-def commit() -> dict[str, Any]:
-    """The commit of the checkout that this code runs from, and whether files differ from it; null from a wheel."""
-    root = Path(__file__).resolve().parent.parent.parent
-    if not (root / ".git").exists():
-        return {"commit": None, "dirty": None}
-    git = ["git", "-C", str(root)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return {"commit": None, "dirty": None}
-    return {"commit": head.stdout.strip() or None, "dirty": bool(changed.stdout.strip())}
-
-
-class Stopwatch:
-    """Seconds spent in named parts: `with stopwatch("forward"):`; on an accelerator, the time to launch them."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.part, self.since = "", 0.0
-
-    def __call__(self, part: str) -> Stopwatch:
-        self.part = part
-        return self
-
-    def __enter__(self) -> None:
-        self.since = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.part] = self.seconds.get(self.part, 0.0) + time.perf_counter() - self.since
+    replace(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode(errors="backslashreplace"))

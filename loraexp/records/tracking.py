@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Copy:
     """W&B's copy of one record; when W&B fails, the run goes on without it, and `error` says why."""
 
-    def __init__(self, settings: WandbSettings, folder: Path, run_id: str, config: dict[str, Any]) -> None:
+    def __init__(self, settings: WandbSettings | None, folder: Path, run_id: str, config: dict[str, Any]) -> None:
         self.settings = settings
         self.folder = folder
         self.run_id = run_id
@@ -38,7 +38,7 @@ class Copy:
 
     def start(self) -> None:
         """Begin, once, under the run's own id, so that a resumed run goes on there too."""
-        if self.settings.mode == "disabled" or self.run is not None or self.error is not None:
+        if self.settings is None or self.settings.mode == "disabled" or self.run is not None or self.error is not None:
             return
         with self.second_to_disk():
             import wandb
@@ -68,10 +68,10 @@ class Copy:
             self.error = f"{type(error).__name__}: {error}"
             notice(f"loraexp: W&B stopped ({self.error[:200]}); the record on disk goes on")
 
-    def log(self, step: int, line: Mapping[str, Any]) -> None:
+    def log(self, line: Mapping[str, Any]) -> None:
         if self.run is not None:
             with self.second_to_disk():
-                self.run.log({k: v for k, v in line.items() if v is not None}, step=step)
+                self.run.log({k: v for k, v in line.items() if v is not None}, step=line["step"])
 
     def finish(self, record: dict[str, Any]) -> None:
         """Put the record, finished or failed, into the summary, its numbers also one by one, and end."""

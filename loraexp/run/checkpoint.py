@@ -1,63 +1,157 @@
-"""The resumable state of a run: everything that the next step depends on, written at once."""
+"""The resumable state of a run: everything that the next step depends on, written at once and read back only if whole."""
 
 from __future__ import annotations
 
-import io
+import ast
+import dataclasses
+import pickle
 import random
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from loraexp.adapter.layer import Factors
-from loraexp.machine.files import replace
+from loraexp.machine.files import Damaged, check_seal, sealed, set_aside
+
+FORMAT = 2  # of what a checkpoint holds: a change of it takes the next number
+
+
+@dataclass
+class Progress:
+    """Where training is: all of it goes into a checkpoint."""
+
+    step: int = 0
+    judged: int = 0  # the step of the last evaluation
+    saved: int = 0  # the step of the last checkpoint
+    tokens: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] | None = None
+    best_state: dict[str, Tensor] | None = None
+    evaluations_without_better: int = 0
+    stopped_early: bool = False
+    loss: Any = 0.0  # summed over the steps since the last line of the log, of this process
+    steps: int = 0  # since that line
+
+    def count(self, loss: Tensor, *, rows: int, tokens: int) -> None:
+        """One more step."""
+        self.step += 1
+        self.samples += rows
+        self.tokens += tokens
+        self.loss = self.loss + loss
+        self.steps += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a checkpoint gives back."""
+
+    progress: Progress
+    weights: Mapping[str, Tensor]
+    optimizer: dict[str, Any]
+    ranks: list[dict[str, Any]]  # of each process: its random generators, and the loss that it has not yet logged
+    history: dict[str, Any] = field(default_factory=dict)  # how long the log was, and its digest
 
 
 class Checkpoint:
-    """`checkpoint/state.pt` (latest step) and `checkpoint/factors.pt` (where training started), of one run."""
+    """`checkpoint/state.pt` (latest step) and `checkpoint/factors.pt` (where training started), of one run.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Both are sealed with a digest of their content. One that is damaged, or of another run, is set aside under another
+    name and `damage` says so; the run then starts from what is sound.
+    """
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self.folder, self.run_id = folder, run_id
         self.state_path = folder / "state.pt"
         self.factors_path = folder / "factors.pt"
+        self.damage: list[str] = []
 
-    def save(self, state: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        replace(self.state_path, encode(state))
+    # ------------------------------------------------------------------------------------------------ the latest step
 
-    def load(self) -> dict[str, Any] | None:
-        return decode(self.state_path)
+    def save(self, state: State) -> None:
+        fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(State)}
+        self._write(self.state_path, fields | {"progress": vars(state.progress)})
+
+    def load(self) -> State | None:
+        """The latest state; None where there is none. `examine` has seen to it that it can be used."""
+        stored = self._read(self.state_path)
+        return State(**stored | {"progress": Progress(**stored["progress"])}) if stored else None
+
+    # ------------------------------------------------------------------------------------------------ the first step
 
     def save_factors(self, factors: dict[str, Factors], extra: dict[str, Any]) -> None:
         """The initial factors and what the record says of initialising: a resumed run does not initialise again."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         plain = {name: {"A": f.A, "B": f.B, "R": f.R, "start": f.start, "train": sorted(f.train)} for name, f in factors.items()}
-        replace(self.factors_path, encode({"factors": plain, "extra": extra}))
+        self._write(self.factors_path, {"factors": plain, "extra": extra})
 
     def load_factors(self) -> tuple[dict[str, Factors], dict[str, Any]] | None:
-        stored = decode(self.factors_path)
+        """The initial factors, and what the record says of initialising; None where there are none."""
+        stored = self._read(self.factors_path)
         if stored is None:
             return None
         factors = {name: Factors(**(f | {"train": frozenset(f["train"])})) for name, f in stored["factors"].items()}
         return factors, stored["extra"]
 
+    # ------------------------------------------------------------------------------------------------ files
+
+    def examine(self, *, factors: bool) -> None:
+        """Set aside whatever is damaged; one process does it before all of them read.
+
+        `factors`: training starts from factors of an initializer, without which a later state is of no use.
+        """
+        started = not factors or self._sound(self.factors_path, "the initializer")
+        if not started and self.state_path.exists():
+            set_aside(self.state_path)
+        self._sound(self.state_path, "the first step")
+
     def remove(self) -> None:
+        """Remove what a finished run does not need; what was set aside goes with it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _write(self, path: Path, content: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with sealed(path) as file:
+            torch.save(content | {"format": FORMAT, "run_id": self.run_id}, file)  # type: ignore[arg-type]
 
-def encode(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        if not path.exists():
+            return None
+        return {k: v for k, v in contents(path).items() if k not in ("format", "run_id")}
+
+    def _sound(self, path: Path, instead: str) -> bool:
+        """Whether a file can be used; one that cannot is set aside."""
+        if not path.exists():
+            return False
+        try:
+            check_seal(path)
+            stored = contents(path, mmap=True)
+            if stored.get("format") != FORMAT:
+                raise Damaged(f"its format is {stored.get('format')}, expected {FORMAT}: another version wrote it")
+            if stored.get("run_id") != self.run_id:
+                raise Damaged(f"it is of run {stored.get('run_id')}, expected {self.run_id}")
+        except (IsADirectoryError, ValueError, RuntimeError, EOFError, pickle.PickleError) as error:
+            aside = set_aside(path)
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            self.damage.append(f"{path} is damaged; starting again from {instead} ({why}; kept as {aside.name})")
+            return False
+        return True
 
 
-def decode(path: Path) -> Any:
-    """The content of a file of ours, or None where there is none; tensors and plain values only, no code."""
-    if not path.exists():
-        return None
-    return torch.load(path, map_location="cpu", weights_only=True)
+def contents(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """The content of a file of ours; tensors and plain values only, no code."""
+    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    if not isinstance(loaded, dict):
+        raise Damaged(f"it holds a {type(loaded).__name__}")
+    return loaded
+
+
+# ---------------------------------------------------------------------------------------------------- random generators
 
 
 def generators() -> dict[str, Any]:
@@ -74,11 +168,20 @@ def generators() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    import ast
-
+    """Put the state of every global random generator back."""
     torch.set_rng_state(states["torch"])
     version, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((version, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     random.setstate(ast.literal_eval(states["python"]))
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+
+def seed_generators(seed: int, rank: int, step: int = 0) -> None:
+    """Seed every global generator; processes differ in dropout, not in data order or initial factors.
+
+    `step`: of a run that goes on with another number of processes than it had, whose old states fit nobody.
+    """
+    torch.manual_seed(seed + 1_000_003 * rank + 7_368_787 * step)
+    random.seed(seed + step)
+    np.random.seed((seed + step) % 2**32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,23 +10,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from loraexp import config
 from loraexp.adapter.adapted import Adapters, attach, save_peft, save_raw, scaling_factor, train_everything
 from loraexp.config.settings import Settings
+from loraexp.machine.files import folder_written, sha256
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import tally
+from loraexp.machine.signals import Interrupted, Stop, watched
 from loraexp.models import load
 from loraexp.records import record as records
+from loraexp.records.content import content
 from loraexp.records.record import Record
 from loraexp.run import kept
-from loraexp.run.checkpoint import Checkpoint
+from loraexp.run.checkpoint import Checkpoint, seed_generators
 from loraexp.run.evaluate import evaluate
 from loraexp.run.initialise import initialize, settled, training_of
-from loraexp.run.train import train
+from loraexp.run.phases import Phases
+from loraexp.run.train import Loop, train
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Observer:
 
     def initialised(self, ledger: dict[str, Any]) -> None: ...
 
+    def note(self, line: str) -> None: ...
+
 
 SILENT = Observer()
 
@@ -53,9 +57,11 @@ SILENT = Observer()
 def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) -> Outcome:
     """Train, evaluate and record one run; a finished one is not run again, an interrupted one goes on."""
     folder = config.run_folder(plain)
-    found = records.read(folder)
-    if found is not None and found["status"] == "finished" and not settings.force:
-        return Outcome(folder, found, already=True)
+    found = content(folder)
+    if not settings.force:
+        records.refuse_newer(folder, found)
+        if found.record is not None and found.finished:
+            return Outcome(folder, found.record, already=True)
     check_model(settings)
     observer.begun(settings, folder)
     try:
@@ -65,42 +71,169 @@ def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) 
 
 
 def recorded(settings: Settings, plain: dict[str, Any], folder: Path, observer: Observer) -> dict[str, Any]:
-    """The run itself; returns its record, which is left behind also when it fails."""
+    """The run itself; returns its record, which is left behind also when it fails or is told to stop."""
     processes = Processes(settings.device)
-    checkpoint = Checkpoint(folder / "checkpoint")
-    with Record(folder, config.run_id(plain), plain, settings.wandb, main=processes.main) as record:
-        if settings.force and processes.main:
-            checkpoint.remove()
-        processes.wait()
-        seed_everything(settings.seed, processes.rank)
-        device = load.choose_device(settings.device)
-        task = kept.task(settings, lambda: tokenise(settings))
-        record.update(data=task.describe(), labels=labels(task))
+    with (
+        watched() as stop,
+        Record(folder, config.run_id(plain), plain, settings.wandb, main=processes.main) as record,
+    ):
+        result = Experiment(settings, record, stop, processes, observer).run()
+    if stop.name is not None:
+        raise Interrupted(stop.name, "after the run had finished")
+    return result
 
-        full = "W" in getattr(config.target(settings.init, "init"), "trains", ())
-        dtype = torch.bfloat16 if settings.precision == "bf16" and not full else torch.float32
-        model = kept.model(settings, dtype=dtype, device=device, labels=labels(task), own=full or processes.world > 1)
-        head = load.new_modules(model, settings.model.kind)
-        adapters = start(model, task, head, full, settings, record, checkpoint, device, processes, observer)
-        record.update(parameters=adapters.count())
 
-        wrapped = processes.prepare(model, adapters)
-        optimizer = None  # an initializer that trains nothing, on a model without a new head, is evaluated as it is
-        if adapters.trainable():
-            optimizer = make(settings.optimizer)(adapters, lr=settings.lr, weight_decay=settings.train.weight_decay)
-        common: dict[str, Any] = {"device": device, "precision": settings.precision, "processes": processes}
-        state = train(wrapped, task, adapters, optimizer, settings.train, record, checkpoint, seed=settings.seed, **common)
+class Experiment:
+    """A run from its data to its record; what is saved is saved before anything is evaluated."""
 
-        began = time.perf_counter()
-        metrics = evaluate(wrapped, task, task.reports, batch_size=settings.train.eval_batch_size, folder=folder, **common)
-        if state.best is not None and settings.train.select == "best":
-            metrics = {state.best["split"]: state.best["metrics"]} | metrics
-        save(adapters, model, folder / "adapter", settings, head, record, processes)
+    def __init__(self, settings: Settings, record: Record, stop: Stop, processes: Processes, observer: Observer) -> None:
+        self.settings, self.record, self.processes, self.observer = settings, record, processes, observer
+        self.phase = Phases(settings, record, stop)
+        self.checkpoint = Checkpoint(record.folder / "checkpoint", record.content["run_id"])
+        self.device = load.choose_device(settings.device)
+        self.full = "W" in getattr(config.target(settings.init, "init"), "trains", ())
+        self.head: list[str] = []
+
+    def run(self) -> dict[str, Any]:
+        """The whole story; returns the record."""
+        settings, record = self.settings, self.record
+        self.look_back()
+        seed_generators(settings.seed, self.processes.rank)
+        with self.phase("data"):
+            task = kept.task(settings, lambda: tokenise(settings))
+            record.update(data=task.describe(), labels=labels(task))
+        with self.phase("model"):
+            model = self.model(task)
+        with self.phase("initialisation"):
+            adapters = self.start(model, task)
+            record.update(parameters=adapters.count())
+        with self.phase("model"):
+            training = self.training(model, task, adapters)
+        with self.phase("training", patient=True):
+            state = train(training)
+        best = state.best if settings.train.select == "best" else None
+        with self.phase("saving", patient=True):
+            self.save(adapters, model, record.folder / "adapter", step=best["step"] if best else state.step)
+        with self.phase("evaluation"):
+            began = time.perf_counter()
+            metrics = evaluate(training.model, task, task.reports, folder=record.folder, **training.how)
+            if best is not None:
+                metrics = {best["split"]: best["metrics"]} | metrics
         record.update(metrics=metrics, cost={"eval_seconds": time.perf_counter() - began})
         result = record.finish()
-        if processes.main and not settings.train.keep_checkpoint:
-            checkpoint.remove()
-    return result
+        if self.processes.main and not settings.train.keep_checkpoint:
+            self.checkpoint.remove()
+        return result
+
+    def look_back(self) -> None:
+        """What an earlier attempt left: with `force` nothing of it is used, and what is damaged is set aside."""
+        if self.processes.main:
+            if self.settings.force:
+                self.checkpoint.remove()
+            self.checkpoint.examine(factors=not self.full)
+        self.processes.wait()
+
+    def say(self, line: str) -> None:
+        """A line for the person who watches."""
+        if self.processes.main:
+            self.observer.note(line)
+
+    def model(self, task: Any) -> nn.Module:
+        """The base with the task's head, on the device."""
+        settings = self.settings
+        dtype = torch.bfloat16 if settings.precision == "bf16" and not self.full else torch.float32
+        own = self.full or self.processes.world > 1
+        model = kept.model(settings, dtype=dtype, device=self.device, labels=labels(task), own=own)
+        self.head = load.new_modules(model, settings.model.kind)
+        return model
+
+    def start(self, model: nn.Module, task: Any) -> Adapters:
+        """Where training starts: the initializer's factors in their layers, or those of the interrupted run."""
+        if self.full:
+            return train_everything(model)
+        settings, record = self.settings, self.record
+        scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
+        stored = self.checkpoint.load_factors()
+        self.processes.wait()  # nobody writes factors before everybody has looked whether there were any
+        if stored is not None:
+            factors, extra = stored
+            record.update(cost=extra["cost"])
+            return attach(model, factors, scaling, self.head)
+        targets = load.target_layers(model, settings.model.targets, self.head)
+        made = initialize(
+            model,
+            targets,
+            task,
+            make(settings.init),
+            scaling=scaling,
+            settings=settings,
+            device=self.device,
+            processes=self.processes,
+        )
+        adapters = attach(model, made.factors, scaling, self.head)
+        ledger = made.finish()
+        record.update(cost=made.cost)
+        if self.processes.main:
+            self.observer.initialised(ledger)
+            self.save(adapters, model, record.folder / "init")
+            records.write_json(record.folder / "init" / "ledger.json", ledger)
+            self.checkpoint.save_factors(made.factors, {"cost": made.cost})
+        self.processes.wait()
+        return adapters
+
+    def training(self, model: nn.Module, task: Any, adapters: Adapters) -> Loop:
+        """The model as the loop calls it, and its optimizer."""
+        settings = self.settings
+        optimizer = None  # an initializer that trains nothing, on a model without a new head, is evaluated as it is
+        wrapped = self.processes.prepare(model, adapters)
+        if adapters.trainable():
+            rule = make(settings.optimizer)
+            optimizer = rule(adapters, lr=settings.lr, weight_decay=settings.train.weight_decay)
+        return Loop(
+            model=wrapped,
+            task=task,
+            adapters=adapters,
+            optimizer=optimizer,
+            settings=settings,
+            record=self.record,
+            checkpoint=self.checkpoint,
+            phase=self.phase,
+            device=self.device,
+            processes=self.processes,
+            keep=lambda step: self.save(adapters, model, self.record.folder / "adapter", step=step),
+            say=self.say,
+        )
+
+    def save(self, adapters: Adapters, model: nn.Module, folder: Path, step: int | None = None) -> None:
+        """The adapter in PEFT's format and in ours, or with `init=full` the whole model; on the main process.
+
+        `step`: of the weights that are the run's result, which the record then names, with a digest of each file.
+        """
+        if not self.processes.main:
+            return
+        settings = self.settings
+        with folder_written(folder) as place:
+            if adapters.layers:
+                save_raw(adapters, place / "factors.safetensors")
+                save_peft(
+                    adapters,
+                    place,
+                    base=str(load.locate(settings.model)) if settings.model.path else settings.model.name,
+                    revision=settings.model.revision,
+                    task_type=load.PEFT_TASK[settings.model.kind],
+                    head=self.head,
+                )
+            else:
+                model.save_pretrained(place)  # type: ignore[operator]
+        if step is None:
+            return
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        weights = [path for path in files if path.suffix == ".safetensors" and path.name != "factors.safetensors"]
+        self.record.update(
+            adapter={"step": step},
+            files={f"{folder.name}/{path.name}": sha256(path) for path in files},
+            cost={"adapter_bytes": sum(path.stat().st_size for path in weights)},
+        )
 
 
 def check_model(settings: Settings) -> None:
@@ -150,76 +283,9 @@ def make(node: Mapping[str, Any]) -> partial:
     return partial(function, **{k: v for k, v in node.items() if k not in hidden})
 
 
-def seed_everything(seed: int, rank: int) -> None:
-    """Seed every global generator; processes differ in dropout, not in data order or initial factors."""
-    torch.manual_seed(seed + 1_000_003 * rank)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-
-
 def labels(task: Any) -> dict[str, Any]:
     """What the model's head must know of the task."""
     if getattr(task, "num_labels", None) is None:
         return {}
     named = dict(enumerate(task.label_names)) if task.label_names else {}
     return {"num_labels": task.num_labels, "problem_type": task.problem} | ({"id2label": named} if named else {})
-
-
-def start(
-    model: nn.Module,
-    task: Any,
-    head: list[str],
-    full: bool,
-    settings: Settings,
-    record: Record,
-    checkpoint: Checkpoint,
-    device: torch.device,
-    processes: Processes,
-    observer: Observer,
-) -> Adapters:
-    """Where training starts: the initializer's factors in their layers, or those of the interrupted run."""
-    if full:
-        return train_everything(model)
-    scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
-    stored = checkpoint.load_factors()
-    processes.wait()  # nobody writes factors before everybody has looked whether there were any
-    if stored is not None:
-        factors, said = stored
-        record.update(cost=said["cost"])
-        return attach(model, factors, scaling, head)
-    targets = load.target_layers(model, settings.model.targets, head)
-    made = initialize(model, targets, task, make(settings.init), scaling=scaling, settings=settings, device=device, processes=processes)
-    adapters = attach(model, made.factors, scaling, head)
-    ledger = made.finish()
-    record.update(cost=made.cost)
-    if processes.main:
-        observer.initialised(ledger)
-        save(adapters, model, record.folder / "init", settings, head, None, processes)
-        records.write_json(record.folder / "init" / "ledger.json", ledger)
-        checkpoint.save_factors(made.factors, {"cost": made.cost})
-    processes.wait()
-    return adapters
-
-
-def save(
-    adapters: Adapters, model: nn.Module, folder: Path, settings: Settings, head: list[str], record: Record | None, processes: Processes
-) -> None:
-    """The adapter in PEFT's format, or with `init=full` the whole model; on the main process."""
-    if not processes.main:
-        return
-    if adapters.layers:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_raw(adapters, folder / "factors.safetensors")
-        size = save_peft(
-            adapters,
-            folder,
-            base=str(load.locate(settings.model)) if settings.model.path else settings.model.name,
-            revision=settings.model.revision,
-            task_type=load.PEFT_TASK[settings.model.kind],
-            head=head,
-        )
-    else:
-        model.save_pretrained(folder)  # type: ignore[operator]
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if record is not None:
-        record.update(cost={"adapter_bytes": size})

@@ -4,74 +4,188 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from loraexp.adapter.adapted import Adapters, save_raw
-from loraexp.machine.measure import peak_bytes, reset_peak
+from loraexp.config.settings import Settings, checkpoint_seconds
+from loraexp.machine.files import on_disk
+from loraexp.machine.measure import Stopwatch, peak_bytes, reset_peak
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import bar
-from loraexp.records.record import Record, Stopwatch
-from loraexp.run.checkpoint import Checkpoint, generators, restore_generators
-from loraexp.run.evaluate import autocast, evaluate, to_device
+from loraexp.machine.signals import Agreement, Interrupted
+from loraexp.records.record import Record, now
+from loraexp.run.batches import Batches, count_labels, schedule
+from loraexp.run.checkpoint import Checkpoint, Progress, State, generators, restore_generators, seed_generators
+from loraexp.run.evaluate import autocast, evaluate
+from loraexp.run.phases import Phases
 
 if TYPE_CHECKING:
-    from loraexp.config.settings import TrainSettings
     from loraexp.run.task import Task
 
-BLOCK = 50  # batches: examples are sorted by length within a shuffled block of this many batches
+
+class Diverged(FloatingPointError):
+    """The loss or the gradient is no longer a number."""
 
 
-def schedule(kind: str, step: int, total: int, warmup_ratio: float) -> float:
-    """Factor on the learning rate at step 0 ≤ step < total: linear warm-up, then linear, cosine or constant."""
-    warmup = math.ceil(total * warmup_ratio)
-    if step < warmup:
-        return (step + 1) / warmup
-    if kind == "constant":
-        return 1.0
-    progress = (step - warmup) / max(1, total - warmup)
-    return 1.0 - progress if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+@dataclass(kw_only=True)
+class Loop:
+    """What a run trains, with, and where what becomes of it is written."""
+
+    model: nn.Module
+    task: Task
+    adapters: Adapters
+    optimizer: torch.optim.Optimizer | None
+    settings: Settings
+    record: Record
+    checkpoint: Checkpoint
+    phase: Phases
+    device: torch.device
+    processes: Processes
+    keep: Callable[[int], None]  # saves the adapter as it is after a step
+    say: Callable[[str], None]
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How its splits are evaluated."""
+        settings = self.settings
+        common = {"device": self.device, "precision": settings.precision, "processes": self.processes}
+        return {"batch_size": settings.train.eval_batch_size, **common}
+
+    @property
+    def watched(self) -> list[str]:
+        """The splits that are evaluated on the way: the one that selects, and with `report_during` the reported ones."""
+        reported = self.task.reports if self.settings.train.report_during else ()
+        return [split for split in dict.fromkeys((self.task.selection, *reported)) if split is not None]
 
 
-def epoch_batches(lengths: np.ndarray, size: int, *, seed: int, epoch: int, length_buckets: bool) -> list[np.ndarray]:
-    """The rows of each batch of an epoch: a function of the seed and the epoch alone, whatever ran before.
+def train(run: Loop) -> Progress:
+    """Train until the last step, evaluating and checkpointing on the way; leaves the chosen weights in the model.
 
-    Plainly shuffled, or with `length_buckets` shuffled, sorted by length within blocks of 50 batches, and the batches
-    shuffled again: padding falls to a few percent, and which examples meet in a batch depends on their length.
+    Whatever is evaluated was saved before, so an evaluation that fails loses nothing.
+    Raises: ValueError where steps are to be made and nothing trains; Interrupted, after a checkpoint.
     """
-    generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(lengths))
-    if not length_buckets:
-        return [order[i : i + size] for i in range(0, len(order), size)]
-    batches = []
-    for start in range(0, len(order), size * BLOCK):
-        block = order[start : start + size * BLOCK]
-        block = block[np.argsort(lengths[block], kind="stable")]
-        batches += [block[i : i + size] for i in range(0, len(block), size)]
-    return [batches[i] for i in generator.permutation(len(batches))]
+    settings, optimizer = run.settings.train, run.optimizer
+    batches = Batches(run.task, settings, run.settings.seed, run.device, run.processes)
+    if batches.total and optimizer is None:
+        raise ValueError(f"train.max_steps: {batches.total} steps, and nothing trains; set it to 0, or choose another init")
+    state = begin(run, batches)
+    clock, pace = Stopwatch(), Pace(state.seconds)
+    meeting = Agreement(run.phase.stop, run.processes, run.device, checkpoint_seconds(settings.checkpoint_every))
+    reset_peak(run.device)
+    run.model.train()
+    with bar("training", batches.total, state.step) as advance:
+        while True:
+            stop, due = meeting.look(state.step, always=ends_here(run, state, batches))
+            if (stop or due or checkpoint_here(run, state, batches)) and state.saved < state.step:
+                state.seconds = pace.seconds()
+                with clock("checkpoint"):
+                    save(run, state)
+                meeting.checkpointed()
+            if stop:
+                raise Interrupted(meeting.name or "", f"at step {state.step} of {batches.total}; the same command goes on there")
+            if evaluation_here(run, state, batches):
+                if state.step == batches.total:
+                    run.keep(state.step)
+                with run.phase("evaluation"), clock("evaluation"), pace.paused():
+                    judge(run, state, batches)
+            if state.step >= batches.total or state.stopped_early:
+                break
+            rows, parts = batches.of(state.step)
+            loss, norm = step(run, parts, state.step, batches.total, clock)
+            state.count(loss, rows=len(rows), tokens=int(batches.examples.lengths[rows].sum()))
+            advance(1)
+            if state.step % settings.log_every == 0 or state.step == batches.total:
+                state.seconds = pace.seconds()
+                shown = log_step(run, state, batches.per_epoch, norm)
+                advance(0, loss=shown, rate=f"{state.samples / state.seconds:.0f} samples/s")
+            keep_factors(run, state)
+    state.seconds = pace.seconds()
+    if settings.select == "best" and state.best_state is not None:
+        run.adapters.load_state(state.best_state)
+    run.record.update(best=state.best, cost=cost(state, clock) | {"train_peak_bytes": peak_bytes(run.device)})
+    return state
 
 
-def micro_batches(rows: np.ndarray, lengths: np.ndarray, parts: int) -> list[np.ndarray]:
-    """The rows of one step, sorted by length and cut into parts: each is padded only to its own longest."""
-    if parts == 1:
-        return [rows]
-    return [part for part in np.array_split(rows[np.argsort(lengths[rows], kind="stable")], parts) if len(part)]
+# ---------------------------------------------------------------------------------------------------- what is due
 
 
-def count_labels(batch: dict[str, Tensor]) -> int:
-    """Label tokens of a batch: those that enter the loss."""
-    labels = batch["labels"]
-    return labels.numel() if labels.is_floating_point() else int((labels != -100).sum())
+def evaluation_here(run: Loop, state: Progress, batches: Batches) -> bool:
+    """Whether the watched splits are evaluated now, and have not been at this step."""
+    every = run.settings.train.eval_every or batches.per_epoch
+    here = state.step % every == 0 or state.step == batches.total
+    return here and state.step > state.judged and bool(run.watched)
+
+
+def ends_here(run: Loop, state: Progress, batches: Batches) -> bool:
+    """Whether all processes look after each other now, whatever the time: before an evaluation and at the end."""
+    return state.step == batches.total or evaluation_here(run, state, batches)
+
+
+def checkpoint_here(run: Loop, state: Progress, batches: Batches) -> bool:
+    """Whether a checkpoint is due by the step: before every evaluation, at the end, and where the settings say so."""
+    every = run.settings.train.checkpoint_every
+    by_step = isinstance(every, int) and every > 0 and state.step % every == 0
+    return by_step or ends_here(run, state, batches)
+
+
+def keep_factors(run: Loop, state: Progress) -> None:
+    """A copy of the factors of the way, where the settings ask for it."""
+    every = run.settings.train.keep_factors_every
+    if every and state.step % every == 0 and run.processes.main:
+        path = run.record.folder / "factors" / f"{state.step:07d}.safetensors"
+        with on_disk(path):
+            save_raw(run.adapters, path)
+
+
+class Pace:
+    """Seconds of training, those of an evaluation left out."""
+
+    def __init__(self, before: float) -> None:
+        self.began = time.perf_counter() - before
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    @contextmanager
+    def paused(self) -> Any:
+        """Within: the clock stands."""
+        stopped = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - stopped
+
+
+# ---------------------------------------------------------------------------------------------------- a step
+
+
+def step(run: Loop, parts: list[dict[str, Any]], number: int, total: int, clock: Stopwatch) -> tuple[Tensor, Tensor]:
+    """One step of the optimizer; the mean loss, and the gradient's norm before it is clipped."""
+    settings, optimizer = run.settings.train, run.optimizer
+    assert optimizer is not None
+    factor = schedule(settings.scheduler, number, total, settings.warmup_ratio)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    loss = accumulate_gradient(run.model, run.task, parts, precision=run.settings.precision, processes=run.processes, clock=clock)
+    with clock("optimizer"):
+        norm = run.processes.clip(run.adapters.trainable(), settings.max_grad_norm or math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.detach(), norm
 
 
 def accumulate_gradient(
-    model: nn.Module, task: Task, batches: Sequence[dict[str, Tensor]], *, precision: str, processes: Processes, clock: Stopwatch
+    model: nn.Module,
+    task: Task,
+    batches: Sequence[dict[str, Tensor]],
+    *,
+    precision: str,
+    processes: Processes,
+    clock: Stopwatch,
 ) -> Tensor:
     """Leave in `.grad` the gradient of the mean loss over ALL label tokens of the step; returns that mean loss.
 
@@ -94,217 +208,127 @@ def accumulate_gradient(
     return loss_sum / total * processes.world
 
 
-@dataclass
-class Progress:
-    """Where training is: all of it goes into a checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    best: dict[str, Any] | None = None
-    best_state: dict[str, Tensor] | None = None
-    evaluations_without_better: int = 0
-    stopped_early: bool = False
-    since_log: dict[str, Any] = field(default_factory=lambda: {"loss": 0.0, "steps": 0})
-
-
-class Diverged(FloatingPointError):
-    """The loss or the gradient is no longer a number."""
-
-
-def total_steps(settings: TrainSettings, rows: int) -> tuple[int, int]:
-    """(steps in all, steps in one epoch)."""
-    per_epoch = math.ceil(math.ceil(rows / settings.batch_size) / settings.gradient_accumulation)
-    total = settings.max_steps if settings.max_steps is not None else math.ceil(settings.epochs * per_epoch)
-    return total, per_epoch
-
-
-def train(
-    model: nn.Module,
-    task: Task,
-    adapters: Adapters,
-    optimizer: torch.optim.Optimizer | None,
-    settings: TrainSettings,
-    record: Record,
-    checkpoint: Checkpoint,
-    *,
-    seed: int,
-    device: torch.device,
-    precision: str,
-    processes: Processes,
-) -> Progress:
-    """Train until the last step, evaluating and checkpointing on the way; leaves the chosen weights in the model.
-
-    Raises: ValueError where steps are to be made and there is no optimizer, because nothing trains.
-    """
-    examples = task.splits["train"]
-    total, per_epoch = total_steps(settings, len(examples))
-    if total and optimizer is None:
-        raise ValueError(f"train.max_steps: {total} steps, and nothing trains; set it to 0, or choose another init")
-    eval_every = settings.eval_every or per_epoch
-    reported = task.reports if settings.report_during else ()
-    watched = [split for split in dict.fromkeys((task.selection, *reported)) if split is not None]
-    parameters = adapters.trainable()
-    state = resume(checkpoint, adapters, optimizer, processes) or Progress()
-    record.start_metrics(keep_to_step=state.step if state.step else None)
-    how = {"batch_size": settings.eval_batch_size, "device": device, "precision": precision, "processes": processes}
-    clock = Stopwatch()
-    reset_peak(device)
-    model.train()
-    epoch, batches = -1, []
-    before = time.perf_counter() - state.seconds
-    with bar("training", total, state.step) as advance:
-        while state.step < total and not state.stopped_early:
-            if epoch != state.step // per_epoch:
-                epoch = state.step // per_epoch
-                batches = epoch_batches(
-                    examples.lengths, settings.batch_size, seed=seed, epoch=epoch, length_buckets=settings.length_buckets
-                )
-            rows, micro = step_batches(task, batches, state.step % per_epoch, settings, device, processes)
-            factor = schedule(settings.scheduler, state.step, total, settings.warmup_ratio)
-            assert optimizer is not None
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-            loss = accumulate_gradient(model, task, micro, precision=precision, processes=processes, clock=clock)
-            with clock("optimizer"):
-                grad_norm = processes.clip(parameters, settings.max_grad_norm or math.inf)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-
-            state.step += 1
-            state.samples += len(rows)
-            state.tokens += int(examples.lengths[rows].sum())
-            state.since_log["loss"] = state.since_log["loss"] + loss.detach()
-            state.since_log["steps"] += 1
-            if state.step % settings.log_every == 0 or state.step == total:
-                state.seconds = time.perf_counter() - before
-                shown = log_step(record, state, per_epoch, optimizer, grad_norm, processes)
-                advance(0, loss=shown, rate=f"{state.samples / state.seconds:.0f} samples/s")
-            advance(1)
-
-            evaluate_now = state.step % eval_every == 0 or state.step == total
-            if evaluate_now and watched:
-                with clock("evaluation"):
-                    before += judge(model, task, adapters, settings, record, state, per_epoch, watched, how)
-            if settings.keep_factors_every and state.step % settings.keep_factors_every == 0 and processes.main:
-                save_raw(adapters, record.folder / "factors" / f"{state.step:07d}.safetensors")
-            every = settings.checkpoint_every
-            if (state.step % every == 0) if every else evaluate_now:
-                state.seconds = time.perf_counter() - before
-                with clock("checkpoint"):
-                    save(checkpoint, adapters, optimizer, state, processes)
-    state.seconds = time.perf_counter() - before
-    if settings.select == "best" and state.best_state is not None:
-        adapters.load_state(state.best_state)
-    record.update(best=state.best, cost=cost(state, clock) | {"train_peak_bytes": peak_bytes(device)})
-    return state
-
-
-def step_batches(
-    task: Task, batches: list[np.ndarray], step: int, settings: TrainSettings, device: torch.device, processes: Processes
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """The rows of a step of the epoch, and this process's share of them as micro-batches on the device."""
-    examples = task.splits["train"]
-    first = step * settings.gradient_accumulation
-    rows = np.concatenate(batches[first : first + settings.gradient_accumulation])
-    parts = micro_batches(rows, examples.lengths, settings.gradient_accumulation * settings.micro_batches)
-    return rows, [to_device(collate_share(task, examples, part, processes), device) for part in parts]
-
-
-def collate_share(task: Task, examples: Any, rows: np.ndarray, processes: Processes) -> dict[str, Any]:
-    """This process's share of a micro-batch; one without rows runs the first with weight 0, so that all keep in step."""
-    share = rows[processes.rank :: processes.world]
-    if len(share):
-        return task.collate(examples, share)
-    return task.collate(examples, rows[:1]) | {"weight": 0}
-
-
-def log_step(record: Record, state: Progress, per_epoch: int, optimizer: Any, grad_norm: Tensor, processes: Processes) -> float:
+def log_step(run: Loop, state: Progress, per_epoch: int, norm: Tensor) -> float:
     """Log the mean loss since the last line; a loss or gradient that is not finite ends the run."""
-    mean = state.since_log["loss"] / state.since_log["steps"]
-    loss = processes.sum(float(mean), mean.device if isinstance(mean, Tensor) else torch.device("cpu")) / processes.world
-    norm = float(grad_norm)
-    record.log(
+    mean = state.loss / state.steps
+    device = mean.device if isinstance(mean, Tensor) else torch.device("cpu")
+    loss = run.processes.sum(float(mean), device) / run.processes.world
+    grad_norm = float(norm)
+    assert run.optimizer is not None
+    run.record.log(
         state.step,
         epoch=state.step / per_epoch,
         loss=loss,
-        lr=optimizer.param_groups[0]["lr"],
-        grad_norm=norm,
+        lr=run.optimizer.param_groups[0]["lr"],
+        grad_norm=grad_norm,
         tokens=state.tokens,
         seconds=state.seconds,
     )
-    state.since_log = {"loss": 0.0, "steps": 0}
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        raise Diverged(f"step {state.step}: loss {loss}, gradient norm {norm}: the run diverged; lower lr, or set train.max_grad_norm")
+    state.loss, state.steps = 0.0, 0
+    if not math.isfinite(loss) or not math.isfinite(grad_norm):
+        raise Diverged(f"step {state.step}: loss {loss}, gradient norm {grad_norm}: the run diverged; lower lr, or set train.max_grad_norm")
     return loss
 
 
-def judge(
-    model: nn.Module,
-    task: Task,
-    adapters: Adapters,
-    settings: TrainSettings,
-    record: Record,
-    state: Progress,
-    per_epoch: int,
-    watched: Sequence[str],
-    how: dict[str, Any],
-) -> float:
-    """Evaluate on the watched splits, keep the weights if they are the best so far on the one that selects; returns the seconds."""
-    began = time.perf_counter()
-    found = evaluate(model, task, watched, **how)
-    record.log(
+# ---------------------------------------------------------------------------------------------------- evaluation
+
+
+def judge(run: Loop, state: Progress, batches: Batches) -> None:
+    """Evaluate on the watched splits, and keep the weights if they are the best so far on the one that selects."""
+    task, patience = run.task, run.settings.train.patience
+    results = evaluate(run.model, task, run.watched, **run.how)
+    run.record.log(
         state.step,
-        epoch=state.step / per_epoch,
-        **{f"{split}/{name}": value for split, metrics in found.items() for name, value in metrics.items()},
+        epoch=state.step / batches.per_epoch,
+        **{f"{split}/{name}": value for split, metrics in results.items() for name, value in metrics.items()},
     )
+    state.judged = state.step
     if task.selection is None:
-        return time.perf_counter() - began
-    metrics = found[task.selection]
+        return
+    metrics = results[task.selection]
     value = metrics[task.metric]
     if state.best is None or value > state.best["value"]:
-        state.best = {"step": state.step, "split": task.selection, "metric": task.metric, "value": value, "metrics": metrics}
-        state.best_state = adapters.state()
+        state.best = {
+            "step": state.step,
+            "split": task.selection,
+            "metric": task.metric,
+            "value": value,
+            "metrics": metrics,
+        }
+        state.best_state = run.adapters.state()
         state.evaluations_without_better = 0
     else:
         state.evaluations_without_better += 1
-        state.stopped_early = settings.patience is not None and state.evaluations_without_better >= settings.patience
-    return time.perf_counter() - began
+        state.stopped_early = patience is not None and state.evaluations_without_better >= patience
 
 
-def save(checkpoint: Checkpoint, adapters: Adapters, optimizer: Any, state: Progress, processes: Processes) -> None:
+# ---------------------------------------------------------------------------------------------------- going on later
+
+
+def save(run: Loop, state: Progress) -> None:
     """Write everything that the next step depends on, of all processes; the main one writes."""
-    random_states = processes.gather(generators())
-    weights = adapters.state()
-    if processes.main:
-        checkpoint.save(
-            {
-                "weights": weights,
-                "optimizer": optimizer.state_dict(),
-                "progress": vars(state),
-                "generators": random_states,
-            }
+    assert run.optimizer is not None
+    loss = state.loss.detach().cpu() if isinstance(state.loss, Tensor) else state.loss
+    ranks = run.processes.gather({"generators": generators(), "loss": loss})
+    weights = run.adapters.state()
+    state.saved = state.step
+    if run.processes.main:
+        run.checkpoint.save(
+            State(
+                progress=state,
+                weights=weights,
+                optimizer=run.optimizer.state_dict(),
+                ranks=ranks,
+                history=run.record.mark(),
+            )
         )
-    processes.wait()
+    run.processes.wait()
 
 
-def resume(checkpoint: Checkpoint, adapters: Adapters, optimizer: Any, processes: Processes) -> Progress | None:
-    """The state of an interrupted run put back into weights, optimizer and generators; None where there is none."""
-    stored = checkpoint.load()
+def begin(run: Loop, batches: Batches) -> Progress:
+    """The first step, or that of the checkpoint, which is then in weights, optimizer, generators and log."""
+    stored = run.checkpoint.load()
     if stored is None:
-        return None
-    if len(stored["generators"]) != processes.world:
-        raise ValueError(
-            f"the checkpoint is of {len(stored['generators'])} processes, this run has {processes.world}: start as many, or use force=true"
+        for line in run.checkpoint.damage:
+            run.say(line)
+        run.record.start_metrics()
+        if run.checkpoint.damage:
+            note(run, 0, run.checkpoint.damage)
+        return Progress()
+    assert run.optimizer is not None
+    state, processes = stored.progress, run.processes
+    run.adapters.load_state(stored.weights)
+    run.optimizer.load_state_dict(stored.optimizer)
+    notes = []
+    if len(stored.ranks) == processes.world:
+        mine = stored.ranks[processes.rank]
+        restore_generators(mine["generators"])
+        state.loss = mine["loss"]
+    else:
+        seed_generators(run.settings.seed, processes.rank, state.step)
+        state.loss = sum(rank["loss"] for rank in stored.ranks) / len(stored.ranks)
+        notes.append(
+            f"the checkpoint is of {len(stored.ranks)} processes, this run has {processes.world}: rows, weights and moments "
+            "go on as they were; dropout draws new masks, from the seed and the step"
         )
-    adapters.load_state(stored["weights"])
-    optimizer.load_state_dict(stored["optimizer"])
-    restore_generators(stored["generators"][processes.rank])
-    return Progress(**stored["progress"])
+    lost = run.record.start_metrics(stored.history, state.step)
+    notes += [lost] if lost else []
+    run.say(f"resumed at step {state.step} of {batches.total}")
+    for line in notes:
+        run.say(line)
+    note(run, state.step, notes)
+    return state
+
+
+def note(run: Loop, step: int, notes: list[str]) -> None:
+    """Into the record: where this attempt began, when, on how many processes, and what of the one before is not there."""
+    earlier = run.record.before.get("resumed") or []
+    entry = {"step": step, "when": now(), "processes": run.processes.world, "notes": list(notes)}
+    run.record.update(resumed=[*earlier, entry])
 
 
 def cost(state: Progress, clock: Stopwatch) -> dict[str, Any]:
+    """Seconds, and tokens and samples a second."""
     seconds = max(state.seconds, 1e-9)
     return {
         "train_seconds": state.seconds,

@@ -11,11 +11,12 @@ import torch
 from loraexp import config
 from loraexp.adapter.adapted import Adapters, attach
 from loraexp.adapter.layer import Factors
+from loraexp.machine.measure import Stopwatch
 from loraexp.machine.processes import Processes
 from loraexp.models import load
-from loraexp.records.record import Stopwatch
 from loraexp.run import experiment
-from loraexp.run.train import accumulate_gradient, epoch_batches, micro_batches, schedule
+from loraexp.run.batches import epoch_batches, micro_batches, schedule
+from loraexp.run.train import accumulate_gradient
 
 
 def adapted(*overrides: str, dtype: torch.dtype = torch.float64) -> tuple[torch.nn.Module, experiment.Any, Adapters]:

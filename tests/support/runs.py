@@ -13,12 +13,16 @@ SMOKE = ("experiment=smoke", "wandb.mode=disabled", "device=cpu")
 TIMES = {"started", "ended", "cost", "environment", "seconds"}
 
 
-def run(*overrides: str, out: Path) -> Any:
-    """The outcome of one run with the smoke experiment underneath."""
+def run(*overrides: str, out: Path, notes: list[str] | None = None) -> Any:
+    """The outcome of one run with the smoke experiment underneath; `notes` gets what it tells on the way."""
+    from loraexp.run.experiment import Observer
     from loraexp.run.experiment import run as experiment
 
+    observer = Observer()
+    if notes is not None:
+        observer.note = notes.append  # type: ignore[method-assign]
     settings, plain = config.check(config.compose([*SMOKE, f"output_root={out}", *overrides]))
-    return experiment(settings, plain)
+    return experiment(settings, plain, observer)
 
 
 def folder_of(*overrides: str, out: Path) -> Path:

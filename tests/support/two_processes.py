@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from loraexp import cli
+from loraexp.machine.measure import Stopwatch
 from loraexp.machine.processes import Processes
 from loraexp.optimizers.p_lora import p_lora
-from loraexp.records.record import Stopwatch
-from loraexp.run.train import accumulate_gradient, collate_share, micro_batches
+from loraexp.run.batches import collate_share, micro_batches
+from loraexp.run.train import accumulate_gradient
 from tests.run.test_train import adapted
 
 

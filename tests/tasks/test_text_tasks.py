@@ -19,7 +19,7 @@ from loraexp.machine.hub import SourceError
 from loraexp.models import load
 from loraexp.models.tokenizer import trained
 from loraexp.run import experiment
-from loraexp.run.train import count_labels
+from loraexp.run.batches import count_labels
 from loraexp.tasks import recipes
 from loraexp.tasks.text import TextTask
 from tests.support.helpers import shared_data

@@ -1,0 +1,104 @@
+"""The one reader of `record.json` and `metrics.jsonl`: what of them can be used, and of the rest, why not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1  # of record.json: a change that a reader of before would misread takes the next number
+STATUSES = ("running", "finished", "failed", "interrupted")
+SECTIONS: dict[str, type] = {"cost": dict, "parameters": dict, "data": dict, "environment": dict, "metrics": dict, "evaluations": list}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """A record, or why there is none that can be used; both None where there is no file."""
+
+    record: dict[str, Any] | None = None
+    error: str | None = None
+    newer: bool = False  # a newer version of this program wrote it: nothing but that version may replace it
+
+    @property
+    def finished(self) -> bool:
+        return self.record is not None and self.record["status"] == "finished"
+
+
+def content(folder: Path) -> Content:
+    """The record of a run folder. Raises nothing: whatever is wrong with the file is `error`, in one line."""
+    path = folder / "record.json"
+    try:
+        record = json.loads(path.read_bytes().decode(), parse_constant=refuse)
+        json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair could never be shown
+    except FileNotFoundError:
+        return Content()
+    except (OSError, ValueError, RecursionError) as problem:
+        why = " ".join(str(problem).split())[:200] or type(problem).__name__
+        return Content(error=f"cannot be read ({why}); running it again writes it anew")
+    error = fault(record)
+    if error is not None:
+        return Content(error=error, newer=is_newer(record))
+    return Content(record=record)
+
+
+def refuse(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
+
+
+def is_newer(record: Any) -> bool:
+    schema = record.get("schema") if isinstance(record, dict) else None
+    return isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA
+
+
+def fault(record: Any) -> str | None:
+    """Why a record cannot be used, or None."""
+    if not isinstance(record, dict):
+        return f"is not a record: it holds a {type(record).__name__}; running it again writes it anew"
+    if is_newer(record):
+        return f"schema {record['schema']}, expected {SCHEMA}: a newer loraexp wrote it; update this one, or run it again with force=true"
+    if record.get("schema") != SCHEMA or isinstance(record.get("schema"), bool):
+        return f"schema {record.get('schema')}, expected {SCHEMA}; run it again with force=true"
+    wrong = misshapen(record)
+    return f"{wrong}; run it again with force=true" if wrong else None
+
+
+def misshapen(record: dict[str, Any]) -> str | None:
+    """The first part of a record that does not have its shape, or None."""
+    for key, expected in {"config": dict, "status": str}.items():
+        if not isinstance(record.get(key), expected):
+            return f"has no {key}"
+    if record["status"] not in STATUSES:
+        return f"has status {record['status']!r}, expected {', '.join(STATUSES)}"
+    for key, kind in SECTIONS.items():
+        if key in record and not isinstance(record[key], kind):
+            return f"has {key} that is a {type(record[key]).__name__}, expected a {kind.__name__}"
+    if not isinstance(record.get("best") or {}, dict):
+        return f"has best that is a {type(record['best']).__name__}, expected a dict"
+    for split, values in record.get("metrics", {}).items():
+        if not isinstance(values, dict) or not all(map(is_value, values.values())):
+            return f"has metrics of {split} that are not numbers by name"
+    return None
+
+
+def is_value(value: Any) -> bool:
+    """A metric as it stands in a record: a number, nothing, or one for each seed."""
+    if isinstance(value, list):
+        return all(map(is_value, value))
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def sound_lines(logged: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a metrics.jsonl that can be read, and how many cannot; one that ends early, at the end, is no damage."""
+    lines, bad = [], 0
+    rows = logged.split(b"\n")
+    for number, row in enumerate(rows, start=1):
+        try:
+            line = json.loads(row.decode(), parse_constant=refuse)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+        elif row.strip() and number < len(rows):
+            bad += 1
+    return lines, bad

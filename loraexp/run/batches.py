@@ -1,0 +1,103 @@
+"""Which rows a step has: a function of the seed and the step alone, and how a step is cut and shared."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loraexp.machine.processes import Processes
+from loraexp.run.evaluate import to_device
+
+if TYPE_CHECKING:
+    from loraexp.config.settings import TrainSettings
+    from loraexp.run.task import Task
+
+BLOCK = 50  # batches: examples are sorted by length within a shuffled block of this many batches
+
+
+def epoch_batches(lengths: np.ndarray, size: int, *, seed: int, epoch: int, length_buckets: bool) -> list[np.ndarray]:
+    """The rows of each batch of an epoch: a function of the seed and the epoch alone, whatever ran before.
+
+    Plainly shuffled, or with `length_buckets` shuffled, sorted by length within blocks of 50 batches, and the batches
+    shuffled again: padding falls to a few percent, and which examples meet in a batch depends on their length.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    if not length_buckets:
+        return [order[i : i + size] for i in range(0, len(order), size)]
+    batches = []
+    for start in range(0, len(order), size * BLOCK):
+        block = order[start : start + size * BLOCK]
+        block = block[np.argsort(lengths[block], kind="stable")]
+        batches += [block[i : i + size] for i in range(0, len(block), size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def micro_batches(rows: np.ndarray, lengths: np.ndarray, parts: int) -> list[np.ndarray]:
+    """The rows of one step, sorted by length and cut into parts: each is padded only to its own longest."""
+    if parts == 1:
+        return [rows]
+    return [part for part in np.array_split(rows[np.argsort(lengths[rows], kind="stable")], parts) if len(part)]
+
+
+def count_labels(batch: dict[str, Tensor]) -> int:
+    """Label tokens of a batch: those that enter the loss."""
+    labels = batch["labels"]
+    return labels.numel() if labels.is_floating_point() else int((labels != -100).sum())
+
+
+def collate_share(task: Task, examples: Any, rows: np.ndarray, processes: Processes) -> dict[str, Any]:
+    """This process's share of a micro-batch; one without rows runs the first with weight 0, so that all keep in step."""
+    share = rows[processes.rank :: processes.world]
+    if len(share):
+        return task.collate(examples, share)
+    return task.collate(examples, rows[:1]) | {"weight": 0}
+
+
+def schedule(kind: str, step: int, total: int, warmup_ratio: float) -> float:
+    """Factor on the learning rate at step 0 ≤ step < total: linear warm-up, then linear, cosine or constant."""
+    warmup = math.ceil(total * warmup_ratio)
+    if step < warmup:
+        return (step + 1) / warmup
+    if kind == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, total - warmup)
+    return 1.0 - progress if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def total_steps(settings: TrainSettings, rows: int) -> tuple[int, int]:
+    """(steps in all, steps in one epoch)."""
+    per_epoch = math.ceil(math.ceil(rows / settings.batch_size) / settings.gradient_accumulation)
+    total = settings.max_steps if settings.max_steps is not None else math.ceil(settings.epochs * per_epoch)
+    return total, per_epoch
+
+
+class Batches:
+    """The steps of a run: how many, and the rows of each."""
+
+    def __init__(self, task: Task, settings: TrainSettings, seed: int, device: torch.device, processes: Processes) -> None:
+        self.task, self.settings, self.seed = task, settings, seed
+        self.device, self.processes = device, processes
+        self.examples = task.splits["train"]
+        self.total, self.per_epoch = total_steps(settings, len(self.examples))
+        self.epoch = -1
+        self.order: list[np.ndarray] = []
+
+    def of(self, step: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """The rows of a step, and this process's share of them as micro-batches on the device."""
+        settings, examples = self.settings, self.examples
+        epoch, within = divmod(step, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.order = epoch_batches(
+                examples.lengths, settings.batch_size, seed=self.seed, epoch=epoch, length_buckets=settings.length_buckets
+            )
+        first = within * settings.gradient_accumulation
+        rows = np.concatenate(self.order[first : first + settings.gradient_accumulation])
+        parts = micro_batches(rows, examples.lengths, settings.gradient_accumulation * settings.micro_batches)
+        shares = [collate_share(self.task, examples, part, self.processes) for part in parts]
+        return rows, [to_device(share, self.device) for share in shares]

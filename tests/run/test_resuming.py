@@ -1,0 +1,243 @@
+"""What a run that ended before its end leaves, and what the same command then does with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraexp import cli
+from loraexp.machine.files import SEALED
+from loraexp.run.checkpoint import Checkpoint
+from loraexp.tasks.classification import Classification
+from tests.support.runs import SMOKE, folder_of, metric_lines, run
+
+LONG = ("train.max_steps=12", "train.checkpoint_every=3", "train.eval_every=6", "train.log_every=2")
+
+
+def adapter_bytes(folder: Path) -> bytes:
+    return (folder / "adapter" / "factors.safetensors").read_bytes()
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "record.json").read_text())
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """The task's metrics fail at their `call`th computation, and only then."""
+    compute, calls = Classification.compute_metrics, [0]
+
+    def failing(self: Classification, *arguments: Any) -> dict[str, float]:
+        calls[0] += 1
+        if calls[0] == call:
+            raise RuntimeError("the scorer broke")
+        return compute(self, *arguments)
+
+    monkeypatch.setattr(Classification, "compute_metrics", failing)
+
+
+# ---------------------------------------------------------------------------------------------------- evaluation fails
+
+
+@pytest.mark.parametrize("call", [2, 3], ids=["of the last step", "of the reported splits"])
+def test_an_evaluation_that_fails_leaves_an_adapter_and_the_same_command_only_evaluates(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(*LONG, out=tmp_path / "whole")
+    folder = folder_of(*LONG, out=tmp_path / "cut")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the scorer broke"):
+        fail_at(patch, call)
+        run(*LONG, out=tmp_path / "cut")
+    record = record_of(folder)
+    assert (record["status"], record["phase"]) == ("failed", "evaluation")
+    assert (folder / "adapter" / "adapter_config.json").exists() and record["adapter"]["step"] in (6, 12)
+
+    def no_step(*_: Any) -> None:
+        raise AssertionError("a step was made")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("loraexp.run.train.step", no_step)
+        again = run(*LONG, out=tmp_path / "cut")
+    assert again.record["status"] == "finished" and "phase" not in again.record
+    assert again.record["metrics"] == whole.record["metrics"] and again.record["best"] == whole.record["best"]
+    assert adapter_bytes(again.folder) == adapter_bytes(whole.folder)
+    assert metric_lines(again.folder) == metric_lines(whole.folder)
+    assert [entry["step"] for entry in again.record["resumed"]] == [12]
+
+
+def test_an_evaluation_that_fails_on_the_way_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = ("train.max_steps=8", "train.eval_every=5", "train.log_every=1")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the scorer broke"):
+        fail_at(patch, 1)
+        run(*every, out=tmp_path)
+    again = run(*every, out=tmp_path)
+    assert again.record["resumed"][0]["step"] == 5
+    assert [line["step"] for line in metric_lines(again.folder) if "loss" in line] == list(range(1, 9))
+
+
+# ---------------------------------------------------------------------------------------------------- damaged files
+
+
+def interrupted(out: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Path:
+    """A run that failed at its last evaluation: its checkpoint is of the last step."""
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the scorer broke"):
+        fail_at(patch, 2)
+        run(*LONG, *overrides, out=out)
+    return folder_of(*LONG, *overrides, out=out)
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[(len(content) - SEALED) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def foreign(path: Path) -> None:
+    """A sound file of another run."""
+    other = Checkpoint(path.parent, "of_another")
+    other._write(path, {"factors": {}, "extra": {}})
+
+
+def directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGE: list[Callable[[Path], None]] = [flip, cut, empty, foreign, directory]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", ["state.pt", "factors.pt"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_result_is_that_of_a_run_without_it(
+    name: str, damage: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Any
+) -> None:
+    folder = interrupted(tmp_path, monkeypatch, "train.keep_checkpoint=true")
+    damage(folder / "checkpoint" / name)
+    notes: list[str] = []
+    again = run(*LONG, "train.keep_checkpoint=true", out=tmp_path, notes=notes)
+    begins = "the first step" if name == "state.pt" else "the initializer"
+    assert notes[0].startswith(f"{folder}/checkpoint/{name} is damaged; starting again from {begins} (")
+    assert (folder / "checkpoint" / f"{name}.damaged").exists()
+    assert adapter_bytes(again.folder) == adapter_bytes(whole.folder)
+    assert metric_lines(again.folder) == metric_lines(whole.folder)
+    assert again.record["resumed"][0]["step"] == 0 and "is damaged" in again.record["resumed"][0]["notes"][0]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return run(*LONG, out=tmp_path_factory.mktemp("whole"))
+
+
+def test_a_damaged_log_keeps_what_is_sound_and_the_record_says_what_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Any
+) -> None:
+    folder = interrupted(tmp_path, monkeypatch)
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines[1] = b'{"step": 4, "loss": \xff\n'
+    (folder / "metrics.jsonl").write_bytes(b"".join(lines))
+    again = run(*LONG, out=tmp_path)
+    kept = metric_lines(whole.folder)
+    assert metric_lines(again.folder) == [kept[0], *kept[2:]]
+    assert adapter_bytes(again.folder) == adapter_bytes(whole.folder)
+    [note] = again.record["resumed"][0]["notes"]
+    assert "metrics.jsonl is damaged (kept as metrics.jsonl.damaged): 1 lines could not be read" in note
+
+
+def test_a_log_that_lost_a_digit_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = interrupted(tmp_path, monkeypatch)
+    content = (folder / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").write_bytes(content.replace(b'"tokens": 1', b'"tokens": 2', 1).replace(b'"epoch": 0', b'"epoch": 1', 1))
+    again = run(*LONG, out=tmp_path)
+    assert "0 lines could not be read" in again.record["resumed"][0]["notes"][0]
+
+
+BAD = {
+    "list": b"[]",
+    "empty object": b"{}",
+    "not utf-8": b'{"schema": 1, "status": "\xff"}',
+    "deep": b"[" * 100_000,
+    "NaN": b'{"schema": 1, "status": "finished", "config": {}, "metrics": {"dev": {"accuracy": NaN}}}',
+    "metrics as a list": b'{"schema": 1, "status": "finished", "config": {}, "metrics": [0.5]}',
+    "old schema": b'{"schema": 0, "status": "finished", "config": {}}',
+    "half a surrogate pair": b'{"schema": 1, "status": "finished", "config": {"a": "\\ud800"}}',
+    "a long integer": b'{"schema": 1, "status": "finished", "config": {"a": ' + b"1" * 5000 + b"}}",
+    "unknown status": b'{"schema": 1, "status": "done", "config": {}}',
+    "half": b'{"schema": 1, "sta',
+}
+
+
+@pytest.mark.parametrize("kind", [*BAD, "folder"])
+def test_a_bad_record_is_listed_as_unreadable_and_run_again(kind: str, tmp_path: Path) -> None:
+    from loraexp import load_records
+
+    folder = folder_of("train.max_steps=1", out=tmp_path)
+    folder.mkdir(parents=True)
+    if kind == "folder":
+        (folder / "record.json").mkdir()
+    else:
+        (folder / "record.json").write_bytes(BAD[kind])
+    [row] = load_records(tmp_path).to_dict("records")
+    assert row["status"] == "unreadable" and str(folder) in row["error"] and "\n" not in row["error"]
+    again = run("train.max_steps=1", out=tmp_path)
+    assert not again.already and again.record["status"] == "finished"
+    assert (folder / "record.json.damaged").exists() and record_of(folder)["status"] == "finished"
+
+
+def test_a_newer_record_is_refused_by_the_run_and_by_the_table_in_the_same_words(tmp_path: Path, capsys: Any) -> None:
+    from loraexp import load_records
+
+    outcome = run("train.max_steps=1", out=tmp_path)
+    newer = record_of(outcome.folder) | {"schema": 2}
+    (outcome.folder / "record.json").write_text(json.dumps(newer))
+    argv = [*SMOKE, "train.max_steps=1", f"output_root={tmp_path}"]
+    assert cli.main(argv) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "schema 2, expected 1: a newer loraexp wrote it" in said
+    [row] = load_records(tmp_path).to_dict("records")
+    assert said.endswith(row["error"])
+    assert record_of(outcome.folder) == newer
+    assert cli.main([*argv, "force=true"]) == 0 and record_of(outcome.folder)["schema"] == 1
+
+
+# ---------------------------------------------------------------------------------------------------- several processes
+
+
+def test_a_checkpoint_of_two_processes_goes_on_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes under torchrun end at an evaluation; one process goes on, from their step, with their weights."""
+    argv = [*SMOKE, *LONG, f"output_root={tmp_path}"]
+    code = (
+        "import sys; from loraexp import cli; from loraexp.tasks.classification import Classification as C\n"
+        "def broken(*a): raise RuntimeError('the scorer broke')\n"
+        "C.compute_metrics = broken; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    script = tmp_path / "broken.py"
+    script.write_text(code)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, str(script), *argv], capture_output=True, text=True, env=environment, timeout=200)
+    folder = folder_of(*LONG, out=tmp_path)
+    record = record_of(folder)
+    assert done.returncode != 0 and (record["status"], record["phase"]) == ("failed", "evaluation"), done.stderr[-2000:]
+    both = tmp_path / "both"
+    shutil.copytree(tmp_path / folder.parent.name, both)
+    again = run(*LONG, out=tmp_path)
+    assert again.record["status"] == "finished"
+    [entry] = again.record["resumed"]
+    assert (entry["step"], entry["processes"]) == (6, 1) and "dropout draws new masks" in entry["notes"][0]
+    assert [line["step"] for line in metric_lines(folder) if "loss" in line] == [2, 4, 6, 8, 10, 12]
