@@ -53,13 +53,14 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
     `model.pad_token` names a token of the tokenizer that pads, for the tokenizers that come without one (LLaMA,
     Mistral). Which one does not matter to a result: padding is masked by position everywhere, never by id. The
-    `model_max_length` of a causal model's tokenizer is at most the model's window.
+    `model_max_length` of a causal model's tokenizer is at most the model's window, and it ends no text by itself.
     """
     if settings.tokenizer is not None and settings.tokenizer.startswith(tokenizers.TRAINED):
         tokenizer = tokenizers.trained(settings.tokenizer, settings.kind)
     else:
         tokenizer = padding(settings, read_tokenizer(settings))
     if settings.kind == "causal":
+        tokenizer = tokenizers.without_end(tokenizer)
         window = getattr(load_config(settings).get_text_config(), "max_position_embeddings", None)
         tokenizer.model_max_length = min(tokenizer.model_max_length, window or tokenizer.model_max_length)
     return tokenizer
@@ -74,7 +75,7 @@ def padding(settings: ModelSettings, tokenizer: Any) -> Any:
             )
         tokenizer.pad_token = settings.pad_token
     if tokenizer.pad_token_id is None:
-        remedy = f"set model.pad_token to one of its tokens, for example its eos '{tokenizer.eos_token}'"
+        remedy = f"name one of its tokens, for example its end token: 'model.pad_token=\"{tokenizer.eos_token}\"'"
         raise SourceError(f"model={settings.name}: its tokenizer has no pad token; {remedy}")
     return tokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -73,3 +74,37 @@ def _tokenizer(content: str, kind: str) -> Any:
         model_max_length=4096,
         clean_up_tokenization_spaces=False,
     )
+
+
+def without_end(tokenizer: Any) -> Any:
+    """The tokenizer of a causal model, which ends no text of its own accord: an end token behind a prompt ends its answer.
+
+    Some are saved so that they do (`add_eos_token`). The end of an answer is added where there is one, in training, so
+    prompts have the same tokens there and in generation.
+    """
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or tokenizer.eos_token_id is None or tokenizer("a")["input_ids"][-1:] != [tokenizer.eos_token_id]:
+        return tokenizer
+    state = json.loads(backend.to_str())
+    _drop_end(state["post_processor"], tokenizer.eos_token)
+    backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
+    if tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
+        raise SourceError(
+            f"model.tokenizer: {type(tokenizer).__name__} puts {tokenizer.eos_token} behind every text, which would end each prompt; "
+            "save it without (add_eos_token=False)"
+        )
+    return tokenizer
+
+
+def _drop_end(processor: dict[str, Any], end: str) -> None:
+    """Leave the end token out of what a post-processor puts behind a text, or behind a pair."""
+    for inner in processor.get("processors", []):
+        _drop_end(inner, end)
+    for form in ("single", "pair"):
+        pieces = processor.get(form)
+        if pieces is not None:
+            last = max(number for number, piece in enumerate(pieces) if "Sequence" in piece)
+            behind = [piece for piece in pieces[last + 1 :] if piece.get("SpecialToken", {}).get("id") != end]
+            processor[form] = pieces[: last + 1] + behind

@@ -7,10 +7,11 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -93,8 +94,10 @@ def _live(model: nn.Module, tokenizer: Any, batch_size: int, precision: str, see
     from lm_eval.models.huggingface import HFLM
 
     class Live(HFLM):
+        shorter: Mapping[str, str] = MappingProxyType({})
+
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            return _generate(model, tokenizer, requests, batch_size, precision, seed, progress)
+            return _generate(model, tokenizer, requests, self.shorter, batch_size, precision, seed, progress)
 
     with quiet():
         return Live(
@@ -107,8 +110,9 @@ def _live(model: nn.Module, tokenizer: Any, batch_size: int, precision: str, see
 
 
 def _generate(
-    model: nn.Module, tokenizer: Any, requests: list[Any], batch_size: int, precision: str, seed: int, progress: Progress | None
-) -> list[str]:
+    model: nn.Module, tokenizer: Any, requests: list[Any], shorter: Mapping[str, str],
+    batch_size: int, precision: str, seed: int, progress: Progress | None,
+) -> list[str]:  # fmt: skip
     """lm-eval's requests answered by `generation.generate`; equal settings together, a repeated prompt as another sample."""
     groups: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
@@ -121,7 +125,7 @@ def _generate(
             texts = generate.generate(
                 model,
                 tokenizer,
-                [requests[index].args[0] for index in indices],
+                [shorter.get(requests[index].args[0], requests[index].args[0]) for index in indices],
                 max_new_tokens=int(kwargs.get("max_gen_toks", 256)),
                 batch_size=batch_size,
                 stop=[until] if isinstance(until, str) else until,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -54,8 +55,33 @@ def tokens_beyond(tokenizer: Any, prompt: str, most: int) -> int:
     return count if count > most else 0
 
 
+def shortened(tokenizer: Any, parts: Sequence[str], most: int) -> str:
+    """A prompt of at most `most` tokens, cut from its left: whole examples go first, then the question's beginning.
+
+    `parts`: what stays in front (a header, or nothing), the examples in their order, the question. The question is cut
+    at a space, and its end is what remains. Raises: ValueError where not one word of it fits.
+    """
+    head, *examples, question = parts
+    while examples and tokens_beyond(tokenizer, "".join([head, *examples, question]), most):
+        del examples[0]
+    prompt = "".join([head, *examples, question])
+    if not tokens_beyond(tokenizer, prompt, most):
+        return prompt
+    starts = [found.end() for found in re.finditer(r"\s+", prompt) if found.end() < len(prompt)]
+    low, high = 0, len(starts)
+    while low < high:
+        middle = (low + high) // 2
+        if tokens_beyond(tokenizer, prompt[starts[middle] :], most):
+            low = middle + 1
+        else:
+            high = middle
+    if low == len(starts):
+        raise ValueError(f"its last word alone has more than the {max(most, 0)} tokens that the window leaves a prompt")
+    return prompt[starts[low] :]
+
+
 def encode_prompts(model: nn.Module, tokenizer: Any, prompts: Sequence[str], room: int, names: Sequence[str] = ()) -> list[list[int]]:
-    """Token ids with the tokenizer's own start; a causal prompt never with its end token.
+    """Token ids with the tokenizer's own special tokens, as training has them.
 
     Raises: ValueError naming the prompt (by its name, where it has one) that, with `room` more tokens, does not fit the
     model's window, or that is empty.
@@ -64,8 +90,6 @@ def encode_prompts(model: nn.Module, tokenizer: Any, prompts: Sequence[str], roo
     encoded = []
     for index, prompt in enumerate(prompts):
         ids = list(tokenizer(prompt, add_special_tokens=True)["input_ids"])
-        if not is_seq2seq(model) and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]
         name = (names[index] if names else "") or f"prompt {index}"
         if not ids or not prompt:
             raise ValueError(f"{name} is empty: expected a prompt before the answer; correct the row, or set task.skip_bad=true")

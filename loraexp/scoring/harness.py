@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -254,12 +255,15 @@ def run_task(
     precision: str = "fp32",
     folder: Path | None = None,
     rows: Sequence[Mapping[str, Any]],
+    shorter: Mapping[str, str] = MappingProxyType({}),
     seed: int = 0,
     backend: Backend = "hf",
     processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """A protocol that is lm-eval's own task (8-shot GSM8K), on rows in the columns of its data; see `score`.
+
+    `shorter`: what is asked in the place of a prompt that does not fit the window.
 
     Raises: ValueError for a protocol that is not lm-eval's, or where lm-eval does not report its metric.
     """
@@ -268,7 +272,10 @@ def run_task(
     how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "seed": seed, "backend": backend, "progress": progress}
     if mine:
         with language_model(model, tokenizer, **how) as live:
+            live.shorter = shorter
             samples = _own_samples(protocol, _on_rows(live, protocol, [rows[index] for index in mine]))
+    for sample in samples:
+        sample.prompt = shorter.get(sample.prompt, sample.prompt)
     samples = joined(samples, mine, model, processes)
     write_samples(folder, samples)
     return {

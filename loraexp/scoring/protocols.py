@@ -73,6 +73,7 @@ class Protocol:
     choices: tuple[str, ...] = ()
     choice_tokens: Literal["continuation", "alone"] = "continuation"  # " A" after the prompt, or the last token of "A" by itself
     shots: int = 0
+    edge: str = ""  # what begins each example in lm-eval's own prompt: one that is too long for the window is cut there
     task: str | None = None  # lm-eval's name of it, and the metric that it reports there
     metric: str = "accuracy"
     source: str
@@ -185,6 +186,7 @@ def _gsm8k_shots() -> list[Protocol]:
         task="gsm8k_cot",
         metric="exact_match,strict-match",
         shots=8,
+        edge="Q: ",
         decoding=Decoding(max_new_tokens=256, stop=("Q:", "</s>", "<|im_end|>")),
         extractor="gsm8k_cot_strict",
         comparer="gsm8k_cot",
@@ -351,8 +353,8 @@ def mmlu_row(row: Sequence[str]) -> dict[str, str]:
     return dict(zip(("question", *LETTERS, "answer"), row, strict=True))
 
 
-def mmlu_prompt(protocol: Protocol, subject: str, row: Mapping[str, str], examples: Sequence[Mapping[str, str]]) -> str:
-    """Hendrycks' prompt: a header that names the subject, `protocol.shots` solved examples, the question.
+def mmlu_parts(protocol: Protocol, subject: str, row: Mapping[str, str], examples: Sequence[Mapping[str, str]]) -> list[str]:
+    """Hendrycks' prompt in its parts: a header that names the subject, `protocol.shots` solved examples, the question.
 
     Two spaces before the subject, as the original's `format_subject` leaves them. Raises: ValueError where there are
     fewer examples than shots.
@@ -361,4 +363,12 @@ def mmlu_prompt(protocol: Protocol, subject: str, row: Mapping[str, str], exampl
         raise ValueError(f"MMLU {subject}: {len(examples)} examples in its dev file; protocol {protocol.name} shows {protocol.shots}")
     header = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
     shown = [protocol.ask(**{**example, "shots": ""}) + f" {example['answer']}\n\n" for example in examples[: protocol.shots]]
-    return protocol.ask(**{**row, "shots": header + "".join(shown)})
+    return [header, *shown, protocol.ask(**{**row, "shots": ""})]
+
+
+def parts(protocol: Protocol, prompt: str) -> list[str]:
+    """A prompt that lm-eval made, in its examples and the question: joined, they are the prompt."""
+    if not protocol.edge:
+        return ["", prompt]
+    first, *rest = prompt.split(protocol.edge)
+    return ["", *([first] if first else []), *(protocol.edge + part for part in rest)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +18,9 @@ from loraexp.data.pairs import Kind, Reading, TextExamples, encode_pairs
 from loraexp.data.rows import Files, Hub, Records, Row, find
 from loraexp.machine.progress import tally
 from loraexp.scoring import backends, harness, protocols, sandbox
+from loraexp.scoring.answers import COMMONSENSE_WORDS
 from loraexp.scoring.backends import Backend
-from loraexp.scoring.generate import tokens_beyond
+from loraexp.scoring.generate import shortened, tokens_beyond
 from loraexp.scoring.harness import Question
 from loraexp.scoring.protocols import Protocol
 from loraexp.tasks.recipes import TRAINING_SETS, VERSION, chosen
@@ -42,43 +45,48 @@ class GenerationTask(TextTask):
         self, *, asked: Mapping[str, tuple[str, Protocol]], questions: Mapping[str, Questions], average: Sequence[str],
         backend: Backend, unsafe_code: bool, skip_bad: bool, recipe: str, notes: Sequence[str], **common: Any,
     ) -> None:  # fmt: skip
-        super().__init__(metric="log_likelihood", reports=[*asked, *(f"{AVERAGE}/{name}" for name in average)], **common)
+        averages = {f"{averaged(asked, name)}/{name}": name for name in average}
+        super().__init__(metric="log_likelihood", reports=[*asked, *averages], **common)
+        self.averages = averages
         self.asked, self.unsafe_code, self.skip_bad, self.recipe, self.notes = dict(asked), unsafe_code, skip_bad, recipe, tuple(notes)
         self.questions, self.backend = dict(questions), backend
         self.found: dict[str, dict[str, float]] = {}  # of the splits evaluated so far
         backends.require(backend, self.kind)  # all that could end an evaluation is found before anything is trained
         if any(protocol.kind == "code" for _, protocol in self.asked.values()):
             sandbox.require(unsafe_code)
+        self.prompts: dict[str, list[str]] = {}  # by split: what lm-eval's own task asks
+        self.shorter: dict[str, dict[int, str]] = {}  # by split: the prompts that were cut to fit the window
         self.usable = {split: self._usable(split) for split in self.asked}  # numbers of the rows that are scored
 
     def _usable(self, split: str) -> list[int]:
-        """The rows that the split's protocol can read, and whose prompt and answer fit the window of a causal model.
+        """The rows that the split's protocol can read; a prompt that a causal model's window does not hold is cut.
 
-        Raises: ValueError naming the first row's file and number, unless `skip_bad`, or where no row is left.
+        Raises: ValueError naming the first bad row's file and number, unless `skip_bad`, or where no row is left.
         """
         benchmark, protocol = self.asked[split]
         held = self.questions[benchmark]
-        prompts = harness.prompts_of(protocol, held.rows) if protocol.kind == "harness" else [ask(protocol, row) for row in held.rows]
-        window, room = self.tokenizer.model_max_length, self._room(protocol)
-        kept = []
-        for number, (row, place, prompt) in enumerate(zip(held.rows, held.places, prompts, strict=True)):
+        prompts = harness.prompts_of(protocol, held.rows) if protocol.kind == "harness" else None
+        self.prompts[split] = prompts or []
+        most = self.tokenizer.model_max_length - self._room(protocol) if self.kind == "causal" else sys.maxsize
+        kept, cut = [], {}
+        for number, (row, place) in enumerate(zip(held.rows, held.places, strict=True)):
             try:
-                if protocol.kind != "harness":
+                if prompts is None:
                     question(protocol, row, place)
-                if self.kind == "causal" and (tokens := tokens_beyond(self.tokenizer, prompt, window - room)):
-                    raise ValueError(
-                        f"its prompt has {tokens} tokens, and with {room} for the answer it is beyond the model's window of {window}: "
-                        "shorten the row, choose another model or protocol, or set task.skip_bad=true"
-                    )
+                parts = ask_parts(protocol, row) if prompts is None else protocols.parts(protocol, prompts[number])
+                if tokens_beyond(self.tokenizer, "".join(parts), most):
+                    cut[number] = shortened(self.tokenizer, parts, most)
             except ValueError as error:
                 if not self.skip_bad:
                     raise ValueError(f"{place}: {error}") from None
                 continue
             kept.append(number)
+        self.shorter[split] = cut
         if not kept:
             raise ValueError(f"{split}: none of the {len(held.rows)} rows of {held.source} can be asked and read; give others")
-        if len(kept) < len(held.rows):
-            warnings.warn(f"{split}: {len(held.rows) - len(kept)} of {len(held.rows)} rows skipped", stacklevel=2)
+        for count, what in ((len(held.rows) - len(kept), "rows skipped"), (len(cut), f"prompts cut from the left to {most} tokens")):
+            if count:
+                warnings.warn(f"{split}: {count} of {len(held.rows)} {what}", stacklevel=2)
         return kept
 
     def _room(self, protocol: Protocol) -> int:
@@ -96,9 +104,9 @@ class GenerationTask(TextTask):
         """The metrics of a split: held-out likelihood, or a benchmark under a protocol; every answer goes to `samples.jsonl`."""
         if split in self.splits:
             return self.likelihood(model, split, batch_size=batch_size, device=device, precision=precision, processes=processes)
-        name, _, protocol_name = split.partition("/")
-        if name == AVERAGE:
-            return benchmarks.average({key: values for key, values in self.found.items() if key.endswith(f"/{protocol_name}")})
+        if split in self.averages:
+            ending = f"/{self.averages[split]}"
+            return benchmarks.average({key: values for key, values in self.found.items() if key.endswith(ending)})
         benchmark, protocol = self.asked[split]
         held = self.questions[benchmark]
         how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "folder": folder, "backend": self.backend}
@@ -106,13 +114,21 @@ class GenerationTask(TextTask):
             how |= {"processes": processes, "progress": progress}
             if protocol.kind == "harness":
                 rows = [held.rows[number] for number in self.usable[split]]
-                self.found[split] = harness.run_task(model, tokenizer, protocol, rows=rows, **how)
+                shorter = {self.prompts[split][number]: prompt for number, prompt in self.shorter[split].items()}
+                self.found[split] = harness.run_task(model, tokenizer, protocol, rows=rows, shorter=shorter, **how)
             else:
-                asked = [question(protocol, held.rows[number], held.places[number]) for number in self.usable[split]]
+                asked = [self.question(split, number) for number in self.usable[split]]
                 self.found[split] = harness.score(
                     model, tokenizer, protocol, asked, device=device, unsafe_code=self.unsafe_code, **how
                 )  # fmt: skip
         return self.found[split]
+
+    def question(self, split: str, number: int) -> Question:
+        """A row of a benchmark as it is scored under the split's protocol, its prompt within the window."""
+        benchmark, protocol = self.asked[split]
+        held = self.questions[benchmark]
+        asked = question(protocol, held.rows[number], held.places[number])
+        return dataclasses.replace(asked, prompt=self.shorter[split].get(number, asked.prompt))
 
     # ------------------------------------------------------------------------------------------------ the record
 
@@ -122,7 +138,7 @@ class GenerationTask(TextTask):
         described["train"] |= {"recipe": self.recipe, "recipe_version": VERSION, "notes": [*described["train"]["notes"], *self.notes]}
         for benchmark, held in self.questions.items():
             made_by = {
-                split: protocol.describe() | {"skipped": len(held.rows) - len(self.usable[split])}
+                split: protocol.describe() | {"skipped": len(held.rows) - len(self.usable[split]), "cut": len(self.shorter[split])}
                 for split, (of, protocol) in self.asked.items()
                 if of == benchmark
             }
@@ -133,11 +149,22 @@ class GenerationTask(TextTask):
         return described
 
 
+def averaged(asked: Mapping[str, tuple[str, Protocol]], protocol: str) -> str:
+    """The name of the mean over the benchmarks that have the protocol: "average" is that of all eight, and of no fewer."""
+    members = {benchmark for benchmark, named in asked.values() if named.name == protocol}
+    return AVERAGE if members == set(COMMONSENSE_WORDS) else f"{AVERAGE}_of_{len(members)}"
+
+
+def ask_parts(protocol: Protocol, row: Row) -> list[str]:
+    """The prompt of a benchmark's row: what stays in front, the examples, the question."""
+    if "shots" in row:
+        return protocols.mmlu_parts(protocol, row["subject"], row, row["shots"])
+    return ["", protocol.ask(**row)]
+
+
 def ask(protocol: Protocol, row: Row) -> str:
     """The prompt of a benchmark's row."""
-    if "shots" in row:
-        return protocols.mmlu_prompt(protocol, row["subject"], row, row["shots"])
-    return protocol.ask(**row)
+    return "".join(ask_parts(protocol, row))
 
 
 def question(protocol: Protocol, row: Row, place: str) -> Question:

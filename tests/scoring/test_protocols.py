@@ -9,7 +9,7 @@ import pytest
 
 from loraexp.scoring import protocols
 from loraexp.scoring.answers import COMMONSENSE_WORDS, COMPARERS, EXTRACTORS
-from loraexp.scoring.protocols import PROTOCOLS, Protocol, find, mmlu_prompt, mmlu_row, names
+from loraexp.scoring.protocols import PROTOCOLS, Protocol, find, mmlu_parts, mmlu_row, names
 from tests.support.helpers import shared_data
 
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -139,11 +139,11 @@ def test_mmlu_from_the_real_files() -> None:
             return [mmlu_row(row) for row in csv.reader(file)]
 
     protocol, question = find("mmlu", "lora_one"), rows("test")[0]
-    prompt = mmlu_prompt(protocol, "high_school_biology", question, rows("dev"))
+    prompt = "".join(mmlu_parts(protocol, "high_school_biology", question, rows("dev")))
     assert prompt.startswith("The following are multiple choice questions (with answers) about  high school biology.\n\n")
     assert prompt.count("\nAnswer:") == 6 and prompt.endswith(f"\nD. {question['D']}\nAnswer:")
     assert f"Answer: {rows('dev')[0]['answer']}\n\n{rows('dev')[1]['question']}\nA. " in prompt
     with pytest.raises(ValueError, match="1 examples in its dev file; protocol lora_one shows 5"):
-        mmlu_prompt(protocol, "high_school_biology", question, rows("dev")[:1])
+        mmlu_parts(protocol, "high_school_biology", question, rows("dev")[:1])
     with pytest.raises(ValueError, match="expected question, A, B, C, D and a letter A-D"):
         mmlu_row(["q", "1", "2", "3", "4", "E"])

@@ -22,6 +22,7 @@ from loraexp.scoring import protocols
 from tests.models.test_text_models import settings_of
 from tests.support.helpers import shared_data
 from tests.support.runs import run
+from tests.support.text_data import write_commonsense, write_instructions
 from tests.tasks.test_tasks import write_glue
 from tests.tasks.test_text_tasks import made, write_gsm8k
 
@@ -86,28 +87,66 @@ def test_two_processes_share_the_questions_and_find_what_one_finds(tmp_path: Pat
 # ---- the window
 
 
-def test_what_is_beyond_the_window_is_found_before_training(tmp_path: Path) -> None:
-    rows = [{"question": "How many? " * n, "answer": "One.\n#### 1"} for n in (1, 90, 2)]
+def test_a_prompt_beyond_the_window_is_cut_from_its_left_and_counted(tmp_path: Path) -> None:
+    rows = [{"question": f"How many? {'And more? ' * n}", "answer": "One.\n#### 1"} for n in (1, 90, 2)]
     (write_gsm8k(tmp_path) / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     small = gsm8k(tmp_path, "model.config.max_position_embeddings=640", "task.max_length=640")
-    message = (
-        r"test.jsonl line 2: its prompt has \d+ tokens, and with 512 for the answer .* window of 640: shorten the row, .*skip_bad=true"
-    )
-    with pytest.raises(ValueError, match=message):
-        made(*small, cache=tmp_path)
-    with pytest.warns(UserWarning, match="gsm8k/lora_ga: 1 of 3 rows skipped"):
-        task, _, _ = made(*small, "task.skip_bad=true", cache=tmp_path)
-    assert task.usable == {"gsm8k/lora_ga": [0, 2]}
+    with pytest.warns(UserWarning, match="gsm8k/lora_ga: 1 of 3 prompts cut from the left to 128 tokens"):
+        task, _, tokenizer = made(*small, cache=tmp_path)
+    assert task.usable == {"gsm8k/lora_ga": [0, 1, 2]}
+    asked = [task.question("gsm8k/lora_ga", number).prompt for number in range(3)]
+    assert asked[0] == "Q: How many? And more? \nA: " and asked[1].endswith("And more? And more? \nA: ")
+    assert asked[1].startswith(("And more? ", "more? And")) and "How many?" not in asked[1]
+    lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in (asked[1], f"And more? {asked[1]}")]
+    assert lengths[0] <= 128 < lengths[1]  # as long as it can be
     said = task.describe()["gsm8k"]
-    assert (said["rows"], said["skipped"], said["protocols"]["gsm8k/lora_ga"]["skipped"]) == (3, 0, 1)
+    assert (said["rows"], said["skipped"]) == (3, 0)
+    assert [said["protocols"]["gsm8k/lora_ga"][name] for name in ("skipped", "cut")] == [0, 1]
     with pytest.raises(ValueError, match="task.max_length=641: the model's window is 640 tokens; set task.max_length to 640 or less"):
         made(*small, "task.max_length=641", cache=tmp_path)
+    narrow = gsm8k(tmp_path, "model.config.max_position_embeddings=512", "task.max_length=512")
+    with pytest.raises(ValueError, match=r"test.jsonl line 1: its last word alone has more than the 0 tokens that the window leaves"):
+        made(*narrow, cache=tmp_path)
 
 
-def test_lm_evals_own_prompts_are_measured_with_their_examples(tmp_path: Path) -> None:
-    small = gsm8k(write_gsm8k(tmp_path), "model.config.max_position_embeddings=1024", "task.recipe=lora_ga", "task.protocol=cot")
-    with pytest.raises(ValueError, match=r"test.jsonl line 1: its prompt has \d{4} tokens, and with 256 for the answer"):
-        made(*small, cache=tmp_path)
+def test_lm_evals_own_prompts_lose_whole_examples(tmp_path: Path) -> None:
+    common = gsm8k(write_gsm8k(tmp_path), "task.recipe=lora_ga", "task.protocol=cot")
+    whole, _, _ = made(*common, cache=tmp_path)
+    with pytest.warns(UserWarning, match="gsm8k/cot: 3 of 3 prompts cut from the left to 768 tokens"):
+        task, model, tokenizer = made(*common, "model.config.max_position_embeddings=1024", cache=tmp_path)
+    full, cut = whole.prompts["gsm8k/cot"][0], task.shorter["gsm8k/cot"][0]
+    assert full.count("Q: ") == 9 and 2 <= cut.count("Q: ") < 9
+    assert full.endswith(cut) and cut.startswith("Q: ") and len(tokenizer(cut)["input_ids"]) <= 768
+    how: dict[str, Any] = {"device": torch.device("cpu"), "precision": "fp32", "batch_size": 3}
+    task.evaluate(model, tokenizer, "gsm8k/cot", folder=tmp_path, **how)
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [sample["prompt"] for sample in samples] == [task.shorter["gsm8k/cot"][number] for number in range(3)]
+
+
+def test_mmlu_keeps_its_header_and_loses_its_first_examples(tmp_path: Path) -> None:
+    write_instructions(tmp_path)
+    common = ["task=alpaca", "model=tiny-llama", f"task.data_dir={tmp_path}", f"cache_root={tmp_path / 'cache'}", "task.max_length=200"]
+    whole, _, _ = made(*common, cache=tmp_path)
+    with pytest.warns(UserWarning, match="mmlu/lora_one: 12 of 12 prompts cut from the left to 199 tokens"):
+        task, _, _ = made(*common, "model.config.max_position_embeddings=200", cache=tmp_path)
+    full, cut = (one.question("mmlu/lora_one", 0).prompt for one in (whole, task))
+    header, _, examples = full.partition("\n\n")
+    assert cut.startswith(f"{header}\n\nanatomy: which is ") and 2 <= cut.count("Answer:") < full.count("Answer:") == 6
+    assert examples.endswith(cut.removeprefix(f"{header}\n\n"))
+
+
+def test_an_average_says_over_how_many(tmp_path: Path) -> None:
+    write_commonsense(tmp_path)
+    common = ["task=commonsense170k", "model=tiny-llama", f"task.data_dir={tmp_path}"]
+    assert made(*common, cache=tmp_path)[0].reports[-1] == "average/llm_adapters"
+    for name in ("piqa", "hellaswag", "winogrande", "ARC-Easy", "openbookqa"):
+        (tmp_path / "commonsense" / name / "test.json").unlink()
+    task, _, _ = made(*common, cache=tmp_path)
+    assert task.reports[-1] == "average_of_3/llm_adapters" and len(task.reports) == 4
+    task.found = {f"{name}/llm_adapters": {"accuracy": value} for name, value in zip(task.questions, (0.2, 0.4, 0.9), strict=True)}
+    assert task.evaluate(None, None, "average_of_3/llm_adapters", batch_size=1, device=None, precision="", folder=None) == {
+        "accuracy": pytest.approx(0.5)
+    }
 
 
 def test_what_was_skipped_is_in_the_record_by_number(tmp_path: Path) -> None:
