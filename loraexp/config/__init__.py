@@ -176,28 +176,37 @@ def check(cfg: DictConfig) -> tuple[schema.Settings, dict[str, Any]]:
     with translated():
         composed = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(composed, dict)
-    plain: dict[str, Any] = {str(key): value for key, value in composed.items() if key not in ("hydra", "method", "experiment")}
-    absolute(plain)
+    return checked({str(key): value for key, value in composed.items()})
+
+
+def checked(composed: dict[str, Any]) -> tuple[schema.Settings, dict[str, Any]]:
+    """The same of a configuration that is resolved already; its parts are left as they are."""
+    plain = absolute({key: value for key, value in composed.items() if key not in ("hydra", "method", "experiment")})
     if not getattr(target(plain["init"], "init"), "trains", True):
-        plain["train"]["max_steps"] = 0  # an initializer that trains nothing (one_step) is evaluated as it is
-    checked = typed(plain)
+        plain["train"] = plain["train"] | {"max_steps": 0}  # an initializer that trains nothing (one_step) is evaluated as it is
+    settings = typed(plain)
     for group in ("task", "init", "optimizer"):
-        check_target(group, getattr(checked, group))
-    check_together(checked)
-    return checked, plain
+        check_target(group, getattr(settings, group))
+    check_together(settings)
+    return settings, plain
 
 
-def absolute(plain: dict[str, Any]) -> None:
+def absolute(plain: dict[str, Any]) -> dict[str, Any]:
     """Paths from the root: one run and one id wherever the command is typed."""
-    for key in ("output_root", "cache_root"):
-        plain[key] = str(Path(plain[key]).expanduser().absolute())
+
+    def whole(path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    task, model = dict(plain["task"]), dict(plain["model"])
     for key in ("data_dir", "eval_data_dir"):
-        if plain["task"].get(key):
-            plain["task"][key] = str(Path(plain["task"][key]).expanduser().absolute())
+        if task.get(key):
+            task[key] = whole(task[key])
     for key in ("path", "tokenizer"):  # a hub id, unless there is such a path
-        source = plain["model"].get(key)
+        source = model.get(key)
         if isinstance(source, str) and Path(source).expanduser().exists():
-            plain["model"][key] = str(Path(source).expanduser().absolute())
+            model[key] = whole(source)
+    roots = {key: whole(plain[key]) for key in ("output_root", "cache_root")}
+    return plain | roots | {"task": task, "model": model}
 
 
 def typed(plain: dict[str, Any]) -> schema.Settings:

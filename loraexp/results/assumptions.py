@@ -14,27 +14,20 @@ import yaml
 
 from loraexp import config
 from loraexp.config import ConfigError
+from loraexp.config.identity import NOT_IDENTITY
 from loraexp.records.reading import flatten
 from loraexp.results.gather import Place, Results
 from loraexp.results.provenance import comparable, in_words, worded
 from loraexp.sweep import computed
 from loraexp.sweep.schema import Sweep
 
-# Where results go, how often something is written, what the reading of a file is filed under: no number depends on these.
-WITHOUT_EFFECT = {
-    *config.NOT_IDENTITY,
-    "device",
-    "evaluate.unsafe_code",
-    "init.cache",
-    "model.allow_pickle",
+# What cannot change a number: how and where a run happens, what is checked or written on the way, and how often.
+WITHOUT_EFFECT = NOT_IDENTITY | {
     "model.sha256",
     "task.data_dir",
     "task.eval_data_dir",
     "task.version",
-    "train.checkpoint_every",
-    "train.keep_checkpoint",
     "train.keep_factors_every",
-    "train.log_every",
     "train.report_during",
 }
 PLUMBING = ("_target_", "_partial_")  # the code behind a name, which is printed itself
@@ -88,7 +81,8 @@ def settings(plain: Mapping[str, Any], stated: Mapping[str, Any]) -> Iterator[tu
     """(key, value) of everything in a resolved configuration that is neither stated, nor said by a name, nor without effect."""
     for key, value in flatten(dict(plain)).items():
         group, _, name = key.partition(".")
-        if name in PLUMBING or key in stated or key in WITHOUT_EFFECT or group in WITHOUT_EFFECT:
+        first = f"{group}.{name.partition('.')[0]}"
+        if name in PLUMBING or key in stated or first in stated or not WITHOUT_EFFECT.isdisjoint((group, first, key)):
             continue
         if name == "name":
             if group not in stated:

@@ -6,13 +6,14 @@ import copy
 import functools
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loraexp import config
 from loraexp.config import ConfigError
+from loraexp.sweep import composition
 from loraexp.sweep.schema import Sweep, key_of
 
 
@@ -30,50 +31,109 @@ class Cell:
     match: str  # of every run that is the same, wherever its data were read
 
 
+# Keys whose value is checked by itself, whatever the others are: once is enough for all cells that have it.
+ALONE = (
+    "lr", "seed", "alpha", "train.batch_size", "train.epochs", "train.gradient_accumulation", "train.warmup_ratio",
+    "train.weight_decay",
+)  # fmt: skip
+
+
 def expand(sweep: Sweep) -> list[Cell]:
     """Every run of every cell, rows first; raises ConfigError naming the cell that does not compose."""
     cells: list[Cell] = []
-    resolved: dict[tuple[str, ...], dict[str, Any]] = {}  # columns that read other values of the same runs are resolved once
+    composer = Composer()
     for row, column in sweep.trained():
         try:
-            cells += expand_place(sweep, row, column, resolved)
+            cells += expand_place(sweep, row, column, composer)
         except ConfigError as error:
             raise ConfigError(f"{sweep.path.name}: row {row}, column {column}: {error}") from error
     return cells
 
 
-def expand_place(sweep: Sweep, row: str, column: str, resolved: dict[tuple[str, ...], dict[str, Any]]) -> list[Cell]:
-    """The runs of one place of the table; `resolved` holds configurations by their overrides."""
-    fixed = [*sweep.base, *sweep.rows[row].overrides, *sweep.columns[column].overrides]
-    for exception in sweep.exceptions(row, column):
-        fixed += exception.overrides
+def expand_place(sweep: Sweep, row: str, column: str, composer: Composer) -> list[Cell]:
+    """The runs of one place of the table."""
     grid = sweep.grid_of(row, column)
-    shared: dict[tuple[str, ...], Any] = {}
+    before, after = sweep.overrides_of(row, column), sweep.overrides
     cells = []
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
-        overrides = tuple(last_wins([*fixed, *(f"{key}={literal(value)}" for key, value in point.items()), *sweep.overrides]))
-        if overrides not in resolved:
-            resolved[overrides] = resolve(overrides, frozenset(point), shared)
-        plain = resolved[overrides]
-        point = {key: lookup(plain, key, value) for key, value in point.items()}  # the user's own overrides have the last word
-        cells.append(
-            Cell(
-                row=row,
-                column=column,
-                point=point,
-                overrides=overrides,
-                plain=plain,
-                run_id=config.run_id(plain),
-                folder=config.run_folder(plain),
-                match=config.match_key(plain),
-            )
-        )
+        overrides = tuple(last_wins([*before, *(f"{key}={literal(value)}" for key, value in point.items()), *after]))
+        found = composer.composed(overrides, frozenset(grid))
+        point = {key: lookup(found.plain, key, value) for key, value in point.items()}  # `after` has the last word
+        cells.append(Cell(row=row, column=column, point=point, overrides=overrides, **vars(found)))
     return cells
 
 
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """A checked configuration and what follows from it."""
+
+    plain: dict[str, Any]
+    run_id: str
+    folder: Path
+    match: str
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Composed:
+        return cls(plain=plain, run_id=config.run_id(plain), folder=config.run_folder(plain), match=config.match_key(plain))
+
+
+class Composer:
+    """The configurations of a sweep, each once: columns that read other values of the same runs share them.
+
+    The files of a place are merged once, and the points of its grid put in. A point that differs from an earlier one in
+    keys of ALONE is that one with these values, and what refers to them, replaced; every other is checked whole. What is
+    more than a merge of files is composed by Hydra.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str, ...], Composed] = {}
+        self.shared: dict[tuple[str, ...], Any] = {}  # what Hydra composed, by the overrides that all points of a grid have
+        self.checked: dict[tuple[str, ...], tuple[dict[str, Any], dict[tuple[str, ...], str]]] = {}
+        self.sound: set[str] = set()  # words of ALONE that a whole check has accepted
+
+    def composed(self, overrides: tuple[str, ...], axes: frozenset[str]) -> Composed:
+        """What `loraexp OVERRIDES` would run; raises ConfigError."""
+        if overrides not in self.known:
+            self.known[overrides] = Composed.of(self.quick(overrides, axes) or resolve(overrides, axes, self.shared))
+        return self.known[overrides]
+
+    def quick(self, overrides: tuple[str, ...], axes: frozenset[str]) -> dict[str, Any] | None:
+        """The checked configuration without Hydra; None where that is not certain to be the same."""
+        alone, rest = partition(overrides, lambda word: key_of(word) in axes and stands_alone(word))
+        values = [(key_of(word), parsed(word)) for word in alone]
+        if rest in self.checked and self.sound.issuperset(alone):
+            plain, references = self.checked[rest]
+            return replaced(plain, values, references)
+        choices, others = partition(rest, of_groups)
+        node = composition.merged(choices)
+        node = composition.with_values(node, [(key_of(word), parsed(word)) for word in others]) if node is not None else None
+        node = composition.with_values(node, values) if node is not None else None
+        found = composition.resolved(node) if node is not None else None
+        if found is None:
+            return None
+        plain = config.checked(found[0])[1]
+        self.checked.setdefault(rest, (plain, found[1]))
+        self.sound.update(alone)
+        return plain
+
+
+def stands_alone(word: str) -> bool:
+    return key_of(word) in ALONE and word[0] not in "+~" and isinstance(parsed(word), (int, float))
+
+
+def replaced(plain: dict[str, Any], values: Sequence[tuple[str, Any]], references: Mapping[tuple[str, ...], str]) -> dict[str, Any]:
+    """A checked configuration with other values of some keys, and of what refers to them."""
+    for key, value in values:
+        plain = composition.put(plain, tuple(key.split(".")), value)
+        for path, source in references.items():
+            if source == key:
+                plain = composition.put(plain, path, value)
+    return plain
+
+
 def resolve(overrides: tuple[str, ...], axes: frozenset[str], shared: dict[tuple[str, ...], Any]) -> dict[str, Any]:
-    """The plain configuration of `loraexp OVERRIDES`.
+    """The plain configuration of `loraexp OVERRIDES`, by Hydra.
 
     Files are composed once for each choice of them, and other values put in one by one. Those of `axes`, the grid's keys,
     are put into what the points of the grid share, where each point replaces all those of the one before.

@@ -224,6 +224,11 @@ class Sweep:
             grid = grid | listed(exception.grid)
         return grid
 
+    def overrides_of(self, row: str, column: str) -> list[str]:
+        """What a place is, before its grid and `overrides`: base, row, column, exceptions; of one key the last counts."""
+        words = [*self.base, *self.rows[row].overrides, *self.columns[column].overrides]
+        return words + [word for exception in self.exceptions(row, column) for word in exception.overrides]
+
     def trained(self) -> Iterator[tuple[str, str]]:
         """The (row, column) that runs make: neither skipped nor a mean of others."""
         for row, column in itertools.product(self.rows, self.columns):
