@@ -12,12 +12,13 @@ from typing import Any
 from loraexp.artifacts.figure import Picture, plain, point_label, runs_of
 from loraexp.artifacts.page import STATUSES, Part
 from loraexp.artifacts.table import UNITS, Section, Table
+from loraexp.machine.escapes import printable
 from loraexp.records.reading import Run
 from loraexp.results.gather import Place, printed
 
 
 def text(value: Any) -> str:
-    return html.escape(str(value), quote=True)
+    return html.escape(printable(str(value)), quote=True)
 
 
 def tag(name: str, *inside: str, **attributes: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from loraexp import __version__, config
 from loraexp.config import ConfigError
+from loraexp.machine.escapes import printable
 from loraexp.machine.words import first_line, shorten
 from loraexp.records import record
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refuse_words(argv)
         return grid(argv) if {"-m", "--multirun"} & set(argv) else single(argv)
     except ConfigError as error:
-        print(f"loraexp: {error}", file=sys.stderr)
+        print(f"loraexp: {printable(str(error))}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
         print("loraexp: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -151,7 +152,7 @@ def attempt(cfg: Any) -> int:
 
         outcome = run(settings, plain, show.Screen())
     except ConfigError as error:
-        print(f"loraexp: {error}", file=sys.stderr)
+        print(f"loraexp: {printable(str(error))}", file=sys.stderr)
         return WRONG
     except Exception as error:  # noqa: BLE001 - any failure of one run: its record holds type, message, place and trace
         folder = config.run_folder(plain)

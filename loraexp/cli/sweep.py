@@ -10,6 +10,7 @@ from pathlib import Path
 from loraexp import config
 from loraexp.cli.options import Parser, one_of
 from loraexp.config import ConfigError
+from loraexp.machine.escapes import printable
 from loraexp.machine.words import reason_of, shorten
 from loraexp.sweep import schema
 from loraexp.sweep.schema import Sweep
@@ -120,7 +121,7 @@ def table(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--format {wanted}: expected {', '.join(names)}")
     loaded = schema.load(options.name, options.variant, overrides)
     built = tables.build(gather.gather(loaded, options.source))
-    text = formats.FORMATS[wanted](built)
+    text = printable(formats.FORMATS[wanted](built))
     if options.to is None:
         print(text, end="")
     else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from loraexp.machine.escapes import printable
+
 
 def spoken(seconds: float | None) -> str:
     """A duration as one says it: 45.0 s, 12.3 min, 3.4 h; a dash for none."""
@@ -16,7 +18,7 @@ def spoken(seconds: float | None) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    return next((line.strip() for line in printable(str(error)).splitlines() if line.strip()), "no message")
 
 
 def reason_of(error: BaseException) -> str:

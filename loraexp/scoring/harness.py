@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from loraexp.machine.escapes import printable
 from loraexp.machine.files import replace
-from loraexp.scoring import generate, sandbox
+from loraexp.scoring import generate, judge, sandbox
 from loraexp.scoring.backends import Backend, Progress, autocast_of, language_model, listener, quiet, sharded
 from loraexp.scoring.protocols import Protocol, find
 
@@ -57,6 +58,7 @@ class Sample:
     source: str = ""
     scores: list[float] | None = None
     detail: str = ""
+    inside: bool = False  # code: tested in the program's own process (see judge.needs_itself)
 
 
 def score(
@@ -335,17 +337,23 @@ def _execute(samples: list[Sample], questions: Sequence[Question], unsafe_code: 
     from loraexp.machine.progress import tally
 
     runnable = [sample for sample in samples if sample.answer is not None]
-    programs = [program(questions[sample.index], sample.answer or "") for sample in runnable]
+    cases = [case(questions[sample.index], sample.answer or "") for sample in runnable]
     with tally("tests") as progress:
         workers = max(1, (os.cpu_count() or 1) // beside)
-        outcomes = sandbox.run_all(programs, unsafe_code=unsafe_code, workers=workers, progress=progress)
+        outcomes = judge.judge_all(cases, unsafe_code=unsafe_code, workers=workers, progress=progress)
     for sample, outcome in zip(runnable, outcomes, strict=True):
         sample.right, sample.detail = outcome.passed, f"{outcome.status}: {outcome.detail}".rstrip(": ")
+        sample.inside = outcome.inside
 
 
-def program(question: Question, completion: str) -> str:
+def case(question: Question, completion: str) -> judge.Case:
     """HumanEval's check: the question's opening, the completion, its tests, and the call of them (Chen et al. 2021)."""
-    return f"{question.opening}{completion}\n{question.truth}\ncheck({question.entry})"
+    return judge.Case(
+        program=f"{question.opening}{completion}\n",
+        opening=question.opening,
+        test=question.truth,
+        entry=question.entry,
+    )
 
 
 def write_samples(folder: Path | None, samples: Sequence[Sample]) -> None:
@@ -356,5 +364,5 @@ def write_samples(folder: Path | None, samples: Sequence[Sample]) -> None:
     path = folder / "samples.jsonl"
     mine = {sample.protocol for sample in samples}
     kept = [line for line in path.read_text().splitlines() if json.loads(line)["protocol"] not in mine] if path.exists() else []
-    lines = kept + [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
+    lines = kept + [printable(json.dumps(asdict(sample), ensure_ascii=False)) for sample in samples]
     replace(path, "".join(f"{line}\n" for line in lines).encode())

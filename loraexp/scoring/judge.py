@@ -56,9 +56,7 @@ def judge_all(
 ) -> list[Outcome]:
     """Each case in sandboxes of its own, `workers` at a time (default: one for each CPU), in the order given."""
     sandbox.require(unsafe_code)
-    return sandbox.each(
-        lambda case: judge(case, limits=limits, unsafe_code=unsafe_code), cases, workers, progress
-    )
+    return sandbox.each(lambda case: judge(case, limits=limits, unsafe_code=unsafe_code), cases, workers, progress)
 
 
 def _apart(case: Case, limits: Limits, *, walled: bool) -> Outcome:
@@ -124,10 +122,7 @@ def needs_itself(test: str, entry: str) -> str:
     except (SyntaxError, ValueError):
         return ""
     names = {entry} | {
-        argument.arg
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef) and node.name == "check"
-        for argument in node.args.args[:1]
+        argument.arg for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check" for argument in node.args.args[:1]
     }
     functions = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     for node in ast.walk(tree):
@@ -158,5 +153,3 @@ def _reason(node: ast.AST, names: set[str], functions: set[str]) -> str:
     if isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "type", "id", "getattr", "hasattr"):
         return "it looks at the function" if any(map(is_function, values)) else ""
     return ""
-
-

@@ -240,6 +240,7 @@ def _humaneval() -> list[Protocol]:
     one = Protocol(
         benchmark="humaneval",
         name="lora_one",
+        version=2,  # 1 ran program and tests in one process
         kind="code",
         prompt=COMPLETE_CODE,
         decoding=Decoding(max_new_tokens=512),

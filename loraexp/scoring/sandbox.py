@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import secrets
 import selectors
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +22,6 @@ from typing import Literal, TypeVar
 from loraexp.machine.escapes import printable
 from loraexp.scoring import jail
 from loraexp.scoring.jail import MEBIBYTE, READY, Cell, Limits
-
-__all__ = ["MEBIBYTE", "Limits", "Outcome", "SandboxError", "each", "problem", "require", "run", "run_all", "shutil"]
 
 Status = Literal["passed", "failed", "timeout", "memory", "output"]
 LOOK_EVERY = 0.1  # seconds between two looks at what is held
@@ -107,9 +104,7 @@ def run_all(
 ) -> list[Outcome]:
     """Each program in a sandbox of its own; see `each`."""
     require(unsafe_code)
-    return each(
-        lambda program: run(program, limits=limits, unsafe_code=unsafe_code), programs, workers, progress
-    )
+    return each(lambda program: run(program, limits=limits, unsafe_code=unsafe_code), programs, workers, progress)
 
 
 def each(
@@ -208,8 +203,7 @@ def _serve(selector: selectors.BaseSelector, key: selectors.SelectorKey, events:
         except BrokenPipeError:
             cell.job = b""
         if not cell.job:
-            selector.unregister(key.fileobj)
-            cell.process.stdin.close()
+            selector.unregister(key.fileobj)  # and left open: its end would be the end of the sandbox
         return
     piece = os.read(key.fd, 65536)
     if not piece:

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from loraexp.machine.escapes import printable
 from loraexp.machine.progress import bar, notice
 from loraexp.machine.words import spoken
 from loraexp.records import record
@@ -98,7 +99,7 @@ class Watch:
         return self.state[folder] in ("finished", "failed")
 
     def fail(self, folder: Path, reason: str) -> None:
-        self.state[folder], self.reasons[folder] = "failed", reason
+        self.state[folder], self.reasons[folder] = "failed", printable(reason)
 
     def look(self) -> None:
         """Read what has changed, and say which runs have come to an end."""

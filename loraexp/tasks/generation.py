@@ -17,7 +17,7 @@ from loraexp.data.benchmarks import Questions
 from loraexp.data.pairs import Kind, Reading, TextExamples, encode_pairs
 from loraexp.data.rows import Files, Hub, Records, Row, find
 from loraexp.machine.progress import tally
-from loraexp.scoring import backends, harness, protocols, sandbox
+from loraexp.scoring import backends, harness, judge, protocols, sandbox
 from loraexp.scoring.answers import COMMONSENSE_WORDS
 from loraexp.scoring.backends import Backend
 from loraexp.scoring.generate import shortened, tokens_beyond
@@ -146,6 +146,8 @@ class GenerationTask(TextTask):
                 "rows": len(held.rows), "fingerprint": held.fingerprint(), "source": held.source, "part": ["reported"],
                 "skipped": held.skipped, "notes": list(held.notes), "protocols": made_by,
             }  # fmt: skip
+            if any(protocol.kind == "code" for of, protocol in self.asked.values() if of == benchmark):
+                described[benchmark]["tests_inside"] = tests_inside(held)
         return described
 
 
@@ -173,6 +175,12 @@ def question(protocol: Protocol, row: Row, place: str) -> Question:
         return Question(prompt=ask(protocol, row), truth=row["test"], source=place, opening=row["prompt"], entry=row["entry_point"])
     truth = row["answer"] if protocol.kind == "choices" else protocol.read_truth(row["answer"])
     return Question(prompt=ask(protocol, row), truth=truth, source=place)
+
+
+def tests_inside(held: Questions) -> dict[str, str]:
+    """The tests that need the function itself, by their place, and why: each runs in the process of its program."""
+    reasons = {place: judge.needs_itself(row["test"], row["entry_point"]) for row, place in zip(held.rows, held.places, strict=True)}
+    return {place: reason for place, reason in reasons.items() if reason}
 
 
 # ---------------------------------------------------------------------------------------------------- building

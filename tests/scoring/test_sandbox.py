@@ -1,11 +1,10 @@
-"""The sandbox against what a model's program might do, and the canonical solutions of HumanEval in it."""
+"""The sandbox against what a model's program might do; the table of attacks is in test_attacks.py."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -14,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from loraexp.scoring import sandbox
+from loraexp.scoring import jail, sandbox
 from loraexp.scoring.sandbox import Limits, Outcome, SandboxError
-from tests.support.helpers import shared_data
 
 needs_sandbox = pytest.mark.skipif(sandbox.problem() is not None, reason=str(sandbox.problem()))
 QUICK = Limits(seconds=5.0)
@@ -179,27 +177,9 @@ def test_children_that_outlive_their_parent_are_ended(end: str) -> None:
     assert run("import os, time\nif os.fork() == 0: os._exit(0)\ntime.sleep(0.2)").passed  # a zombie of its own
 
 
-@needs_sandbox
-def test_the_canonical_solutions_pass_and_empty_ones_do_not() -> None:
-    compressed = shared_data("humaneval", "HumanEval.jsonl.gz").read_bytes()
-    rows = [json.loads(line) for line in gzip.decompress(compressed).decode().splitlines()]
-    tests = [f"{row['test']}\ncheck({row['entry_point']})" for row in rows]
-    started = time.monotonic()
-    seen: list[tuple[int, int]] = []
-    outcomes = sandbox.run_all(
-        [f"{row['prompt']}{row['canonical_solution']}\n{test}" for row, test in zip(rows, tests, strict=True)],
-        workers=2,
-        progress=lambda done, total: seen.append((done, total)),
-    )
-    assert [(row["task_id"], o) for row, o in zip(rows, outcomes, strict=True) if not o.passed] == []
-    assert len(outcomes) == 164 and time.monotonic() - started <= 60 and seen[-1] == (164, 164)
-    empty = [f"{row['prompt']}    pass\n{test}" for row, test in list(zip(rows, tests, strict=True))[:10]]
-    assert not any(outcome.passed for outcome in sandbox.run_all(empty, workers=2))
-
-
 def test_without_a_sandbox_it_refuses_and_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox.problem.cache_clear()
-    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    monkeypatch.setattr(jail.shutil, "which", lambda name: None)
     try:
         with pytest.raises(SandboxError) as caught:
             sandbox.run("print(1)")
@@ -247,3 +227,49 @@ def test_sandboxes_in_several_threads_have_their_own_limits() -> None:
     for thread in threads:
         thread.join()
     assert [outcome.status for outcome in outcomes] == ["passed"] * 3
+
+
+@needs_sandbox
+def test_pages_that_processes_share_honestly_count_once() -> None:
+    """Eight children read the array of their parent: it is there once."""
+    sharing = """
+import os, time
+held = bytes(100 * 2**20)
+for _ in range(8):
+    if os.fork() == 0:
+        assert held.count(b"\\0") == len(held)
+        time.sleep(1.5); os._exit(0)
+time.sleep(1)
+"""
+    outcome = run(sharing, memory=300 * 2**20, seconds=10.0)
+    assert outcome.passed, outcome
+
+
+@needs_sandbox
+def test_the_end_of_the_supervisor_is_the_end_of_the_sandbox(tmp_path: Path) -> None:
+    marker = f"left-{os.getpid()}"
+    program = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import time; time.sleep(60)', {marker!r}])"
+    supervisor = subprocess.Popen([sys.executable, "-c", f"from loraexp.scoring import sandbox; sandbox.run({program!r})"])
+    deadline = time.monotonic() + 20
+    while not processes(f"time.sleep(60) {marker}") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes(f"time.sleep(60) {marker}")
+    supervisor.kill()
+    supervisor.wait()
+    assert gone(f"time.sleep(60) {marker}")
+
+
+@needs_sandbox
+def test_what_a_program_writes_cannot_steer_a_terminal() -> None:
+    outcome = run("print('\\x1b[2J\\x1b]0;title\\x07', '\\x9b31m', '\\u202e', 'é 字\\ttab')\nraise ValueError('\\x1b[31mred\\r!')")
+    assert "\\u001b[2J\\u001b]0;title\\u0007 \\u009b31m \\u202e é 字\ttab" in outcome.output
+    assert outcome.detail == "ValueError: \\u001b[31mred\\u000d!"
+
+
+def test_limits_hold_without_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is for an ordinary user to whom none is delegated: the supervisor looks at the memory of all processes."""
+    if sandbox.problem() is not None:
+        pytest.skip(str(sandbox.problem()))
+    monkeypatch.setattr(jail.usage, "group", lambda *_: None)
+    many = "import os, time\nfor _ in range(12):\n  if os.fork() == 0:\n    x = bytearray(60 * 2**20)\n    time.sleep(60)\ntime.sleep(60)"
+    assert run(many, memory=300 * 2**20).status == "memory"

@@ -46,6 +46,7 @@ def main(task: dict[str, Any], report: int, channel: int) -> None:
     except SystemExit as leaving:
         print("SystemExit:", leaving.code, file=sys.stderr)
     except BaseException:
+        sys.stdout.flush()
         traceback.print_exc()
     sys.stdout.flush()
     os._exit(status)

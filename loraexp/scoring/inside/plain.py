@@ -56,7 +56,7 @@ def _encode_container(value: Any, strict: bool) -> Any:
     if isinstance(value, dict):
         pairs = list(dict.items(value))
         return ["dict", [[encode(key, strict), encode(item, strict)] for key, item in pairs]]
-    for name, kind in (("list", list), ("tuple", tuple), ("set", set), ("frozenset", frozenset), ("deque", deque)):
+    for name, kind in _SEQUENCES.items():
         if isinstance(value, kind):
             return [name, [encode(item, strict) for item in list(kind.__iter__(value))]]
     if isinstance(value, (bytes, bytearray)):
@@ -98,10 +98,8 @@ def _items(held: Any) -> list[Any]:
     return held
 
 
-_CONTAINERS: dict[str, Any] = {
-    "list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque, "iterator": iter,
-    "range": lambda numbers: range(*numbers),
-}  # fmt: skip
+_SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
+_CONTAINERS: dict[str, Any] = _SEQUENCES | {"iterator": iter, "range": lambda numbers: range(*numbers)}
 _SCALARS: dict[str, Any] = {
     "int": lambda text: int(text, 16),
     "float": float.fromhex,

@@ -22,6 +22,9 @@ def main(task: dict[str, Any], report: int, channel: int) -> None:
         print("SystemExit:", leaving.code, file=errors)
         output.flush()
         leave(1)
+    except BaseException:
+        flush()  # before what the interpreter says of it
+        raise
     flush()
     write(report, secret + b"\n")
     leave(0)

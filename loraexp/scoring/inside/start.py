@@ -13,13 +13,14 @@ import errno
 import json
 import os
 import resource
+import select
 import signal
 import sys
 import types
 from collections.abc import Callable
 from typing import Any
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 4, 22, 38
 JOIN_SESSION_KEYRING = 1
 
 
@@ -45,10 +46,9 @@ def enclose(job: dict[str, Any]) -> None:
         os.setgroups([])
         os.setresgid(*[job["user"]] * 3)
         os.setresuid(*[job["user"]] * 3)
-    if libc.syscall(ctypes.c_long(job["keyctl"]), ctypes.c_long(JOIN_SESSION_KEYRING), None) < 0:
-        if ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):  # no keyrings, or forbidden to all
-            raise OSError(ctypes.get_errno(), f"{os.strerror(ctypes.get_errno())}: a session keyring")
-    call(libc.prctl, PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # forgotten when the user changed
+    joined = libc.syscall(ctypes.c_long(job["keyctl"]), ctypes.c_long(JOIN_SESSION_KEYRING), None)
+    if joined < 0 and ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):  # no keyrings, or forbidden to all
+        raise OSError(ctypes.get_errno(), f"{os.strerror(ctypes.get_errno())}: a session keyring")
     call(libc.prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     code = base64.b64decode(job["filter"])
     buffer = ctypes.create_string_buffer(code, len(code))
@@ -73,13 +73,21 @@ def perform(job: dict[str, Any], report: int, channel: int) -> None:
     module.main(job["task"], report, channel)
 
 
-def wait(child: int) -> int:
-    """The status of the child, as a shell gives it; orphans that come to process 1 are buried on the way."""
+def wait(child: int, bell: int) -> int:
+    """The status of the child, as a shell gives it; orphans that come to process 1 are buried on the way.
+
+    The job's pipe is the lifeline: it closes when the supervisor has gone, and then everything here ends.
+    """
     while True:
-        number, status = os.wait()
+        number, status = os.waitpid(-1, os.WNOHANG)
         if number == child:
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
+        if number == 0:
+            rung = select.select([0, bell], [], [])[0]
+            if 0 in rung:
+                return 1
+            os.read(bell, 4096)
 
 
 def main() -> None:
@@ -91,21 +99,28 @@ def main() -> None:
         perform(job, report, channel)
     enclose(job)
     lock, key = os.pipe()
+    bell, ring = os.pipe()
+    os.set_blocking(ring, False)
+    signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     child = os.fork()
     if child == 0:
-        os.close(key)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (key, bell, ring):
+            os.close(number)
         os.read(lock, 1)  # until process 1 can no longer be traced
         os.close(lock)
         dumpable(True)
         perform(job, report, channel)
     dumpable(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (report, channel, 0, 1, lock):
+    for number in (report, channel, 1, lock):
         if number >= 0:
             os.close(number)
     os.write(key, b"x")
     os.close(key)
-    os._exit(wait(child))
+    os._exit(wait(child, bell))
 
 
 main()
