@@ -15,7 +15,7 @@ import pytest
 from loraexp.scoring import sandbox
 from loraexp.scoring.code import python_of
 from loraexp.scoring.generate import continuation
-from loraexp.scoring.harness import Question, program
+from loraexp.scoring.harness import Question, case
 from tests.support.helpers import shared_data
 
 Row = dict[str, Any]
@@ -107,7 +107,8 @@ FORMS: dict[str, Form] = {
 
 def programs(form: Form) -> list[str]:
     return [
-        program(Question("", row["test"], opening=row["prompt"], entry=row["entry_point"]), python_of(form(row)) or "") for row in rows()
+        case(Question("", row["test"], opening=row["prompt"], entry=row["entry_point"]), python_of(form(row)) or "").whole()
+        for row in rows()
     ]
 
 
