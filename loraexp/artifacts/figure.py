@@ -5,6 +5,7 @@ Nothing here draws: `drawing.py` does, and tests read the numbers of a picture w
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import textwrap
@@ -12,6 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from loraexp.config import ConfigError
+from loraexp.results.significance import half_width
+from loraexp.results.units import symbol
 from loraexp.sweep.computed import Surface
 from loraexp.sweep.schema import Plot, Report, Sweep
 
@@ -19,7 +23,6 @@ if TYPE_CHECKING:
     from loraexp.records.reading import Run
     from loraexp.results.gather import Place, Results
 
-SYMBOLS = {"percent": "%", "seconds": "s", "minutes": "min", "hours": "h", "million": "millions", "ratio": "×", "fraction": "", "count": ""}
 NAMES = {
     "step": "optimizer step",
     "lr": "learning rate",
@@ -91,7 +94,7 @@ class Drawn:
 
     def lacks(self, row: str, panel: str, reason: str) -> None:
         reason = textwrap.shorten(reason, 160, placeholder=" …")
-        self.lacking.setdefault((panel, reason), []).append(label_of(self.sweep, row))
+        self.lacking.setdefault((panel, reason), []).append(self.sweep.label_of(row))
 
     def panel(self, title: str, x_label: str, y_label: str, lines: list[Line], ticks: list[float] | None = None) -> Panel:
         x_scale, y_scale = self.plot.x_scale, self.plot.y_scale
@@ -127,13 +130,6 @@ def plain(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def label_of(sweep: Sweep, row: str) -> str:
-    """A row's label, with its group where another row has the same label."""
-    own = sweep.rows[row]
-    alike = [other for other in sweep.rows.values() if other.label == own.label]
-    return f"{own.label} ({own.group})" if len(alike) > 1 and own.group else own.label
-
-
 def style_of(sweep: Sweep, row: str) -> int:
     """A row looks the same in every picture of its sweep, whichever others are drawn."""
     return list(sweep.rows).index(row)
@@ -158,12 +154,8 @@ def report_for(sweep: Sweep, path: str | None, column: str) -> Report:
 def axis(path: str, report: Report | None = None, said: str | None = None) -> str:
     """An axis label with its unit: `dev accuracy (%)`."""
     name = said or NAMES.get(path) or path.replace("/", " ").replace("_", " ").replace(".", " ")
-    symbol = symbol_of(report) if report is not None and not said else ""
-    return f"{name} ({symbol})" if symbol else name
-
-
-def symbol_of(report: Report) -> str:
-    return SYMBOLS.get(report.unit, report.unit)
+    shown = symbol(report) if report is not None and not said else ""
+    return f"{name} ({shown})" if shown else name
 
 
 def runs_of(place: Place) -> list[Run]:
@@ -180,12 +172,7 @@ def spread(values: Sequence[float], band: str) -> float:
     """Half the height of a band: standard deviation over seeds (n − 1), or t_{0.975, n−1} · std / √n; 0 of one value."""
     if len(values) < 2 or band == "none":
         return 0.0
-    std = statistics.stdev(values)
-    if band == "std":
-        return std
-    from scipy import stats
-
-    return float(stats.t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
+    return statistics.stdev(values) if band == "std" else half_width(values)
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
@@ -211,3 +198,50 @@ def banded(label: str, style: int, samples: Iterable[tuple[float, Sequence[float
         low=[low for *_, low, _ in found] if several else None,
         high=[high for *_, high in found] if several else None,
     )
+
+
+# ---------------------------------------------------------------------------------------------------- computed
+
+
+def of_computed(results: Results, plot: Plot, picture: Picture) -> Picture:
+    """The curves and surfaces that a computed sweep returned, by panel."""
+    made = results.computed
+    if made is None:
+        return picture
+    there = list(dict.fromkeys([curve.panel for curve in made.curves] + [surface.panel for surface in made.surfaces]))
+    for name in plot.panels or []:
+        if name not in there:
+            where = f"{results.sweep.path.name}: plot {plot.name}: panels"
+            raise ConfigError(f"{where}: {name}: the result has no such panel; choices: {', '.join(there)}")
+    shown = plot.panels or there
+    labels = list(dict.fromkeys(curve.label for curve in made.curves if curve.kind != "level" and curve.panel in shown))
+    panels = []
+    for name in shown:
+        axes = made.axes.get(name, {})
+        own = [curve for curve in made.curves if curve.panel == name]
+        panels.append(
+            Panel(
+                title=name,
+                x_label=plot.x_label or axes.get("x", ""),
+                y_label=plot.y_label or axes.get("y", ""),
+                x_scale=axes.get("x_scale", plot.x_scale),
+                y_scale=axes.get("y_scale", plot.y_scale),
+                lines=[of_curve(curve, labels) for curve in own],
+                surfaces=[surface for surface in made.surfaces if surface.panel == name],
+            )
+        )
+    return dataclasses.replace(picture, panels=panels, notes=about_curves(panels))
+
+
+def of_curve(curve: Any, labels: Sequence[str]) -> Line:
+    """A computed curve as a line of a picture; the same label looks the same in every panel."""
+    fields = ("label", "x", "y", "kind", "low", "high", "diverged_at")
+    return Line(style=labels.index(curve.label) if curve.label in labels else 0, **{name: getattr(curve, name) for name in fields})
+
+
+def about_curves(panels: Sequence[Panel]) -> list[str]:
+    """What the marks of computed curves mean."""
+    lines = [line for panel in panels for line in panel.lines]
+    notes = ["ring: start of a trajectory · star: its end"] if any(line.kind == "trajectory" for line in lines) else []
+    diverged = dict.fromkeys(f"{line.label} at {line.diverged_at:g}" for line in lines if line.diverged_at is not None)
+    return [*notes, *([f"× diverged: {', '.join(diverged)}"] if diverged else [])]

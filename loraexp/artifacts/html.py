@@ -11,10 +11,11 @@ from typing import Any
 
 from loraexp.artifacts.figure import Picture, plain, point_label, runs_of
 from loraexp.artifacts.page import STATUSES, Part
-from loraexp.artifacts.table import UNITS, Section, Table
+from loraexp.artifacts.table import Section, Table
 from loraexp.machine.escapes import printable
 from loraexp.records.reading import Run
-from loraexp.results.gather import Place, printed
+from loraexp.results import units
+from loraexp.results.gather import Place
 
 
 def text(value: Any) -> str:
@@ -196,7 +197,7 @@ def of_place(table: Table, place: Place) -> str:
     wanted = table.sweep
     keys = list(dict.fromkeys(key for run in place.runs for key in run.cell.point))
     chosen = {run.cell.run_id for run in runs_of(place)} if place.mean is not None else set()
-    unit = UNITS.get(wanted.report_of(place.column).unit, "")
+    unit = units.symbol(wanted.report_of(place.column))
     heads = ["Run", *keys, f"Value ({unit})" if unit else "Value", "Status", "Folder"]
     numbers = [*keys, heads[len(keys) + 1]]
     head = tag("thead", tag("tr", *(tag("th", sorter(word), scope="col", class_="number" if word in numbers else None) for word in heads)))
@@ -214,7 +215,7 @@ def line(table: Table, place: Place, run: Run, keys: Sequence[str], *, chosen: b
     """One run."""
     report = table.sweep.report_of(place.column)
     value = place.read(run)
-    shown = "—" if value is None else f"{printed(value, report):.{report.digits}f}"
+    shown = "—" if value is None else units.text(value, report)
     point = [run.cell.point.get(key, "") for key in keys]
     cells = [tag("td", tag("code", text(run.cell.run_id)))]
     for one in point:

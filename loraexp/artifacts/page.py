@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from loraexp.artifacts.figure import Picture
 from loraexp.artifacts.table import Table
 from loraexp.config import ConfigError
 from loraexp.machine.progress import notice
-from loraexp.sweep import schema
+from loraexp.sweep import reading, schema
 from loraexp.sweep.schema import Sweep
 
 STATUSES = ("finished", "failed", "running", "unreadable", "missing")
@@ -59,8 +58,8 @@ def parts_of(name: str, overrides: Sequence[str]) -> Iterator[Part]:
 def opened(name: str, variant: str | None, overrides: Sequence[str]) -> Sweep:
     """A sweep with the user's overrides; of a computed one only with where its result is, for the keys of runs are none of its."""
     where = [word for word in overrides if schema.key_of(word) == "output_root"]
-    found = schema.load(name, variant, where)
-    return found if found.compute is not None or where == list(overrides) else schema.load(name, variant, overrides)
+    found = reading.load(name, variant, where)
+    return found if found.compute is not None or where == list(overrides) else reading.load(name, variant, overrides)
 
 
 def fill(part: Part, wanted: Sweep) -> None:
@@ -97,9 +96,8 @@ def plan(wanted: Sweep) -> list[tuple[int, dict[str, str]]]:
     """(runs, overrides by key) of every place, without composing a configuration; places that share their runs count once."""
     found: dict[tuple[Any, ...], tuple[int, dict[str, str]]] = {}
     for row, column in wanted.trained():
-        words = [*wanted.base, *wanted.rows[row].overrides, *wanted.columns[column].overrides]
-        words += itertools.chain.from_iterable(exception.overrides for exception in wanted.exceptions(row, column))
-        last = {schema.key_of(word): word.partition("=")[2] for word in [*words, *wanted.overrides]}
+        words = [*wanted.overrides_of(row, column), *wanted.overrides]
+        last = {schema.key_of(word): word.partition("=")[2] for word in words}
         grid = wanted.grid_of(row, column)
         key = (*sorted(last.items()), *sorted((name, str(values)) for name, values in grid.items()))
         found[key] = (math.prod(len(values) for values in grid.values()), last)

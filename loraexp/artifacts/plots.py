@@ -16,7 +16,7 @@ from loraexp.artifacts.figure import (
     Picture,
     axis,
     banded,
-    label_of,
+    of_computed,
     plain,
     point_label,
     report_for,
@@ -24,12 +24,11 @@ from loraexp.artifacts.figure import (
     runs_of,
     spread,
     style_of,
-    symbol_of,
 )
-from loraexp.artifacts.pareto import scatter, values_of
 from loraexp.config import ConfigError
 from loraexp.records.reading import Run, number
-from loraexp.results.gather import Place, Results, points, printed
+from loraexp.results.gather import Place, Results, points
+from loraexp.results.units import printed, symbol
 from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Plot, Sweep
 
@@ -119,9 +118,9 @@ def curve(drawn: Drawn, row: str, column: str, runs: list[Run], path: str, title
     drawn.seeds.add(len(histories))
     shared = sorted(set(histories[0]).intersection(*histories[1:]))
     if any(len(history) > len(shared) for history in histories):
-        drawn.said.append(f"{label_of(drawn.sweep, row)}, {title}: at the {len(shared)} steps that all seeds logged")
+        drawn.said.append(f"{drawn.sweep.label_of(row)}, {title}: at the {len(shared)} steps that all seeds logged")
     samples = [(x, [history[x] for history in histories]) for x in shared]
-    return banded(label_of(drawn.sweep, row), style_of(drawn.sweep, row), samples, plot.band, plot.y_scale)
+    return banded(drawn.sweep.label_of(row), style_of(drawn.sweep, row), samples, plot.band, plot.y_scale)
 
 
 def chosen_points(drawn: Drawn) -> list[str]:
@@ -136,7 +135,7 @@ def chosen_points(drawn: Drawn) -> list[str]:
                 at.setdefault(point, []).append(drawn.sweep.columns[column].label)
         count += len(at)
         words = list(at) if len(at) == 1 else [f"{point} ({', '.join(columns)})" for point, columns in at.items()]
-        said += [f"{label_of(drawn.sweep, row)} {', '.join(words)}"] * bool(at)
+        said += [f"{drawn.sweep.label_of(row)} {', '.join(words)}"] * bool(at)
     what = ", ".join(NAMES.get(key, key) for key in select.over)
     which = "; ".join(said) if count <= 12 else "one for each row and panel, as in the table"
     return [f"{what} chosen by {select.by}: {which}"] if said else []
@@ -181,7 +180,7 @@ def failures(place: Place) -> str:
 def series_labels(sweep: Sweep, *, alone: bool) -> dict[str, str]:
     """Which line each row belongs to: its own; or, where rows differ in the key itself, that of the rows of its label or of its group."""
     if alone:
-        return {row: label_of(sweep, row) for row in sweep.rows}
+        return {row: sweep.label_of(row) for row in sweep.rows}
     labels = [own.label for own in sweep.rows.values()]
     shared = len(set(labels)) < len(labels)
     return {row: own.label if shared else own.group or own.label for row, own in sweep.rows.items()}
@@ -222,13 +221,13 @@ def bars(drawn: Drawn) -> list[Panel]:
                 drawn.lacks(row, name, drawn.results.places[row, column].reason or f"no {plot.y} in the record")
             mean, half = statistics.fmean(values) if values else math.nan, spread(values, "std")
             said = sweep.published.get(row, {}).get(column) if plot.y in (None, sweep.columns[column].value) else None
-            line = Line(label=label_of(sweep, row), style=style_of(sweep, row), kind="bar", x=[0.0], y=[mean])
+            line = Line(label=sweep.label_of(row), style=style_of(sweep, row), kind="bar", x=[0.0], y=[mean])
             if len(values) > 1:
                 line = dataclasses.replace(line, low=[mean - half], high=[mean + half])
             lines.append(dataclasses.replace(line, published=number(said[0] if isinstance(said, list) else said)))
         if all(math.isnan(line.y[0]) for line in lines):
             lines = []
-        label = axis(plot.y, report, plot.y_label) if plot.y else plot.y_label or symbol_of(report) or name
+        label = axis(plot.y, report, plot.y_label) if plot.y else plot.y_label or symbol(report) or name
         panels.append(Panel(title=name, x_label=label, y_label="", x_scale=plot.y_scale, lines=lines))
     return panels
 
@@ -244,13 +243,70 @@ def histograms(drawn: Drawn) -> list[Panel]:
             read = [run.value(plot.y) if plot.y else place.read(run) for run in place.runs if run.status == "finished"]
             sample = [printed(value, report) for value in read if value is not None]
             if sample:
-                label = f"{label_of(sweep, row)}, {len(sample)} runs"
+                label = f"{sweep.label_of(row)}, {len(sample)} runs"
                 lines.append(Line(label=label, style=style_of(sweep, row), kind="histogram", x=[], y=sample))
             else:
                 drawn.lacks(row, name, place.reason or f"no {plot.y} in the record")
         x_label = axis(plot.y or sweep.columns[column].value or "", report, plot.x_label)
         panels.append(drawn.panel(name, x_label, plot.y_label or "runs", lines))
     return panels
+
+
+# ---------------------------------------------------------------------------------------------------- one against another
+
+
+def values_of(drawn: Drawn, row: str, column: str, path: str | None) -> list[float]:
+    """A value over the seeds of the chosen point, as printed; `path` may be another column's name, or null for the column's own."""
+    sweep = drawn.sweep
+    if path is not None and path in sweep.columns:
+        return [printed(value, sweep.report_of(path)) for value in drawn.results.places[row, path].values.values()]
+    place = drawn.results.places[row, column]
+    values = place.values if path is None else dataclasses.replace(place, path=path, epoch=None).by_seed(runs_of(place))
+    return [printed(value, report_for(sweep, path, column)) for value in values.values()]
+
+
+def scatter(drawn: Drawn) -> list[Panel]:
+    """`x` against `y`: paths of the record or names of columns; a panel for each column, unless both are columns."""
+    sweep, plot = drawn.sweep, drawn.plot
+    x = plot.x or "cost/train_peak_bytes"
+    named = x in sweep.columns and plot.y in sweep.columns
+    panels = []
+    for column in [str(plot.y)] if named else [name for name in drawn.columns if name != x]:
+        title = "" if named else sweep.columns[column].label
+        reports = [sweep.report_of(path) if path in sweep.columns else report_for(sweep, path, column) for path in (x, plot.y)]
+        lines = []
+        for row in drawn.rows:
+            xs, ys = values_of(drawn, row, column, x), values_of(drawn, row, column, plot.y)
+            if not xs or not ys:
+                place = drawn.results.places[row, column]
+                drawn.lacks(row, title, place.reason or f"no {x if not xs else plot.y or place.path} in the record")
+                continue
+            drawn.seeds.add(len(ys))
+            point = banded(sweep.label_of(row), style_of(sweep, row), [(statistics.fmean(xs), ys)], "std")
+            lines.append(dataclasses.replace(point, kind="points", x_error=[spread(xs, "std")]))
+        labels: list[str] = []
+        paths = (x, plot.y or sweep.columns[column].value or column)
+        for path, report, said in zip(paths, reports, (plot.x_label, plot.y_label), strict=True):
+            better = {"min": ", less is better", "max": ", more is better", "none": ""}[report.goal]
+            labels.append(axis(path, report, said or (sweep.columns[path].label if path in sweep.columns else None)) + better)
+        ends = front(lines, reports[0].goal, reports[1].goal)
+        panels.append(drawn.panel(title, labels[0], labels[1], [*ends, *lines]))
+    return panels
+
+
+def front(lines: Sequence[Line], x_goal: str, y_goal: str) -> list[Line]:
+    """The points that no other is at least as good as in both values and better in one, joined; none where a value has no goal."""
+    if "none" in (x_goal, y_goal):
+        return []
+    signs = [1 if goal == "max" else -1 for goal in (x_goal, y_goal)]
+    at = [(line.x[0], line.y[0]) for line in lines]
+
+    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+        gains = [sign * (one - other) for sign, one, other in zip(signs, a, b, strict=True)]
+        return min(gains) >= 0 and max(gains) > 0
+
+    best = sorted({point for point in at if not any(beats(other, point) for other in at)})
+    return [Line(label="Pareto front", kind="front", x=[x for x, _ in best], y=[y for _, y in best])] if len(best) > 1 else []
 
 
 MAKERS: dict[str, Callable[[Drawn], list[Panel]]] = {
@@ -260,50 +316,3 @@ MAKERS: dict[str, Callable[[Drawn], list[Panel]]] = {
     "scatter": scatter,
     "histogram": histograms,
 }
-
-
-# ---------------------------------------------------------------------------------------------------- computed
-
-
-def of_computed(results: Results, plot: Plot, picture: Picture) -> Picture:
-    """The curves and surfaces that a computed sweep returned, by panel."""
-    made = results.computed
-    if made is None:
-        return picture
-    there = list(dict.fromkeys([curve.panel for curve in made.curves] + [surface.panel for surface in made.surfaces]))
-    for name in plot.panels or []:
-        if name not in there:
-            where = f"{results.sweep.path.name}: plot {plot.name}: panels"
-            raise ConfigError(f"{where}: {name}: the result has no such panel; choices: {', '.join(there)}")
-    shown = plot.panels or there
-    labels = list(dict.fromkeys(curve.label for curve in made.curves if curve.kind != "level" and curve.panel in shown))
-    panels = []
-    for name in shown:
-        axes = made.axes.get(name, {})
-        own = [curve for curve in made.curves if curve.panel == name]
-        panels.append(
-            Panel(
-                title=name,
-                x_label=plot.x_label or axes.get("x", ""),
-                y_label=plot.y_label or axes.get("y", ""),
-                x_scale=axes.get("x_scale", plot.x_scale),
-                y_scale=axes.get("y_scale", plot.y_scale),
-                lines=[of_curve(curve, labels) for curve in own],
-                surfaces=[surface for surface in made.surfaces if surface.panel == name],
-            )
-        )
-    return dataclasses.replace(picture, panels=panels, notes=about_curves(panels))
-
-
-def of_curve(curve: Any, labels: Sequence[str]) -> Line:
-    """A computed curve as a line of a picture; the same label looks the same in every panel."""
-    fields = ("label", "x", "y", "kind", "low", "high", "diverged_at")
-    return Line(style=labels.index(curve.label) if curve.label in labels else 0, **{name: getattr(curve, name) for name in fields})
-
-
-def about_curves(panels: Sequence[Panel]) -> list[str]:
-    """What the marks of computed curves mean."""
-    lines = [line for panel in panels for line in panel.lines]
-    notes = ["ring: start of a trajectory · star: its end"] if any(line.kind == "trajectory" for line in lines) else []
-    diverged = dict.fromkeys(f"{line.label} at {line.diverged_at:g}" for line in lines if line.diverged_at is not None)
-    return [*notes, *([f"× diverged: {', '.join(diverged)}"] if diverged else [])]

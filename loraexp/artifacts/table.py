@@ -8,12 +8,12 @@ from typing import Any
 
 from loraexp.results import gather, provenance, significance
 from loraexp.results.assumptions import assumptions
-from loraexp.results.gather import Place, Results, number, printed
+from loraexp.results.gather import Place, Results, number
 from loraexp.results.significance import Compared
+from loraexp.results.units import printed, symbol
 from loraexp.sweep.schema import Claim, Report, Sweep
 
 FORMATS = ("md", "tex", "csv", "json")
-UNITS = {"percent": "%", "seconds": "s", "minutes": "min", "hours": "h", "million": "millions", "ratio": "×", "count": "", "fraction": ""}
 PLACE = tuple[str, str]
 ASSUMED = "Settings that the paper does not state"
 
@@ -90,9 +90,8 @@ class Table:
 
     def header(self, column: str) -> str:
         """A column's label, with its unit where the columns have several."""
-        unit = self.sweep.report_of(column).unit
         several = len({self.sweep.report_of(name).unit for name in self.sweep.columns}) > 1
-        shown = UNITS.get(unit, unit)
+        shown = symbol(self.sweep.report_of(column))
         return self.sweep.columns[column].label + (f" ({shown})" if several and shown else "")
 
 
@@ -187,8 +186,8 @@ def cells_apart(found: Results, claim: Claim) -> Compared | None:
 def legend(sweep: Sweep, entries: dict[PLACE, Entry]) -> str:
     """How to read the cells; only what occurs in them."""
     every = list(entries.values())
-    units = {one.report.unit for one in every}
-    shown = UNITS.get(next(iter(units)), next(iter(units))) if len(units) == 1 else ""
+    units = {symbol(one.report) for one in every}
+    shown = units.pop() if len({one.report.unit for one in every}) == 1 else ""
     groups = len({row.group for row in sweep.rows.values()}) > 1
     said = []
     if any(one.n for one in every):
@@ -260,9 +259,7 @@ def choices(table: Table) -> Section:
     if not any(one.chosen for one in table.entries.values()):
         return Section(title="Values tried", lines=warnings)
     columns = [name for name in sweep.columns if sweep.columns[name].mean_of is None]
-    rows = [
-        [provenance.name_of(sweep, row), *(table.entries[row, c].chosen or "—" for c in columns), counts[row] or "—"] for row in sweep.rows
-    ]
+    rows = [[sweep.label_of(row), *(table.entries[row, c].chosen or "—" for c in columns), counts[row] or "—"] for row in sweep.rows]
     several = any(provenance.keys_of(place) for place in found.places.values())
     how = f"chosen by {sweep.select.by}" if several else "as given, there is no choice"
     return Section(
@@ -280,7 +277,7 @@ def against_best(table: Table) -> Section:
         return section
     section.header = ["", *(table.header(column) for column in columns)]
     for row in sweep.rows:
-        section.rows.append([provenance.name_of(sweep, row), *(difference(table.entries[row, column]) for column in columns)])
+        section.rows.append([sweep.label_of(row), *(difference(table.entries[row, column]) for column in columns)])
     few = {key: f"{one.compared.n} common" for key, one in compared.items() if one.compared is not None and one.compared.n < 3}
     for what in dict.fromkeys(few.values()):
         where = provenance.in_words(sweep, [key for key in few if few[key] == what], compared)

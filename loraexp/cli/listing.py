@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from loraexp import config
 from loraexp.cli.options import Parser
 from loraexp.config import ConfigError
-from loraexp.sweep import schema
+from loraexp.sweep import reading
 
 PLURALS = {"models": "model", "tasks": "task", "inits": "init", "optimizers": "optimizer", "methods": "method"}
 
@@ -24,6 +24,6 @@ def choices(arguments: Sequence[str]) -> int:
         if what is None:
             print(f"\n{plural}")
         group = PLURALS.get(plural)
-        for name in config.names(group) if group else schema.names():
-            print(f"  {name:<35} {config.about(group, name) if group else schema.about(name)}")
+        for name in config.names(group) if group else reading.names():
+            print(f"  {name:<35} {config.about(group, name) if group else reading.about(name)}")
     return 0

@@ -12,7 +12,7 @@ from loraexp.cli.options import Parser, one_of
 from loraexp.config import ConfigError
 from loraexp.machine.escapes import printable
 from loraexp.machine.words import reason_of, shorten
-from loraexp.sweep import schema
+from loraexp.sweep import reading, schema
 from loraexp.sweep.schema import Sweep
 
 FIGURES = ("png", "svg", "pdf")
@@ -48,7 +48,7 @@ def sweep(arguments: Sequence[str]) -> int:
     """
     options, overrides = named(Parser("loraexp sweep", description=sweep.__doc__), arguments)
     hydra = [word for word in overrides if of_hydra(word)]
-    wanted = schema.load(options.name, options.variant, [word for word in overrides if word not in hydra])
+    wanted = reading.load(options.name, options.variant, [word for word in overrides if word not in hydra])
     from loraexp.sweep import launch
 
     if wanted.compute is None:
@@ -86,7 +86,7 @@ def plan(arguments: Sequence[str]) -> int:
     budget = options.budget_gb
     if budget is not None and not budget > 0:
         raise ConfigError(f"--budget-gb {budget}: expected a number above 0")
-    wanted = schema.load(options.name, options.variant, [word for word in overrides if not of_hydra(word)])
+    wanted = reading.load(options.name, options.variant, [word for word in overrides if not of_hydra(word)])
     from loraexp.cli import show
 
     print(f"{wanted.key}: {wanted.title}")
@@ -119,7 +119,7 @@ def table(arguments: Sequence[str]) -> int:
     wanted = options.format or (options.to.suffix.lstrip(".") if options.to is not None else "md")
     if wanted not in names:
         raise ConfigError(f"--format {wanted}: expected {', '.join(names)}")
-    loaded = schema.load(options.name, options.variant, overrides)
+    loaded = reading.load(options.name, options.variant, overrides)
     built = tables.build(gather.gather(loaded, options.source))
     text = printable(formats.FORMATS[wanted](built))
     if options.to is None:
@@ -153,7 +153,7 @@ def plot(arguments: Sequence[str]) -> int:
     )
     options, overrides = named(parser, arguments)
     formats = one_of("--format", options.format, FIGURES)
-    wanted = schema.load(options.name, options.variant, overrides)
+    wanted = reading.load(options.name, options.variant, overrides)
     if not wanted.plots:
         raise ConfigError(f"{wanted.name}: this sweep declares no plots; loraexp table {wanted.name} prints its table")
     from loraexp.artifacts import drawing, plots
@@ -198,7 +198,7 @@ def report(arguments: Sequence[str]) -> int:
     from loraexp.artifacts import html, page
     from loraexp.machine import files
 
-    parts = [part for name in names or schema.names() for part in page.parts_of(name, overrides)]
+    parts = [part for name in names or reading.names() for part in page.parts_of(name, overrides)]
     options.to.mkdir(parents=True, exist_ok=True)
     path = options.to / "index.html"
     files.replace(path, html.page(parts, overrides).encode())

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,6 +218,16 @@ def settle(cell: Cell, found: list[Found], problems: list[str]) -> Run:
             place = f"{cell.row}/{cell.column}, {describe(cell.point)}"
             problems.append(f"{place}: {best.where} and {other.where} are one run, but {said}; the first is used")
     return Run(cell=cell, record=best.record, folder=best.folder, status=best.status, where=best.where, lines=functools.cache(best.lines))
+
+
+def run_seconds(record: Mapping[str, Any]) -> float:
+    """How long a run took: by its clock, or by the sum of its parts where that is more (it went on after a break)."""
+    cost = record.get("cost") or {}
+    parts = sum(cost.get(name) or 0.0 for name in ("init_seconds", "train_seconds", "eval_seconds", "seconds"))
+    if not record.get("started") or not record.get("ended"):
+        return parts
+    clock = datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])
+    return max(parts, clock.total_seconds())
 
 
 def differs(one: Found, other: Found) -> str | None:

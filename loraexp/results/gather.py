@@ -1,6 +1,6 @@
 """What the runs of a sweep measured: a record for every cell, the chosen grid point, and the numbers of every place.
 
-Values stay in the record's units (fractions, seconds, bytes); `printed` turns them into what the paper prints.
+Values stay in the record's units (fractions, seconds, bytes); `units.printed` turns them into what the paper prints.
 """
 
 from __future__ import annotations
@@ -15,23 +15,11 @@ from typing import Any
 from loraexp.config import ConfigError
 from loraexp.records import reading
 from loraexp.records.reading import Found, Run, describe, number
+from loraexp.results.units import printed
 from loraexp.sweep import computed
 from loraexp.sweep.cells import Cell, expand
 from loraexp.sweep.computed import Computed
-from loraexp.sweep.schema import Report, Select, Sweep
-
-SCALES = {"percent": 1 / 100, "minutes": 60.0, "hours": 3600.0, "MiB": 2.0**20, "GiB": 2.0**30, "million": 1e6}
-SYMBOLS = {"percent": " %", "seconds": " s", "minutes": " min", "hours": " h", "million": " M", "ratio": "×", "count": "", "fraction": ""}
-
-
-def printed(value: float, report: Report) -> float:
-    """A value of a record in the unit that the table prints; units without a scale are printed as they are."""
-    return value / SCALES.get(report.unit, 1.0)
-
-
-def with_unit(value: float, report: Report) -> str:
-    """A value of a record as text: `93.19 %`, `1.2 GiB`."""
-    return f"{printed(value, report):.{report.digits}f}{SYMBOLS.get(report.unit, f' {report.unit}')}"
+from loraexp.sweep.schema import Select, Sweep
 
 
 @dataclass(kw_only=True)
@@ -115,9 +103,6 @@ class Results:
     computed: Computed | None = None
     records: dict[str, dict[str, Any]] = field(default_factory=dict)  # by run id
     problems: list[str] = field(default_factory=list)
-
-    def place(self, row: str, column: str) -> Place:
-        return self.places[row, column]
 
     def named(self, name: str) -> float | None:
         """The number behind a claim's name, None where it was not measured or `unknown` says why it never can be.

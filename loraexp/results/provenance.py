@@ -8,20 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from loraexp.machine.words import spoken
-from loraexp.records.reading import Run, describe
+from loraexp.records.reading import Run, describe, run_seconds
 from loraexp.results.gather import Place, Results
 from loraexp.sweep import computed
 from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Sweep
 
 ABSENT = object()
-
-
-def name_of(sweep: Sweep, row: str) -> str:
-    """A row's label, with its group where another row has the same label."""
-    own = sweep.rows[row]
-    alone = [other.label for other in sweep.rows.values()].count(own.label) == 1
-    return own.label if alone or not own.group else f"{own.label} [{own.group}]"
 
 
 def in_words(sweep: Sweep, places: Iterable[tuple[str, str]], universe: Iterable[tuple[str, str]]) -> str:
@@ -32,13 +25,13 @@ def in_words(sweep: Sweep, places: Iterable[tuple[str, str]], universe: Iterable
     if found == every:
         return "all"
     if found == {place for place in every if place[0] in rows}:
-        return ", ".join(name_of(sweep, row) for row in rows)
+        return ", ".join(sweep.label_of(row) for row in rows)
     if found == {place for place in every if place[1] in columns}:
         return ", ".join(sweep.columns[column].label for column in columns)
     alike: dict[str, list[str]] = {}
     for row in rows:
         where = ", ".join(sweep.columns[column].label for column in columns if (row, column) in found)
-        alike.setdefault(where, []).append(name_of(sweep, row))
+        alike.setdefault(where, []).append(sweep.label_of(row))
     return "; ".join(f"{', '.join(names)} ({where})" for where, names in alike.items())
 
 
@@ -186,7 +179,7 @@ def tried(results: Results) -> tuple[dict[str, str], list[str]]:
     for key, of in counts.items():
         different = {row: spread(numbers) for row, numbers in of.items()}
         if len(set(different.values())) > 1:
-            said = ", ".join(f"{name_of(results.sweep, row)} {number}" for row, number in different.items())
+            said = ", ".join(f"{results.sweep.label_of(row)} {number}" for row, number in different.items())
             warnings.append(f"warning: rows have not tried equally many values of {key}: {said}")
     return words, warnings
 
@@ -229,9 +222,9 @@ def environments(results: Results) -> list[str]:
         several = len(told) > 1
         if told:
             lines.append(f"{title}: {'; '.join(f'{word} ({n} runs)' if several else word for word, n in told.items())}")
-    seconds = sum(took(record) for record in records)
+    seconds = sum(run_seconds(record) for record in records)
     if seconds:
-        lines.append(f"time: {spoken(seconds)} in all, initialising, training and evaluating")
+        lines.append(f"time: {spoken(seconds)} in all")
     return lines
 
 
@@ -255,8 +248,3 @@ def hardware(record: dict[str, Any]) -> str:
 def versions(record: dict[str, Any]) -> str:
     found = (record.get("environment") or {}).get("versions") or {}
     return ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "transformers") if found.get(name))
-
-
-def took(record: dict[str, Any]) -> float:
-    cost = record.get("cost") or {}
-    return sum(cost.get(name) or 0.0 for name in ("init_seconds", "train_seconds", "eval_seconds", "seconds"))

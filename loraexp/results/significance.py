@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
@@ -41,18 +40,22 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Compared 
     return Compared(n=len(differences), difference=mean, t=t_interval(differences), bootstrap=bootstrap_interval(differences))
 
 
-def t_interval(differences: list[float]) -> tuple[float, float]:
-    from scipy.stats import t
+def half_width(values: Sequence[float]) -> float:
+    """Half of Student's t interval of a mean: t_{0.975, n−1} s/√n, of two values or more."""
+    from scipy import stats
 
-    n = len(differences)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-    mean = statistics.fmean(differences)
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    mean, half = statistics.fmean(values), half_width(values)
     return mean - half, mean + half
 
 
-def bootstrap_interval(differences: list[float], seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """The percentile interval of the means of resampled values."""
     import numpy as np
 
-    drawn = np.random.default_rng(seed).choice(np.array(differences), size=(RESAMPLES, len(differences)))
+    drawn = np.random.default_rng(seed).choice(np.array(values), size=(RESAMPLES, len(values)))
     low, high = np.quantile(drawn.mean(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

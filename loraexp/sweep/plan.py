@@ -57,7 +57,7 @@ def gather(sweep: Sweep, cells: Sequence[Cell]) -> Costs:
 
 def measured_times(cells: Mapping[Path, Cell], found: Mapping[Path, Any]) -> dict[Any, float]:
     """Mean seconds of finished runs by (row, model, task), and by (model, task)."""
-    from loraexp.sweep.watch import run_seconds
+    from loraexp.records.reading import run_seconds
 
     seconds: dict[Any, list[float]] = {}
     for folder, cell in cells.items():

@@ -1,4 +1,4 @@
-"""`sweeps/*.yaml`: one table or figure of a paper as data, read, checked and expanded to runs.
+"""One table or figure of a paper as data: what a file of `sweeps/` may hold, and what follows from it.
 
 A sweep says what is run (base, rows, columns, grid: all of them overrides of the configuration), which value is read from a run's
 record, which grid value is chosen and by what, what the paper printed and stated, and what is drawn and claimed. Variants are
@@ -8,20 +8,14 @@ without runs: one function whose values and curves take the place of the records
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from loraexp import config
-from loraexp.config import ConfigError
-
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same reader in C, several times faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +194,12 @@ class Sweep:
         said = [word.partition("=")[2] for word in self.overrides if key_of(word) == "output_root"]
         return Path(said[-1] if said else "outputs").expanduser().absolute()
 
+    def label_of(self, row: str) -> str:
+        """A row's label, with its group where another row has the same label."""
+        own = self.rows[row]
+        alone = [other.label for other in self.rows.values()].count(own.label) == 1
+        return own.label if alone or not own.group else f"{own.label} [{own.group}]"
+
     def report_of(self, column: str) -> Report:
         own = {k: getattr(self.columns[column], k) for k in ("unit", "digits", "goal")}
         return dataclasses.replace(self.report, **{k: v for k, v in own.items() if v is not None})
@@ -236,197 +236,9 @@ class Sweep:
                 yield row, column
 
 
-# ---------------------------------------------------------------------------------------------------- reading
-
-
-def names() -> list[str]:
-    return sorted(path.stem for path in config.folder("sweeps").glob("*.yaml"))
-
-
-def about(name: str) -> str:
-    """The first comment of a sweep: what it is, in one line."""
-    lines = (config.folder("sweeps") / f"{name}.yaml").read_text().splitlines()
-    return next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
-
-
-def load(name: str, variant: str | None = None, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep `sweeps/NAME.yaml`, or of a yaml file of the user's own; raises ConfigError naming file and place."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else config.folder("sweeps") / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{name}: there is no sweep of that name and no such file; {config.nearest(name, names())}")
-    try:
-        content = yaml.load(path.read_text(), Loader=LOADER)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name}: not a yaml file: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path.name}: expected keys such as title, rows and columns")
-    try:
-        return read(content, path, variant, list(overrides))
-    except ConfigError as error:
-        raise ConfigError(f"{path.name}: {error}") from error
-
-
-FILE_KEYS = {f.name for f in dataclasses.fields(Sweep)} - {"name", "variant", "means", "path", "overrides"}
-
-
-def read(content: dict[str, Any], path: Path, variant: str | None, overrides: list[str]) -> Sweep:
-    for key in content:
-        if key not in FILE_KEYS:
-            raise ConfigError(f"{key}: there is no such key; {config.nearest(str(key), FILE_KEYS)}")
-    for key in ("title", "paper", "artifact", "kind"):
-        if not isinstance(content.get(key), str):
-            raise ConfigError(f"{key}: missing; expected a word")
-    content = copy.deepcopy(content)
-    variants = {name: config.build(Variant, patch, f"variants.{name}") for name, patch in (content.pop("variants", None) or {}).items()}
-    own: list[str] = []
-    if variant is not None:
-        if variant not in variants:
-            there_are = config.nearest(variant, variants) if variants else "it has none"
-            raise ConfigError(f"variant {variant}: there is no such variant; {there_are}")
-        own = apply(variants[variant], content)
-    if content["kind"] not in ("table", "figure"):
-        raise ConfigError(f"kind: {content['kind']}: expected table or figure")
-    sweep = Sweep(
-        name=path.stem,
-        variant=variant,
-        means=variants[variant].about if variant else None,
-        path=path,
-        title=content["title"],
-        paper=content["paper"],
-        artifact=content["artifact"],
-        kind=content["kind"],
-        base=content.get("base") or [],
-        overrides=own + overrides,
-        grid=listed(content.get("grid") or {}),
-        rows=each(Row, content, "rows"),
-        columns=each(Column, content, "columns"),
-        cells=several(Special, content, "cells"),
-        select=config.build(Select, content.get("select") or {}, "select"),
-        report=config.build(Report, content.get("report") or {}, "report"),
-        published=content.get("published") or {},
-        settings=content.get("settings") or {},
-        deviations=content.get("deviations") or [],
-        hours=config.build(Hours, content["hours"], "hours") if content.get("hours") else None,
-        plots=several(Plot, content, "plots"),
-        claims=several(Claim, content, "claims"),
-        compute=patched(content.get("compute"), overrides),
-        variants=list(variants),
-    )
-    check(sweep)
-    return sweep
-
-
-def patched(compute: dict[str, Any] | None, overrides: list[str]) -> dict[str, Any] | None:
-    """The keywords of a computed sweep with the user's `compute.KEY=VALUE` put in; other keys but output_root are not its."""
-    if compute is None:
-        return None
-    compute = dict(compute)
-    for word in overrides:
-        key, equals, value = word.partition("=")
-        if key == "output_root":
-            continue
-        if not equals or not key.startswith("compute."):
-            raise ConfigError(f"{word}: expected compute.KEY=VALUE or output_root=DIR: this sweep is computed, it has no runs")
-        compute[key.removeprefix("compute.")] = yaml.safe_load(value)
-    return compute
-
-
 def listed(grid: dict[str, Any]) -> dict[str, list[Any]]:
     """Every axis as a list: one value is a list of one."""
     return {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
-
-
-def each(kind: type, content: dict[str, Any], key: str) -> dict[str, Any]:
-    return {str(name): config.build(kind, values or {}, f"{key}.{name}") for name, values in (content.get(key) or {}).items()}
-
-
-def several(kind: type, content: dict[str, Any], key: str) -> list[Any]:
-    return [config.build(kind, values or {}, f"{key}[{i}]") for i, values in enumerate(content.get(key) or [])]
-
-
-def apply(variant: Variant, content: dict[str, Any]) -> list[str]:
-    """Patch a sweep's content; returns the variant's last overrides."""
-    content["base"] = (content.get("base") or []) + variant.base
-    content["grid"] = (content.get("grid") or {}) | variant.grid
-    gone: dict[str, set[str]] = {}
-    for key, keep, patch in (("rows", variant.keep_rows, variant.rows), ("columns", variant.keep_columns, variant.columns)):
-        found = content.get(key) or {}
-        for name in keep or []:
-            if name not in found:
-                raise ConfigError(f"variants: keep_{key}: {name}: there is no such name; {config.nearest(name, found)}")
-        kept = {name: found[name] for name in (found if keep is None else keep)}
-        content[key] = kept | {name: (kept.get(name) or {}) | values for name, values in patch.items()}
-        gone[key] = set(found) - set(content[key])
-    if variant.compute:
-        content["compute"] = (content.get("compute") or {}) | variant.compute
-    content["cells"] = [*narrowed(content), *variant.cells]
-    content["report"] = (content.get("report") or {}) | variant.report
-    content["select"] = (content.get("select") or {}) | variant.select
-    content["hours"] = variant.hours
-    content["deviations"] = (content.get("deviations") or []) + variant.deviations
-    published = (content.get("published") or {}) if variant.published else {}
-    content["published"] = {
-        row: {column: value for column, value in values.items() if column in content["columns"]}
-        for row, values in published.items()
-        if row in content["rows"]
-    }
-    for claim in list(content.get("claims") or []):
-        named = [claim.get(k) for k in ("value", "minus", "over") if claim.get(k)]
-        if any(row in gone["rows"] or column in gone["columns"] for row, column, *_ in (f"{name}/".split("/") for name in named)):
-            content["claims"].remove(claim)
-    for plot in content.get("plots") or []:
-        for key in ("rows", "columns"):
-            if plot.get(key):
-                plot[key] = [name for name in plot[key] if name in content[key]]
-    return variant.overrides
-
-
-def narrowed(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The exceptions of a sweep whose rows or columns a variant has left out: for what remains of them."""
-    kept = []
-    for exception in content.get("cells") or []:
-        left = {
-            key: None if exception.get(key) is None else [name for name in exception[key] if name in content[key]]
-            for key in ("rows", "columns")
-        }
-        if all(names is None or names for names in left.values()):
-            kept.append(exception | left)
-    return kept
-
-
-def check(sweep: Sweep) -> None:
-    """Every row, column, grid and claim that is referred to is there."""
-    if sweep.compute is not None:
-        if not isinstance(sweep.compute.get("_target_"), str):
-            raise ConfigError("compute._target_: missing; expected the dotted path of a function")
-    elif not sweep.rows or not sweep.columns:
-        raise ConfigError("rows, columns: missing; a sweep without `compute` has both")
-    for row, values in sweep.published.items():
-        known_name("published", row, sweep.rows, "row")
-        for name in values:
-            known_name(f"published.{row}", name, sweep.columns, "column")
-    for i, exception in enumerate(sweep.cells):
-        for row in exception.rows or []:
-            known_name(f"cells[{i}].rows", row, sweep.rows, "row")
-        for name in exception.columns or []:
-            known_name(f"cells[{i}].columns", name, sweep.columns, "column")
-    for name, column in sweep.columns.items():
-        for other in column.mean_of or []:
-            known_name(f"columns.{name}.mean_of", other, sweep.columns, "column")
-        if sweep.compute is None and column.value is None and column.mean_of is None and any(r.value is None for r in sweep.rows.values()):
-            raise ConfigError(f"columns.{name}.value: missing; expected a path into the record, such as dev/accuracy")
-    for i, plot in enumerate(sweep.plots):
-        for key, choices in (("rows", sweep.rows), ("columns", sweep.columns)):
-            for name in getattr(plot, key) or []:
-                known_name(f"plots[{i}].{key}", name, choices, key.removesuffix("s"))
-    for i, claim in enumerate(sweep.claims):
-        if (claim.above is None) == (claim.below is None):
-            raise ConfigError(f"claims[{i}]: expected either above or below")
-
-
-def known_name(where: str, name: str, choices: Any, what: str) -> None:
-    if name not in choices:
-        raise ConfigError(f"{where}: {name}: there is no such {what}; {config.nearest(name, choices)}")
 
 
 def key_of(word: str) -> str:

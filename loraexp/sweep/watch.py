@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from loraexp.machine.escapes import printable
 from loraexp.machine.progress import bar, notice
 from loraexp.machine.words import spoken
 from loraexp.records import record
-from loraexp.records.reading import value_at
+from loraexp.records.reading import run_seconds, value_at
 from loraexp.sweep.cells import Cell
 
 EVERY = 1.0  # seconds between two looks at the records
@@ -40,15 +39,6 @@ def held(folder: Path) -> bool:
     except OSError:
         return True
     return False
-
-
-def run_seconds(content: Mapping[str, Any]) -> float:
-    """How long a finished run took: from its clock, or where it was interrupted from the sum of its parts."""
-    parts = sum(content["cost"].get(part) or 0.0 for part in ("init_seconds", "train_seconds", "eval_seconds"))
-    if not content.get("started") or not content.get("ended"):
-        return parts
-    clock = datetime.fromisoformat(content["ended"]) - datetime.fromisoformat(content["started"])
-    return max(parts, clock.total_seconds())
 
 
 class Watch:

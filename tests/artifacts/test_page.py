@@ -12,7 +12,7 @@ import pytest
 
 from loraexp import cli
 from loraexp.artifacts import page
-from loraexp.sweep import schema
+from loraexp.sweep import reading
 from loraexp.sweep.cells import Cell
 from tests.support.measured import CONTENT, LR, at, fill, load, log, put
 
@@ -133,7 +133,7 @@ def test_the_packaged_sweeps_are_all_there_in_little_time(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     assert cli.main(["report", "--to", "site"]) == 0
     elements = Elements(Path("site/index.html").read_text())
-    assert all(name in elements.text for name in schema.names()) and "No run is there yet" in elements.text
+    assert all(name in elements.text for name in reading.names()) and "No run is there yet" in elements.text
 
 
 def test_wrong_words_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

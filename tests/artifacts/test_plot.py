@@ -14,11 +14,11 @@ import pytest
 from scipy import stats
 
 from loraexp import cli
-from loraexp.artifacts import drawing, panels, pareto, plots
+from loraexp.artifacts import drawing, panels, plots
 from loraexp.artifacts.figure import Line, Panel, Picture, banded, plain, running_mean
 from loraexp.config import ConfigError
 from loraexp.results.gather import Results, gather
-from loraexp.sweep import schema
+from loraexp.sweep import reading
 from loraexp.sweep.cells import Cell
 from loraexp.sweep.computed import Computed, Curve, Surface
 from loraexp.sweep.schema import Plot
@@ -161,8 +161,8 @@ def test_bars_carry_the_published_value_and_a_missing_row_keeps_its_place(tmp_pa
 
 def test_the_front_is_of_the_points_that_no_other_beats(tmp_path: Path) -> None:
     points = [Line(label=str(i), x=[x], y=[y]) for i, (x, y) in enumerate([(1, 5), (2, 7), (3, 6), (4, 9), (1, 4), (2, 7)])]
-    assert [(one.x, one.y) for one in pareto.front(points, "min", "max")] == [([1, 2, 4], [5, 7, 9])]
-    assert pareto.front(points, "none", "max") == [] and pareto.front(points[:1], "min", "max") == []
+    assert [(one.x, one.y) for one in plots.front(points, "min", "max")] == [([1, 2, 4], [5, 7, 9])]
+    assert plots.front(points, "none", "max") == [] and plots.front(points[:1], "min", "max") == []
     picture = plots.make(measured(tmp_path), Plot(name="pareto", kind="scatter", x="cost/train_seconds", columns=["first"]))
     assert picture.panels[0].x_label == "time of the training (s), less is better"
     assert picture.panels[0].y_label == "dev accuracy (%), more is better" and line(picture, "LoRA").x == [3599.0]
@@ -193,7 +193,7 @@ def theory(*, diverged: bool = False) -> Computed:
 def of_theory(made: Computed | None, tmp_path: Path) -> Results:
     path = tmp_path / "toy.yaml"
     path.write_text("title: A toy\npaper: a_paper\nartifact: fig1\nkind: figure\ncompute: {_target_: loraexp.theory.toy}\n")
-    return Results(sweep=schema.load(str(path)), source="", computed=made)
+    return Results(sweep=reading.load(str(path)), source="", computed=made)
 
 
 def test_computed_curves_and_surfaces_are_drawn_by_panel(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def test_the_ids_of_a_dozen_runs(words: str, pinned: str) -> None:
 
 
 def test_the_id_of_a_computed_sweep(tmp_path: Path) -> None:
-    from loraexp.sweep import computed, schema
+    from loraexp.sweep import computed, reading
 
-    sweep = schema.load("lora_one_fig2", None, [])
+    sweep = reading.load("lora_one_fig2", None, [])
     assert computed.folder(sweep, tmp_path) == tmp_path / "computed" / "lora_one_fig2-f9149b4594"
     of_old = {"_target_": "loraexp.costs.inference_macs", "rank": 16}
     assert config.run_id(of_old) == config.run_id({"_target_": "loraexp.theory.costs.inference_macs", "rank": 16.0})

@@ -19,7 +19,7 @@ from loraexp.finished import angles as alignment
 from loraexp.finished import diagnose
 from loraexp.finished.opened import FinishedRun
 from loraexp.records import record
-from loraexp.sweep import computed, schema
+from loraexp.sweep import computed, reading
 from loraexp.theory import runs
 from tests.support.runs import run
 
@@ -244,7 +244,7 @@ def test_spectra_and_ratio_of_known_weights(full: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["lora_one_fig1b", "lora_one_fig7", "lora_one_fig8"])
 def test_the_smoke_variants_give_what_claims_and_plots_name(name, tmp_path: Path) -> None:
-    wanted = schema.load(name, "smoke", [f"output_root={tmp_path}"])
+    wanted = reading.load(name, "smoke", [f"output_root={tmp_path}"])
     _, found = computed.load(computed.run(wanted, tmp_path))  # type: ignore[misc]
     for claim in wanted.claims:
         assert {value for value in (claim.value, claim.minus, claim.over) if value} <= set(found.values)
@@ -257,8 +257,8 @@ def test_every_variant_names_real_keys_and_a_run_that_composes() -> None:
     from loraexp import config
 
     for name in ("lora_one_fig1b", "lora_one_fig7", "lora_one_fig8", "lora_one_fig6"):
-        for variant in [None, *schema.load(name).variants]:
-            wanted = schema.load(name, variant)
+        for variant in [None, *reading.load(name).variants]:
+            wanted = reading.load(name, variant)
             if wanted.compute is None:
                 assert len(list(wanted.trained())) == 2 and len(wanted.grid["lr"]) == (2 if variant == "smoke" else 6)
                 continue

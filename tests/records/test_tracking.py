@@ -14,7 +14,7 @@ from loraexp.config import ConfigError
 from loraexp.records import tracking
 from loraexp.results.gather import Results, gather
 from loraexp.run.experiment import run
-from loraexp.sweep import schema
+from loraexp.sweep import reading
 from loraexp.sweep.cells import expand
 from loraexp.sweep.schema import Sweep
 
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path) -> Sweep:
-    return schema.load(str(folder / "mine.yaml"), None, [f"output_root={folder / 'outputs'}", "wandb.mode=offline"])
+    return reading.load(str(folder / "mine.yaml"), None, [f"output_root={folder / 'outputs'}", "wandb.mode=offline"])
 
 
 def without_source(text: str) -> str:

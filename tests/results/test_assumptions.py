@@ -12,7 +12,7 @@ import yaml
 from loraexp.records.reading import flatten
 from loraexp.results import assumptions
 from loraexp.results.gather import Place, Results, gather
-from loraexp.sweep import schema
+from loraexp.sweep import reading
 from loraexp.sweep.cells import expand
 from loraexp.sweep.schema import Sweep
 from tests.support.helpers import REPOSITORY
@@ -44,7 +44,7 @@ def printed(lines: dict[str, list[str]]) -> str:
     return "\n".join(line for group in lines.values() for line in group)
 
 
-@pytest.mark.parametrize("name", schema.names())
+@pytest.mark.parametrize("name", reading.names())
 def test_a_sweep_is_silent_about_no_setting(name: str) -> None:
     for variant in variants(name):
         found = loaded(name, variant)
@@ -109,7 +109,7 @@ def test_a_computed_sweep_prints_its_keywords_and_is_held_to_its_settings(tmp_pa
     content["settings"] = {"lr": 0.1, "compute.rows": 5}
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(content))
-    found = schema.load(str(path))
+    found = reading.load(str(path))
     from loraexp.results.provenance import deviations
 
     text = printed(assumptions.assumptions(Results(sweep=found, source="")))

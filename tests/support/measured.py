@@ -14,7 +14,7 @@ import yaml
 
 from loraexp.records.record import SCHEMA
 from loraexp.results import gather
-from loraexp.sweep import schema
+from loraexp.sweep import reading
 from loraexp.sweep.cells import Cell, expand
 from loraexp.sweep.schema import Sweep
 
@@ -47,7 +47,7 @@ LR = (1e-3, 2e-3)
 
 @functools.cache
 def cells_of(content: str) -> list[Cell]:
-    return expand(schema.read(yaml.safe_load(content), Path("mine.yaml"), None, []))
+    return expand(reading.read(yaml.safe_load(content), Path("mine.yaml"), None, []))
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def load(folder: Path, content: str = CONTENT, *, name: str = "mine") -> Sweep:
     """The sweep, from a file in `folder`; its records belong under `folder/outputs`."""
     path = folder / f"{name}.yaml"
     path.write_text(content)
-    return schema.load(str(path), None, [f"output_root={folder / 'outputs'}"])
+    return reading.load(str(path), None, [f"output_root={folder / 'outputs'}"])
 
 
 def put(cell: Cell, accuracy: float, validation: float, folder: Path | None = None, **changes: Any) -> Path:

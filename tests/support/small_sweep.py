@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from loraexp import cli
-from loraexp.sweep import schema
+from loraexp.sweep import reading
 from loraexp.sweep.cells import Cell, expand
 
 TINY = ["experiment=smoke", "wandb.mode=disabled", "device=cpu", "task.limit_train=64", "task.limit_eval=32", "init.samples=16"]
@@ -33,7 +33,7 @@ def written(folder: Path, steps: int = 2, **changes: Any) -> Path:
 
 
 def cells_of(path: Path, out: Path) -> list[Cell]:
-    return expand(schema.load(str(path), None, [f"output_root={out}"]))
+    return expand(reading.load(str(path), None, [f"output_root={out}"]))
 
 
 def go(path: Path, out: Path, *more: str) -> int:

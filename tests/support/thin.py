@@ -6,13 +6,13 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from loraexp.sweep import schema as sweep
+from loraexp.sweep import reading, schema
 from loraexp.sweep.schema import Sweep
 
 
 @cache
 def loaded(name: str, variant: str | None = None) -> Sweep:
-    return sweep.load(name, variant)
+    return reading.load(name, variant)
 
 
 def variants(name: str) -> list[str | None]:
@@ -20,7 +20,7 @@ def variants(name: str) -> list[str | None]:
 
 
 def first(grid: dict[str, Any]) -> dict[str, list[Any]]:
-    return {key: values[:1] for key, values in sweep.listed(grid).items()}
+    return {key: values[:1] for key, values in schema.listed(grid).items()}
 
 
 def thin(whole: Sweep) -> Sweep:

@@ -10,7 +10,7 @@ import pytest
 
 from loraexp import config
 from loraexp.config import ConfigError
-from loraexp.sweep import cells, composition, schema
+from loraexp.sweep import cells, composition, reading, schema
 from loraexp.sweep.cells import Composer, expand, resolve
 from loraexp.sweep.schema import Sweep
 from tests.support.thin import loaded, variants
@@ -30,7 +30,7 @@ def corners(whole: Sweep) -> Sweep:
     return replace(whole, grid=ends(whole.grid), **parts)
 
 
-@pytest.mark.parametrize("name", schema.names())
+@pytest.mark.parametrize("name", reading.names())
 def test_merged_is_composed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By names and values, ids and folders; a set of overrides is composed by Hydra once."""
     monkeypatch.setenv("LORAEXP_DATA", "some/where")

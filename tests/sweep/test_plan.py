@@ -13,7 +13,7 @@ import yaml
 
 from loraexp import cli, config
 from loraexp.models import load
-from loraexp.sweep import estimate, schema
+from loraexp.sweep import estimate, reading
 from loraexp.sweep import plan as plans
 from tests.support.small_sweep import TINY, cells_of, go, written
 
@@ -170,7 +170,7 @@ def test_disk_is_what_a_run_leaves(tmp_path: Path) -> None:
     assert go(path, out) == 0
     (cell,) = cells_of(path, out)
     costs = plans.Costs()
-    plans.estimate_cell(schema.load(str(path)), cell, costs, None, todo=True)
+    plans.estimate_cell(reading.load(str(path)), cell, costs, None, todo=True)
     left = sum(file.stat().st_size for file in cell.folder.rglob("*") if file.is_file())
     assert 0.5 < costs.disk / left < 2, (costs.disk, left)
     assert set(TINY) <= set(yaml.safe_load(path.read_text())["base"])

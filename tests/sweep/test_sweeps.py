@@ -14,7 +14,7 @@ import yaml
 from loraexp import cli, config
 from loraexp.config import ConfigError
 from loraexp.scoring import protocols
-from loraexp.sweep import computed, schema
+from loraexp.sweep import computed, reading
 from loraexp.sweep.cells import Cell, expand, lookup
 from loraexp.sweep.schema import Sweep
 from tests.support.helpers import REPOSITORY
@@ -29,7 +29,7 @@ ARTIFACTS = {
     "lora_one_slides": "table_one_step table_time_cost table_llama2 table_glue ablation fig1 fig2 phase_portrait",
 }
 EXPECTED = [f"{paper}_{artifact}" for paper, artifacts in ARTIFACTS.items() for artifact in artifacts.split()]
-NAMES = schema.names()
+NAMES = reading.names()
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_every_artifact_has_its_sweep() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sweep_says_what_it_is(name: str) -> None:
     found = loaded(name)
-    assert len(schema.about(name)) > 20
+    assert len(reading.about(name)) > 20
     assert name == f"{found.paper}_{found.artifact}".replace(".", "")
     assert found.hours is not None and found.hours.hardware and found.hours.how
     assert found.compute is not None or found.deviations
@@ -119,7 +119,7 @@ def reported(task: dict[str, Any]) -> set[tuple[str, str]]:
 
 def test_points_are_what_the_command_line_composes() -> None:
     for name, variant in (("cg_lora_table1", "reduced"), ("lora_sb_table4", None), ("lora_sb_fig2", "smoke")):
-        for cell in expand(thin(schema.load(name, variant, ["output_root=/somewhere", "task.limit_eval=7"])))[::7]:
+        for cell in expand(thin(reading.load(name, variant, ["output_root=/somewhere", "task.limit_eval=7"])))[::7]:
             _, plain = config.check(config.compose(cell.overrides))
             assert plain == cell.plain and config.run_id(plain) == cell.run_id
 
@@ -288,7 +288,7 @@ def test_smoke_runs_from_sweep_to_table_and_picture(name: str, files: Path, out:
     words = [name, "--variant", "smoke", *given(name, files, out)]
     assert cli.main(["sweep", *words]) == 0, capsys.readouterr().err
     capsys.readouterr()
-    found = schema.load(name, "smoke", words[3:])
+    found = reading.load(name, "smoke", words[3:])
     if found.rows:
         assert cli.main(["table", *words, "--format", "json"]) == 0
         check_table(found, json.loads(capsys.readouterr().out))
@@ -345,10 +345,10 @@ MISTAKES = {
 def test_a_mistake_is_one_line_naming_file_and_place(tmp_path: Path, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(SOUND))
-    assert len(expand(schema.load(str(path)))) == 1
+    assert len(expand(reading.load(str(path)))) == 1
     path.write_text(yaml.safe_dump(SOUND | MISTAKES[message]))
     with pytest.raises(ConfigError) as caught:
-        expand(schema.load(str(path)))
+        expand(reading.load(str(path)))
     assert str(caught.value) == f"mine.yaml: {message}"
     assert cli.main(["sweep", str(path), f"output_root={tmp_path}"]) == 2
     assert capsys.readouterr().err == f"loraexp: mine.yaml: {message}\n"
@@ -366,6 +366,6 @@ def test_the_example_of_the_readme_is_a_sweep(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text.split("```yaml\n")[1].split("```")[0])
     for variant in (None, "smoke"):
-        found = schema.load(str(path), variant)
+        found = reading.load(str(path), variant)
         assert {(cell.row, cell.column) for cell in expand(thin(found))} == {(r, c) for r in ("lora", "cg_lora") for c in ("cola", "time")}
         assert found.skipped("quoted", "cola") == "quoted from their paper"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from loraexp.config import ConfigError
-from loraexp.sweep import schema
+from loraexp.sweep import reading
 from loraexp.theory import costs
 
 TINY = {
@@ -58,7 +58,7 @@ def test_a_mistyped_model_is_told() -> None:
 
 def test_the_printed_counts_agree_but_for_gemma() -> None:
     """LoRA-SB, Table 6: within 0.7 % for three models; what is printed for Gemma-2 is 1.6 times as much."""
-    found = schema.load("lora_sb_table6")
+    found = reading.load("lora_sb_table6")
     assert found.compute is not None
     made = costs.inference_macs(**{k: v for k, v in found.compute.items() if k != "_target_"}, progress=nothing)
     for row, values in found.published.items():

@@ -14,7 +14,7 @@ from torch.nn import functional
 from loraexp.config import ConfigError
 from loraexp.machine.hub import SourceError
 from loraexp.run.train import Diverged
-from loraexp.sweep import computed, schema
+from loraexp.sweep import computed, reading
 from loraexp.theory import digits, mnist
 from loraexp.theory.plane import FULL, Plane, Way, distances
 from tests.support.helpers import shared_data
@@ -188,11 +188,11 @@ def test_wrong_arguments_are_one_line() -> None:
 
 @pytest.mark.parametrize("name", ["lora_one_fig1c", "lora_da_fig3"])
 def test_the_smoke_variants_fill_every_place_and_claim(name, tmp_path: Path) -> None:
-    wanted = schema.load(name, "smoke", [f"output_root={tmp_path}"])
+    wanted = reading.load(name, "smoke", [f"output_root={tmp_path}"])
     _, found = computed.load(computed.run(wanted, tmp_path))  # type: ignore[misc]
     assert {f"{row}/{column}" for row in wanted.rows for column in wanted.columns} <= set(found.values)
     for claim in wanted.claims:
         assert {value for value in (claim.value, claim.minus, claim.over) if value} <= set(found.values)
     panels = {curve.panel for curve in found.curves}
     assert all(set(plot.panels or []) <= panels for plot in wanted.plots)
-    assert set(computed.check(schema.load(name)).__kwdefaults__ or {}) <= set(schema.load(name).compute or {})
+    assert set(computed.check(reading.load(name)).__kwdefaults__ or {}) <= set(reading.load(name).compute or {})

@@ -19,7 +19,7 @@ from loraexp.config import ConfigError
 from loraexp.initializers.lora_ga import lora_ga
 from loraexp.initializers.lora_sb import lora_sb
 from loraexp.statistics import layer_generator
-from loraexp.sweep import computed, schema
+from loraexp.sweep import computed, reading
 from loraexp.theory import linear, lora_one, prediction, theorems, toy
 from tests.reference import curvature as reference
 
@@ -197,13 +197,13 @@ def test_a_diverged_arm_is_drawn_to_its_last_number() -> None:
 )
 def test_mistakes_are_one_line(name: str, word: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
-        computed.run(schema.load(name, "smoke", [word]), tmp_path)
+        computed.run(reading.load(name, "smoke", [word]), tmp_path)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_an_unknown_keyword_or_rule_is_one_line() -> None:
     with pytest.raises(ConfigError, match="lora_one_fig2.yaml: compute.ranks: there is no such key; nearest: rank"):
-        computed.check(schema.load("lora_one_fig2", "smoke", ["compute.ranks=4"]))
+        computed.check(reading.load("lora_one_fig2", "smoke", ["compute.ranks=4"]))
     tasks, _ = given(1)
     with pytest.raises(ConfigError, match="rule=prec: there is no such rule; nearest: prec_gd"):
         linear.descend(linear.Batch(tasks, STARTS, 2), "prec", 0.1, 3, {})
@@ -319,7 +319,7 @@ def test_the_objective_is_the_projectors_transcription(kind: str) -> None:
 
 
 def test_every_initializer_has_a_row() -> None:
-    made = schema.load("cg_lora_theorem53")
+    made = reading.load("cg_lora_theorem53")
     assert made.compute is not None
     named = {(given or {}).get("init", arm) for arm, given in made.compute["arms"].items()}
     skipped = {row for row, about in made.rows.items() if about.skip}
@@ -332,7 +332,7 @@ def test_every_initializer_has_a_row() -> None:
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_smoke_variants_make_every_claimed_value_and_panel_in_a_second(name: str, tmp_path: Path) -> None:
-    made = schema.load(name, "smoke", [f"output_root={tmp_path}"])
+    made = reading.load(name, "smoke", [f"output_root={tmp_path}"])
     began = time.process_time()
     into = computed.run(made, made.output_root, progress=quiet)
     assert time.process_time() - began < 5  # under a second on an idle core
@@ -351,5 +351,5 @@ def test_smoke_variants_make_every_claimed_value_and_panel_in_a_second(name: str
 
 
 def test_seeds_decide_everything(tmp_path: Path) -> None:
-    made = [computed.load(computed.run(schema.load("lora_one_fig3", "smoke"), tmp_path / name)) for name in ("a", "b")]
+    made = [computed.load(computed.run(reading.load("lora_one_fig3", "smoke"), tmp_path / name)) for name in ("a", "b")]
     assert made[0] is not None and made[1] is not None and made[0][1] == made[1][1]
