@@ -29,10 +29,11 @@ test: $(READY) ## the tests, in two processes (about 8 minutes on 2 cores)
 slow: $(READY) ## the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
 
-check: $(READY) ## lint, format, types
+check: $(READY) ## lint, format, types, dead code
 	$(BIN)/ruff check loraexp tests benchmarks
 	$(BIN)/ruff format --check loraexp tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/vulture
 
 bench: $(READY) ## the benchmarks: ratios to peers, measured in one run
 	$(BIN)/python -m benchmarks

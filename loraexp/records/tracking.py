@@ -215,7 +215,7 @@ def put(into: dict[str, Any], items: Any) -> None:
 
 
 HEADER, BLOCK = 7, 32768
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+FULL, FIRST, LAST = 1, 2, 4  # 3: a part between
 
 
 def chunks(content: bytes) -> Iterator[bytes]:

@@ -345,15 +345,6 @@ def find(benchmark: str, name: str) -> Protocol:
 # ---------------------------------------------------------------------------------------------------- MMLU's prompt
 
 
-def mmlu_row(row: Sequence[str]) -> dict[str, str]:
-    """A row of MMLU's files (question, four choices, letter) as the fields of its prompt."""
-    if len(row) != 6 or row[5] not in LETTERS:
-        raise ValueError(
-            f"MMLU row {list(row)[:1]}: {len(row)} columns ending in {row[-1]!r}; expected question, A, B, C, D and a letter A-D"
-        )
-    return dict(zip(("question", *LETTERS, "answer"), row, strict=True))
-
-
 def mmlu_parts(protocol: Protocol, subject: str, row: Mapping[str, str], examples: Sequence[Mapping[str, str]]) -> list[str]:
     """Hendrycks' prompt in its parts: a header that names the subject, `protocol.shots` solved examples, the question.
 

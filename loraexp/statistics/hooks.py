@@ -171,7 +171,7 @@ class Sweeper:
         self.encoder_decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
         given = calibration.batches
         shares = gathered([sum(map(samples_in, given)), len(given), sum(map(tokens_in, given))])
-        self.samples, self.batch_count, self.tokens = (sum(column) for column in zip(*shares, strict=True))
+        self.samples, _, self.tokens = (sum(column) for column in zip(*shares, strict=True))
         rank = dist.get_rank() if distributed() else 0
         self.first_sample, self.first_batch = (sum(share[k] for share in shares[:rank]) for k in (0, 1))
         if calibration.weighting not in ("samples", "tokens"):

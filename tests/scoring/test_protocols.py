@@ -9,7 +9,7 @@ import pytest
 
 from loraexp.scoring import protocols
 from loraexp.scoring.answers import COMMONSENSE_WORDS, COMPARERS, EXTRACTORS
-from loraexp.scoring.protocols import PROTOCOLS, Protocol, find, mmlu_parts, mmlu_row, names
+from loraexp.scoring.protocols import PROTOCOLS, Protocol, find, mmlu_parts, names
 from tests.support.helpers import shared_data
 
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -136,7 +136,7 @@ def test_mmlu_from_the_real_files() -> None:
 
     def rows(split: str) -> list[dict[str, str]]:
         with (folder / split / f"high_school_biology_{split}.csv").open(newline="") as file:
-            return [mmlu_row(row) for row in csv.reader(file)]
+            return [dict(zip(("question", *"ABCD", "answer"), row, strict=True)) for row in csv.reader(file)]
 
     protocol, question = find("mmlu", "lora_one"), rows("test")[0]
     prompt = "".join(mmlu_parts(protocol, "high_school_biology", question, rows("dev")))
@@ -145,5 +145,3 @@ def test_mmlu_from_the_real_files() -> None:
     assert f"Answer: {rows('dev')[0]['answer']}\n\n{rows('dev')[1]['question']}\nA. " in prompt
     with pytest.raises(ValueError, match="1 examples in its dev file; protocol lora_one shows 5"):
         mmlu_parts(protocol, "high_school_biology", question, rows("dev")[:1])
-    with pytest.raises(ValueError, match="expected question, A, B, C, D and a letter A-D"):
-        mmlu_row(["q", "1", "2", "3", "4", "E"])
