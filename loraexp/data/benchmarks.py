@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from loraexp.data import draw
 from loraexp.data.rows import BadRow, Files, Hub, Loaded, Row, choice, column, find, load, text
 from loraexp.machine.hub import SourceError
-from loraexp.tasks.recipes import ANSWERS, gsm8k_answer
+
+ANSWERS = ["true", "false", *(f"{word}{i}" for word in ("solution", "answer", "ending", "option") for i in range(1, 6))]
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,24 @@ class Questions:
 
     def limit(self, most: int | None) -> Questions:
         """`most` rows, drawn by a hash of their content, in the order of the file."""
-        if most is None or most >= len(self.rows):
+        numbers = [draw.number(json.dumps(row, sort_keys=True, default=str)) for row in self.rows]
+        chosen = draw.limit(np.array(numbers, dtype=np.uint64), most)
+        if chosen is None:
             return self
-        draws = [hashlib.blake2b(json.dumps(row, sort_keys=True, default=str).encode(), digest_size=8).digest() for row in self.rows]
-        chosen = sorted(sorted(range(len(draws)), key=draws.__getitem__)[:most])
-        note = f"{most} of {len(self.rows)} rows, drawn by a hash of their content, in the order of the file"
         rows, places = [self.rows[i] for i in chosen], [self.places[i] for i in chosen]
+        note = draw.note(len(rows), len(self.rows), "content")
         return replace(self, rows=rows, places=places, notes=(*self.notes, note))
+
+
+def gsm8k_answer(row: Row) -> tuple[str, str]:
+    """The working and the final number of GSM8K's answer, which ends in `#### 72`.
+
+    A row of Cobbe et al. 2021: `question: Natalia sold clips to 48 of her friends …`, `answer: Natalia sold 48/2 = … #### 72`.
+    """
+    working, mark, number = text(row, "answer").rpartition("####")
+    if not mark or not number.strip():
+        raise BadRow("column 'answer' does not end in '#### NUMBER'")
+    return working.rstrip(), number.strip()
 
 
 def gsm8k(row: Row) -> Row:

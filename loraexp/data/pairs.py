@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from loraexp.data import draw
 from loraexp.data.rows import BadRow, Records, Row, refuse
 from loraexp.data.tokens import Arrays, Progress, cached, tokenizer_fingerprint
 
@@ -64,16 +65,13 @@ class TextExamples:
 
     def limit(self, most: int | None) -> TextExamples:
         """The `most` rows with the lowest hash of their prompt, in the order of the file; smaller limits are parts of larger."""
-        if most is None or most >= len(self):
-            return self
-        chosen = np.sort(np.argsort(self.digests[:, 0], kind="stable")[:most])
-        return self.take(chosen, f"{most} of {len(self)} rows, drawn by a hash of their prompt, in the order of the file")
+        chosen = draw.limit(self.digests[:, 0], most)
+        return self if chosen is None else self.take(chosen, draw.note(len(chosen), len(self), "prompt"))
 
     def split(self, rows: int) -> tuple[TextExamples, TextExamples]:
         """`(the rows with the lowest hash of their prompt, the rest)`; equal prompts stay on the same side."""
-        draw = self.digests[:, 0]
-        first = draw < np.sort(draw)[min(rows, len(draw) - 1)]
-        return self.take(np.flatnonzero(first)), self.take(np.flatnonzero(~first))
+        first, rest = draw.divide(self.digests[:, 0], min(rows, len(self) - 1))
+        return self.take(first), self.take(rest)
 
 
 @dataclass(frozen=True)
@@ -210,7 +208,7 @@ class _Writer:
         self.offsets.append(len(self.tokens))
         self.prompts.append(len(prompt))
         for text in pair:
-            self.digests.append(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big"))
+            self.digests.append(draw.number(text))
 
 
 @contextmanager

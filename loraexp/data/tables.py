@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from loraexp.data import draw
 from loraexp.machine import hub
 
 Problem = Literal["single_label_classification", "regression"]
@@ -61,20 +62,13 @@ class Rows:
 
     def limit(self, most: int | None) -> Rows:
         """The `most` rows with the lowest draw, in the order of the file; smaller limits are parts of larger ones."""
-        if most is None or most >= len(self):
-            return self
-        chosen = np.sort(np.argsort(self.draw, kind="stable")[:most])
-        return self.take(chosen, f"{most} of {len(self)} rows, drawn by a hash of their text, in the order of the file")
+        chosen = draw.limit(self.draw, most)
+        return self if chosen is None else self.take(chosen, draw.note(len(chosen), len(self), "text"))
 
     def split(self, rows: int) -> tuple[Rows, Rows]:
-        """`(the rows with the lowest draw, the rest)`, both in the order of the file.
-
-        The first part has `rows` rows, or fewer: equal texts share a draw and always stay on the same side.
-        """
-        if rows >= len(self):
-            return self, self.take(np.empty(0, dtype=np.intp))
-        first = self.draw < np.sort(self.draw)[rows]
-        return self.take(np.flatnonzero(first)), self.take(np.flatnonzero(~first))
+        """`(the rows with the lowest draw, the rest)`: equal texts stay on the same side."""
+        first, rest = draw.divide(self.draw, rows)
+        return self.take(first), self.take(rest)
 
     def without_duplicates(self) -> Rows:
         """The first row of every distinct text."""

@@ -285,7 +285,7 @@ def make(node: Mapping[str, Any]) -> partial:
 
 def labels(task: Any) -> dict[str, Any]:
     """What the model's head must know of the task."""
-    if getattr(task, "num_labels", None) is None:
+    if task.num_labels is None:
         return {}
     named = dict(enumerate(task.label_names)) if task.label_names else {}
     return {"num_labels": task.num_labels, "problem_type": task.problem} | ({"id2label": named} if named else {})

@@ -79,7 +79,7 @@ class Objective:
 
     def sample_losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         with autocast(self.device, self.precision):
-            return self.task.sample_losses(model, batch)  # type: ignore[attr-defined]
+            return self.task.sample_losses(model, batch)
 
     def probe(self, model: nn.Module, settings: CalibrationSettings) -> float:
         """Mean loss of the model, dropout off, on the first rows of the training set, those of like length together."""
@@ -120,7 +120,7 @@ def statistics_of(
             loss_sum=objective.loss_sum,
             outputs=objective.outputs,
             population=len(examples),
-            sample_losses=objective.sample_losses if hasattr(task, "sample_losses") else None,
+            sample_losses=objective.sample_losses if task.several_labels else None,
             weighting=calibration.weighting or function.weighting,
         ),
         function.needs,

@@ -1,49 +1,144 @@
-"""What a task is to the rest of the house: tokenised examples, a loss, outputs, and metrics over them."""
+"""What a task is to a run: tokenised examples, a loss, outputs, and metrics; and how a task's keys become one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+import functools
+import inspect
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+
+from loraexp.run.evaluate import predict
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
     from torch import Tensor, nn
 
-    from loraexp.data.tokens import Examples
+    from loraexp.machine.processes import Processes
+
+Problem = Literal["single_label_classification", "regression", "generation"]
+Kind = Literal["encoder", "seq2seq", "causal"]
+Metrics = dict[str, float]
 
 
-class Task(Protocol):
-    """What every task has. Some have more, used where it is there: `sample_losses(model, batch)` (n,) where a row has
-    several label tokens; `scores(model, batch)` (n, C) where classes are scored otherwise than by `outputs`; and
-    `evaluate(model, tokenizer, split, batch_size, device, precision, folder, processes)` where metrics are not made from logits.
+@dataclass(kw_only=True, eq=False)
+class Task(ABC):
+    """Examples of every split, how they become a batch and a loss, and how a model is scored on them.
+
+    A subclass has `collate`, `sample_losses`, `outputs`, `compute_metrics` and `describe`; the rest has a default.
     """
+
+    several_labels: ClassVar[bool] = False  # whether a row has several label tokens
 
     name: str
     version: int
-    num_labels: int | None  # of the model's head; None where the task adds none
-    problem: Literal["single_label_classification", "regression", "generation"]
-    label_names: list[str]
+    problem: Problem
     metric: str  # the value that selects the best checkpoint; higher is better
-    selection: str | None  # the split that selects; None: nothing does, the last weights are kept
     reports: tuple[str, ...]  # the splits that are reported
-    splits: Mapping[str, Examples]  # "train", "held_out" where the protocol has one, and the reported ones
+    splits: Mapping[str, Any]  # "train", "held_out" where the protocol has one, the reported ones
+    selection: str | None = None  # the split that selects; None: nothing does, the last weights stay
+    num_labels: int | None = None  # of the model's head; None where the task adds none
+    label_names: list[str] = field(default_factory=list)
+    tokenizer: Any = None
 
-    def collate(self, examples: Examples, rows: Sequence[int] | np.ndarray, *, pad_to: int | None = None) -> dict[str, Tensor]:
+    @abstractmethod
+    def collate(self, examples: Any, rows: Sequence[int] | np.ndarray, *, pad_to: int | None = None) -> dict[str, Tensor]:
         """The rows as one batch, padded to the longest of them (or to `pad_to` tokens)."""
-        ...
 
+    @abstractmethod
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
         """The sum of the labels' losses, and the number of labels."""
-        ...
 
+    @abstractmethod
+    def sample_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """`L_i` (n,): each row's own loss, which is the loss of a batch of that row alone."""
+
+    @abstractmethod
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """The logits (batch, C), or (batch, L, V) at the label tokens: a sample's own, whatever batch it is in."""
-        ...
+        """The logits (n, C), or (n, L, V) at the label tokens: a row's own, whatever batch it is in."""
 
-    def compute_metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """The task's metrics of the logits (n, C) against the labels (n,)."""
-        ...
+    def scores(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """The score (n, C) of each class, of which the metrics are made."""
+        return self.outputs(model, batch)
 
+    def compute_metrics(self, scores: np.ndarray, labels: np.ndarray) -> Metrics:
+        """The task's metrics of the scores (n, C) against the labels (n,)."""
+        raise NotImplementedError(f"task={self.name} has no metrics of logits")
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        split: str,
+        *,
+        batch_size: int,
+        device: torch.device,
+        precision: str,
+        folder: Path | None,
+        processes: Processes | None = None,
+    ) -> Metrics:
+        """The metrics of a split: here of the scores of its rows. `folder`: for what it saw, on the main process."""
+        how: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision}
+        scores = predict(model, self, split, processes=processes, **how)
+        broken = int((~np.isfinite(scores)).any(axis=1).sum())
+        if broken:
+            raise FloatingPointError(
+                f"{broken} of {len(scores)} rows of {split} have outputs that are not finite: lower lr or use precision=fp32"
+            )
+        return self.compute_metrics(scores, self.splits[split].labels)
+
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Per split: rows, fingerprint, source and what else the record should say about the data."""
-        ...
+
+
+# ---------------------------------------------------------------------------------------------------- keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a run hands to its task beside the task's own keys."""
+
+    tokenizer: Any
+    cache_root: str | Path
+    kind: Kind = "encoder"
+    progress: Callable[[int, int], None] | None = None
+    backend: Literal["hf", "vllm"] = "hf"
+    unsafe_code: bool = False
+
+
+Keys = TypeVar("Keys")
+Builder = Callable[[Keys, Given], Task]
+
+
+def of_keys(kind: type[Keys], *, kinds: frozenset[Kind]) -> Callable[[Builder[Keys]], Callable[..., Task]]:
+    """A task whose keys are the fields of a dataclass: `f(keys, given)` is called as `f(**fields, **given)`.
+
+    Its signature and annotations are those of the fields, so that a configuration is checked against them; `kinds` are
+    the kinds of model that it is for.
+    """
+
+    def decorate(build: Builder[Keys]) -> Callable[..., Task]:
+        @functools.wraps(build)
+        def made(**values: Any) -> Task:
+            handed = {f.name: values.pop(f.name) for f in fields(Given) if f.name in values}
+            return build(kind(**values), Given(**handed))
+
+        both = [*_parameters(kind), *_parameters(Given)]
+        signature = inspect.Signature(both)
+        made.__signature__ = signature  # type: ignore[attr-defined]
+        made.__annotations__ = {p.name: p.annotation for p in both} | {"return": Task}
+        made.kinds = kinds  # type: ignore[attr-defined]
+        return made
+
+    return decorate
+
+
+def _parameters(kind: type) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(kind)
+    return [p.replace(annotation=hints[name]) for name, p in inspect.signature(kind).parameters.items()]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,8 @@ from torch.nn import functional
 
 from loraexp.adapter.linalg import at_least_float32
 from loraexp.data.tables import Problem, Rows
-from loraexp.data.tokens import Examples, Progress, encode, tokenizer_fingerprint
+from loraexp.data.tokens import Examples, encode, tokenizer_fingerprint
+from loraexp.run.task import Given, Task
 
 METRICS: dict[Problem, tuple[str, ...]] = {
     "single_label_classification": ("accuracy", "matthews_correlation", "f1", "macro_f1"),
@@ -24,21 +27,51 @@ METRICS: dict[Problem, tuple[str, ...]] = {
 HELD_OUT_FRACTION, HELD_OUT_MOST = 10, 1000  # one row in ten, at most a thousand
 
 
-def divided(
-    name: str, train: Rows, dev: Mapping[str, Rows], *, held_out: bool, limit_train: int | None, limit_eval: int | None
-) -> dict[str, Rows]:
+def divided(keys: LabelledKeys, train: Rows, dev: Mapping[str, Rows], *, held_out: bool) -> dict[str, Rows]:
     """The rows of every split: train, the dev splits, and with `held_out` a part of train, set aside before the limits."""
     parts = dict(dev)
     if held_out:
         parts["held_out"], train = train.split(min(len(train) // HELD_OUT_FRACTION, HELD_OUT_MOST))
-    limited = {"train": train.limit(limit_train)} | {split: rows.limit(limit_eval) for split, rows in parts.items()}
+    limited = {"train": train.limit(keys.limit_train)}
+    limited |= {split: rows.limit(keys.limit_eval) for split, rows in parts.items()}
     for split, rows in limited.items():
         if len(rows) == 0:
-            raise ValueError(f"task={name}: the split {split} has no rows ({rows.source}): give more rows")
+            raise ValueError(f"task={keys.name}: the split {split} has no rows ({rows.source}): give more rows")
     return limited
 
 
-class Classification:
+@dataclass(frozen=True, kw_only=True)
+class LabelledKeys:
+    """The keys that every task of labelled texts has."""
+
+    name: str
+    version: int  # of the way a row becomes tokens; part of the cache key
+    problem: Problem = "single_label_classification"
+    label_names: list[str]
+    metric: str  # selects the checkpoint
+    metrics: list[str]
+    protocol: Literal["held_out", "paper"] = "held_out"
+    max_length: int = 256
+    limit_train: int | None = None
+    limit_eval: int | None = None  # of each other split
+    data_dir: str | None = None
+    eval_data_dir: str | None = None
+    skip_bad: bool = False  # malformed rows are skipped and counted
+
+    def check(self, known: Sequence[str]) -> None:
+        """Raises: ValueError for a metric that the problem does not have, or a limit that leaves nothing."""
+        if unknown := set(self.metrics) - set(known):
+            shown = list(self.metrics) if set(self.metrics) == unknown else sorted(unknown)
+            raise ValueError(f"task.metrics={shown}: {self.problem} has {', '.join(known)}")
+        if self.metric not in self.metrics:
+            raise ValueError(f"task.metric={self.metric}: expected one of task.metrics, {', '.join(self.metrics)}")
+        for key in ("limit_train", "limit_eval"):
+            limit = getattr(self, key)
+            if limit is not None and limit < 1:
+                raise ValueError(f"task.{key}={limit}: expected a number of rows above 0, or null for all")
+
+
+class Classification(Task):
     """Labelled texts, divided by a protocol and tokenised.
 
     `protocol="held_out"`: a part of train, fixed for ever by a hash of its texts (a tenth, at most 1,000 rows), selects
@@ -47,64 +80,43 @@ class Classification:
     rows, drawn by the same hash, in the order of the file; the held-out rows are set aside before the limit.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        version: int,
-        problem: Problem,
-        label_names: Sequence[str],
-        metric: str,
-        metrics: Sequence[str],
-        protocol: Literal["held_out", "paper"],
-        max_length: int,
-        limit_train: int | None,
-        limit_eval: int | None,
-        train: Rows,
-        dev: Mapping[str, Rows],
-        tokenizer: Any,
-        cache_root: str | Path,
-        progress: Progress | None = None,
-    ) -> None:
-        self.name, self.version, self.problem = name, version, problem
-        self.label_names, self.num_labels = list(label_names), len(label_names)
-        self.metric, self.metrics, self.protocol = metric, tuple(metrics), protocol
-        self._check(limit_train, limit_eval, max_length, tokenizer)
-        self._pad = int(tokenizer.pad_token_id)
-        self.reports = tuple(dev)
-        self.selection = "held_out" if protocol == "held_out" else self.reports[0]
-        limited = divided(name, train, dev, held_out=protocol == "held_out", limit_train=limit_train, limit_eval=limit_eval)
-        tokenizer_key = tokenizer_fingerprint(tokenizer)
-        self.splits: Mapping[str, Examples] = {
-            split: encode(
-                rows,
-                tokenizer,
-                tokenizer_key=tokenizer_key,
-                problem=problem,
-                max_length=max_length,
-                version=version,
-                cache_root=Path(cache_root),
-                progress=progress,
-            )
-            for split, rows in limited.items()
-        }
+    def __init__(self, keys: LabelledKeys, train: Rows, dev: Mapping[str, Rows], given: Given) -> None:
+        self._check(keys, given.tokenizer)
+        reports, held_out = tuple(dev), keys.protocol == "held_out"
+        limited = divided(keys, train, dev, held_out=held_out)
+        tokens = partial(
+            encode,
+            tokenizer=given.tokenizer,
+            tokenizer_key=tokenizer_fingerprint(given.tokenizer),
+            problem=keys.problem,
+            max_length=keys.max_length,
+            version=keys.version,
+            cache_root=Path(given.cache_root),
+            progress=given.progress,
+        )
+        super().__init__(
+            name=keys.name,
+            version=keys.version,
+            problem=keys.problem,
+            metric=keys.metric,
+            reports=reports,
+            splits={split: tokens(rows) for split, rows in limited.items()},
+            selection="held_out" if held_out else reports[0],
+            num_labels=len(keys.label_names),
+            label_names=list(keys.label_names),
+            tokenizer=given.tokenizer,
+        )
+        self.metrics, self.protocol = tuple(keys.metrics), keys.protocol
+        self._pad = int(given.tokenizer.pad_token_id)
 
-    def _check(self, limit_train: int | None, limit_eval: int | None, max_length: int, tokenizer: Any) -> None:
-        if self.problem not in METRICS:
-            raise ValueError(f"task.problem={self.problem}: expected {' or '.join(METRICS)}")
-        if self.protocol not in ("held_out", "paper"):
-            raise ValueError(f"task.protocol={self.protocol}: expected held_out or paper")
-        unknown = set(self.metrics) - set(METRICS[self.problem])
-        if unknown:
-            expected = ", ".join(METRICS[self.problem])
-            raise ValueError(f"task.metrics={list(self.metrics)}: {self.problem} has {expected}")
-        if self.metric not in self.metrics:
-            raise ValueError(f"task.metric={self.metric}: expected one of task.metrics, {', '.join(self.metrics)}")
-        for key, limit in {"limit_train": limit_train, "limit_eval": limit_eval}.items():
-            if limit is not None and limit < 1:
-                raise ValueError(f"task.{key}={limit}: expected a number of rows above 0, or null for all")
-        if not 8 <= max_length <= tokenizer.model_max_length:
-            raise ValueError(f"task.max_length={max_length}: expected 8 to {tokenizer.model_max_length} tokens")
+    def _check(self, keys: LabelledKeys, tokenizer: Any) -> None:
+        if keys.problem not in METRICS:
+            raise ValueError(f"task.problem={keys.problem}: expected {' or '.join(METRICS)}")
+        if keys.protocol not in ("held_out", "paper"):
+            raise ValueError(f"task.protocol={keys.protocol}: expected held_out or paper")
+        keys.check(METRICS[keys.problem])
+        if not 8 <= keys.max_length <= tokenizer.model_max_length:
+            raise ValueError(f"task.max_length={keys.max_length}: expected 8 to {tokenizer.model_max_length} tokens")
         if tokenizer.pad_token_id is None:
             raise ValueError(f"{type(tokenizer).__name__} has no padding token: set tokenizer.pad_token")
 
@@ -133,12 +145,19 @@ class Classification:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         return at_least_float32(model(**inputs).logits)
 
+    def sample_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Each row's cross-entropy (n,), or its squared error for regression."""
+        return self._losses(model, batch, "none")
+
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
         """The sum over the batch of cross-entropies, or of squared errors for regression, and the number of labels."""
+        return self._losses(model, batch, "sum"), len(batch["labels"])
+
+    def _losses(self, model: nn.Module, batch: Mapping[str, Tensor], reduction: str) -> Tensor:
         logits, labels = self.outputs(model, batch), batch["labels"]
         if self.problem == "regression":
-            return functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype), reduction="sum"), len(labels)
-        return functional.cross_entropy(logits, labels, reduction="sum"), len(labels)
+            return functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype), reduction=reduction)
+        return functional.cross_entropy(logits, labels, reduction=reduction)
 
     def compute_metrics(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
         """The task's metrics of the logits (n, C) against the labels (n,).

@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from loraexp.data.tables import Parse, Rows, label_parser, read_hub, read_table
 from loraexp.machine.hub import SourceError
-from loraexp.tasks.classification import Classification
+from loraexp.run.task import Given, of_keys
+from loraexp.tasks.classification import Classification, LabelledKeys
 
 
-def glue(
-    *,
-    name: str,
-    version: int,
-    source: str,
-    config: str,
-    revision: str | None,
-    text: list[str],
-    folder: str,
-    file_text: list[str],
-    file_label: str,
-    file_columns: list[str] | None = None,
-    full_train: str | None = None,
-    full_train_without: str | None = None,
-    full_train_ids: list[str] | None = None,
-    dev_splits: list[str],
-    problem: Literal["single_label_classification", "regression"],
-    label_names: list[str],
-    metric: str,
-    metrics: list[str],
-    protocol: Literal["held_out", "paper"] = "held_out",
-    max_length: int = 256,
-    limit_train: int | None = None,
-    limit_eval: int | None = None,
-    data_dir: str | None = None,
-    eval_data_dir: str | None = None,
-    skip_bad: bool = False,
-    tokenizer: Any,
-    cache_root: str | Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> Classification:
+@dataclass(frozen=True, kw_only=True)
+class GlueKeys(LabelledKeys):
+    """The keys of one GLUE task, as its yaml has them."""
+
+    source: str  # on the hub, used where data_dir is null
+    config: str
+    revision: str | None
+    text: list[str]
+    folder: str  # of the original files: DIR/CoLA/train.tsv or DIR/train.tsv
+    file_text: list[str]
+    file_label: str
+    file_columns: list[str] | None = None  # of files without a header line
+    full_train: str | None = None
+    full_train_without: str | None = None
+    full_train_ids: list[str] | None = None
+    dev_splits: list[str]
+
+
+@of_keys(GlueKeys, kinds=frozenset({"encoder"}))
+def glue(keys: GlueKeys, given: Given) -> Classification:
     """One GLUE task, e.g. CoLA's row `gj04  1    Our friends won't buy this analysis, let alone …` → acceptable.
 
     Wang et al. 2019, "GLUE". `data_dir` holds the original files, as `DIR/CoLA/train.tsv` or `DIR/train.tsv`; without
@@ -53,51 +42,22 @@ def glue(
 
     Raises: SourceError where a file or the hub's copy is missing; ValueError naming file and line of a malformed row.
     """
-    train, dev = glue_rows(
-        source=source, config=config, revision=revision, text=text, folder=folder, file_text=file_text, file_label=file_label,
-        file_columns=file_columns, full_train=full_train, full_train_without=full_train_without,
-        full_train_ids=full_train_ids, dev_splits=dev_splits, parse=label_parser(problem, label_names), data_dir=data_dir,
-        eval_data_dir=eval_data_dir, skip_bad=skip_bad,
-    )  # fmt: skip
-    return Classification(
-        name=name, version=version, problem=problem, label_names=label_names, metric=metric, metrics=metrics,
-        protocol=protocol, max_length=max_length, limit_train=limit_train, limit_eval=limit_eval, train=train, dev=dev,
-        tokenizer=tokenizer, cache_root=cache_root, progress=progress,
-    )  # fmt: skip
+    return Classification(keys, *glue_rows(keys, label_parser(keys.problem, keys.label_names)), given)
 
 
-def glue_rows(
-    *,
-    source: str,
-    config: str,
-    revision: str | None,
-    text: list[str],
-    folder: str,
-    file_text: list[str],
-    file_label: str,
-    file_columns: list[str] | None,
-    full_train: str | None,
-    full_train_without: str | None,
-    full_train_ids: list[str] | None,
-    dev_splits: list[str],
-    parse: Parse,
-    data_dir: str | None,
-    eval_data_dir: str | None,
-    skip_bad: bool,
-) -> tuple[Rows, dict[str, Rows]]:
+def glue_rows(keys: GlueKeys, parse: Parse) -> tuple[Rows, dict[str, Rows]]:
     """The rows of train and of each labelled dev split, for encoders and for text-to-text alike; see `glue`."""
-    files = partial(_Originals, folder, file_columns, file_text, file_label, parse, skip_bad, source)
-    hub = partial(read_hub, source, config, revision=revision, text=text, label="label", local_key="task.data_dir")
-    if data_dir is None:
+    hub = partial(read_hub, keys.source, keys.config, revision=keys.revision, text=keys.text, label="label", local_key="task.data_dir")
+    if keys.data_dir is None:
         train = hub("train")
     else:
-        train = files("task.data_dir", Path(data_dir)).train(full_train, full_train_without, full_train_ids)
-    if eval_data_dir is not None:
-        dev = files("task.eval_data_dir", Path(eval_data_dir)).dev(dev_splits)
-    elif data_dir is not None:
-        dev = files("task.data_dir", Path(data_dir)).dev(dev_splits)
+        train = _Originals(keys, parse, "task.data_dir", Path(keys.data_dir)).train()
+    if keys.eval_data_dir is not None:
+        dev = _Originals(keys, parse, "task.eval_data_dir", Path(keys.eval_data_dir)).dev()
+    elif keys.data_dir is not None:
+        dev = _Originals(keys, parse, "task.data_dir", Path(keys.data_dir)).dev()
     else:
-        dev = {split: hub(split.replace("dev", "validation")) for split in dev_splits}
+        dev = {split: hub(split.replace("dev", "validation")) for split in keys.dev_splits}
     return train, dev
 
 
@@ -105,32 +65,29 @@ def glue_rows(
 class _Originals:
     """One task's original files, in `directory/folder` or in `directory` itself."""
 
-    folder: str
-    columns: list[str] | None
-    text: list[str]
-    label: str
+    keys: GlueKeys
     parse: Parse
-    skip_bad: bool
-    source: str
     key: str
     directory: Path
 
-    def train(self, full: str | None, without: str | None, ids: list[str] | None) -> Rows:
+    def train(self) -> Rows:
+        full, without = self.keys.full_train, self.keys.full_train_without
         complete, left_out = self._find(full), self._find(without)
         if complete is None or left_out is None:
             return self._read(self._expect("train.tsv"))
         pairs = frozenset(tuple(line.split("\t")) for line in left_out.read_text("utf-8-sig").splitlines())
-        rows = self._read(complete, without=pairs, identity=ids or ())
+        rows = self._read(complete, without=pairs, identity=self.keys.full_train_ids or ())
         return rows.noted(f"read from {full} without the pairs in {without}, because copies of train.tsv lack rows")
 
-    def dev(self, splits: list[str]) -> dict[str, Rows]:
+    def dev(self) -> dict[str, Rows]:
+        splits = self.keys.dev_splits
         here = [split for split in splits if self._find(f"{split}.tsv")] or splits[:1]
         missing = [f"{split}.tsv" for split in splits if split not in here]
         notes = [f"not reported, because not in {self.directory}: {', '.join(missing)}"] if missing else []
         return {split: self._read(self._expect(f"{split}.tsv")).noted(*notes) for split in here}
 
     def _places(self, file: str) -> tuple[Path, Path]:
-        return self.directory.expanduser() / self.folder / file, self.directory.expanduser() / file
+        return self.directory.expanduser() / self.keys.folder / file, self.directory.expanduser() / file
 
     def _find(self, file: str | None) -> Path | None:
         return next((place for place in self._places(file) if place.is_file()), None) if file else None
@@ -141,7 +98,7 @@ class _Originals:
             inside, itself = self._places(file)
             raise SourceError(
                 f"{self.key}={self.directory}: neither {inside} nor {itself} is there; give the folder of GLUE's "
-                f"original files, or set task.data_dir=null to load {self.source} from the hub"
+                f"original files, or set task.data_dir=null to load {self.keys.source} from the hub"
             )
         return path
 
@@ -149,10 +106,10 @@ class _Originals:
         return read_table(
             path,
             form="tsv",
-            columns=self.columns,
-            text=self.text,
-            label=self.label,
+            columns=self.keys.file_columns,
+            text=self.keys.file_text,
+            label=self.keys.file_label,
             parse=self.parse,
-            skip_bad=self.skip_bad,
+            skip_bad=self.keys.skip_bad,
             **left_out,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from loraexp.adapter.linalg import at_least_float32
-from loraexp.data.pairs import Kind, Pair, Reading, TextExamples, encode_pairs
+from loraexp.data.pairs import Pair, Reading, TextExamples, encode_pairs
 from loraexp.data.rows import Row
 from loraexp.data.tables import Rows, label_parser
+from loraexp.run.task import Given, of_keys
 from loraexp.tasks.classification import METRICS, divided
-from loraexp.tasks.glue import glue_rows
+from loraexp.tasks.glue import GlueKeys, glue_rows
 from loraexp.tasks.text import IGNORED, TextTask
 
 VERSION = 1  # of the prompts below; part of the cache key
@@ -65,78 +66,65 @@ PROTOCOLS = {
 SCORES = [f"{step / 5:.1f}" for step in range(26)]  # STS-B's, as T5 writes them: to the nearest 0.2 (Raffel et al. 2020)
 
 
-def glue_text(
-    *,
-    name: str,
-    version: int,
-    benchmark: str,
-    source: str,
-    config: str,
-    revision: str | None,
-    text: list[str],
-    folder: str,
-    file_text: list[str],
-    file_label: str,
-    file_columns: list[str] | None = None,
-    full_train: str | None = None,
-    full_train_without: str | None = None,
-    full_train_ids: list[str] | None = None,
-    dev_splits: list[str],
-    problem: Literal["single_label_classification", "regression"],
-    label_names: list[str] | None,
-    metric: str,
-    metrics: list[str],
-    protocol: Literal["cg_lora", "lora_ga", "lora_one"] = "lora_ga",
-    selection: Literal["held_out", "paper"] = "held_out",
-    max_length: int = 256,
-    limit_train: int | None = None,
-    limit_eval: int | None = None,
-    data_dir: str | None = None,
-    eval_data_dir: str | None = None,
-    skip_bad: bool = False,
-    tokenizer: Any,
-    kind: Kind,
-    cache_root: str | Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> GlueText:
+@dataclass(frozen=True, kw_only=True)
+class GlueTextKeys(GlueKeys):
+    """The keys of one GLUE task as text: those of the task for encoders, whose `protocol` is `selection` here."""
+
+    benchmark: str  # its name among the prompts
+    label_names: list[str] | None  # type: ignore[assignment]  # None: numbers, to the nearest 0.2
+    protocol: Literal["cg_lora", "lora_ga", "lora_one"] = "lora_ga"  # type: ignore[assignment]
+    selection: Literal["held_out", "paper"] = "held_out"
+
+
+@of_keys(GlueTextKeys, kinds=frozenset({"seq2seq"}))
+def glue_text(keys: GlueTextKeys, given: Given) -> GlueText:
     """One GLUE task as text, e.g. `classify the grammaticality of the text: They drank the pub dry.` → `acceptable`.
 
-    The rows, splits and limits are those of the task for encoders (`loraexp.tasks.glue`); `selection` is its
-    `protocol`. `protocol`: the prompt and the scoring of a paper, see `PROTOCOLS`.
+    The rows, splits and limits are those of the task for encoders (`loraexp.tasks.glue`). `protocol`: the prompt and
+    the scoring of a paper, see `PROTOCOLS`.
 
     Raises: SourceError where a file or the hub's copy is missing; ValueError naming file and line of a malformed row.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"task.protocol={protocol}: expected {' or '.join(PROTOCOLS)}")
-    if selection not in ("held_out", "paper"):
-        raise ValueError(f"task.selection={selection}: expected held_out or paper")
-    names = SCORES if problem == "regression" else list(label_names or [])
-    train, dev = glue_rows(
-        source=source, config=config, revision=revision, text=text, folder=folder, file_text=file_text, file_label=file_label,
-        file_columns=file_columns, full_train=full_train, full_train_without=full_train_without,
-        full_train_ids=full_train_ids, dev_splits=dev_splits, parse=label_parser(problem, names), data_dir=data_dir,
-        eval_data_dir=eval_data_dir, skip_bad=skip_bad,
-    )  # fmt: skip
-    rows = divided(name, train, dev, held_out=selection == "held_out", limit_train=limit_train, limit_eval=limit_eval)
-    chosen = PROTOCOLS[protocol]
-    if benchmark not in chosen.prompts:
-        raise ValueError(f"task.benchmark={benchmark}: expected one of {', '.join(chosen.prompts)}")
-    pair = _pair(chosen, benchmark, names, problem)
-    # The names are in the key: another word for a class is another target.
-    how = Reading(f"glue {benchmark} {protocol} {names}", VERSION * 1000 + version, pair, kind, max_length, cut_prompt=True)
-    splits = {
-        split: _labelled(encode_pairs(_Labelled(part), how, tokenizer, cache_root=Path(cache_root), progress=progress), part)
-        for split, part in rows.items()
-    }
-    reports = tuple(dev)
+    if keys.protocol not in PROTOCOLS:
+        raise ValueError(f"task.protocol={keys.protocol}: expected {' or '.join(PROTOCOLS)}")
+    if keys.selection not in ("held_out", "paper"):
+        raise ValueError(f"task.selection={keys.selection}: expected held_out or paper")
+    chosen = PROTOCOLS[keys.protocol]
+    if keys.benchmark not in chosen.prompts:
+        raise ValueError(f"task.benchmark={keys.benchmark}: expected one of {', '.join(chosen.prompts)}")
+    keys.check(METRICS[keys.problem])
+    names = SCORES if keys.problem == "regression" else list(keys.label_names or [])
+    train, dev = glue_rows(keys, label_parser(keys.problem, names))
+    reports, held_out = tuple(dev), keys.selection == "held_out"
     return GlueText(
-        name=name, version=version, kind=kind, tokenizer=tokenizer, metric=metric, metrics=metrics, scoring=chosen.scoring,
-        classes=names, problem=problem, protocol=protocol, selection="held_out" if selection == "held_out" else reports[0],
-        reports=reports, splits=splits,
-    )  # fmt: skip
+        name=keys.name,
+        version=keys.version,
+        kind=given.kind,
+        tokenizer=given.tokenizer,
+        problem=keys.problem,
+        metric=keys.metric,
+        metrics=tuple(keys.metrics),
+        selection="held_out" if held_out else reports[0],
+        reports=reports,
+        splits=_examples(keys, chosen, names, divided(keys, train, dev, held_out=held_out), given),
+        label_names=names,
+        protocol=keys.protocol,
+        scoring=chosen.scoring,
+    )
 
 
-glue_text.kinds = frozenset({"seq2seq"})  # type: ignore[attr-defined]
+def _examples(
+    keys: GlueTextKeys, protocol: Protocol, names: Sequence[str], rows: Mapping[str, Rows], given: Given
+) -> dict[str, TextExamples]:
+    # The names are in the key: another word for a class is another target.
+    name = f"glue {keys.benchmark} {keys.protocol} {list(names)}"
+    pair = _pair(protocol, keys.benchmark, names, keys.problem)
+    how = Reading(name, VERSION * 1000 + keys.version, pair, given.kind, keys.max_length, cut_prompt=True)  # type: ignore[arg-type]
+    made = {}
+    for split, part in rows.items():
+        tokens = encode_pairs(_Labelled(part), how, given.tokenizer, cache_root=Path(given.cache_root), progress=given.progress)
+        made[split] = replace(tokens, labels=part.labels, notes=part.notes + tokens.notes)
+    return made
 
 
 @dataclass(frozen=True)
@@ -165,15 +153,7 @@ def _pair(protocol: Protocol, benchmark: str, names: Sequence[str], problem: str
     return pair
 
 
-def _labelled(examples: TextExamples, rows: Rows) -> TextExamples:
-    labels = rows.labels
-    notes = rows.notes + examples.notes
-    return TextExamples(
-        tokens=examples.tokens, starts=examples.starts, ends=examples.ends, prompts=examples.prompts, digests=examples.digests,
-        source=examples.source, notes=notes, labels=labels,
-    )  # fmt: skip
-
-
+@dataclass(kw_only=True, eq=False)
 class GlueText(TextTask):
     """Text-to-text rows whose answer is one of a few names, scored exactly: no text is generated or parsed.
 
@@ -182,27 +162,24 @@ class GlueText(TextTask):
     and the decoder takes the names side by side, padded to the longest, which a decoder that looks back never sees.
     """
 
-    def __init__(self, *, metrics: Sequence[str], scoring: Scoring, classes: Sequence[str], protocol: str, **common: Any) -> None:
-        super().__init__(**common)
-        self.metrics, self.scoring, self.classes, self.protocol = tuple(metrics), scoring, list(classes), protocol
-        self.label_names = list(classes)
-        known = METRICS[self.problem]  # type: ignore[index]
-        if unknown := set(self.metrics) - set(known):
-            raise ValueError(f"task.metrics={sorted(unknown)}: {self.problem} has {', '.join(known)}")
-        if self.metric not in self.metrics:
-            raise ValueError(f"task.metric={self.metric}: expected one of task.metrics, {', '.join(self.metrics)}")
+    metrics: tuple[str, ...]
+    scoring: Scoring
+    protocol: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.names = self._names()
         firsts = self.names[:, 0].tolist()
-        if scoring == "first_token" and len(set(firsts)) < len(firsts):
-            same = [name for name, first in zip(classes, firsts, strict=True) if firsts.count(first) > 1]
+        if self.scoring == "first_token" and len(set(firsts)) < len(firsts):
+            same = [name for name, first in zip(self.label_names, firsts, strict=True) if firsts.count(first) > 1]
             raise ValueError(
-                f"task={self.name}: {', '.join(same)} begin with the same token, so the first token cannot tell them apart; "
-                "set task.protocol=cg_lora, which compares whole names"
+                f"task={self.name}: {', '.join(same)} begin with the same token, so the first token cannot tell them "
+                "apart; set task.protocol=cg_lora, which compares whole names"
             )
 
     def _names(self) -> Tensor:
         """The labels (C, L) of the names: their tokens and the end token, −100 behind."""
-        encoded = self.tokenizer(self.classes, add_special_tokens=False)["input_ids"]
+        encoded = self.tokenizer(self.label_names, add_special_tokens=False)["input_ids"]
         rows = [torch.tensor([*ids, self.tokenizer.eos_token_id]) for ids in encoded]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
 
@@ -236,6 +213,6 @@ class GlueText(TextTask):
     def _describe(self, split: str, examples: TextExamples) -> dict[str, Any]:
         said = super()._describe(split, examples) | {"protocol": self.protocol, "scoring": self.scoring}
         if self.problem == "single_label_classification" and examples.labels is not None:
-            counts = np.bincount(examples.labels.astype(np.int64), minlength=len(self.classes))
-            said["labels"] = {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
+            counts = np.bincount(examples.labels.astype(np.int64), minlength=len(self.label_names))
+            said["labels"] = {name: int(count) for name, count in zip(self.label_names, counts, strict=True)}
         return said

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
 from loraexp.data.tables import Rows, label_parser, read_table
 from loraexp.machine import hub
-from loraexp.tasks.classification import Classification
+from loraexp.run.task import Given, of_keys
+from loraexp.tasks.classification import Classification, LabelledKeys
 
 
-def labelled_csv(
-    *,
-    name: str,
-    version: int,
-    source: str,
-    sha256: str | None = None,
-    text: list[str],
-    label: str,
-    dev_rows: int,
-    label_names: list[str],
-    metric: str,
-    metrics: list[str],
-    protocol: Literal["held_out", "paper"] = "held_out",
-    max_length: int = 128,
-    limit_train: int | None = None,
-    limit_eval: int | None = None,
-    data_dir: str | None = None,
-    eval_data_dir: str | None = None,
-    skip_bad: bool = False,
-    tokenizer: Any,
-    cache_root: str | Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> Classification:
+@dataclass(frozen=True, kw_only=True)
+class CsvKeys(LabelledKeys):
+    """The keys of a task in one CSV file."""
+
+    source: str
+    sha256: str | None = None
+    text: list[str]
+    label: str
+    dev_rows: int
+    max_length: int = 128
+
+
+@of_keys(CsvKeys, kinds=frozenset({"encoder"}))
+def labelled_csv(keys: CsvKeys, given: Given) -> Classification:
     """Labelled texts, e.g. the tweets' row `negative,0.7991,self-driving cars just seem lazy and a waste of money`.
 
     Duplicate texts are dropped first (the first label stays). Then `dev_rows` rows are the dev split and the rest is
@@ -46,26 +37,23 @@ def labelled_csv(
 
     Raises: SourceError where the file is missing or not the expected one; ValueError naming file and line of a bad row.
     """
-    if dev_rows < 1:
-        raise ValueError(f"task.dev_rows={dev_rows}: expected a number of rows above 0")
-
-    def read(directory: str | None, key: str) -> Rows:
-        path = _locate(source, sha256, directory, key)
-        parse = label_parser("single_label_classification", label_names)
-        rows = read_table(path, form="csv", text=text, label=label, parse=parse, skip_bad=skip_bad).without_duplicates()
-        return rows.take(np.argsort(rows.draw, kind="stable"))
-
-    everything = read(data_dir, "task.data_dir")
-    if eval_data_dir is None:
-        dev, train = everything.split(dev_rows)
+    if keys.dev_rows < 1:
+        raise ValueError(f"task.dev_rows={keys.dev_rows}: expected a number of rows above 0")
+    everything = _read(keys, keys.data_dir, "task.data_dir")
+    if keys.eval_data_dir is None:
+        dev, train = everything.split(keys.dev_rows)
     else:
-        dev = read(eval_data_dir, "task.eval_data_dir")
+        dev = _read(keys, keys.eval_data_dir, "task.eval_data_dir")
         train = everything.take(np.flatnonzero(~np.isin(everything.draw, dev.draw)))
-    return Classification(
-        name=name, version=version, problem="single_label_classification", label_names=label_names, metric=metric,
-        metrics=metrics, protocol=protocol, max_length=max_length, limit_train=limit_train, limit_eval=limit_eval,
-        train=train, dev={"dev": dev}, tokenizer=tokenizer, cache_root=cache_root, progress=progress,
-    )  # fmt: skip
+    return Classification(keys, train, {"dev": dev}, given)
+
+
+def _read(keys: CsvKeys, directory: str | None, key: str) -> Rows:
+    path = _locate(keys.source, keys.sha256, directory, key)
+    parse = label_parser(keys.problem, keys.label_names)
+    rows = read_table(path, form="csv", text=keys.text, label=keys.label, parse=parse, skip_bad=keys.skip_bad)
+    rows = rows.without_duplicates()
+    return rows.take(np.argsort(rows.draw, kind="stable"))
 
 
 def _locate(source: str, sha256: str | None, directory: str | None, key: str) -> Path:

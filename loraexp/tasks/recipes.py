@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from loraexp.data.benchmarks import ANSWERS, gsm8k_answer
 from loraexp.data.pairs import Pair
 from loraexp.data.rows import BadRow, Row, choice, column, text
 from loraexp.scoring.protocols import ALPACA as ALPACA_PROMPT
@@ -87,17 +88,6 @@ METAMATH = {
 }
 
 
-def gsm8k_answer(row: Row) -> tuple[str, str]:
-    """The working and the final number of GSM8K's answer, which ends in `#### 72`.
-
-    A row of Cobbe et al. 2021: `question: Natalia sold clips to 48 of her friends …`, `answer: Natalia sold 48/2 = … #### 72`.
-    """
-    working, mark, number = text(row, "answer").rpartition("####")
-    if not mark or not number.strip():
-        raise BadRow("column 'answer' does not end in '#### NUMBER'")
-    return working.rstrip(), number.strip()
-
-
 def gsm8k_cut(row: Row) -> Pair:
     working, number = gsm8k_answer(row)
     return Pair(question_answer(text(row, "question")), f"{working}\n#### {number}")
@@ -167,7 +157,6 @@ def commonsense(prompt: Callable[[str], str]) -> Callable[[Row], Pair]:
     return pair
 
 
-ANSWERS = ["true", "false", *(f"{word}{i}" for word in ("solution", "answer", "ending", "option") for i in range(1, 6))]
 COMMONSENSE = {
     "llm_adapters": Recipe(commonsense(lambda instruction: indented(instruction, 16)), learn_prompt=True),
     "lora_sb": Recipe(commonsense(lambda instruction: indented(instruction, 12))),

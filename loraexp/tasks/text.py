@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from torch.nn import functional
 
 from loraexp.adapter.linalg import at_least_float32
 from loraexp.data.pairs import Kind, TextExamples
+from loraexp.machine.progress import bar
+from loraexp.run.evaluate import autocast, to_device
+from loraexp.run.task import Problem, Task
 
 if TYPE_CHECKING:
     from loraexp.machine.processes import Processes
@@ -21,7 +25,8 @@ IGNORED = -100  # the label of a token that is not in the loss: padding, and pro
 KINDS = frozenset({"causal", "seq2seq"})
 
 
-class TextTask:
+@dataclass(kw_only=True, eq=False)
+class TextTask(Task):
     """Prompts and responses, tokenised, for a causal model or an encoder-decoder.
 
     Example of a row, as a causal model sees it: `<s> Q: … \\n A:` (no labels), then `48/2 = 24 … #### 72 </s>` (labels).
@@ -31,32 +36,22 @@ class TextTask:
     across them, and the loop's length buckets keep the padding small.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        version: int,
-        kind: Kind,
-        tokenizer: Any,
-        metric: str,
-        selection: str | None,
-        reports: Sequence[str],
-        splits: Mapping[str, TextExamples],
-        learn_prompt: bool = False,
-        problem: Literal["generation", "single_label_classification", "regression"] = "generation",
-    ) -> None:
-        if kind not in KINDS:
+    several_labels: ClassVar[bool] = True
+
+    kind: Kind
+    splits: Mapping[str, TextExamples]
+    problem: Problem = "generation"
+    learn_prompt: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
             raise ValueError(
-                f"task={name}: model.kind is {kind}; expected causal or seq2seq, for example model=smollm2-135m or model=t5-base"
+                f"task={self.name}: model.kind is {self.kind}; expected causal or seq2seq, for example model=smollm2-135m or model=t5-base"
             )
-        if learn_prompt and kind == "seq2seq":
-            raise ValueError(f"task={name}: its protocol learns the prompt, which an encoder-decoder cannot; choose a causal model")
-        self.name, self.version, self.kind, self.tokenizer = name, version, kind, tokenizer
-        self.metric, self.selection, self.reports = metric, selection, tuple(reports)
-        self.splits, self.learn_prompt, self.problem = splits, learn_prompt, problem
-        self.num_labels = None  # no head
-        self.label_names: list[str] = []
-        self._pad = int(tokenizer.pad_token_id)
+        if self.learn_prompt and self.kind == "seq2seq":
+            raise ValueError(f"task={self.name}: its protocol learns the prompt, which an encoder-decoder cannot; choose a causal model")
+        self.reports = tuple(self.reports)
+        self._pad = int(self.tokenizer.pad_token_id)
 
     # ------------------------------------------------------------------------------------------------ batches
 
@@ -134,9 +129,6 @@ class TextTask:
         Several processes take the batches in turn, the last one again where they do not divide: wrapped models stay in
         step, and the batches' sums are added in one order. Raises: FloatingPointError where it is not a number.
         """
-        from loraexp.machine.progress import bar
-        from loraexp.run.evaluate import autocast, to_device
-
         examples = self.splits[split]
         order = np.argsort(-examples.lengths, kind="stable")
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -315,11 +315,11 @@ def test_every_glue_task_as_text(name: str, tmp_path: Path) -> None:
     task, model, tokenizer = made(*common, "task.protocol=cg_lora", cache=tmp_path)
     encoder, _ = config.check(config.compose([f"task={name}", f"task.data_dir={tmp_path / 'glue'}"]))
     labels = task.splits["train"].labels[:3].tolist()
-    assert labels == ([0.25, 1.25, 2.25] if name == "stsb" else [i % len(task.classes) for i in range(3)])
+    assert labels == ([0.25, 1.25, 2.25] if name == "stsb" else [i % len(task.label_names) for i in range(3)])
     batch = task.collate(task.splits["train"], np.arange(4))
     shown = tokenizer.decode(batch["labels"][1][batch["labels"][1] != -100])
-    assert shown == ("1.2" if name == "stsb" else task.classes[1]) + "</s>"
-    assert task.scores(model, batch).shape == (4, 26 if name == "stsb" else len(task.classes))
+    assert shown == ("1.2" if name == "stsb" else task.label_names[1]) + "</s>"
+    assert task.scores(model, batch).shape == (4, 26 if name == "stsb" else len(task.label_names))
     assert encoder.task["metrics"] == list(task.metrics)
 
 
@@ -328,7 +328,7 @@ def test_class_probabilities_are_those_of_whole_names(tmp_path: Path) -> None:
     task, model, tokenizer = made(*common, "task.protocol=cg_lora", cache=tmp_path)
     batch = task.collate(task.splits["train"], np.arange(5))
     scores = task.scores(model, batch)
-    for column, name in enumerate(task.classes):
+    for column, name in enumerate(task.label_names):
         labels = torch.tensor([[*tokenizer(name, add_special_tokens=False)["input_ids"], 1]])
         for row in range(5):
             ids = batch["input_ids"][row : row + 1, : int(batch["attention_mask"][row].sum())]
@@ -339,7 +339,7 @@ def test_class_probabilities_are_those_of_whole_names(tmp_path: Path) -> None:
     logits = model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], decoder_input_ids=torch.zeros(5, 1, dtype=torch.long)
     ).logits
-    ids = [tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in first.classes]
+    ids = [tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in first.label_names]
     torch.testing.assert_close(first.scores(model, batch), logits[:, 0, ids])
     assert tokenizer.decode(batch["input_ids"][0]).startswith("classify the grammaticality of the text: ")
 
