@@ -39,7 +39,7 @@ class Task(ABC):
     version: int
     problem: Problem
     metric: str  # the value that selects the best checkpoint; higher is better
-    reports: tuple[str, ...]  # the splits that are reported
+    reports: Sequence[str]  # the splits that are reported
     splits: Mapping[str, Any]  # "train", "held_out" where the protocol has one, the reported ones
     selection: str | None = None  # the split that selects; None: nothing does, the last weights stay
     num_labels: int | None = None  # of the model's head; None where the task adds none

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from loraexp.adapter.linalg import at_least_float32
-from loraexp.data.pairs import Pair, Reading, TextExamples, encode_pairs
+from loraexp.data.pairs import Kind, Pair, Reading, TextExamples, encode_pairs
 from loraexp.data.rows import Row
 from loraexp.data.tables import Rows, label_parser
 from loraexp.run.task import Given, of_keys
@@ -99,7 +99,7 @@ def glue_text(keys: GlueTextKeys, given: Given) -> GlueText:
     return GlueText(
         name=keys.name,
         version=keys.version,
-        kind=given.kind,
+        kind=cast(Kind, given.kind),
         tokenizer=given.tokenizer,
         problem=keys.problem,
         metric=keys.metric,
