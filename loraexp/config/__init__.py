@@ -338,8 +338,8 @@ def takes_kind(task: Any) -> bool:
 
 
 def kinds(task: Any) -> frozenset[str]:
-    """The kinds of model that a task is for: encoders with a head, or, where it takes the model's kind, those of text."""
-    return getattr(task, "kinds", frozenset({"causal", "seq2seq"})) if takes_kind(task) else frozenset({"encoder"})
+    """The kinds of model that a task is for: those it says, or by whether it takes the model's kind text or encoders."""
+    return getattr(task, "kinds", frozenset({"causal", "seq2seq"} if takes_kind(task) else {"encoder"}))
 
 
 def check_kinds(settings: schema.Settings) -> None:

@@ -132,3 +132,4 @@ class Settings:
     device: str
     precision: Literal["fp32", "bf16"]
     force: bool
+    facts: dict[str, Any] = field(default_factory=dict)  # `facts` of the task's and the model's yaml, which planning reads

@@ -38,7 +38,7 @@ OVERHEAD_SECONDS = 10.0  # a run's loading, evaluation of a split and writing
 
 
 class Unknown(LookupError):
-    """The architecture of a model is not reachable, and not among the known ones."""
+    """The architecture of a model is not reachable, and its yaml does not tell it."""
 
 
 @cache
@@ -46,20 +46,21 @@ def known() -> dict[str, Any]:
     return yaml.safe_load((Path(__file__).parent / "known.yaml").read_text())
 
 
-def offline(settings: ModelSettings) -> ModelSettings:
-    """Settings whose architecture is on this machine: their own, that of a local folder, or a known one; raises Unknown."""
+def offline(everything: Settings) -> Settings:
+    """Settings whose architecture is on this machine: their own, that of a local folder, or the yaml's; raises Unknown."""
+    settings = everything.model
     if settings.config is not None:
-        return settings
+        return everything
     if settings.path is not None:
         try:
             if isinstance(resolve(settings.path, key="model.path"), Path):
-                return settings
+                return everything
         except SourceError:
             pass
-    found = known()["architectures"].get(settings.name)
+    found = everything.facts.get("model", {}).get("config")
     if found is None:
         raise Unknown(f"model={settings.name}: {settings.path} is not on this machine; set model.path=DIR to count its layers")
-    return dataclasses.replace(settings, config=found)
+    return dataclasses.replace(everything, model=dataclasses.replace(settings, config=found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,13 +237,13 @@ def squares(x: Tensor, length: int) -> bool:
 
 def steps_and_tokens(settings: Settings) -> tuple[int, int] | None:
     """Steps, and tokens trained on, from the known size of the training set; None for a task of the user's own without max_steps."""
-    name = str(settings.task.get("name", "")).removesuffix("_t5")
-    size = known()["training_sets"].get(name)
+    size = settings.facts.get("task") or {}
     train = settings.train
-    length = min(size["tokens"] if size else settings.task.get("max_length", 512), settings.task.get("max_length", 512))
+    longest = settings.task.get("max_length", 512)
+    length = min(size.get("tokens", longest), longest)
     examples = train.batch_size * train.gradient_accumulation
     if train.max_steps is None:
-        if size is None:
+        if "rows" not in size:
             return None
         rows = min(size["rows"], *(settings.task.get(key) or size["rows"] for key in ("rows", "limit_train")))
         steps = math.ceil(train.epochs * math.ceil(rows / examples))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +86,7 @@ def estimate_cell(sweep: Sweep, cell: Cell, costs: Costs, times: Mapping[Any, fl
     memory: estimate.Memory | None = None
     numbers: dict[str, int] | None = None
     try:
-        settings = dataclasses.replace(settings, model=estimate.offline(settings.model))
+        settings = estimate.offline(settings)
         memory, numbers = estimate.counted(estimate.shape_of(settings))
     except estimate.Unknown as error:
         if str(error) not in costs.unknown:

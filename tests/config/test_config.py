@@ -27,8 +27,9 @@ def fitting(group: str, name: str) -> list[str]:
         kind = config.read_yaml("model", name).get("kind")
         return {"seq2seq": ["task=cola_t5"], "causal": ["task=gsm8k"]}.get(str(kind), [])
     if group == "task":
-        made = config.target(config.read_yaml("task", name), "task")
-        return [f"model={'tiny-t5' if 'causal' not in config.kinds(made) else 'tiny-llama'}"] if config.takes_kind(made) else []
+        kinds = config.kinds(config.target(config.read_yaml("task", name), "task"))
+        models = {"encoder": "tiny-bert", "causal": "tiny-llama", "seq2seq": "tiny-t5"}
+        return [f"model={next(model for kind, model in models.items() if kind in kinds)}"]
     if group != "optimizer":
         return []
     rule = config.target(config.read_yaml("optimizer", name), "optimizer")

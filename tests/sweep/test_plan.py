@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ PUBLISHED = {
 
 def settings_of(*overrides: str) -> Any:
     settings, _ = config.check(config.compose(list(overrides)))
-    return dataclasses.replace(settings, model=estimate.offline(settings.model))
+    return estimate.offline(settings)
 
 
 def fitting(model: str) -> list[str]:

@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from loraexp import config
 from loraexp.data import tokens
 from loraexp.data.tables import Rows, label_parser, read_hub, read_table
 from loraexp.machine import hub
@@ -72,8 +73,15 @@ def write_glue(root: Path, train: int = 40, dev: int = 12) -> Path:
     return root
 
 
+def yaml_of(name: str) -> Any:
+    """A task's keys, without the facts that only planning reads."""
+    keys: Any = OmegaConf.load(CONF / f"{name}.yaml")
+    keys.pop("facts")
+    return keys
+
+
 def build(name: str, root: Path, **overrides: Any) -> Classification:
-    config = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), overrides)
+    config = OmegaConf.merge(yaml_of(name), overrides)
     return instantiate(config, tokenizer=tokenizer(), cache_root=root / "cache")
 
 
@@ -429,7 +437,7 @@ def test_progress_counts_rows(glue: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(tokens, "BATCH", 16)
     seen: list[tuple[int, int]] = []
     build("cola", tmp_path, data_dir=str(glue), protocol="paper", progress=None)  # a plain run takes none
-    config = OmegaConf.merge(OmegaConf.load(CONF / "cola.yaml"), {"data_dir": str(glue), "protocol": "paper"})
+    config = OmegaConf.merge(yaml_of("cola"), {"data_dir": str(glue), "protocol": "paper"})
 
     def progress(done: int, total: int) -> None:
         seen.append((done, total))
@@ -518,6 +526,21 @@ def test_collating_is_fast(glue: Path, tmp_path: Path) -> None:
 
 
 # ---- configuration and sources
+
+
+def test_facts_are_for_planning_and_no_part_of_a_run() -> None:
+    settings, plain = config.check(config.compose(["task=cola_t5", "model=t5-base"]))
+    assert settings.facts["task"] == {"rows": 8551, "tokens": 11} and settings.facts["model"]["config"]["d_model"] == 768
+    assert "facts" not in plain["task"] and "facts" not in plain["model"] and "facts" not in settings.task
+    _, other = config.check(config.compose(["task=cola_t5", "model=t5-base", "task.facts.rows=10"]))
+    assert config.run_id(other) == config.run_id(plain)
+
+
+def test_a_task_takes_the_keys_of_its_dataclass_and_no_others() -> None:
+    with pytest.raises(config.ConfigError, match=r"^task.benchmarc: there is no such key; nearest: benchmark$"):
+        config.check(config.compose(["task=cola_t5", "model=t5-base", "+task.benchmarc=cola"]))
+    with pytest.raises(config.ConfigError, match=r"^task.dev_splits=dev: expected a list$"):
+        config.check(config.compose(["task=cola", "task.dev_splits=dev"]))
 
 
 def test_every_task_file_is_named_after_its_task() -> None:
