@@ -213,6 +213,9 @@ def typed(plain: dict[str, Any]) -> schema.Settings:
     """The settings of a plain resolved configuration, every value fitted to its type and bounds; raises ConfigError."""
     calibration = {f.name for f in dataclasses.fields(schema.CalibrationSettings)}
     parts = dict(plain)
+    for group in ("task", "model"):
+        parts[group] = {k: v for k, v in plain[group].items() if k != "facts"}
+    parts["facts"] = {group: plain[group].get("facts") or {} for group in ("task", "model")}
     parts["init"] = {k: v for k, v in plain["init"].items() if k not in calibration}
     parts["calibration"] = {k: v for k, v in plain["init"].items() if k in calibration}
     return build(schema.Settings, parts, "")

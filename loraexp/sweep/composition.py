@@ -70,11 +70,22 @@ def merge_files(chosen: tuple[tuple[str, str], ...], folder: str) -> Node:
         if group in wide:
             result = over(result, without(files[group]))
             continue
-        content, package = read(root / group / f"{name}.yaml")
-        if package is not None or "defaults" in content:
-            raise NotPlain
-        result = over(result, {group: content})
+        result = over(result, {group: group_file(root / group, str(name))})
     return result
+
+
+def group_file(folder: Path, name: str) -> Node:
+    """The keys of a group's file, over those of the files of its group that it starts from; raises NotPlain."""
+    content, package = read(folder / f"{name}.yaml")
+    parts = content.get("defaults", ["_self_"])
+    if package is not None or "_self_" not in parts:
+        raise NotPlain
+    keys: Node = {}
+    for part in parts:
+        if not isinstance(part, str) or not NAME.fullmatch(part):
+            raise NotPlain
+        keys = over(keys, without(content) if part == "_self_" else group_file(folder, part))
+    return keys
 
 
 def read(path: Path) -> tuple[Node, str | None]:
