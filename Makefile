@@ -43,7 +43,8 @@ bench: $(READY) ## the benchmarks: ratios to peers, measured in one run
 REAL := $(if $(GLUE),sst2,cpu)
 FIGURES := lora_one_fig6@$(REAL) lora_one_fig7@$(REAL) lora_one_fig1b@$(REAL) lora_one_fig1c lora_one_fig2 lora_one_slides_fig1 \
   lora_da_fig3 lora_one_fig4 lora_one_slides_ablation lora_one_slides_fig2 lora_one_theorems lora_one_theorem42 cg_lora_theorem53 \
-  lora_one_fig3 lora_one_slides_phase_portrait lora_one_fig8@$(REAL)
+  lora_one_fig3 lora_one_slides_phase_portrait lora_one_slides_ablation_task@cpu lora_sb_text_memory@cpu lora_one_alignment \
+  lora_one_bias lora_one_text_lora_pro_operations lora_da_theorems lora_sb_theorems lora_one_fig8@$(REAL)
 
 figures: $(READY) ## every figure of the papers that 2 cores make in minutes: runs, pictures, tables with claims (GLUE=DIR for SST-2)
 	@OMP_NUM_THREADS=1 $(MAKE) -j2 --keep-going $(addprefix figure/,$(FIGURES))

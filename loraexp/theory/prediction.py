@@ -180,7 +180,8 @@ def prediction_alignment(
     `init` (its own name if it does not) and hyper-parameters; `exact: true` gives CG-LoRA exact curvature in place of the collected one.
     `theorem/<arm>/…`: the largest distance from Theorem 5.3 or the bound (10) over seeds, for arms with exact curvature; `lowest/…`: the
     least of what any arm that trains A and B lies above the bound (10); `kfac error`: the largest difference of the two objectives on
-    the linear network.
+    the linear network. `spectrum/<lower|upper>_<where>`: the bounds (11) on the singular values of F: the largest lower bound over its
+    singular value, and the largest singular value over its upper bound, with the spectrum of `JᵀJ` of K-FAC, or of the exact J.
     """
     if not 1 <= rank <= min(d_in, d_out) // 2:
         raise ConfigError(f"rank={rank}: expected 1 to {min(d_in, d_out) // 2}, half of the smaller of d_in={d_in} and d_out={d_out}")
@@ -194,6 +195,8 @@ def prediction_alignment(
         for seed in range(seeds):
             given = problem(kind, seed, d_in, d_out, outputs, rows, decay, noise)
             spectrum = torch.linalg.svdvals(given.F)
+            for name, most in bounds_of_spectrum(given, kind).items():
+                values.setdefault(name, []).append(most)
             for name, count in (("bound_r", rank), ("bound_2r", 2 * rank)):
                 bound = float(spectrum[count:].norm() / spectrum.norm())
                 values.setdefault(f"{name}/kfac_{kind}", []).append(bound)
@@ -208,6 +211,21 @@ def prediction_alignment(
                 done += 1
                 progress(done, total)
     return Computed(values=values | gaps(values, arms, trained))
+
+
+def bounds_of_spectrum(given: Problem, kind: str) -> dict[str, float]:
+    """`s_i(G)/√s_1(JᵀJ) ≤ s_i(F) ≤ s_i(G)/√s⁺_min(JᵀJ)` (11): lower over s_i(F), and s_i(F) over upper, the largest i of each."""
+    count = min(given.F.shape)
+    s_F, s_G = torch.linalg.svdvals(given.F)[:count], torch.linalg.svdvals(given.G)[:count]
+    kept = s_G > 1e-10 * s_G[0]
+    exact = torch.linalg.svdvals(given.J.flatten(1)).square()
+    products = given.D_S.clamp_min(0)[:, None] * given.D_T.clamp_min(0)
+    found = {}
+    for name, eigenvalues in (("kfac", products.flatten()), ("exact", exact)):
+        most, least = eigenvalues.max(), eigenvalues[eigenvalues > 1e-10 * eigenvalues.max()].min()
+        found[f"spectrum/lower_{name}_{kind}"] = float((s_G / most.sqrt() / s_F)[kept].max())
+        found[f"spectrum/upper_{name}_{kind}"] = float((s_F / (s_G / least.sqrt()))[kept].max())
+    return found
 
 
 def gaps(values: Mapping[str, list[float]], arms: Mapping[str, Any], trained: set[str]) -> dict[str, float]:

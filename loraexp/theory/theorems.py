@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -144,17 +144,22 @@ class ReluTasks(linear.Tasks):
 
     X: Tensor
     Y: Tensor  # (n, N, k)
+    surrogate: bool = False  # the slides' GLM-tron direction, without the derivative σ' of the activation
 
     @property
     def gradient(self) -> Tensor:
         return self.at(self.W)
 
     def at(self, W: Tensor) -> Tensor:
-        """`∇_W 1/(2N) ‖σ(X Wᵀ) − Y‖²` (n, k, d), the negative of the paper's J_W: its sum over pieces of the rows."""
+        """`∇_W 1/(2N) ‖σ(X Wᵀ) − Y‖²` (n, k, d), the negative of the paper's J_W: its sum over pieces of the rows.
+
+        With `surrogate` the slides' `−J_W^GLM = (1/N)(σ(X Wᵀ) − Y)ᵀ X`, whose mean is `½ (W − W0 − Δ)`.
+        """
         total = torch.zeros_like(W)
         for X, Y in zip(self.X.split(linear.ROWS, 1), self.Y.split(linear.ROWS, 1), strict=True):
             ours = X @ W.mT
-            total += ((ours.clamp_min(0) - Y) * (ours > 0)).mT @ X
+            error = ours.clamp_min(0) - Y
+            total += (error if self.surrogate else error * (ours > 0)).mT @ X
         return total / self.rows
 
 
@@ -189,25 +194,40 @@ def relu_rates(
 
     Values by κ: `4.2/ρ/…`: `‖A0 B0 − Δ‖_F / λ_r*`, which the theorem wants at most 1/20; `4.2/worst/…`: the largest `‖A_t B_t − Δ‖_F`
     after the start over `(1 − η/4)^t ‖A0 B0 − Δ‖_F`; `4.2/factor/…`: the contraction per step. `4.2/bound`: `1 − η/4`, and
-    `4.2/spread`: the largest factor less the smallest over κ.
+    `4.2/spread`: the largest factor less the smallest over κ. `GLM/…`: the same of the slides' direction, that of GLM-tron,
+    which leaves the derivative of the activation out; `…/worst over λ/…`: the largest error over `(1 − η/4)^t λ_r*(Δ)`, as they print it.
     """
-    given = relu_tasks(seeds, d, true_rank, kappas, rows, signal)
-    batch = ReluBatch(given, {"spectral": partial(spectral, rank=true_rank, gamma=2.0)}, true_rank)
-    trace = descend(batch, "prec_gd", lr, steps, {"error": frobenius_error}, progress=linear.share(progress, 0, steps))
-    errors = linear.by_seed(trace["error"], len(kappas)) * torch.tensor(kappas, dtype=torch.float64)  # (steps, seeds, κ), in λ_r*
-    at = torch.arange(steps + 1, dtype=torch.float64)
-    values: dict[str, float | list[float]] = {"4.2/bound": 1 - lr / 4}
+    plain = relu_tasks(seeds, d, true_rank, kappas, rows, signal)
+    values: dict[str, float | list[float]] = {}
     curves = []
+    for i, (name, panel) in enumerate({"4.2": RELU, "GLM": GLM}.items()):
+        given = replace(plain, surrogate=name == "GLM")
+        batch = ReluBatch(given, {"spectral": partial(spectral, rank=true_rank, gamma=2.0)}, true_rank)
+        part = linear.share(progress, i * steps, 2 * steps)
+        trace = descend(batch, "prec_gd", lr, steps, {"error": frobenius_error}, progress=part)
+        errors = linear.by_seed(trace["error"], len(kappas)) * torch.tensor(kappas, dtype=torch.float64)  # (steps, seeds, κ), in λ_r*
+        values |= rates_of(name, errors, kappas, lr)
+        curves += [band(panel, f"κ = {kappa:g}", trace.steps, logs(errors[..., j])) for j, kappa in enumerate(kappas)]
+    axes = {panel: {"x": "step", "y": "log10 of ‖BA − Δ‖_F / λ_r*"} for panel in (RELU, GLM)}
+    return Computed(values=values, curves=curves, axes=axes)
+
+
+RELU, GLM = "ReLU layer, preconditioned", "ReLU layer, GLM-tron, preconditioned"
+
+
+def rates_of(name: str, errors: Tensor, kappas: Sequence[float], lr: float) -> dict[str, float | list[float]]:
+    """The values of one direction, from errors (steps, seeds, κ) in units of λ_r*."""
+    at = torch.arange(len(errors), dtype=torch.float64)[:, None]
+    values: dict[str, float | list[float]] = {f"{name}/bound": 1 - lr / 4}
     factors = []
     for j, kappa in enumerate(kappas):
         error = errors[..., j]
-        bound = (1 - lr / 4) ** at[:, None] * error[0]
+        bound = (1 - lr / 4) ** at * error[0]
         kept = error[1:] > ROUNDING
-        values[f"4.2/ρ/κ {kappa:g}"] = error[0].tolist()
-        values[f"4.2/worst/κ {kappa:g}"] = torch.where(kept, error[1:] / bound[1:], 0.0).amax(0).tolist()
-        values[f"4.2/factor/κ {kappa:g}"] = rates = contraction(error, ROUNDING)
+        values[f"{name}/ρ/κ {kappa:g}"] = error[0].tolist()
+        values[f"{name}/worst/κ {kappa:g}"] = torch.where(kept, error[1:] / bound[1:], 0.0).amax(0).tolist()
+        values[f"{name}/worst over λ/κ {kappa:g}"] = torch.where(kept, error[1:] / (1 - lr / 4) ** at[1:], 0.0).amax(0).tolist()
+        values[f"{name}/factor/κ {kappa:g}"] = rates = contraction(error, ROUNDING)
         factors.append(sum(rates) / len(rates))
-        curves.append(band("ReLU layer, preconditioned", f"κ = {kappa:g}", trace.steps, logs(error)))
-    values["4.2/spread"] = max(factors) - min(factors)
-    axes = {"ReLU layer, preconditioned": {"x": "step", "y": "log10 of ‖BA − Δ‖_F / λ_r*"}}
-    return Computed(values=values, curves=curves, axes=axes)
+    values[f"{name}/spread"] = max(factors) - min(factors)
+    return values

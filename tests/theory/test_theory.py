@@ -34,6 +34,11 @@ SWEEPS = (
     "lora_one_slides_phase_portrait",
     "lora_one_slides_ablation",
     "cg_lora_theorem53",
+    "lora_one_alignment",
+    "lora_one_bias",
+    "lora_one_text_lora_pro_operations",
+    "lora_da_theorems",
+    "lora_sb_theorems",
 )
 D, K, ROWS = 7, 6, 40
 

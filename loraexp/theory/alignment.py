@@ -1,0 +1,155 @@
+"""LoRA-One's alignment from a random start (Theorems 3.1, 3.2, C.9), and the bias that LoRA-GA starts with (appendix F)."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from loraexp.adapter.layer import Factors, Layer
+from loraexp.config import ConfigError
+from loraexp.initializers.lora_ga import lora_ga
+from loraexp.statistics import layer_generator
+from loraexp.sweep.computed import Computed, Curve, Progress
+from loraexp.theory import linear
+from loraexp.theory.linear import Batch, descend, first_step, logs
+from loraexp.theory.lora_one import band, gaussian
+
+# ---------------------------------------------------------------------------------------------------- alignment
+
+
+def base_of_c9(d: int, rank: int, true_rank: int, theta: float, xi: float) -> float:
+    """`θ/(24 √d)` where r ≥ 2r*, and `θ ξ/(24 r √d)` below: what Theorem C.9's α and t* are made of."""
+    return theta / (24 * math.sqrt(d)) * (1.0 if rank >= 2 * true_rank else xi / rank)
+
+
+def start_of_c9(layer: Layer, generator: torch.Generator, *, rank: int, true_rank: int, theta: float, xi: float) -> Factors:
+    """(LoRA-init) with the largest α that Theorem C.9 allows: `α = base^{3κ/2} √(λ_1/(27 d))` of the layer's own gradient."""
+    values = torch.linalg.svdvals(layer.gradient)
+    kappa = float(values[0] / values[true_rank - 1])
+    base = base_of_c9(layer.d_in, rank, true_rank, theta, xi)
+    alpha = base ** (1.5 * kappa) * math.sqrt(float(values[0]) / (27 * layer.d_in))
+    return gaussian(layer, generator, rank=rank, variance=alpha**2)
+
+
+def angle_of_outputs(batch: Batch, true_rank: int) -> linear.Measure:
+    """`‖V_⊥ᵀ(G♮) V(B_t)‖_op`: the sine of the largest angle between the r* leading output directions of B and of G♮.
+
+    Those of G♮ are the columns of Δ; at B = 0 it has no directions, and counts as 0.
+    """
+    basis = batch.each(torch.linalg.qr(batch.given.left).Q[..., :true_rank])
+
+    def measure(batch: Batch) -> Tensor:
+        B = batch.factors["B"]
+        assert B is not None
+        leading = torch.linalg.svd(B, full_matrices=False).U[..., :true_rank]
+        sine = torch.linalg.matrix_norm(leading - basis @ (basis.mT @ leading), 2)
+        return torch.where(B.flatten(1).any(-1), sine, 0.0)
+
+    return measure
+
+
+def random_start(
+    dimensions: dict[str, int],
+    true_rank: int,
+    ranks: dict[str, int],
+    rows_per_dimension: int,
+    theta: float,
+    xi: float,
+    lr: float,
+    seeds: int,
+    progress: Progress,
+) -> Computed:
+    """Theorems 3.1 (C.10) and 3.2 (C.9): how B and A of plain LoRA align with the one-step gradient, against the bounds.
+
+    Δ has r* singular values 1 and N = d `rows_per_dimension` inputs; α is the largest that Theorem C.9 allows, and
+    `t* = ln(1/base)/ln(1 + η λ_r*(G♮))` with its `base`; the constants that both leave open (≲) are read as 1.
+    Values by `<rank's name>/<dimension's name>`: `3.1/angle/…`, the largest sine of B over all steps; `C.9/angle over θ/…` at t*;
+    `C.9/steps over bound/…`: the first step at which A is within θ, over t*; `steps/…` and `log10 α/…`.
+    `C.9/growth/<name>`: the steps at the largest d over those at the smallest, less the same of t*.
+    """
+    values: dict[str, float | list[float]] = {}
+    curves: list[Curve] = []
+    total, done = len(dimensions) * len(ranks), 0
+    for name, rank in ranks.items():
+        taken, bounds = [], []
+        for size, d in dimensions.items():
+            given = linear.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
+            smallest = torch.linalg.svdvals(given.gradient)[:, true_rank - 1]
+            bound = -math.log(base_of_c9(d, rank, true_rank, theta, xi)) / torch.log1p(lr * smallest)
+            start = partial(start_of_c9, rank=rank, true_rank=true_rank, theta=theta, xi=xi)
+            batch = Batch(given, {"random": start}, rank)
+            measures = {
+                "A": linear.angle_to_gradient(batch, true_rank),
+                "B": angle_of_outputs(batch, true_rank),
+            }
+            first = batch.factors["A"]
+            assert first is not None
+            values[f"log10 α/{name}/{size}"] = logs(first.square().mean((-1, -2)).sqrt()).tolist()
+            at = bound.ceil().long()
+            trace = descend(batch, "gd", lr, int(at.max()), measures)
+            until = first_step(trace.steps, trace["A"] <= theta).double()
+            values[f"3.1/angle/{name}/{size}"] = trace["B"].amax(0).tolist()
+            values[f"C.9/angle over θ/{name}/{size}"] = (trace["A"].gather(0, at[None])[0] / theta).tolist()
+            values[f"C.9/steps over bound/{name}/{size}"] = (until / bound).tolist()
+            values[f"steps/{name}/{size}"] = until.tolist()
+            taken.append(float(until.mean()))
+            bounds.append(float(bound.mean()))
+            curves.append(band(f"A, r = {rank}", f"d = {d}", trace.steps, trace["A"]))
+            done += 1
+            progress(done, total)
+        values[f"C.9/growth/{name}"] = taken[-1] / taken[0] - bounds[-1] / bounds[0]
+    axes = {curve.panel: {"x": "step", "y": "sine of the principal angle of A to G♮"} for curve in curves}
+    return Computed(values=values, curves=curves, axes=axes)
+
+
+# ---------------------------------------------------------------------------------------------------- LoRA-GA's bias
+
+
+def bias_of_lora_ga(
+    d: int,
+    outputs: dict[str, int],
+    rank: int,
+    true_rank: int,
+    rows: int,
+    gamma: float,
+    gamma_reading: Literal["paper", "released"],
+    seeds: int,
+    progress: Progress,
+) -> Computed:
+    """Appendix F: LoRA-GA learns `A0 B0 + Δ` where others learn Δ, and `‖A0 B0‖_op = √k/c²` grows with the outputs k.
+
+    Δ has r* singular values 1, r ≥ r*, the scaling is 1; c is γ (paper) or √γ (released).
+    `outputs`: k by name. Values by it: `bias/…`: `‖A0 B0‖_op` of the initializer's factors over ‖Δ‖_op; `least/…`: the least that any factors
+    of rank r leave of Δ from that start, `Σ_{i>r} s_i²(A0 B0 + Δ)` over ‖Δ‖²_F, and `least without/…` the same
+    without the bias. `slope`: of log bias against log k.
+    """
+    numbers = list(outputs.values())
+    if sorted(numbers) != numbers or len(numbers) < 2:
+        raise ConfigError(f"outputs={outputs}: expected two numbers or more, the smallest first")
+    values: dict[str, float | list[float]] = {}
+    columns: dict[str, list[list[float]]] = {"bias": [], "least": []}
+    for done, (name, k) in enumerate(outputs.items()):
+        given = linear.tasks(seeds, d, k, [1.0] * true_rank, rows)
+        bias, least, without = [], [], []
+        for i, layer in enumerate(given.layers()):
+            generator = layer_generator(i, layer.name)
+            product = lora_ga(layer, rank=rank, scaling=1.0, generator=generator, gamma=gamma, flavour=gamma_reading).product()
+            shift = given.left[i] @ given.right[i]
+            whole = shift.square().sum()
+            bias.append(float(torch.linalg.matrix_norm(product, 2)))
+            least.append(float(torch.linalg.svdvals(product + shift)[rank:].square().sum() / whole))
+            without.append(float(torch.linalg.svdvals(shift)[rank:].square().sum() / whole))
+        values |= {f"bias/{name}": bias, f"least/{name}": least, f"least without/{name}": without}
+        columns["bias"].append(bias)
+        columns["least"].append(least)
+        progress(done + 1, len(outputs))
+    ends = [sum(column) / len(column) for column in (columns["bias"][0], columns["bias"][-1])]
+    values["slope"] = math.log(ends[1] / ends[0]) / math.log(numbers[-1] / numbers[0])
+    labels = {"bias": "‖A0 B0‖ over ‖Δ‖", "least": "least share of Δ that is missed"}
+    curves = [band(name, labels[name], numbers, torch.tensor(found)) for name, found in columns.items()]
+    axes = {name: {"x": "outputs k", "y": labels[name], "x_scale": "log"} for name in columns}
+    return Computed(values=values, curves=curves, axes=axes)
