@@ -123,9 +123,9 @@ def bias_of_lora_ga(
     """Appendix F: LoRA-GA learns `A0 B0 + Δ` where others learn Δ, and `‖A0 B0‖_op = √k/c²` grows with the outputs k.
 
     Δ has r* singular values 1, r ≥ r*, the scaling is 1; c is γ (paper) or √γ (released).
-    `outputs`: k by name. Values by it: `bias/…`: `‖A0 B0‖_op` of the initializer's factors over ‖Δ‖_op; `least/…`: the least that any factors
-    of rank r leave of Δ from that start, `Σ_{i>r} s_i²(A0 B0 + Δ)` over ‖Δ‖²_F, and `least without/…` the same
-    without the bias. `slope`: of log bias against log k.
+    `outputs`: k by name. Values by it: `bias/…`: `‖A0 B0‖_op` of the initializer's factors over ‖Δ‖_op; `least/…`: the
+    least that any factors of rank r leave of Δ from that start, `Σ_{i>r} s_i²(A0 B0 + Δ)` over ‖Δ‖²_F, and
+    `least without/…` the same without the bias. `slope`: of log bias against log k.
     """
     numbers = list(outputs.values())
     if sorted(numbers) != numbers or len(numbers) < 2:

@@ -156,7 +156,7 @@ def frozen_subspaces(
             means = {k: sum(v) / len(v) for k, v in table.items() if k.endswith(f"/{kind}_{name}")}
             own = means.pop(f"lora_da/{kind}_{name}")
             values[f"excess {kind}_{name}"] = min(means.values()) - own
-    return Computed(values=table | values)
+    return Computed(values={**table, **values})
 
 
 def directions_of(arm: str, rank: int) -> int:
