@@ -8,8 +8,8 @@ from torch import nn
 
 from loraexp.adapter.adapted import Adapters, attach
 from loraexp.adapter.layer import Factors
+from loraexp.machine.measure import Stopwatch
 from loraexp.machine.processes import Processes
-from loraexp.records.record import Stopwatch
 from loraexp.run.evaluate import to_device
 from loraexp.run.experiment import make
 from loraexp.run.initialise import initialize
