@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas
 
 Lines = list[dict[str, Any]]
+STEPS_TO = "steps_to/"  # begins the path of a number of steps
 SECTIONS = ("best", "cost", "parameters", "data", "environment")  # of a record; every other path is `split/metric`
 
 
@@ -161,7 +162,10 @@ class Run:
         """The number at `split/metric`, `cost/init_seconds`, `best/value`, …; with `epoch`, as logged at the end of that epoch.
 
         `cost/init_seconds + cost/train_seconds` is the sum of two paths or more, None where any of them is not there.
+        `steps_to/dev/accuracy/0.9`: the first step that logged at least 0.9, the last one that logged any where none did.
         """
+        if path.startswith(STEPS_TO):
+            return self.steps_to(*path.removeprefix(STEPS_TO).rsplit("/", 1))
         if " + " in path:
             terms = [self.value(term, epoch) for term in path.split(" + ")]
             known = [term for term in terms if term is not None]
@@ -172,6 +176,12 @@ class Run:
         """(steps, epochs, values) of what was logged under a name: `loss`, `grad_norm`, `dev/accuracy`."""
         lines = [line for line in self.lines() if number(line.get(name)) is not None]
         return [line["step"] for line in lines], [line.get("epoch", 0.0) for line in lines], [line[name] for line in lines]
+
+    def steps_to(self, name: str, level: str) -> float | None:
+        """The first step at which what was logged under a name was at least `level`; the last step where it never was."""
+        steps, _, values = self.history(name)
+        reached = (step for step, value in zip(steps, values, strict=True) if value >= float(level))
+        return next(reached, steps[-1] if steps else None)
 
     def at_epoch(self, name: str, epoch: float) -> float | None:
         """The logged value nearest to the end of an epoch, at most half of `train.log_every` (or one step) away from it."""

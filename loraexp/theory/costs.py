@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -67,9 +68,7 @@ def inference_macs(*, tokens: int, models: dict, rows: dict, progress: Progress)
 
 def architecture(name: str, given: Mapping[str, Any]) -> ModelSettings:
     """The settings of a model that is its architecture alone."""
-    from omegaconf import OmegaConf
-
-    everything: Any = OmegaConf.to_container(OmegaConf.load(config.folder("conf") / "config.yaml"))
+    everything = yaml.safe_load((config.folder("conf") / "config.yaml").read_text())
     return config.build(ModelSettings, everything["model"] | {"name": name} | dict(given), "model")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from loraexp import config
@@ -23,7 +22,7 @@ def trained(overrides: Sequence[str], seed: int, data_dir: str | None, output_ro
     """The finished run of a configuration; it is run where it is not there yet, and shared by all figures made from it."""
     words = [*overrides, f"seed={seed}", *([f"task.data_dir={data_dir}"] if data_dir else [])]
     cfg = config.compose(words)
-    OmegaConf.update(cfg, "output_root", str(output_root))
+    cfg.output_root = str(output_root)
     settings, plain = config.check(cfg)
     outcome = experiment.run(settings, plain)
     return FinishedRun.of(outcome.folder, outcome.record)

@@ -161,6 +161,17 @@ def test_values_at_the_end_of_an_epoch(tmp_path: Path) -> None:
     assert any("have no dev/accuracy at the end of epoch 1" in line for line in found.problems)
 
 
+def test_steps_to_an_accuracy(tmp_path: Path) -> None:
+    """The first logged step that has it; the last one where none has; nothing where nothing was logged."""
+    wanted = load(tmp_path, CONTENT.replace("value: dev/accuracy}", "value: steps_to/dev/accuracy/0.6}", 1))
+    cells = fill(wanted, numbers)
+    ways = {0: [0.4, 0.6, 0.5], 1: [0.4, 0.59, 0.59], 2: []}
+    for seed, way in ways.items():
+        lines = [{"step": 10 * (i + 1), "epoch": 0.2 * (i + 1), "dev/accuracy": value} for i, value in enumerate(way)]
+        log(at(cells, "plain", "first", seed=seed).folder, {"step": 5, "epoch": 0.1, "loss": 1.5}, *lines)
+    assert gather(wanted).places["plain", "first"].values == {0: 20, 1: 30}
+
+
 def test_means_of_columns(tmp_path: Path) -> None:
     content = CONTENT.replace("report:", "  both: {label: Average, mean_of: [first, second]}\nreport:")
     wanted = load(tmp_path, content)

@@ -90,6 +90,9 @@ def check_value(found: Sweep, cell: Cell) -> None:
 
 
 def check_path(path: str, where: str, epoch: float | None, task: dict[str, Any]) -> None:
+    if path.startswith("steps_to/"):  # steps_to/<what is logged>/<level>
+        path, _, level = path.removeprefix("steps_to/").rpartition("/")
+        assert 0 < float(level) < 1, where
     split, _, metric = path.rpartition("/")
     if not split:
         assert metric in ("loss", "grad_norm", "lr") and epoch is not None, where
