@@ -56,9 +56,23 @@ def on_disk(parents: Iterable[Path]) -> Iterator[Found]:
 
 
 def read(folder: Path) -> Found:
-    """The record of a run folder; one that cannot be used is said, with what the folder still tells."""
-    found = content(folder)
+    """The record of a run folder; one that cannot be used is said, with what the folder still tells.
+
+    A record that has not changed since it was read is not read again: a report asks for it once for every sweep.
+    """
     path = folder / "record.json"
+    try:
+        seen = path.stat()
+    except OSError:
+        return read_at(folder, 0, 0)
+    return read_at(folder, seen.st_mtime_ns, seen.st_size)
+
+
+@functools.lru_cache(maxsize=50_000)
+def read_at(folder: Path, changed: int, size: int) -> Found:
+    """The record of a run folder as it was at a time; do not change what it holds."""
+    path = folder / "record.json"
+    found = content(folder)
     config = found.record["config"] if found.record is not None else stored_config(folder)
     return Found(
         where=str(folder),
@@ -264,10 +278,10 @@ def load_records(root: str | Path = "outputs") -> pandas.DataFrame:
 
     rows = []
     for path in sorted(Path(root).glob("*/*/record.json")):
-        found = read(path.parent)
-        row: dict[str, Any] = {"folder": found.where}
+        found = content(path.parent)
+        row: dict[str, Any] = {"folder": str(path.parent)}
         if found.record is None:
-            rows.append(row | {"status": found.status, "error": found.error})
+            rows.append(row | {"status": "unreadable", "error": found.error and f"{path}: {found.error}"})
             continue
         record = found.record
         row |= {key: record.get(key) for key in ("run_id", "status", "started", "ended")}

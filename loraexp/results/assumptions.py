@@ -19,6 +19,7 @@ from loraexp.records.reading import flatten
 from loraexp.results.gather import Place, Results
 from loraexp.results.provenance import comparable, in_words, worded
 from loraexp.sweep import computed
+from loraexp.sweep.reading import LOADER
 from loraexp.sweep.schema import Sweep
 
 # What cannot change a number: how and where a run happens, what is checked or written on the way, and how often.
@@ -71,15 +72,21 @@ def assumptions(results: Results) -> dict[str, list[str]]:
 def unstated(place: Place, stated: Mapping[str, Any]) -> dict[str, str]:
     """The keys of a place's runs that are not stated and can change a number, as text; of a grid's key all values."""
     found: dict[str, dict[str, None]] = {}
-    for run in place.runs:
-        for key, value in settings(run.cell.plain, stated):
+    first = place.runs[0].cell.plain
+    for key, value in settings(first, stated):
+        found.setdefault(key, {})[worded(value)] = None
+    for run in place.runs[1:]:  # points of a grid share the parts that they do not differ in
+        own = {key: value for key, value in run.cell.plain.items() if value is not first.get(key)}
+        for key, value in settings(run.cell.plain, stated, only=own):
             found.setdefault(key, {})[worded(value)] = None
     return {key: " | ".join(values) for key, values in found.items()}
 
 
-def settings(plain: Mapping[str, Any], stated: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def settings(
+    plain: Mapping[str, Any], stated: Mapping[str, Any], only: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, Any]]:
     """(key, value) of everything in a resolved configuration that is neither stated, nor said by a name, nor without effect."""
-    for key, value in flatten(dict(plain)).items():
+    for key, value in flatten(dict(plain if only is None else only)).items():
         group, _, name = key.partition(".")
         first = f"{group}.{name.partition('.')[0]}"
         if name in PLUMBING or key in stated or first in stated or not WITHOUT_EFFECT.isdisjoint((group, first, key)):
@@ -111,7 +118,7 @@ def file_of(group: str, name: str) -> dict[str, Any]:
 
 @functools.cache
 def base() -> dict[str, Any]:
-    return yaml.safe_load((config.folder("conf") / "config.yaml").read_text())
+    return yaml.load((config.folder("conf") / "config.yaml").read_text(), Loader=LOADER)
 
 
 def grouped(sweep: Sweep, values: Mapping[str, Mapping[tuple[str, str], str]], every: Sequence[tuple[str, str]]) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,15 @@ def merged(choices: Sequence[str]) -> Node | None:
             return None
         chosen[group] = name
     try:
-        return merge_files(tuple(sorted(chosen.items())), str(config.folder("conf")))
+        return merge_files(chosen, config.folder("conf"))
     except (NotPlain, OSError, OmegaConfBaseException):
         return None
 
 
-@functools.lru_cache(maxsize=4096)
-def merge_files(chosen: tuple[tuple[str, str], ...], folder: str) -> Node:
-    """Base, then its groups in their order; do not change what is returned. Raises NotPlain."""
-    root = Path(folder)
+def merge_files(asked: Mapping[str, str], root: Path) -> Node:
+    """Base, then its groups in their order, then what is optional; raises NotPlain."""
     base, package = read(root / "config.yaml")
-    usual, order = defaults_of(base)
-    asked = dict(chosen)
+    usual, order, optional = defaults_of(base)
     wide = [group for group in GLOBAL if asked.get(group, usual.get(group)) not in (None, "null")]
     if package is not None or len(wide) > 1 or not set(asked) <= set(order):
         raise NotPlain
@@ -71,6 +68,11 @@ def merge_files(chosen: tuple[tuple[str, str], ...], folder: str) -> Node:
             result = over(result, without(files[group]))
             continue
         result = over(result, {group: group_file(root / group, str(name))})
+    for path in (root / name for name in optional if (root / name).is_file()):
+        content, package = read(path)
+        if package != "_global_" or "defaults" in content:
+            raise NotPlain
+        result = over(result, content)
     return result
 
 
@@ -102,22 +104,27 @@ def read_at(path: Path, changed: int) -> tuple[Node, str | None]:
     return content, head[1] if head else None
 
 
-def defaults_of(base: Node) -> tuple[dict[str, str | None], list[str]]:
-    """The usual choice of every group, and the order of the groups; raises NotPlain."""
+def defaults_of(base: Node) -> tuple[dict[str, str | None], list[str], list[str]]:
+    """The usual choice of every group, their order, and files that count last if they are there; raises NotPlain."""
     listed = base.get("defaults") or []
     usual: dict[str, str | None] = {}
+    optional: list[str] = []
     if not listed or listed[0] != "_self_":
         raise NotPlain
     for item in listed[1:]:
         if not isinstance(item, dict) or len(item) != 1:
             raise NotPlain
-        group, name = next(iter(item.items()))
-        if str(group).startswith("override hydra/"):
+        word, name = next(iter(item.items()))
+        kind, _, group = str(word).rpartition(" ")
+        if kind == "override" and group.startswith("hydra/"):
             continue
-        if group not in config.GROUPS or not (name is None or isinstance(name, str)):
+        if kind == "optional" and isinstance(name, str):
+            optional.append(f"{group}/{name}.yaml")
+        elif kind or optional or group not in config.GROUPS or not (name is None or isinstance(name, str)):
             raise NotPlain
-        usual[group] = name
-    return usual, list(usual)
+        else:
+            usual[group] = name
+    return usual, list(usual), optional
 
 
 def overridden(content: Node) -> dict[str, str | None]:
