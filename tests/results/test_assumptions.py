@@ -116,7 +116,8 @@ def test_a_computed_sweep_prints_its_keywords_and_is_held_to_its_settings(tmp_pa
     assert "steps=1000" in text and "lr=" not in text and "rows=" not in text
     assert deviations(Results(sweep=found, source="")) == ["compute.rows: 4 instead of 5"]
     fig1b = printed(assumptions.assumptions(Results(sweep=loaded("lora_one_fig1b"), source="")))
-    assert "lr=0.001" in fig1b and "train.max_grad_norm=1" in fig1b and "train.epochs" not in fig1b
+    assert "train.max_grad_norm=1" in fig1b and "train.batch_size=32" in fig1b
+    assert not [key for key in loaded("lora_one_fig1b").settings if f"{key}=" in fig1b.split()]
 
 
 # ---- sources that a yaml names
