@@ -51,21 +51,50 @@ NOT_IDENTITY = frozenset(
 # Keys that say where the data of a run were read: two runs that differ in nothing else are one cell of a table.
 WHERE = frozenset({"task.data_dir", "task.eval_data_dir"})
 
+# Keys that a function got later, with the value that is what it did before: with that value they are left out.
+LATER = {
+    "lora_pro.first_step": "plain",
+    "lora_pro.moments": "float32",
+    "lora_pro_low_memory.first_step": "plain",
+    "p_lora.flavour": "paper",
+}
+# Initializers whose loss is a mean over samples today and was one over label tokens before there was `init.weighting`.
+ONCE_BY_TOKENS = frozenset({"lora_da", "lora_da_fa", "lora_ga", "lora_one", "lora_sb", "one_step"})
+
 
 def identity(plain: Mapping[str, Any], without: frozenset[str] = NOT_IDENTITY) -> dict[str, Any]:
     """The names and values of a resolved configuration that make the run what it is."""
-    return content(plain, "", without, defaults())
+    return content(in_words_of_today(plain), "", without, defaults())
+
+
+def in_words_of_today(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration with the value of a key that it is too old to have, where that is not what null means today."""
+    init, model = stored.get("init"), stored.get("model")
+    if not isinstance(init, Mapping) or not isinstance(model, Mapping) or "weighting" in init:
+        return stored
+    if name_of(init) not in ONCE_BY_TOKENS or model.get("kind") == "encoder":  # one label a sample: both means are the same
+        return stored
+    return {**stored, "init": {**init, "weighting": "tokens"}}
+
+
+def name_of(node: Mapping[str, Any]) -> str:
+    """The name of a node's function, wherever it is."""
+    return str(node.get("_target_", "")).rpartition(".")[2]
 
 
 def content(node: Mapping[str, Any], where: str, without: frozenset[str], known: Mapping[str, Any]) -> dict[str, Any]:
     """`node` without the keys `without`, without nulls and what they leave empty, without defaults; functions by name."""
     kept: dict[str, Any] = {}
+    function = name_of(node)
     for key, value in node.items():
         path = f"{where}.{key}" if where else str(key)
+        later = f"{function}.{key}"
         if path in without or key == "_partial_" or (path in known and known[path] == value):
             continue
+        if later in LATER and LATER[later] == value:
+            continue
         if key == "_target_":
-            value = str(value).rpartition(".")[2]
+            value = function
         elif isinstance(value, Mapping):
             value = content(value, path, without, known)
         if value is not None and value != {}:

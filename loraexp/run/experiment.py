@@ -91,7 +91,7 @@ class Experiment:
         self.phase = Phases(settings, record, stop)
         self.checkpoint = Checkpoint(record.folder / "checkpoint", record.content["run_id"])
         self.device = load.choose_device(settings.device)
-        self.full = "W" in getattr(config.target(settings.init, "init"), "trains", ())
+        self.full = config.Component.of(settings.init, "init").full
         self.head: list[str] = []
 
     def run(self) -> dict[str, Any]:
@@ -278,9 +278,7 @@ def make_task(settings: Settings, tokenizer: Any, progress: Any = None) -> Any:
 
 def make(node: Mapping[str, Any]) -> partial:
     """`functools.partial` of the function behind `_target_` with the keys of its node."""
-    function = config.target(dict(node), "config")
-    hidden = {"_target_", "_partial_"} | ({"name"} - inspect.signature(function).parameters.keys())
-    return partial(function, **{k: v for k, v in node.items() if k not in hidden})
+    return config.Component.of(node, "config").partial
 
 
 def labels(task: Any) -> dict[str, Any]:

@@ -76,10 +76,11 @@ def check(sweep: Sweep) -> Callable[..., Computed]:
     """The function of a computed sweep, its keywords checked against its signature; raises ConfigError."""
     assert sweep.compute is not None
     try:
-        config.check_target("compute", sweep.compute)
+        component = config.Component.of(sweep.compute, "compute")
+        component.check()
     except ConfigError as error:
         raise ConfigError(f"{sweep.path.name}: {error}") from error
-    return config.target(sweep.compute, "compute")
+    return component.function
 
 
 def configuration(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Any]]:

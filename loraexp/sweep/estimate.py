@@ -120,9 +120,9 @@ def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
     """The memory of a run of this shape, and its numbers of parameters: trainable, total, adapter, products (in linear layers)."""
     parts = json.loads(shape.settings)
     settings = ModelSettings(**parts["model"])
-    made = config.target(parts["init"], "init")
-    trains = getattr(made, "trains", frozenset({"A", "B"}))
-    full = "W" in trains
+    initializer = config.Component.of(parts["init"], "init")
+    made: Any = initializer.function
+    trains, full = initializer.trains, initializer.full
     dtype = getattr(torch, settings.dtype) if settings.dtype else torch.float32
     if parts["precision"] == "bf16" and not full and not settings.dtype:
         dtype = torch.bfloat16
@@ -253,7 +253,7 @@ def steps_and_tokens(settings: Settings) -> tuple[int, int] | None:
 
 def flops(settings: Settings, numbers: Mapping[str, int], tokens: int) -> float:
     """2·N a token forward, 2·N backward to the activations, and 2·N to the weights where they all train; N in linear layers."""
-    full = "W" in getattr(config.target(settings.init, "init"), "trains", ())
+    full = config.Component.of(settings.init, "init").full
     return (6.0 if full else 4.0) * numbers["products"] * tokens
 
 

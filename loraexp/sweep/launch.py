@@ -85,7 +85,7 @@ def ordered(cells: Sequence[Cell]) -> list[Cell]:
 
     def key(cell: Cell) -> tuple[int, int, int]:
         plain = cell.plain
-        full = "W" in getattr(config.target(plain["init"], "init"), "trains", ())
+        full = config.Component.of(plain["init"], "init").full
         shared = (plain["model"], plain["precision"], full)
         return seen(*shared), seen(*shared, plain["task"]), seen(*shared, plain["task"], plain["init"], plain["seed"])
 

@@ -78,7 +78,7 @@ def forward_macs(settings: ModelSettings, init: str, rank: int, tokens: int) -> 
     head = load.new_modules(skeleton, settings.kind)
     targets = load.target_layers(skeleton, settings.targets, head)
     load.check_rank(targets, rank)
-    middle = rank if "R" in config.target(config.read_yaml("init", init), "init").trains else 0
+    middle = rank if "R" in config.Component.of(config.read_yaml("init", init), "init").trains else 0
     total = 0
     for name, module in skeleton.named_modules():
         if load.is_linear(module):

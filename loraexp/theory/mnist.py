@@ -131,7 +131,7 @@ def settings_of(overrides: Sequence[str], seed: int) -> Settings:
 
 def adapted(model: TwoLayer, data: Data, settings: Settings) -> Adapters:
     """The method's start, made by the initializer and the adapter of real runs; with `init=full` every weight trains."""
-    if "W" in getattr(config.target(settings.init, "init"), "trains", ()):
+    if config.Component.of(settings.init, "init").full:
         return train_everything(model)
     targets = dict(model.named_children())
     try:

@@ -140,15 +140,18 @@ def initializer(arm: str, given: Mapping[str, Any], lr: float) -> dict[str, Any]
     calibration = {f.name for f in dataclasses.fields(CalibrationSettings)}
     node = {key: value for key, value in config.read_yaml("init", name).items() if key not in calibration}
     node |= {key: value for key, value in given.items() if key not in ("init", "exact")}
-    config.check_target("init", node)
+    component = config.Component.of(node, "init")
+    component.check()
     training = Training(lr=lr, factor=1.0, warmup_ratio=0.0, steps=1, epochs=1.0, rows=1)
-    return config.target(node, "init").settle(node, training)
+    function: Any = component.function
+    return function.settle(node, training)
 
 
 def factors_of(node: Mapping[str, Any], given: Problem, rank: int, seed: int, exact: bool) -> Factors | None:
     """The factors that an initializer makes of the statistics collected from the network, or of exact curvature."""
-    made = config.target(dict(node), "init")
-    keywords = {key: value for key, value in node.items() if key not in ("_target_", "_partial_", "name")}
+    initializer = config.Component.of(node, "init")
+    made: Any = initializer.function
+    keywords = initializer.keywords
     first = given.model.get_submodule(TARGET)
     targets = {TARGET: first}
     if exact:

@@ -27,13 +27,13 @@ def fitting(group: str, name: str) -> list[str]:
         kind = config.read_yaml("model", name).get("kind")
         return {"seq2seq": ["task=cola_t5"], "causal": ["task=gsm8k"]}.get(str(kind), [])
     if group == "task":
-        kinds = config.kinds(config.target(config.read_yaml("task", name), "task"))
+        kinds = config.Component.of(config.read_yaml("task", name), "task").kinds
         models = {"encoder": "tiny-bert", "causal": "tiny-llama", "seq2seq": "tiny-t5"}
         return [f"model={next(model for kind, model in models.items() if kind in kinds)}"]
     if group != "optimizer":
         return []
-    rule = config.target(config.read_yaml("optimizer", name), "optimizer")
-    return next([f"init={i}"] for i in ("lora", "lora_fa") if config.fits(rule, trained_by(i)))
+    rule = config.Component.of(config.read_yaml("optimizer", name), "optimizer")
+    return next([f"init={i}"] for i in ("lora", "lora_fa") if rule.fits(trained_by(i)))
 
 
 def test_every_method_of_the_papers_tables_is_a_combination() -> None:
@@ -60,7 +60,7 @@ def test_every_method_of_the_papers_tables_is_a_combination() -> None:
 
 def trained_by(init: str) -> frozenset[str]:
     node = {"_target_": f"loraexp.initializers.{init}.{init}"}
-    return config.target(node, "init").trains
+    return config.Component.of(node, "init").trains
 
 
 BAD = [

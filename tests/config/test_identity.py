@@ -33,7 +33,7 @@ PINNED = {
     "model=tiny-bert init=pissa rank=4 alpha=4": "3c4f2ae71e",
     "method=lora_pro": "b1befa2a13",
     "task=gsm8k model=tiny-llama task.protocol=[lora_ga,cg_lora]": "814bf5e4fb",
-    "task=stsb model=tiny-roberta init=lora_sb train.max_steps=0": "5f00fcd594",
+    "task=stsb model=tiny-roberta init=lora_sb train.max_steps=0": "8adc83e71c",
     "experiment=smoke": "556cc83d74",
     "task=mrpc init=milora optimizer=p_lora": "2a76fded86",
 }
@@ -74,6 +74,20 @@ def test_code_that_moves_and_keys_that_are_added_change_no_id(monkeypatch: pytes
     assert identity._defaults(longer, "train") == (("train.deterministic", False),)
     for value, same in ((False, True), (True, False)):
         assert (config.run_id(plain | {"train": plain["train"] | {"deterministic": value}}) == own) is same
+
+
+def test_a_run_of_before_its_key_is_the_run_of_the_value_that_it_had_then() -> None:
+    """LoRA-One's gradient was a mean over label tokens: an old run of text is that of `tokens`, one with one label a row is both."""
+    for words, same in ((["task=cola_t5", "model=t5-base"], False), (["task=cola"], True)):
+        today = plain_of("init=lora_one", *words)
+        old = today | {"init": {key: value for key, value in today["init"].items() if key != "weighting"}}
+        assert (config.run_id(old) == config.run_id(today)) is same
+        if not same:
+            assert config.run_id(old) == config.run_id(plain_of("init=lora_one", "init.weighting=tokens", *words))
+    before = plain_of("optimizer=lora_pro")
+    del before["optimizer"]["first_step"], before["optimizer"]["moments"]
+    assert config.run_id(before) == config.run_id(plain_of("optimizer=lora_pro"))
+    assert config.run_id(before) != config.run_id(plain_of("optimizer=lora_pro", "optimizer.first_step=limit"))
 
 
 def test_a_key_with_a_default_cannot_be_null_too() -> None:

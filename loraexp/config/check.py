@@ -1,0 +1,112 @@
+"""From the composed configuration to checked, typed settings; every mistake is one line that tells the remedy.
+
+Nothing heavy is imported before the configuration holds: the structure is checked against `settings`, and only then the
+functions behind `_target_` are imported and their signatures asked for names and types.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraexp.config import settings as schema
+from loraexp.config.component import Component
+from loraexp.config.compose import names, read_yaml, resolved
+from loraexp.config.errors import ConfigError
+from loraexp.config.fit import build
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+NOT_OF_A_RUN = ("hydra", "method", "experiment")  # they choose other keys, and are nothing themselves
+
+
+def check(cfg: DictConfig) -> tuple[schema.Settings, dict[str, Any]]:
+    """Settings and the plain resolved configuration of one run; raises ConfigError."""
+    return checked(resolved(cfg))
+
+
+def checked(composed: Mapping[str, Any]) -> tuple[schema.Settings, dict[str, Any]]:
+    """The same of a configuration that is resolved already, which stays as it is."""
+    plain = absolute({key: value for key, value in composed.items() if key not in NOT_OF_A_RUN})
+    if not Component.of(plain["init"], "init").trains:  # one_step is evaluated as it is
+        plain["train"] = plain["train"] | {"max_steps": 0}
+    settings = typed(plain)
+    task, initializer, optimizer = (Component.of(getattr(settings, group), group) for group in ("task", "init", "optimizer"))
+    for component in (task, initializer, optimizer):
+        component.check()
+    check_together(settings, task, initializer, optimizer)
+    return settings, plain
+
+
+def absolute(plain: dict[str, Any]) -> dict[str, Any]:
+    """With paths from the root: one run and one id wherever the command is typed."""
+    for key in ("output_root", "cache_root"):
+        plain[key] = rooted(plain[key])
+    directories = ((key, plain["task"].get(key)) for key in ("data_dir", "eval_data_dir"))
+    plain["task"] = plain["task"] | {key: rooted(value) for key, value in directories if value}
+    sources = ((key, plain["model"].get(key)) for key in ("path", "tokenizer"))  # a hub id, unless there is such a path
+    there = {key: rooted(value) for key, value in sources if isinstance(value, str) and Path(value).expanduser().exists()}
+    plain["model"] = plain["model"] | there
+    return plain
+
+
+def rooted(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def typed(plain: Mapping[str, Any]) -> schema.Settings:
+    """The settings of a plain resolved configuration, every value fitted to its type and bounds; raises ConfigError."""
+    calibration = {f.name for f in dataclasses.fields(schema.CalibrationSettings)}
+    parts = dict(plain)
+    for group in ("task", "model"):
+        parts[group] = {k: v for k, v in plain[group].items() if k != "facts"}
+    parts["facts"] = {group: plain[group].get("facts") or {} for group in ("task", "model")}
+    parts["init"] = {k: v for k, v in plain["init"].items() if k not in calibration}
+    parts["calibration"] = {k: v for k, v in plain["init"].items() if k in calibration}
+    settings: schema.Settings = build(schema.Settings, parts, "")
+    return settings
+
+
+def check_together(settings: schema.Settings, task: Component, initializer: Component, optimizer: Component) -> None:
+    """Choices that exclude each other: task and model; an initializer's hyper-parameters; what it trains and the rule needs."""
+    check_kinds(settings, task)
+    try:
+        schema.checkpoint_seconds(settings.train.checkpoint_every)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if settings.evaluate.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError("evaluate.backend=vllm: vllm is not installed; pip install vllm (it needs a GPU), or set evaluate.backend=hf")
+    request = getattr(initializer.function, "request", None)
+    if request is None:
+        path = settings.init["_target_"]
+        raise ConfigError(
+            f"init._target_={path}: it does not say what it reads; decorate it with @needs(...), or @needs() for weights alone"
+        )
+    try:
+        request(settings.rank, **initializer.keywords)
+    except ValueError as error:
+        raise ConfigError(f"init={initializer.name}: {error}") from error
+    keep = settings.train.keep_factors_every
+    if keep and not initializer.trains & {"A", "B", "R"}:
+        raise ConfigError(f"train.keep_factors_every={keep}: init={initializer.name} has no factors; set it to 0")
+    if not optimizer.fits(initializer.trains):
+        rules = [name for name in names("optimizer") if Component.of(read_yaml("optimizer", name), "optimizer").fits(initializer.trains)]
+        raise ConfigError(
+            f"optimizer={optimizer.name} {optimizer.wants}, but init={initializer.name} trains "
+            f"{' and '.join(sorted(initializer.trains)) or 'nothing'}; choose optimizer={'|'.join(rules)}"
+        )
+
+
+def check_kinds(settings: schema.Settings, task: Component) -> None:
+    """The task suits the kind of model: classes from an encoder's head, or text."""
+    kind = settings.model.kind
+    if kind not in task.kinds:
+        suited = [model for model in names("model") if read_yaml("model", model).get("kind", "encoder") in task.kinds]
+        raise ConfigError(
+            f"task={task.name} is for models of kind {' or '.join(sorted(task.kinds))}, and model={settings.model.name} is {kind}; "
+            f"choose model={'|'.join(suited)}"
+        )

@@ -1,0 +1,144 @@
+"""Files of the configuration, and what Hydra composes of them; Hydra's exceptions in one line of ours.
+
+Hydra and OmegaConf are imported where they are used: what only names the choices starts without them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraexp.config.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+PACKAGE = Path(__file__).resolve().parent.parent
+GROUPS = ("model", "task", "init", "optimizer", "method", "experiment")
+
+
+def folder(name: str) -> Path:
+    """`conf` or `sweeps`: inside the package when installed from a wheel, beside it in a checkout."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def names(group: str) -> list[str]:
+    """The choices of a configuration group: its yaml files."""
+    return sorted(path.stem for path in (folder("conf") / group).glob("*.yaml"))
+
+
+def about(group: str, name: str) -> str:
+    """The first comment of a file of a configuration group: what it is, in one line."""
+    lines = (folder("conf") / group / f"{name}.yaml").read_text().splitlines()
+    return next((line.lstrip("# ") for line in lines if line.startswith("# ") and not line.startswith("# @")), "")
+
+
+def read_yaml(group: str, name: str) -> dict[str, Any]:
+    """One file of a configuration group as it is written."""
+    from omegaconf import OmegaConf
+
+    content = OmegaConf.to_container(OmegaConf.load(folder("conf") / group / f"{name}.yaml"))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that `loraexp OVERRIDES` would run with."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(folder("conf")), version_base="1.3"), translated():
+        return hydra_compose("config", overrides=list(overrides))
+
+
+class translated:  # noqa: N801 - reads as `with translated():`
+    """Turn Hydra's and OmegaConf's exceptions into one line of ours."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        if isinstance(error, (HydraException, OmegaConfBaseException)):
+            raise ConfigError(explain(error)) from error
+
+
+def explain(error: BaseException) -> str:
+    """One line for an exception of Hydra or OmegaConf: the value, what was expected, the nearest names."""
+    text = str(error)
+    if error.__cause__ is not None:
+        text = f"{text}\n{error.__cause__}"
+    if found := re.search(r"Could not find 'hydra/launcher/([^']+)'", text):
+        there = ", ".join(re.findall(r"^\t(\w+)$", text, re.M))
+        return f"hydra/launcher={found[1]}: not installed; there is {there}; pip install 'loraexp[joblib]', [slurm] or [ray] adds more"
+    if found := re.search(r"Could not find '([\w]+)/([^']+)'", text):
+        group, name = found.groups()
+        return f"{group}={name}: there is no conf/{group}/{name}.yaml; {nearest(name, names(group))}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        key = found[1]
+        return f"{key}: there is no such key; {nearest(key, known_keys(key))}"
+    if found := re.search(r"Could not append.*?'([^']+)'", text):
+        return f"+{found[1]}: the key is there already; write {found[1]}=... without the plus"
+    if found := re.search(r"missing EQUAL at '<EOF>'|no viable alternative|mismatched input|extraneous input", text):
+        quoted = re.search(r"'([^']*)'\s*$|parsing override '([^']*)'", text.splitlines()[0])
+        word = next((g for g in quoted.groups() if g), "") if quoted else ""
+        return f"{word or text.splitlines()[0]}: expected KEY=VALUE (quote a value that has spaces or commas)"
+    return " ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
+
+
+def known_keys(near: str) -> list[str]:
+    """Every dotted key of the default composition, and every key that a file of the group of `near` adds."""
+
+    def flatten(node: Any, prefix: str = "") -> list[str]:
+        if not isinstance(node, dict):
+            return [prefix]
+        return [prefix] * bool(prefix) + [
+            key for name, child in node.items() for key in flatten(child, f"{prefix}.{name}" if prefix else str(name))
+        ]
+
+    from omegaconf import OmegaConf
+
+    root = OmegaConf.load(folder("conf") / "config.yaml")
+    group = near.split(".")[0]
+    extra: dict[str, Any] = {}
+    if group in GROUPS and group not in ("method", "experiment"):
+        for name in names(group):
+            extra |= read_yaml(group, name)
+    merged = OmegaConf.to_container(root)
+    assert isinstance(merged, dict)
+    merged = {k: v for k, v in merged.items() if k not in ("defaults", "hydra")}
+    if extra:
+        merged[group] = (merged.get(group) or {}) | extra
+    return [key for key in flatten(merged) if not key.endswith(("_target_", "_partial_"))] + list(GROUPS)
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """The cells of a grid: `["lr=1,2", "seed=0,1"]` → four lists of overrides."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with translated():
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        axes = []
+        for override in parsed:
+            if override.is_sweep_override():
+                key = override.get_key_element()
+                axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            else:
+                axes.append([override.input_line or ""])
+    return [list(cell) for cell in itertools.product(*axes)]
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain values, its interpolations resolved."""
+    from omegaconf import OmegaConf
+
+    with translated():
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}

@@ -1,0 +1,21 @@
+"""What a user did wrong, in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """The configuration or the arguments are wrong: one line, exit status 2."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The nearest valid names first; all of them where nothing is near and they are few."""
+    choices = list(dict.fromkeys(choices))
+    close = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
+    alike = [difflib.SequenceMatcher(None, choice, word).ratio() for choice in close]
+    close = [choice for choice, ratio in zip(close, alike, strict=True) if ratio > alike[0] - 0.08]
+    if close:
+        return f"nearest: {', '.join(close)}"
+    return f"choices: {', '.join(choices)}" if len(choices) <= 30 else f"{len(choices)} choices, see loraexp list"
