@@ -1,4 +1,4 @@
-"""A table in Markdown, LaTeX, CSV and JSON; what is in it is decided in table.py."""
+"""A table in Markdown, CSV and JSON, and by name also in LaTeX; what is in it is decided in table.py."""
 
 from __future__ import annotations
 
@@ -8,38 +8,27 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from loraexp.artifacts.table import Entry, Section, Table, source
+from loraexp.artifacts.latex import latex
+from loraexp.artifacts.table import Entry, Table, source
 from loraexp.machine.files import finite
 from loraexp.results.assumptions import assumptions
 from loraexp.results.provenance import deviations, environments, protocol
 
-
-def shown(one: Entry) -> str:
-    """What stands behind the number: how many seeds, and the mark of noise."""
-    return (f" ({one.n})" if one.n else "") + (" †" if one.noise else "")
-
-
-def words(rows: list[list[str]]) -> list[bool]:
-    """Which columns hold words, and not numbers: those stand to the left."""
-    numeric = ("", "best", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "+", "−", "—")
-    return [i == 0 or any(row[i] not in numeric and row[i][:1] not in numeric for row in rows) for i in range(len(rows[0]))]
-
-
 # ---------------------------------------------------------------------------------------------------- Markdown
 
 
-def markdown(table: Table) -> str:
+def markdown(table: Table, brief: bool = False) -> str:
     sweep = table.sweep
     parts = [f"### {sweep.title}", sweep.place]
     if table.entries:
         header = ["", *(escaped(table.header(column)) for column in sweep.columns)]
         parts.append(pipes(header, body(table), [True, *(False for _ in sweep.columns)]))
     parts.append(table.legend)
-    for section in table.sections:
+    for section in [] if brief else table.sections:
         parts.append(f"**{escaped(section.title)}**")
         if section.rows:
             rows = [[escaped(word) for word in row] for row in section.rows]
-            parts.append(pipes([escaped(word) for word in section.header], rows, words(section.rows)))
+            parts.append(pipes([escaped(word) for word in section.header], rows, section.words()))
         if section.lines:
             parts.append("\n".join(f"- {escaped(line)}" for line in section.lines))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -58,7 +47,7 @@ def body(table: Table) -> list[list[str]]:
 
 
 def cell(one: Entry) -> str:
-    first = (f"**{one.value}**" if one.best else one.value) + shown(one)
+    first = (f"**{one.value}**" if one.best else one.value) + one.marks
     return f"{first}<br>{escaped(one.given)}" if one.given else first
 
 
@@ -70,85 +59,6 @@ def pipes(header: list[str], rows: list[list[str]], left: list[bool]) -> str:
 def escaped(text: str) -> str:
     """Text as Markdown shows it: no pipe ends a cell, no star begins bold, no bracket a tag."""
     return text.replace("\n", " ").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
-
-
-# ---------------------------------------------------------------------------------------------------- LaTeX
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "[": "{[}",  # after a line's end a bracket would be its argument
-    "±": r"$\pm$",
-    "−": r"$-$",
-    "×": r"$\times$",
-    "†": r"$^{\dagger}$",
-    "—": "---",
-    "·": r"$\cdot$",
-    "→": r"$\to$",
-    "≤": r"$\le$",
-    "≥": r"$\ge$",
-    "…": r"\ldots{}",
-    "²": r"$^2$",
-    "η": r"$\eta$",
-    "γ": r"$\gamma$",
-}
-
-
-def latex(table: Table) -> str:
-    """A `table` environment for `\\usepackage{booktabs}`; the parts under it as paragraphs, so that they may go over pages."""
-    sweep = table.sweep
-    about = f"{sweep.title} ({sweep.place}). {table.legend}"
-    lines = ["% needs \\usepackage{booktabs} and, before LaTeX of 2018, \\usepackage[utf8]{inputenc}", r"\begin{table}", r"\centering"]
-    lines.append(f"\\caption{{{tex(about)}}}")
-    if table.entries:
-        lines += tabular(["", *(table.header(column) for column in sweep.columns)], tex_body(table), "l" + "r" * len(sweep.columns))
-    lines += [r"\end{table}", "", r"{\footnotesize\raggedright"]
-    for section in table.sections:
-        lines += tex_section(section)
-    return "\n".join([*lines, "}"]) + "\n"
-
-
-def tex(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
-
-
-def tabular(header: list[str], rows: list[str], columns: str) -> list[str]:
-    first = " & ".join(tex(word) for word in header)
-    return [f"\\begin{{tabular}}{{{columns}}}", r"\toprule", f"{first} \\\\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
-
-
-def tex_body(table: Table) -> list[str]:
-    """Two lines a row where the paper has numbers: ours, and the published one in small type."""
-    sweep, group = table.sweep, None
-    lines: list[str] = []
-    columns = list(sweep.columns)
-    for name, row in sweep.rows.items():
-        if row.group != group:
-            group = row.group
-            lines += [r"\midrule"] * bool(lines) + [f"\\multicolumn{{{len(columns) + 1}}}{{l}}{{\\emph{{{tex(group or '')}}}}} \\\\"]
-        entries = [table.entries[name, column] for column in columns]
-        ours = [(f"\\textbf{{{tex(one.value)}}}" if one.best else tex(one.value)) + tex(shown(one)) for one in entries]
-        lines.append(" & ".join([tex(row.label), *ours]) + r" \\")
-        if any(one.given for one in entries):
-            lines.append(" & ".join(["", *(f"{{\\small {tex(one.given)}}}" for one in entries)]) + r" \\")
-    return lines
-
-
-def tex_section(section: Section) -> list[str]:
-    lines = [f"\\par\\medskip\\textbf{{{tex(section.title)}.}}\\par"]
-    if section.rows:
-        rows = [" & ".join(tex(word) for word in row) + r" \\" for row in section.rows]
-        long = [max(len(row[i]) for row in section.rows) > 40 for i in range(len(section.header))]
-        kinds = [
-            r"p{0.45\linewidth}" if wide and left else "l" if left else "r" for wide, left in zip(long, words(section.rows), strict=True)
-        ]
-        lines += [*tabular(section.header, rows, "".join(kinds)), r"\par"]
-    return lines + [f"{tex(line)}\\par" for line in section.lines]
 
 
 # ---------------------------------------------------------------------------------------------------- CSV and JSON
@@ -185,7 +95,7 @@ def record_of(table: Table, row: str, column: str) -> dict[str, Any]:
     }
 
 
-def comma_separated(table: Table) -> str:
+def comma_separated(table: Table, brief: bool = False) -> str:
     """One line for each place; of a computed sweep without places, one for each value."""
     lines = [record_of(table, row, column) for row, column in table.entries]
     if not lines and table.results.computed is not None:
@@ -197,7 +107,7 @@ def comma_separated(table: Table) -> str:
     return out.getvalue()
 
 
-def as_json(table: Table) -> str:
+def as_json(table: Table, brief: bool = False) -> str:
     found, sweep = table.results, table.sweep
     places = []
     for row, column in table.entries:
@@ -218,7 +128,9 @@ def as_json(table: Table) -> str:
         "runs": environments(found),
         "source": source(found),
     }
+    if brief:
+        content = {key: content[key] for key in ("name", "variant", "title", "paper", "artifact", "cells", "computed")}
     return json.dumps(finite(content), indent=2, default=str, ensure_ascii=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "tex": latex, "csv": comma_separated, "json": as_json}
+FORMATS: dict[str, Callable[[Table, bool], str]] = {"md": markdown, "tex": latex, "csv": comma_separated, "json": as_json}

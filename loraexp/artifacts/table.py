@@ -55,6 +55,11 @@ class Entry:
         return self.text(self.mean) + spread
 
     @property
+    def marks(self) -> str:
+        """What stands behind the number: how many seeds, and the mark of noise."""
+        return (f" ({self.n})" if self.n else "") + (" †" if self.noise else "")
+
+    @property
     def given(self) -> str:
         """`paper 93.42 ± 0.14, −13.14`, or nothing."""
         if self.published is None:
@@ -72,6 +77,12 @@ class Section:
     lines: list[str] = field(default_factory=list)
     header: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
+
+    def words(self) -> list[bool]:
+        """Which columns hold words, and not numbers: those stand to the left."""
+        numeric = ("", "best", *"0123456789", "+", "−", "—")
+        numbers = [all(row[i] in numeric or row[i][:1] in numeric for row in self.rows) for i in range(len(self.header))]
+        return [i == 0 or not number for i, number in enumerate(numbers)]
 
 
 @dataclass(kw_only=True)

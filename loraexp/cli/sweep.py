@@ -115,13 +115,14 @@ def table(arguments: Sequence[str]) -> int:
         help="wandb:ENTITY/PROJECT, or wandb:DIR with the folders of offline runs",
     )
     parser.add_argument("--to", type=Path, metavar="FILE", help="a file instead of standard output")
+    parser.add_argument("--brief", action="store_true", help="the table alone, without what stands under it")
     options, overrides = named(parser, arguments)
     wanted = options.format or (options.to.suffix.lstrip(".") if options.to is not None else "md")
     if wanted not in names:
         raise ConfigError(f"--format {wanted}: expected {', '.join(names)}")
     loaded = reading.load(options.name, options.variant, overrides)
     built = tables.build(gather.gather(loaded, options.source))
-    text = printable(formats.FORMATS[wanted](built))
+    text = printable(formats.FORMATS[wanted](built, options.brief))
     if options.to is None:
         print(text, end="")
     else:

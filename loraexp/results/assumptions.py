@@ -82,9 +82,7 @@ def unstated(place: Place, stated: Mapping[str, Any]) -> dict[str, str]:
     return {key: " | ".join(values) for key, values in found.items()}
 
 
-def settings(
-    plain: Mapping[str, Any], stated: Mapping[str, Any], only: Mapping[str, Any] | None = None
-) -> Iterator[tuple[str, Any]]:
+def settings(plain: Mapping[str, Any], stated: Mapping[str, Any], only: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Any]]:
     """(key, value) of everything in a resolved configuration that is neither stated, nor said by a name, nor without effect."""
     for key, value in flatten(dict(plain if only is None else only)).items():
         group, _, name = key.partition(".")
