@@ -76,4 +76,5 @@ def evaluate(model: nn.Module, task: Task, splits: Iterable[str], *, folder: Pat
     The processes share the work; what a task saw of a split it may leave in `folder`.
     """
     folder = folder if how["processes"].main else None
-    return {split: task.evaluate(model, task.tokenizer, split, folder=folder, **how) for split in splits}
+    with task.answering():
+        return {split: task.evaluate(model, task.tokenizer, split, folder=folder, **how) for split in splits}

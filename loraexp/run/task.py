@@ -7,6 +7,7 @@ import inspect
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -91,6 +92,10 @@ class Task(ABC):
                 f"{broken} of {len(scores)} rows of {split} have outputs that are not finite: lower lr or use precision=fp32"
             )
         return self.compute_metrics(scores, self.splits[split].labels)
+
+    def answering(self) -> AbstractContextManager[None]:
+        """What the evaluation of several splits, of one and the same model, is done within."""
+        return nullcontext()
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

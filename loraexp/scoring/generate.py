@@ -1,4 +1,4 @@
-"""Text and likelihoods from a live model, the same for every batch size."""
+"""Text from a live model, the same for every batch size and any number of processes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from loraexp.adapter.linalg import at_least_float32
+from loraexp.scoring.decode import Answer, Rules, can_decode, decode, pad_left
+from loraexp.scoring.sharing import Sharing, parts_of
 
-Progress = Callable[[int, int], None]
+Told = Callable[[int, int, str, int], None]
 CONTEXT = 16  # tokens of a prompt that are decoded with its answer
 
 
@@ -102,14 +104,6 @@ def encode_prompts(model: nn.Module, tokenizer: Any, prompts: Sequence[str], roo
     return encoded
 
 
-def pad_left(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of different lengths as one batch that ends together, and its mask."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[value] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, without gradients, and as it was afterwards."""
@@ -125,60 +119,125 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------- generating
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are found: greedily, by beams, or drawn `samples` times at a temperature after top-k and top-p."""
+
+    max_new_tokens: int
+    stop: Sequence[str] = ()
+    beams: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    samples: int = 1
+    seed: int = 0
+
+
 def generate(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    stop: Sequence[str] = (),
-    beams: int = 1,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    samples: int = 1,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> list[list[str]]:
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], *, batch_size: int, processes: Sharing | None = None,
+    told: Told | None = None, **how: Any,
+) -> list[list[str]]:  # fmt: skip
     """`samples` answers to each prompt, without the prompt, the end token, and anything from the first stop string on.
 
-    Prompts are padded on the left and masked, longest first. Temperature 0 is greedy, or beam search with `beams` > 1.
-    Otherwise the token at step t is the inverse of the cumulated probabilities at a uniform number that belongs to
-    (seed, prompt, sample, t): neither the batch nor the order nor the other rows change what is drawn.
+    Prompts are read once, the longest first, padded on the left and masked; an answer that has ended leaves its batch.
+    Temperature 0 is greedy, or beam search with `beams` > 1. Otherwise the token at step t is the inverse of the
+    cumulated probabilities at a uniform number that belongs to (seed, prompt, sample, t): neither the batch nor the
+    order nor the other rows change what is drawn. Several `processes` take whole batches in turn, and all get all answers.
+
+    `how`: the fields of `Sampling`. `told(prompt, sample, text, of)` hears each answer as it ends, `of` how many there will be here.
 
     Raises: ValueError for settings that exclude each other, an empty prompt, or one that does not fit the window;
     FloatingPointError where a logit is NaN.
     """
-    _check(max_new_tokens, batch_size, beams, temperature, top_p, top_k, samples, stop)
-    encoded = encode_prompts(model, tokenizer, prompts, max_new_tokens)
-    seeds = _seeds(prompts, samples, seed) if temperature > 0 else [0] * len(prompts) * samples
-    work = sorted(range(len(prompts) * samples), key=lambda i: (-len(encoded[i // samples]), i))
-    found: list[str] = [""] * len(work)
+    given = Sampling(**how)
+    _check(given, batch_size)
+    encoded = encode_prompts(model, tokenizer, prompts, given.max_new_tokens)
+    seeds = _seeds(prompts, given.samples, given.seed)
+    own = given.beams == 1 and can_decode(bare(model))
+    parts = _parts(encoded, given.samples, batch_size, joined=own)
+    mine = parts_of(processes, model, len(parts))
+    count = sum(map(len, (parts[number] for number in mine)))
+    texts: dict[tuple[int, int], str] = {}
+
+    def finished(prompt: int, sample: int, new: Sequence[int]) -> None:
+        before: Sequence[int] = [] if is_seq2seq(model) else encoded[prompt]
+        text = texts[prompt, sample] = cut(continuation(tokenizer, before, new), given.stop)
+        if told is not None:
+            told(prompt, sample, text, count)
+
     with evaluating(model):
-        for start in range(0, len(work), batch_size):
-            mine = work[start : start + batch_size]
-            drawn = [seeds[i] for i in mine] if temperature > 0 else None
-            rows = [encoded[i // samples] for i in mine]
-            texts = _batch(model, tokenizer, rows, max_new_tokens, stop, beams, drawn, (temperature, top_k, top_p))
-            for i, text in zip(mine, texts, strict=True):
-                found[i] = text
-            if progress is not None:
-                progress(min(start + batch_size, len(work)), len(work))
-    return [found[i * samples : (i + 1) * samples] for i in range(len(prompts))]
+        for number in mine:
+            if own:
+                _decoded(model, tokenizer, encoded, parts[number], seeds, given, batch_size, finished)
+            else:
+                _transformers(model, tokenizer, encoded, parts[number], seeds, given, finished)
+    if processes is not None and len(mine) < len(parts):
+        for part in processes.gather(texts):
+            texts |= part
+    return [[texts[prompt, sample] for sample in range(given.samples)] for prompt in range(len(prompts))]
 
 
-def _check(new: int, batch_size: int, beams: int, temperature: float, top_p: float, top_k: int, samples: int, stop: Sequence[str]) -> None:
-    for name, value, least in (("max_new_tokens", new, 1), ("batch_size", batch_size, 1), ("beams", beams, 1), ("samples", samples, 1)):
-        if value < least:
-            raise ValueError(f"{name}={value}: expected at least {least}")
+Part = list[tuple[int, int]]  # (prompt, sample) of the answers that are grown together
+
+
+def _parts(encoded: Sequence[Sequence[int]], samples: int, batch_size: int, joined: bool) -> list[Part]:
+    """All answers, the longest prompts first, in parts that no other part changes.
+
+    A part of answers that leave and join is up to four batches, and no more than an eighth of all, so that processes
+    have something to share.
+    """
+    first = _first_equal(encoded)
+    order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), first[i], i))
+    everything = [(prompt, sample) for prompt in order for sample in range(samples)]
+    size = max(batch_size, min(4 * batch_size, -(-len(everything) // 8))) if joined else batch_size
+    return [everything[start : start + size] for start in range(0, len(everything), size)]
+
+
+def _first_equal(encoded: Sequence[Sequence[int]]) -> list[int]:
+    """Of each prompt the number of the first that is equal to it."""
+    seen: dict[tuple[int, ...], int] = {}
+    return [seen.setdefault(tuple(ids), number) for number, ids in enumerate(encoded)]
+
+
+def _decoded(
+    model: nn.Module, tokenizer: Any, encoded: Sequence[Sequence[int]], part: Part, seeds: Sequence[int], given: Sampling,
+    batch_size: int, finished: Callable[[int, int, Sequence[int]], None],
+) -> None:  # fmt: skip
+    """A part by our own loop."""
+    warp = Warp(given.temperature, given.top_k, given.top_p) if given.temperature > 0 else None
+    stops = Stops(tokenizer, given.stop) if given.stop else None
+
+    def choose(logits: Tensor, answers: Sequence[Answer]) -> Tensor:
+        refuse_nan(logits)
+        if warp is None:
+            return logits.argmax(-1)
+        return warp.draw(logits, torch.stack([answer.uniform[len(answer.tokens) - answer.done] for answer in answers]))  # type: ignore[index]
+
+    rules = Rules(given.max_new_tokens, frozenset(end_tokens(model, tokenizer)), choose, stops.in_tokens if stops else None)
+    first = _first_equal(encoded)
+    answers = [Answer(prompt, sample, first[prompt]) for prompt, sample in part]
+    if warp is not None:
+        for answer in answers:
+            answer.uniform = uniform(seeds[answer.prompt * given.samples + answer.sample], given.max_new_tokens)
+    decode(
+        bare(model), encoded, answers, rules, pad=pad_token(tokenizer), batch_size=batch_size,
+        finished=lambda answer: finished(answer.prompt, answer.sample, answer.tokens),
+    )  # fmt: skip
+
+
+def _check(given: Sampling, batch_size: int) -> None:
+    counts = {"max_new_tokens": given.max_new_tokens, "batch_size": batch_size, "beams": given.beams, "samples": given.samples}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1")
+    temperature, top_p, top_k = given.temperature, given.top_p, given.top_k
     if temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
         raise ValueError(f"temperature={temperature} top_p={top_p} top_k={top_k}: expected T at least 0, top_p in (0, 1], top_k at least 0")
-    if beams > 1 and temperature > 0:
-        raise ValueError(f"beams={beams} with temperature={temperature}: expected beam search (temperature 0) or sampling (beams 1)")
-    if samples > 1 and temperature == 0:
-        raise ValueError(f"samples={samples} at temperature 0 would all be the same answer: expected samples=1, or a temperature")
-    if any(not text for text in stop):
+    if given.beams > 1 and temperature > 0:
+        raise ValueError(f"beams={given.beams} with temperature={temperature}: expected beam search (temperature 0) or sampling (beams 1)")
+    if given.samples > 1 and temperature == 0:
+        raise ValueError(f"samples={given.samples} at temperature 0 would all be the same answer: expected samples=1, or a temperature")
+    if any(not text for text in given.stop):
         raise ValueError("stop: an empty string ends every answer at once; expected text")
 
 
@@ -194,24 +253,24 @@ def _seeds(prompts: Sequence[str], samples: int, seed: int) -> list[int]:
     return seeds
 
 
-def _batch(
-    model: nn.Module,
-    tokenizer: Any,
-    rows: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    stop: Sequence[str],
-    beams: int,
-    seeds: Sequence[int] | None,
-    warp: tuple[float, int, float],
-) -> list[str]:
+def uniform(seed: int, steps: int) -> Tensor:
+    """The numbers in [0, 1) that the tokens of one answer are drawn at (steps,)."""
+    return torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _transformers(
+    model: nn.Module, tokenizer: Any, encoded: Sequence[Sequence[int]], part: Part, seeds: Sequence[int], given: Sampling,
+    finished: Callable[[int, int, Sequence[int]], None],
+) -> None:  # fmt: skip
+    """A part by `transformers.generate`: beam search, and models whose past is no cache of keys and values."""
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     inner = bare(model)
-    ids, mask = pad_left(rows, pad_token(tokenizer), inner.device)
-    before = 1 if is_seq2seq(model) else ids.shape[1]
+    ids, mask = pad_left([encoded[prompt] for prompt, _ in part], pad_token(tokenizer), inner.device)
+    before, ends = 1 if is_seq2seq(model) else ids.shape[1], end_tokens(model, tokenizer)
     settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        num_beams=beams,
+        max_new_tokens=given.max_new_tokens,
+        num_beams=given.beams,
         do_sample=False,
         use_cache=True,
         temperature=1.0,
@@ -222,19 +281,24 @@ def _batch(
         length_penalty=1.0,
         early_stopping=False,
         pad_token_id=pad_token(tokenizer),
-        eos_token_id=end_tokens(model, tokenizer),
+        eos_token_id=ends,
         bos_token_id=tokenizer.bos_token_id,
         decoder_start_token_id=getattr(inner.config, "decoder_start_token_id", None),
     )
+    processors: list[Any] = [lambda _, scores: refuse_nan(scores)]
+    if given.temperature > 0:
+        numbers = [uniform(seeds[prompt * given.samples + sample], given.max_new_tokens) for prompt, sample in part]
+        processors.append(Draw(torch.stack(numbers), before, Warp(given.temperature, given.top_k, given.top_p)))
     made = inner.generate(
         input_ids=ids,
         attention_mask=mask,
         generation_config=settings,
-        logits_processor=LogitsProcessorList([refuse_nan] + ([] if seeds is None else [Draw(seeds, max_new_tokens, before, *warp)])),
-        stopping_criteria=StoppingCriteriaList([Stops(tokenizer, stop, before)] if stop else []),
+        logits_processor=LogitsProcessorList(processors),
+        stopping_criteria=StoppingCriteriaList([Stops(tokenizer, given.stop, before)] if given.stop else []),
     )
-    prompts = [[]] * len(rows) if is_seq2seq(model) else rows
-    return [cut(continuation(tokenizer, prompt, row[before:].tolist()), stop) for prompt, row in zip(prompts, made, strict=True)]
+    for (prompt, sample), row in zip(part, made, strict=True):
+        new = row[before:].tolist()
+        finished(prompt, sample, new[: next((place for place, token in enumerate(new) if token in ends), len(new))])
 
 
 def continuation(tokenizer: Any, prompt: Sequence[int], new: Sequence[int]) -> str:
@@ -257,128 +321,54 @@ def cut(text: str, stop: Sequence[str]) -> str:
 class Stops:
     """A row is done as soon as its new text holds a stop string (looked for in the last few tokens of it)."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str], before: int) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str], before: int = 0) -> None:
         self._tokenizer, self._stop, self._before = tokenizer, tuple(stop), before
         # A token has at least one byte; a few more tokens for markers that decode to nothing.
         self._tail = max(len(text.encode()) for text in stop) + 8
 
+    def in_tokens(self, tokens: Sequence[int]) -> bool:
+        text = self._tokenizer.decode(list(tokens[-self._tail :]), skip_special_tokens=True)
+        return any(word in text for word in self._stop)
+
     def __call__(self, input_ids: Tensor, scores: Any, **unused: Any) -> Tensor:
-        tails = input_ids[:, max(self._before, input_ids.shape[1] - self._tail) :]
-        texts = self._tokenizer.batch_decode(tails, skip_special_tokens=True)
-        done = [any(word in text for word in self._stop) for text in texts]
+        done = [self.in_tokens(row[self._before :].tolist()) for row in input_ids]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
 
-def refuse_nan(input_ids: Tensor, scores: Tensor) -> Tensor:
+def refuse_nan(scores: Tensor) -> Tensor:
     """The logits as they are. Raises: FloatingPointError where one is NaN: an arg max would still find a token."""
     if scores.isnan().any():
         raise FloatingPointError("the model's logits are not finite, so it generates nothing: it diverged, lower lr or use precision=fp32")
     return scores
 
 
-class Draw:
-    """Sampling as a choice that is made before the arg max: all logits but the drawn token's become −∞.
+class Warp:
+    """The distribution that tokens are drawn from: divided by the temperature, then top-k, then top-p (the smallest set
+    of the most probable tokens that reaches p)."""
 
-    u ~ U(0, 1) of the row's own generator; the token is the first whose cumulated probability exceeds u, after division
-    by the temperature, then top-k, then top-p (the smallest set of the most probable tokens that reaches p).
-    """
-
-    def __init__(self, seeds: Sequence[int], steps: int, before: int, temperature: float, top_k: int, top_p: float) -> None:
+    def __init__(self, temperature: float, top_k: int, top_p: float) -> None:
         from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-        numbers = [torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
-        self._uniform, self._before, self._temperature = torch.stack(numbers), before, temperature
+        self._temperature = temperature
         self._warpers = ([TopKLogitsWarper(top_k)] if top_k else []) + ([TopPLogitsWarper(top_p)] if top_p < 1 else [])
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        warped = at_least_float32(scores) / self._temperature
+    def draw(self, logits: Tensor, numbers: Tensor) -> Tensor:
+        """The first token (n,) whose cumulated probability exceeds its row's number u ~ U(0, 1) (n,)."""
+        warped = at_least_float32(logits) / self._temperature
         for warper in self._warpers:
-            warped = warper(input_ids, warped)
+            warped = warper(None, warped)
         on_host = warped.double().softmax(-1).cpu()  # float64 is not to be had on every accelerator
         cumulated = on_host.cumsum(-1)
-        uniform = self._uniform[:, input_ids.shape[1] - self._before].unsqueeze(-1) * cumulated[:, -1:]
-        drawn = torch.searchsorted(cumulated, uniform, right=True).clamp_max(scores.shape[-1] - 1).to(scores.device)
-        return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)
+        drawn = torch.searchsorted(cumulated, numbers.unsqueeze(-1) * cumulated[:, -1:], right=True)
+        return drawn.squeeze(-1).clamp_max(logits.shape[-1] - 1).to(logits.device)
 
 
-# ---------------------------------------------------------------------------------------------------- likelihoods
+class Draw:
+    """Sampling as a choice that is made before the arg max: all logits but the drawn token's become −∞."""
 
+    def __init__(self, numbers: Tensor, before: int, warp: Warp) -> None:
+        self._numbers, self._before, self._warp = numbers, before, warp
 
-def score_choices(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    choices: Sequence[str],
-    *,
-    batch_size: int,
-    alone: bool = False,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """log p(choice | prompt), (n, C): the sum over the tokens of " choice" after the prompt (of the whole label in T5).
-
-    `alone`: the one token that the choice by itself ends in, as the released MMLU scripts score it. One forward pass
-    gives every choice that is one token.
-    """
-    continued = [_continuations(model, tokenizer, prompt, choices, alone) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: -len(continued[i][0]))
-    scores = np.zeros((len(prompts), len(choices)))
-    with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            mine = order[start : start + batch_size]
-            scores[mine] = _score_batch(model, tokenizer, [continued[i] for i in mine])
-            if progress is not None:
-                progress(min(start + batch_size, len(order)), len(order))
-    if not np.isfinite(scores).all():
-        raise FloatingPointError("a choice has a log-probability that is not finite: the model diverged, lower lr or use precision=fp32")
-    return scores
-
-
-def _continuations(model: nn.Module, tokenizer: Any, prompt: str, choices: Sequence[str], alone: bool) -> tuple[list[int], list[list[int]]]:
-    """The prompt's tokens and each choice's; where joining them changes the prompt's last token, the choice starts there."""
-    context = encode_prompts(model, tokenizer, [prompt], 0)[0]
-    if alone:
-        return context, [tokenizer(choice, add_special_tokens=False)["input_ids"][-1:] for choice in choices]
-    if is_seq2seq(model):
-        return context, [list(tokenizer(choice)["input_ids"]) for choice in choices]
-    joined = [encode_prompts(model, tokenizer, [f"{prompt} {choice}"], 0)[0] for choice in choices]
-    shared = min(next((i for i, (a, b) in enumerate(zip(context, ids, strict=False)) if a != b), len(context)) for ids in joined)
-    return context[:shared], [ids[shared:] for ids in joined]
-
-
-def _score_batch(model: nn.Module, tokenizer: Any, rows: Sequence[tuple[list[int], list[list[int]]]]) -> np.ndarray:
-    inner, pad = bare(model), pad_token(tokenizer)
-    if is_seq2seq(model):
-        return _score_seq2seq(inner, pad, rows)
-    if all(len(choice) == 1 for _, choices in rows for choice in choices):
-        ids, mask = pad_left([context for context, _ in rows], pad, inner.device)
-        logits = inner(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), logits_to_keep=1).logits[:, -1]
-        wanted = torch.tensor([[choice[0] for choice in choices] for _, choices in rows], device=inner.device)
-        return at_least_float32(logits).log_softmax(-1).gather(1, wanted).double().cpu().numpy()
-    count = len(rows[0][1])
-    flat = [(context, choice) for context, choices in rows for choice in choices]
-    longest = max(len(choice) for _, choice in flat)
-    ids, mask = pad_left([context + choice for context, choice in flat], pad, inner.device)
-    logits = inner(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), logits_to_keep=longest + 1).logits[:, :-1]
-    losses = at_least_float32(logits).log_softmax(-1).gather(2, ids[:, -longest:].unsqueeze(-1)).squeeze(-1)
-    own = torch.tensor([[position >= longest - len(choice) for position in range(longest)] for _, choice in flat], device=ids.device)
-    return losses.where(own, 0.0).double().sum(1).view(-1, count).cpu().numpy()
-
-
-def _score_seq2seq(inner: Any, pad: int, rows: Sequence[tuple[list[int], list[list[int]]]]) -> np.ndarray:
-    from transformers.modeling_outputs import BaseModelOutput
-
-    ids, mask = pad_left([context for context, _ in rows], pad, inner.device)
-    hidden = inner.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-    columns = []
-    for choice in range(len(rows[0][1])):
-        labels = torch.tensor([row[1][choice] for row in rows], device=ids.device)  # every row has the same labels
-        start = labels.new_full((len(rows), 1), int(inner.config.decoder_start_token_id))
-        reads = torch.cat([start, labels[:, :-1]], dim=1)
-        logits = inner(encoder_outputs=BaseModelOutput(last_hidden_state=hidden), attention_mask=mask, decoder_input_ids=reads).logits
-        columns.append(at_least_float32(logits).log_softmax(-1).gather(2, labels.unsqueeze(-1)).squeeze(-1).double().sum(1))
-    return torch.stack(columns, dim=1).cpu().numpy()
-
-
-def _positions(mask: Tensor) -> Tensor:
-    """Positions that start at each row's first real token."""
-    return (mask.cumsum(-1) - 1).clamp_min(0)
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        drawn = self._warp.draw(scores, self._numbers[:, input_ids.shape[1] - self._before])
+        return torch.full_like(scores, float("-inf")).scatter_(1, drawn.unsqueeze(-1), 0.0)

@@ -9,21 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from loraexp.machine.escapes import printable
 from loraexp.machine.files import replace
+from loraexp.machine.progress import Advance, tally
 from loraexp.scoring import generate, judge, sandbox
-from loraexp.scoring.backends import Backend, Progress, autocast_of, language_model, listener, quiet, sharded
+from loraexp.scoring.backends import Answering, autocast_of, language_model, listener, quiet
+from loraexp.scoring.likelihood import score_choices
 from loraexp.scoring.protocols import Protocol, find
-
-if TYPE_CHECKING:
-    from loraexp.machine.processes import Processes
+from loraexp.scoring.sharing import parts_of
 
 TASKS = Path(__file__).resolve().parent / "harness_tasks"
 FEWSHOT_SEED = 1234  # lm-eval's own default
@@ -61,27 +60,48 @@ class Sample:
     inside: bool = False  # code: tested in the program's own process (see judge.needs_itself)
 
 
+class Marks:
+    """What is known of a protocol's answers while they come: read and compared once, and counted for the bar."""
+
+    def __init__(self, protocol: Protocol, truths: Sequence[str], advance: Advance | None) -> None:
+        self._protocol, self._truths, self._advance = protocol, truths, advance
+        self._known: dict[tuple[str, str], tuple[str | None, bool]] = {}
+        self._done = self._answered = self._right = 0
+
+    def mark(self, text: str, truth: str) -> tuple[str | None, bool]:
+        """(the answer in a text, whether it is the truth); code is not run here, so none of it is right yet."""
+        key = (text, truth)
+        if key not in self._known:
+            answer = self._protocol.read(text)
+            self._known[key] = answer, self._protocol.kind != "code" and self._protocol.right(answer, truth)
+        return self._known[key]
+
+    def told(self, request: Any, found: str | Sequence[float], of: int) -> None:
+        """Hear of an answer of lm-eval's request: a text, or a log-probability of each choice."""
+        if self._advance is None:
+            return
+        self._done += 1
+        truth = self._truths[request.doc.get("index", request.doc_id)]
+        if isinstance(found, str):
+            answer, right = self.mark(found, truth)
+        else:
+            answer = self._protocol.choices[int(np.argmax(found))]
+            right = answer == truth
+        self._answered += answer is not None
+        self._right += right
+        shown = {"answered": f"{self._answered}/{self._done}"}
+        self._advance(1, total=of, **(shown if self._protocol.kind == "code" else shown | {"right": f"{self._right}/{self._done}"}))
+
+
 def score(
-    model: nn.Module,
-    tokenizer: Any,
-    protocol: Protocol,
-    questions: Sequence[Question],
-    *,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-    folder: Path | None,
-    seed: int = 0,
-    backend: Backend = "hf",
-    unsafe_code: bool = False,
-    processes: Processes | None = None,
-    progress: Progress | None = None,
-) -> dict[str, float]:
+    model: nn.Module, tokenizer: Any, protocol: Protocol, questions: Sequence[Question], how: Answering,
+    folder: Path | None = None, advance: Advance | None = None,
+) -> dict[str, float]:  # fmt: skip
     """The protocol's metrics of the model on these questions; `samples.jsonl` in `folder`.
 
     `accuracy`, or for code `pass@1`; `answered`, the share of outputs that an answer was found in. Where several
     answers are drawn, `pass@1` is their mean (Chen et al. 2021, eq. 1 with k = 1), and accuracy likewise. Several
-    `processes` answer a part of the questions each, and all of them return the metrics of all.
+    processes answer a part of the questions each, and all of them return the metrics of all. `advance` moves a bar.
 
     Raises: ValueError for no questions, for prompts beyond the window, and for a backend that is not there;
     SandboxError, before anything is generated, where code would have to run without a sandbox.
@@ -91,51 +111,31 @@ def score(
     if protocol.kind == "harness":
         raise ValueError(f"protocol {protocol.benchmark}/{protocol.name} is lm-eval's own task: score it with harness.run_task")
     if protocol.kind == "code":
-        sandbox.require(unsafe_code)
+        sandbox.require(how.unsafe_code)
     room, sources = protocol.decoding.max_new_tokens if protocol.decoding else 0, [question.source for question in questions]
     generate.encode_prompts(model, tokenizer, [question.prompt for question in questions], room, sources)  # all fit, or none is scored
-    mine = share([question.prompt for question in questions], model, processes)
-    part = [questions[index] for index in mine]
-    samples: list[Sample] = []
-    if part and protocol.kind == "choices" and protocol.choice_tokens == "alone":
-        samples = _alone(model, tokenizer, protocol, part, batch_size, autocast_of(device, precision), progress)
-    elif part:
-        how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "seed": seed, "backend": backend, "progress": progress}
-        with language_model(model, tokenizer, **how) as live:
-            samples = _through_lm_eval(live, protocol, part)
+    marks = Marks(protocol, [question.truth for question in questions], advance)
+    if protocol.kind == "choices" and protocol.choice_tokens == "alone":
+        samples = _alone(model, tokenizer, protocol, questions, how, marks)
+    else:
+        with language_model(model, tokenizer, how, marks.told) as live:
+            samples = _through_lm_eval(live, protocol, questions, marks)
     if protocol.kind == "code":
-        _execute(samples, part, unsafe_code, processes.world if processes else 1)
-    samples = joined(samples, mine, model, processes)
+        _execute(samples, questions, how, model)
     write_samples(folder, samples)
-    found = {protocol.metric: float(np.mean([sample.right for sample in samples]))}
+    return metrics_of(protocol, samples)
+
+
+def metrics_of(protocol: Protocol, samples: Sequence[Sample]) -> dict[str, float]:
+    name = "accuracy" if protocol.kind == "harness" else protocol.metric
+    found = {name: float(np.mean([sample.right for sample in samples]))}
     return found if protocol.kind == "choices" else found | {"answered": float(np.mean([sample.answer is not None for sample in samples]))}
-
-
-def share(prompts: Sequence[str], model: nn.Module, processes: Processes | None) -> list[int]:
-    """The numbers of the questions that this process answers: each of the different prompts in turn, equal ones together.
-
-    So the n-th sample of a prompt is drawn alike in one process and in many. Where processes hold the weights in pieces
-    every one of them answers everything: they have to make each forward pass together.
-    """
-    if processes is None or processes.world == 1 or sharded(model):
-        return list(range(len(prompts)))
-    place: dict[str, int] = {}
-    return [index for index, prompt in enumerate(prompts) if place.setdefault(prompt, len(place)) % processes.world == processes.rank]
-
-
-def joined(samples: list[Sample], mine: Sequence[int], model: nn.Module, processes: Processes | None) -> list[Sample]:
-    """The samples of all processes, in the order of the questions, whose numbers take the place of those in this share."""
-    for sample in samples:
-        sample.index = mine[sample.index]
-    if processes is None or sharded(model):
-        return samples
-    return sorted((sample for part in processes.gather(samples) for sample in part), key=lambda sample: sample.index)
 
 
 # ---------------------------------------------------------------------------------------------------- the tasks
 
 
-def _through_lm_eval(live: Any, protocol: Protocol, questions: Sequence[Question]) -> list[Sample]:
+def _through_lm_eval(live: Any, protocol: Protocol, questions: Sequence[Question], marks: Marks) -> list[Sample]:
     """The protocol as one of our lm-eval tasks on a local JSON file of its rows; samples in the order of the questions."""
     with tempfile.TemporaryDirectory() as place:
         rows = Path(place) / "questions.jsonl"
@@ -146,7 +146,7 @@ def _through_lm_eval(live: Any, protocol: Protocol, questions: Sequence[Question
             overrides |= _decoding(protocol)
         logged = lm_evaluate(live, task, overrides)["samples"][task]
     logged = sorted(logged, key=lambda one: one["doc"]["index"])
-    return [sample for one in logged for sample in _samples(protocol, questions[one["doc"]["index"]], one)]
+    return [sample for one in logged for sample in _samples(protocol, questions[one["doc"]["index"]], one, marks)]
 
 
 def _row(protocol: Protocol, index: int, question: Question) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _texts(results: Sequence[Any]) -> list[str]:
     return [text for result in results for text in ([result] if isinstance(result, str) else result)]
 
 
-def _samples(protocol: Protocol, question: Question, logged: Mapping[str, Any]) -> list[Sample]:
+def _samples(protocol: Protocol, question: Question, logged: Mapping[str, Any], marks: Marks) -> list[Sample]:
     name, index = f"{protocol.benchmark}/{protocol.name}", logged["doc"]["index"]
     if protocol.kind == "choices":
         scores = [float(score) for score, _ in logged["filtered_resps"]]
@@ -196,22 +196,26 @@ def _samples(protocol: Protocol, question: Question, logged: Mapping[str, Any]) 
         return [Sample(index, name, question.prompt, question.truth, "", best, best == question.truth, question.source, scores)]
     made = []
     for text in _texts(logged["filtered_resps"]):
-        answer = protocol.read(text)
-        right = protocol.kind != "code" and protocol.right(answer, question.truth)
+        answer, right = marks.mark(text, question.truth)
         made.append(Sample(index, name, question.prompt, question.truth, text, answer, right, question.source))
     return made
 
 
 def _alone(
-    model: nn.Module, tokenizer: Any, protocol: Protocol, questions: Sequence[Question],
-    batch_size: int, products: Any, progress: Progress | None,
-) -> list[Sample]:  # fmt: skip
+    model: nn.Module, tokenizer: Any, protocol: Protocol, questions: Sequence[Question], how: Answering, marks: Marks
+) -> list[Sample]:
     """Choices as single tokens whatever precedes them, which lm-eval cannot express: it joins prompt and choice."""
+
+    def told(row: int, scores: list[float], of: int) -> None:
+        marks.told(SimpleNamespace(doc={"index": row}, doc_id=row), scores, of)
+
     prompts = [question.prompt for question in questions]
-    with products:
-        scores = generate.score_choices(model, tokenizer, prompts, protocol.choices, batch_size=batch_size, alone=True, progress=progress)
+    with autocast_of(generate.bare(model).device, how.precision):
+        scores = score_choices(
+            model, tokenizer, prompts, protocol.choices, batch_size=how.batch_size, alone=True, processes=how.processes, told=told
+        )
     return [
-        _samples(protocol, question, {"doc": {"index": index}, "filtered_resps": [(value, False) for value in scores[index]]})[0]
+        _samples(protocol, question, {"doc": {"index": index}, "filtered_resps": [(value, False) for value in scores[index]]}, marks)[0]
         for index, question in enumerate(questions)
     ]
 
@@ -249,41 +253,23 @@ def lm_evaluate(live: Any, task: str, overrides: Mapping[str, Any], benchmark: s
 
 
 def run_task(
-    model: nn.Module,
-    tokenizer: Any,
-    protocol: Protocol,
-    *,
-    batch_size: int,
-    precision: str = "fp32",
-    folder: Path | None = None,
-    rows: Sequence[Mapping[str, Any]],
-    shorter: Mapping[str, str] = MappingProxyType({}),
-    seed: int = 0,
-    backend: Backend = "hf",
-    processes: Processes | None = None,
-    progress: Progress | None = None,
-) -> dict[str, float]:
+    model: nn.Module, tokenizer: Any, protocol: Protocol, rows: Sequence[Mapping[str, Any]], how: Answering,
+    folder: Path | None = None, advance: Advance | None = None, shorter: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, float]:  # fmt: skip
     """A protocol that is lm-eval's own task (8-shot GSM8K), on rows in the columns of its data; see `score`.
 
     `shorter`: what is asked in the place of a prompt that does not fit the window.
 
     Raises: ValueError for a protocol that is not lm-eval's, or where lm-eval does not report its metric.
     """
-    mine = share([json.dumps(row) for row in rows], model, processes)
-    samples: list[Sample] = []
-    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "seed": seed, "backend": backend, "progress": progress}
-    if mine:
-        with language_model(model, tokenizer, **how) as live:
-            live.shorter = shorter
-            samples = _own_samples(protocol, _on_rows(live, protocol, [rows[index] for index in mine]))
+    marks = Marks(protocol, [str(row.get("answer", "")) for row in rows], advance)
+    with language_model(model, tokenizer, how, marks.told, shorter) as live:
+        samples = _own_samples(protocol, _on_rows(live, protocol, rows))
     for sample in samples:
         sample.prompt = shorter.get(sample.prompt, sample.prompt)
-    samples = joined(samples, mine, model, processes)
+    samples.sort(key=lambda sample: sample.index)
     write_samples(folder, samples)
-    return {
-        "accuracy": float(np.mean([sample.right for sample in samples])),
-        "answered": float(np.mean([sample.answer is not None for sample in samples])),
-    }
+    return metrics_of(protocol, samples)
 
 
 def prompts_of(protocol: Protocol, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -332,18 +318,24 @@ def _own_samples(protocol: Protocol, found: Mapping[str, Any]) -> list[Sample]:
 # ---------------------------------------------------------------------------------------------------- code and files
 
 
-def _execute(samples: list[Sample], questions: Sequence[Question], unsafe_code: bool, beside: int) -> None:
-    """Run each answer against its question's tests, on this process's part of the CPUs; without code it fails unrun."""
-    from loraexp.machine.progress import tally
-
-    runnable = [sample for sample in samples if sample.answer is not None]
-    cases = [case(questions[sample.index], sample.answer or "") for sample in runnable]
+def _execute(samples: list[Sample], questions: Sequence[Question], how: Answering, model: nn.Module) -> None:
+    """Run each answer against its question's tests, this process's part of them on its part of the CPUs."""
+    runnable = [number for number, sample in enumerate(samples) if sample.answer is not None]
+    mine = [runnable[k] for k in parts_of(how.processes, model, len(runnable))]
+    cases = [case(questions[samples[number].index], samples[number].answer or "") for number in mine]
     with tally("tests") as progress:
+        beside = how.processes.world if how.processes is not None else 1
         workers = max(1, (os.cpu_count() or 1) // beside)
-        outcomes = judge.judge_all(cases, unsafe_code=unsafe_code, workers=workers, progress=progress)
-    for sample, outcome in zip(runnable, outcomes, strict=True):
-        sample.right, sample.detail = outcome.passed, f"{outcome.status}: {outcome.detail}".rstrip(": ")
-        sample.inside = outcome.inside
+        outcomes = judge.judge_all(cases, unsafe_code=how.unsafe_code, workers=workers, progress=progress)
+    found = {
+        number: (outcome.passed, f"{outcome.status}: {outcome.detail}".rstrip(": "), outcome.inside)
+        for number, outcome in zip(mine, outcomes, strict=True)
+    }
+    if how.processes is not None and len(mine) < len(runnable):
+        for part in how.processes.gather(found):
+            found |= part
+    for number, verdict in found.items():
+        samples[number].right, samples[number].detail, samples[number].inside = verdict
 
 
 def case(question: Question, completion: str) -> judge.Case:

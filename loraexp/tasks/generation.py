@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,10 @@ from loraexp.data import benchmarks
 from loraexp.data.benchmarks import Questions
 from loraexp.data.pairs import Kind, Reading, TextExamples, encode_pairs
 from loraexp.data.rows import Files, Hub, Records, Row, find
-from loraexp.machine.progress import tally
+from loraexp.machine.progress import bar
 from loraexp.scoring import backends, harness, judge, protocols, sandbox
 from loraexp.scoring.answers import COMMONSENSE_WORDS
-from loraexp.scoring.backends import Backend
+from loraexp.scoring.backends import Answering, Backend
 from loraexp.scoring.generate import shortened, tokens_beyond
 from loraexp.scoring.harness import Question
 from loraexp.scoring.protocols import Protocol
@@ -109,19 +110,22 @@ class GenerationTask(TextTask):
             return benchmarks.average({key: values for key, values in self.found.items() if key.endswith(ending)})
         benchmark, protocol = self.asked[split]
         held = self.questions[benchmark]
-        how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "folder": folder, "backend": self.backend}
-        with tally(f"eval {split}") as progress:
-            how |= {"processes": processes, "progress": progress}
+        how = Answering(
+            batch_size=batch_size, precision=precision, backend=self.backend, processes=processes, unsafe_code=self.unsafe_code
+        )  # fmt: skip
+        with bar(f"eval {split}", 0) as advance:
             if protocol.kind == "harness":
                 rows = [held.rows[number] for number in self.usable[split]]
                 shorter = {self.prompts[split][number]: prompt for number, prompt in self.shorter[split].items()}
-                self.found[split] = harness.run_task(model, tokenizer, protocol, rows=rows, shorter=shorter, **how)
+                self.found[split] = harness.run_task(model, tokenizer, protocol, rows, how, folder, advance, shorter)
             else:
                 asked = [self.question(split, number) for number in self.usable[split]]
-                self.found[split] = harness.score(
-                    model, tokenizer, protocol, asked, device=device, unsafe_code=self.unsafe_code, **how
-                )  # fmt: skip
+                self.found[split] = harness.score(model, tokenizer, protocol, asked, how, folder, advance)
         return self.found[split]
+
+    def answering(self) -> AbstractContextManager[None]:
+        """vLLM's copy of the model is made once for all splits."""
+        return backends.one_copy()
 
     def question(self, split: str, number: int) -> Question:
         """A row of a benchmark as it is scored under the split's protocol, its prompt within the window."""

@@ -15,16 +15,17 @@ import pytest
 import torch
 from torch import nn
 
-from loraexp.scoring import backends, harness, protocols
+from loraexp.scoring import backends, decode, harness, protocols
 from loraexp.scoring import generate as generation
-from loraexp.scoring.generate import generate, score_choices
+from loraexp.scoring.generate import generate
 from loraexp.scoring.harness import Question, run_task, score
+from loraexp.scoring.likelihood import score_choices
 from tests.support.helpers import shared_data
 
 PROMPTS = ["Q: How many eggs?\nA: ", "no", "Ducks lay eggs, and a farmer sells them at the market for two dollars. " * 3, "12 + 7 ="]
 LLAMA = {"model_type": "llama", "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
-HOW = {"device": torch.device("cpu"), "precision": "fp32", "batch_size": 2}
+HOW = backends.Answering(batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +79,13 @@ def test_the_batch_changes_no_answer(model: nn.Module, tokenizer: Any, how: dict
 
 def test_without_the_mask_the_batch_would_change_answers(llama: nn.Module, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = generate(llama, tokenizer, PROMPTS, max_new_tokens=16, batch_size=1)
-    padded = generation.pad_left
+    padded = decode.pad_left
 
     def unmasked(rows: Any, value: int, device: torch.device) -> Any:
         ids, mask = padded(rows, value, device)
         return ids, torch.ones_like(mask)
 
-    monkeypatch.setattr(generation, "pad_left", unmasked)
+    monkeypatch.setattr(decode, "pad_left", unmasked)
     assert generate(llama, tokenizer, PROMPTS, max_new_tokens=16, batch_size=4) != alone
 
 
@@ -112,8 +113,8 @@ def test_the_first_stop_string_ends_an_answer_and_generation(llama: nn.Module, t
     text = generate(llama, tokenizer, PROMPTS[:1], max_new_tokens=24, batch_size=1)[0][0]
     stop = text[6:8]
     steps: list[int] = []
-    seen = generation.Stops.__call__
-    monkeypatch.setattr(generation.Stops, "__call__", lambda self, ids, scores, **more: (steps.append(1), seen(self, ids, scores))[1])
+    seen = generation.Stops.in_tokens
+    monkeypatch.setattr(generation.Stops, "in_tokens", lambda self, tokens: (steps.append(1), seen(self, tokens))[1])
     assert generate(llama, tokenizer, PROMPTS[:1], max_new_tokens=24, batch_size=1, stop=[stop, "never"]) == [[text[: text.index(stop)]]]
     assert len(steps) < 24
 
@@ -160,7 +161,7 @@ def test_a_prompt_beyond_the_window_is_named(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=r"prompt 2 has \d+ tokens and 8 more .* window is 64: .*skip_bad"):
         generate(small, tokenizer, PROMPTS, max_new_tokens=8, batch_size=2)
     with pytest.raises(ValueError, match=r"test.jsonl row 3 has \d+ tokens and 512 more"):
-        score(small, tokenizer, protocols.find("gsm8k", "lora_ga"), [Question("a", "1", "test.jsonl row 3")], folder=None, **HOW)
+        score(small, tokenizer, protocols.find("gsm8k", "lora_ga"), [Question("a", "1", "test.jsonl row 3")], HOW)
     with pytest.raises(ValueError, match="prompt 0 is empty"):
         generate(small, tokenizer, [""], max_new_tokens=8, batch_size=2)
 
@@ -175,7 +176,7 @@ def test_a_model_that_diverged_generates_nothing(tokenizer: Any, how: dict[str, 
 
 def test_bf16_scores_and_generates(llama: nn.Module, tokenizer: Any, short: Any) -> None:
     protocol = short("gsm8k", "lora_ga")
-    found = score(llama, tokenizer, protocol, [Question("Why?", "1")], folder=None, **(HOW | {"precision": "bf16"}))
+    found = score(llama, tokenizer, protocol, [Question("Why?", "1")], replace(HOW, precision="bf16"))
     assert set(found) == {"accuracy", "answered"}
 
 
@@ -233,7 +234,7 @@ def test_every_prompt_text_and_answer_is_written(llama: nn.Module, tokenizer: An
         questions = [
             Question(protocol.ask(question=row["question"]), protocol.read_truth(row["answer"]), f"row {i}") for i, row in enumerate(rows)
         ]
-        found = score(llama, tokenizer, protocol, questions, folder=tmp_path, **HOW)
+        found = score(llama, tokenizer, protocol, questions, HOW, tmp_path)
         assert set(found) == {"accuracy", "answered"} and 0 <= found["accuracy"] <= 1
     written = lines(tmp_path)
     assert [line["protocol"] for line in written] == ["gsm8k/lora_da"] * 3 + ["gsm8k/lora_ga"] * 3
@@ -250,7 +251,7 @@ def test_our_generation_is_lm_evals_own(llama: nn.Module, tokenizer: Any) -> Non
 
     settings = {"until": ["zz"], "max_gen_toks": 8, "do_sample": False}
     requests = [Instance("generate_until", {}, (prompt, dict(settings)), i) for i, prompt in enumerate(PROMPTS)]
-    with backends.language_model(llama, tokenizer, batch_size=2) as live:
+    with backends.language_model(llama, tokenizer, HOW) as live:
         assert isinstance(live, HFLM)
         assert live.generate_until(requests) == HFLM.generate_until(live, requests, disable_tqdm=True)
 
@@ -258,12 +259,12 @@ def test_our_generation_is_lm_evals_own(llama: nn.Module, tokenizer: Any) -> Non
 def test_lm_evals_likelihoods_are_ours(llama: nn.Module, tokenizer: Any, tmp_path: Path) -> None:
     protocol = protocols.find("mmlu", "lora_one")
     prompts = ["Which?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:", "What is it?\nAnswer:"]
-    found = score(llama, tokenizer, protocol, [Question(prompt, "B") for prompt in prompts], folder=tmp_path, **HOW)
+    found = score(llama, tokenizer, protocol, [Question(prompt, "B") for prompt in prompts], HOW, tmp_path)
     ours = score_choices(llama, tokenizer, prompts, protocol.choices, batch_size=2)
     assert [line["scores"] for line in lines(tmp_path)] == [pytest.approx(row, rel=1e-5, abs=1e-4) for row in ours.tolist()]
     assert found == {"accuracy": pytest.approx(np.mean(ours.argmax(1) == 1))}
     with pytest.raises(ValueError, match="expected one of A, B, C, D"):
-        score(llama, tokenizer, protocol, [Question("x", "E", "row 7")], folder=None, **HOW)
+        score(llama, tokenizer, protocol, [Question("x", "E", "row 7")], HOW)
 
 
 def test_several_samples_of_a_row_are_averaged(llama: nn.Module, tokenizer: Any, short: Any, tmp_path: Path) -> None:
@@ -275,7 +276,7 @@ def test_several_samples_of_a_row_are_averaged(llama: nn.Module, tokenizer: Any,
     question = Question(
         protocol.ask(prompt="def one():\n"), "def check(f):\n    assert f() == 1", opening="def one():\n    return 1\n", entry="one"
     )
-    found = score(llama, tokenizer, protocol, [question], folder=tmp_path, **HOW)
+    found = score(llama, tokenizer, protocol, [question], HOW, tmp_path)
     written = lines(tmp_path)
     assert len(written) == 5 and len({line["output"] for line in written}) > 1
     assert found["pass@1"] == pytest.approx(np.mean([line["right"] for line in written]))
@@ -283,13 +284,13 @@ def test_several_samples_of_a_row_are_averaged(llama: nn.Module, tokenizer: Any,
 
 def test_eight_shots_through_lm_evals_own_task(llama: nn.Module, tokenizer: Any, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in shared_data("gsm8k", "test.jsonl").read_text().splitlines()[:2]]
-    found = run_task(llama, tokenizer, protocols.find("gsm8k", "cot"), batch_size=2, folder=tmp_path, rows=rows)
+    found = run_task(llama, tokenizer, protocols.find("gsm8k", "cot"), rows, HOW, tmp_path)
     written = lines(tmp_path)
     assert set(found) == {"accuracy", "answered"} and len(written) == 2
     assert written[0]["prompt"].count("Q: ") == 9 and written[0]["prompt"].endswith("A:") and "ducks" in written[0]["prompt"]
     assert harness.prompts_of(protocols.find("gsm8k", "cot"), rows) == [line["prompt"] for line in written]
     with pytest.raises(ValueError, match="is not a task of lm-eval"):
-        run_task(llama, tokenizer, protocols.find("gsm8k", "lora_ga"), batch_size=1, rows=rows)
+        run_task(llama, tokenizer, protocols.find("gsm8k", "lora_ga"), rows, HOW)
 
 
 def test_a_backend_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,19 +324,25 @@ def test_vllm_is_given_a_merged_copy_of_the_live_model(tokenizer: Any, short: An
             layer.lora_B.add_(0.3)
     where: list[str] = []
 
-    def served(pretrained: str, batch_size: str, seed: int) -> Any:
+    def served(pretrained: str, **given: Any) -> Any:
+        assert given == {"batch_size": "auto", "seed": 0, "dtype": "float32"}
         where.append(pretrained)
         merged = AutoModelForCausalLM.from_pretrained(pretrained)
         assert not any("lora" in name for name, _ in merged.named_parameters())
-        return backends._live(merged, AutoTokenizer.from_pretrained(pretrained), 2, "fp32", seed, None)
+        return backends._live(merged, AutoTokenizer.from_pretrained(pretrained), HOW, None, {})
 
     monkeypatch.setattr(backends, "find_spec", lambda name: name)
     monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=served))  # type: ignore[misc]
     questions = [Question(prompt, "1") for prompt in PROMPTS]
-    score(model, tokenizer, protocol, questions, folder=tmp_path, backend="vllm", **HOW)
+    score(model, tokenizer, protocol, questions, replace(HOW, backend="vllm"), tmp_path)
     expected = generate(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=4)
     assert [[line["output"]] for line in lines(tmp_path)] == expected != plain
-    assert not Path(where[0]).exists() and model.get_submodule(names[0]) is adapters.layers[names[0]]
+    with backends.one_copy():  # several protocols and benchmarks of one model
+        for name in ("first", "second"):
+            score(model, tokenizer, protocol, questions, replace(HOW, backend="vllm"), tmp_path / name)
+            assert [[line["output"]] for line in lines(tmp_path / name)] == expected and Path(where[1]).exists()
+    assert len(where) == 2 and not any(Path(place).exists() for place in where)
+    assert model.get_submodule(names[0]) is adapters.layers[names[0]]
 
 
 def test_code_is_not_even_generated_without_a_sandbox(llama: nn.Module, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,4 +351,4 @@ def test_code_is_not_even_generated_without_a_sandbox(llama: nn.Module, tokenize
     monkeypatch.setattr(sandbox, "problem", lambda: "no sandbox here")
     monkeypatch.setattr(generation, "generate", lambda *_, **__: pytest.fail("generated"))
     with pytest.raises(sandbox.SandboxError, match="no sandbox here"):
-        score(llama, tokenizer, protocols.find("humaneval", "lora_one"), [Question("x", "y")], folder=None, **HOW)
+        score(llama, tokenizer, protocols.find("humaneval", "lora_one"), [Question("x", "y")], HOW)

@@ -1,0 +1,35 @@
+"""Which part of the work this process does: a function of the work alone, so that many processes find what one finds."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import nn
+
+
+class Sharing(Protocol):
+    """The processes of a run, as far as scoring needs them (`loraexp.machine.processes.Processes`)."""
+
+    world: int
+    rank: int
+
+    def gather(self, thing: Any) -> list[Any]:
+        """`thing` of every process, in order of rank, on every process."""
+        ...
+
+
+def parts_of(processes: Sharing | None, model: nn.Module, count: int) -> list[int]:
+    """The numbers of the parts, of `count`, that this process does: every world-th one.
+
+    A part is a whole batch, and the batches do not depend on the processes: their sums are the same to the digit.
+    Where processes hold the weights in pieces every one does all: they have to make each forward pass together.
+    """
+    if processes is None or processes.world == 1 or sharded(model):
+        return list(range(count))
+    return list(range(processes.rank, count, processes.world))
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether processes share the weights, so that each needs every other one for a forward pass of its own."""
+    whole = type(model).__name__ != "FullyShardedDataParallel"
+    return not whole or any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
