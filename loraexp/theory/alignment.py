@@ -14,9 +14,10 @@ from loraexp.config import ConfigError
 from loraexp.initializers.lora_ga import lora_ga
 from loraexp.statistics import layer_generator
 from loraexp.sweep.computed import Computed, Curve, Progress
-from loraexp.theory import linear
+from loraexp.theory import linear, shifts
+from loraexp.theory.bands import band
 from loraexp.theory.linear import Batch, descend, first_step, logs
-from loraexp.theory.lora_one import band, gaussian
+from loraexp.theory.starts import gaussian
 
 # ---------------------------------------------------------------------------------------------------- alignment
 
@@ -77,7 +78,7 @@ def random_start(
     for name, rank in ranks.items():
         taken, bounds = [], []
         for size, d in dimensions.items():
-            given = linear.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
+            given = shifts.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
             smallest = torch.linalg.svdvals(given.gradient)[:, true_rank - 1]
             bound = -math.log(base_of_c9(d, rank, true_rank, theta, xi)) / torch.log1p(lr * smallest)
             start = partial(start_of_c9, rank=rank, true_rank=true_rank, theta=theta, xi=xi)
@@ -133,7 +134,7 @@ def bias_of_lora_ga(
     values: dict[str, float | list[float]] = {}
     columns: dict[str, list[list[float]]] = {"bias": [], "least": []}
     for done, (name, k) in enumerate(outputs.items()):
-        given = linear.tasks(seeds, d, k, [1.0] * true_rank, rows)
+        given = shifts.tasks(seeds, d, k, [1.0] * true_rank, rows)
         bias, least, without = [], [], []
         for i, layer in enumerate(given.layers()):
             generator = layer_generator(i, layer.name)

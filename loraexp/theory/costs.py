@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import statistics
-import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from loraexp import config
-from loraexp.adapter.adapted import scaling_factor
 from loraexp.adapter.layer import Layer
-from loraexp.config.settings import ModelSettings, Settings
-from loraexp.machine.processes import Processes
+from loraexp.config.settings import ModelSettings
 from loraexp.models import load
 from loraexp.run.evaluate import to_device
-from loraexp.run.experiment import labels, make, make_task
-from loraexp.run.initialise import Objective, calibration_rows, initialize
+from loraexp.run.experiment import make
+from loraexp.run.initialise import Objective
 from loraexp.statistics import Calibration, layer_generator, weight
 from loraexp.statistics.collect import like
 from loraexp.statistics.curvature import cancelling, collect_curvature
-from loraexp.statistics.hooks import Sums, Sweeper
+from loraexp.statistics.hooks import Sweeper
 from loraexp.sweep.computed import Computed, Curve
+from loraexp.theory.meter import Alive, Bench, Meter, MeteredSweeper, prepare
 
 GIGA = 1e9
 Progress = Callable[[int, int], None]
@@ -89,122 +80,6 @@ def forward_macs(settings: ModelSettings, init: str, rank: int, tokens: int) -> 
 
 
 # ---------------------------------------------------------------------------------------------------- initialisation
-
-
-class Alive(TorchDispatchMode):
-    """Bytes of the tensors that were made within and are still alive, now and at most: the same on every device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.known: set[int] = set()  # storages by identity, which is theirs for as long as they live
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for given in tree_leaves((args, kwargs)):
-            self.meet(given, counted=False)  # made before: a weight, a batch
-        made = func(*args, **(kwargs or {}))
-        for result in tree_leaves(made):
-            self.meet(result, counted=True)
-        self.most = max(self.most, self.now)
-        return made
-
-    def meet(self, thing: Any, counted: bool) -> None:
-        if not isinstance(thing, Tensor):
-            return
-        storage = thing.untyped_storage()
-        if id(storage) in self.known:
-            return
-        size = storage.nbytes() if counted else 0
-        self.known.add(id(storage))
-        self.now += size
-        weakref.finalize(storage, self.gone, id(storage), size)
-
-    def gone(self, identity: int, size: int) -> None:
-        self.known.discard(identity)
-        self.now -= size
-
-
-@dataclass
-class Meter:
-    """Seconds of named parts, one after another, and with `alive` the bytes that each held at its peak beyond its start."""
-
-    device: torch.device
-    alive: Alive | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    bytes: dict[str, int] = field(default_factory=dict)
-    part: str | None = None
-    since: float = 0.0
-    held: int = 0
-
-    def switch(self, part: str | None) -> None:
-        """End the part that is under way, and begin another."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        if self.part is not None:
-            self.seconds[self.part] = self.seconds.get(self.part, 0.0) + now - self.since
-            if self.alive is not None:
-                self.bytes[self.part] = max(self.bytes.get(self.part, 0), self.alive.most - self.held)
-        if self.alive is not None:
-            self.alive.most = self.held = self.alive.now
-        self.part, self.since = part, time.perf_counter()
-
-    @contextmanager
-    def during(self, part: str) -> Iterator[None]:
-        self.switch(part)
-        try:
-            yield
-        finally:
-            self.switch(None)
-
-
-class MeteredSweeper(Sweeper):
-    """A sweeper whose sweeps are parts of their own: what is between them is a QR, what follows the last an eigenproblem."""
-
-    meter: Meter
-    iterations: int
-    runs = 0
-
-    def run(self, make: Callable[[], Sums], first_samples: int | None = None) -> Sums:
-        last = self.runs == self.iterations
-        self.meter.switch("projecting" if last else "sketching")
-        try:
-            return super().run(make, first_samples)
-        finally:
-            self.runs += 1
-            self.meter.switch("SVD" if last else "QR")
-
-
-@dataclass
-class Bench:
-    """A model on its device, its target layers and the calibration batches of one method."""
-
-    settings: Settings
-    model: nn.Module
-    targets: dict[str, nn.Module]
-    task: Any
-    device: torch.device
-
-    @property
-    def scaling(self) -> float:
-        return scaling_factor(self.settings.adapter.scaling, self.settings.alpha, self.settings.rank)
-
-    @property
-    def batches(self) -> list[dict[str, Tensor]]:
-        examples, asked = self.task.splits["train"], self.settings.calibration
-        rows = calibration_rows(len(examples), asked, self.settings.seed)
-        return [self.task.collate(examples, part) for part in np.split(rows, range(asked.batch_size, len(rows), asked.batch_size))]
-
-    def whole(self) -> float:
-        """The initialisation as a run does it; its backward passes over all samples."""
-        how: dict[str, Any] = {
-            "scaling": self.scaling,
-            "settings": self.settings,
-            "device": self.device,
-            "processes": Processes(str(self.device)),
-        }
-        made = initialize(self.model, self.targets, self.task, make(self.settings.init), **how)
-        return float(made.ledger["statistics"]["backward_sweeps"])
 
 
 def initialisation_by_operation(
@@ -283,19 +158,6 @@ def every_gradient(bench: Bench) -> float:
             parameter.grad = None
             parameter.requires_grad_(flag)
     return 1.0
-
-
-def prepare(overrides: list[str], like: Bench | None = None) -> Bench:
-    """What a run would initialise; with `like`, on the model and the task of another bench."""
-    settings, _ = config.check(config.compose(overrides))
-    if like is not None:
-        return Bench(settings, like.model, like.targets, like.task, like.device)
-    device = load.choose_device(settings.device)
-    tokenizer = load.load_tokenizer(settings.model)
-    task = make_task(settings, tokenizer)
-    model = load.load_model(settings.model, dtype=torch.float32, head_seed=settings.seed, **labels(task)).to(device)
-    head = load.new_modules(model, settings.model.kind)
-    return Bench(settings, model, load.target_layers(model, settings.model.targets, head), task, device)
 
 
 def measure(work: Callable[..., None], name: str, device: torch.device, repeats: int) -> tuple[dict[str, float], dict[str, int]]:

@@ -15,7 +15,7 @@ from loraexp.initializers.lora_ga import lora_ga
 from loraexp.initializers.lora_one import lora_one
 from loraexp.statistics import layer_generator
 from loraexp.sweep.computed import Computed, Progress
-from loraexp.theory.linear import directions
+from loraexp.theory.shifts import directions
 
 DRAWS = 50  # training sets that are drawn at once
 

@@ -15,7 +15,7 @@ from loraexp.run.experiment import make
 from loraexp.run.initialise import initialize
 from loraexp.run.train import accumulate_gradient
 from loraexp.sweep.computed import Computed, Progress
-from loraexp.theory.costs import Alive, Bench, prepare
+from loraexp.theory.meter import Alive, Bench, prepare
 
 Held = dict[str, Factors]
 

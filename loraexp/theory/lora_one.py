@@ -2,75 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from loraexp.adapter import linalg
-from loraexp.adapter.layer import Factors, Layer
 from loraexp.config import ConfigError
-from loraexp.initializers.lora import lora
 from loraexp.initializers.lora_ga import lora_ga
 from loraexp.initializers.lora_one import lora_one
 from loraexp.initializers.lora_sb import lora_sb
 from loraexp.sweep.computed import Computed, Curve, Progress
-from loraexp.theory import linear
+from loraexp.theory import linear, shifts
+from loraexp.theory.bands import band, first_divergence, smallest_gap
 from loraexp.theory.linear import Batch, Trace, by_seed, descend, first_step, logs
-
-# ------------------------------------------------------------------------------------------------------ starts
-
-
-def gaussian(layer: Layer, generator: torch.Generator, *, rank: int, variance: float) -> Factors:
-    """(LoRA-init): LoRA's start with the entries of A from N(0, α²), as the paper draws them."""
-    factors = lora(layer, rank=rank, scaling=1.0, generator=generator)
-    return replace(factors, A=variance**0.5 * linalg.gaussian(rank, layer.d_in, generator, factors.A))
-
-
-def spectral(layer: Layer, generator: torch.Generator, *, rank: int, gamma: float = 1.0) -> Factors:
-    """(Spectral-init): `B0 A0 = γ` times the best rank-r approximation of the negative gradient, its size included.
-
-    It is LoRA-One with the scale `s = 1/(γ Σ_0)`, which takes back the division by the largest singular value Σ_0.
-    """
-    largest = float(torch.linalg.matrix_norm(layer.gradient, 2))
-    return lora_one(layer, rank=rank, scaling=1.0, generator=generator, scale=1 / (gamma * largest))
-
-
-def subspace_of_gradient(layer: Layer, generator: torch.Generator, *, rank: int) -> Factors:
-    """LoRA-SB as LoRA-One's section 5 tells it: A and B frozen at the singular vectors of the gradient itself, R its values.
-
-    `lora_sb` takes those of the gradient's signs, as its own paper has it.
-    """
-    orthonormal = layer.d_out**0.5
-    found = lora_one(layer, rank=rank, scaling=1.0, generator=generator, scale=orthonormal, flavour="slides")
-    return replace(found, R=-found.B.mT @ layer.gradient @ found.A.mT, start="shifted", train=frozenset({"R"}))
-
-
-# ------------------------------------------------------------------------------------------------------ curves
-
-
-def band(panel: str, label: str, x: Sequence[float], y: Tensor, diverged_at: float | None = None, kind: str = "line") -> Curve:
-    """The mean over seeds of y (points, seeds), and the least and largest as its band."""
-    return Curve(
-        panel=panel, label=label, x=list(x), y=y.mean(-1).tolist(), low=y.amin(-1).tolist(), high=y.amax(-1).tolist(),
-        diverged_at=diverged_at, kind=kind,
-    )  # fmt: skip
-
-
-def first_divergence(trace: Trace, arm: int, arms: int) -> int | None:
-    """The earliest step at which an arm diverged in any seed."""
-    return min((step for step in trace.diverged_at[arm::arms] if step is not None), default=None)
-
-
-def smallest_gap(values: Tensor) -> float:
-    """The smallest fall of the means over seeds from one arm to the next, (seeds, arms); a diverged arm (NaN) counts as infinite."""
-    means = values.mean(0).nan_to_num(nan=math.inf)
-    return float((means[:-1] - means[1:]).amin())
-
+from loraexp.theory.starts import gaussian, spectral, subspace_of_gradient
 
 # ------------------------------------------------------------------------------------------------------ Figure 2
 
@@ -102,7 +48,7 @@ def figure2(
     values: dict[str, float | list[float]] = {}
     total = (len(dimensions) + 2 * len(ratios)) * steps
     for i, (size, d) in enumerate(dimensions.items()):
-        given = linear.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
+        given = shifts.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
         starts = {f"{v:g}": partial(gaussian, rank=rank, variance=v) for v in variances}
         batch = Batch(given, starts, rank)
         measures = {"risk": linear.risk, "angle": linear.angle_to_gradient(batch, true_rank)}
@@ -123,7 +69,7 @@ def figure2(
         part = linear.share(progress, len(dimensions) * steps, total)
         start = partial(gaussian, rank=rank, variance=variances[-1])
         d = next(iter(dimensions.values()))
-        given = linear.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
+        given = shifts.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
         found, drawn = two_rates(given, start, rank, true_rank, lr, steps, every, aligned, ratios, part)
         values |= found
         curves += drawn
@@ -137,7 +83,7 @@ BEST = {"risk": "log10 of the last risk", "angle": "best sine of principal angle
 
 
 def two_rates(
-    given: linear.Tasks, start: linear.Start, rank: int, true_rank: int, lr: float, steps: int, every: int, aligned: float,
+    given: shifts.Tasks, start: linear.Start, rank: int, true_rank: int, lr: float, steps: int, every: int, aligned: float,
     ratios: list[float], progress: Callable[[int], None],
 ) -> tuple[dict[str, float | list[float]], list[Curve]]:  # fmt: skip
     """Steps until alignment where B learns `ratio` times as fast as A: with A at `lr`, and with the geometric mean at `lr`."""
@@ -218,7 +164,7 @@ def figure4(
         if len(ranks) != 2 or not 1 <= ranks[1] <= len(spectrum):
             raise ConfigError(f"cases.{case}={ranks}: expected [r, r*] with an r* of 1 to {len(spectrum)}, the length of spectrum")
         rank, true_rank = ranks
-        given = linear.tasks(seeds, d, d, spectrum[:true_rank], rows)
+        given = shifts.tasks(seeds, d, d, spectrum[:true_rank], rows)
         infimum = linear.least_risk(spectrum[:true_rank], rank)
         values[f"infimum/{case}"] = infimum
         for name, (rule, rate, count) in rules.items():
@@ -248,7 +194,7 @@ def risk_curve(trace: Trace, panel: str, method: str, arm: int, arms: int) -> Cu
     return band(panel, NAMES[method], trace.steps, logs(by_seed(trace["risk"], arms)[..., arm]), first_divergence(trace, arm, arms))
 
 
-def ends(trace: Trace, where: str, arms: Sequence[str], given: linear.Tasks, rank: int, infimum: float) -> dict[str, float | list[float]]:
+def ends(trace: Trace, where: str, arms: Sequence[str], given: shifts.Tasks, rank: int, infimum: float) -> dict[str, float | list[float]]:
     """The last risk and excess loss of each arm by seed; of a diverged one no number, and the step at which it diverged."""
     values: dict[str, float | list[float]] = {}
     for j, method in enumerate(arms):
@@ -264,48 +210,3 @@ def ends(trace: Trace, where: str, arms: Sequence[str], given: linear.Tasks, ran
         if diverged:
             values[f"diverged_at/{where}/{method}"] = float(min(diverged))
     return values
-
-
-# ------------------------------------------------------------------------------------------------------ ablation
-
-
-def relative_risk(batch: Batch, whole: float) -> Tensor:
-    """The risk over that of W0."""
-    return linear.risk(batch) / whole
-
-
-def ablation(
-    d: int, rows: int, spectra: dict[str, list[float]], lrs: list[float], steps: int, seeds: int, target: float, progress: Progress
-) -> Computed:
-    """Gradient descent from the spectral start with (+) and without (−) preconditioners, over learning rates.
-
-    Slides, "Ablation study", of which only the labels survive; here on the linear task with r = r*, for a well and an ill conditioned Δ.
-    Values by `<spectrum>/<+|->`: `tolerated/…` (how many of the rates bring the risk, relative to that of W0, below `target` in every
-    seed), `steps/…` (the fewest steps to there at any rate; `steps` where none does), `risk/…/lr <η>` (log10 of the last relative risk).
-    """
-    values: dict[str, float | list[float]] = {}
-    curves: list[Curve] = []
-    axes = {}
-    total, done = len(spectra) * 2 * len(lrs) * steps, 0
-    for name, spectrum in spectra.items():
-        given = linear.tasks(seeds, d, d, spectrum, rows)
-        relative = partial(relative_risk, whole=sum(s * s for s in spectrum) / 2)
-        for sign, rule in (("+", "prec_gd"), ("-", "gd")):
-            traces = []
-            for lr in lrs:
-                batch = Batch(given, {"spectral": partial(spectral, rank=len(spectrum))}, len(spectrum))
-                trace = descend(batch, rule, lr, steps, {"risk": relative}, progress=linear.share(progress, done, total))
-                traces.append(trace)
-                done += steps
-                values[f"risk/{name}/{sign}/lr {lr:g}"] = logs(trace["risk"][-1]).tolist()
-            last = torch.stack([logs(x["risk"][-1]).nan_to_num(0.0).clamp_max(0.0) for x in traces])
-            until = torch.stack([first_step(x.steps, x["risk"] <= target).clamp_max(steps) for x in traces])
-            values[f"tolerated/{name}/{sign}"] = float((last <= logs(torch.tensor(target))).all(-1).sum())
-            values[f"steps/{name}/{sign}"] = until.amin(0).tolist()
-            best = traces[min(range(len(lrs)), key=lambda i: (float(until[i].mean()), float(last[i].mean())))]
-            label = "(+) with preconditioners" if sign == "+" else "(−) without"
-            curves.append(band(f"{name}: last risk against η", label, lrs, last))
-            curves.append(band(f"{name}: risk at the best η", label, best.steps, logs(best["risk"])))
-        axes[f"{name}: last risk against η"] = {"x": "learning rate η", "y": "log10 of the last relative risk", "x_scale": "log"}
-        axes[f"{name}: risk at the best η"] = {"x": "step", "y": "log10 relative risk"}
-    return Computed(values=values, curves=curves, axes=axes)

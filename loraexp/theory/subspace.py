@@ -8,8 +8,8 @@ from torch import Tensor
 from loraexp.initializers.lora_sb import lora_sb
 from loraexp.statistics import layer_generator
 from loraexp.sweep.computed import Computed, Progress
-from loraexp.theory import linear
-from loraexp.theory.lora_one import subspace_of_gradient
+from loraexp.theory import shifts
+from loraexp.theory.starts import subspace_of_gradient
 
 
 def plain(A: Tensor, B: Tensor, gradient: Tensor, s: float) -> Tensor:
@@ -57,7 +57,7 @@ def theorems_of_lora_sb(
     fine-tuning, over the size of that, with A and B of the gradient's singular vectors (Theorem 5, whose first step is
     that of SGD), `first step/signs` with those of `lora_sb` (of the gradient's signs, for AdamW), and `first step/random`.
     """
-    given = linear.tasks(seeds, d, outputs, [float(true_rank - i) for i in range(true_rank)], rows)
+    given = shifts.tasks(seeds, d, outputs, [float(true_rank - i) for i in range(true_rank)], rows)
     values: dict[str, list[float]] = {}
     for seed, layer in enumerate(given.layers()):
         g = layer_generator(seed, "random factors")

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from loraexp.statistics import layer_generator
 from loraexp.sweep.computed import Computed, Progress
-from loraexp.theory import linear
+from loraexp.theory import linear, shifts
+from loraexp.theory.bands import band
 from loraexp.theory.linear import Batch, Trace, descend, first_step, logs, thin_norms
-from loraexp.theory.lora_one import band, spectral
+from loraexp.theory.starts import spectral
 
 ROUNDING = 1e-11  # a bound below this, relative to λ_r*, is compared with nothing: float64 ends there
 CLOSE = 1e-6  # the error, relative to λ_r*, that steps are counted to
@@ -28,7 +29,7 @@ def concentrated(d: int, epsilon: float) -> Callable[[torch.Generator], Tensor]:
     """A second moment with `‖Σ − I‖_op = ε` exactly: the event that the theorems hold on, without the N that makes it likely."""
 
     def gram(generator: torch.Generator) -> Tensor:
-        Q = linear.directions(d, d, generator)
+        Q = shifts.directions(d, d, generator)
         return torch.eye(d, dtype=torch.float64) + epsilon * (Q * torch.linspace(-1, 1, d, dtype=torch.float64)) @ Q.mT
 
     return gram
@@ -64,7 +65,7 @@ class Setting:
     seeds: int
 
     def batch(self, kappa: float, epsilon: float) -> Batch:
-        given = linear.tasks(self.seeds, self.d, self.d, spectrum(self.true_rank, kappa), 1, gram=concentrated(self.d, epsilon))
+        given = shifts.tasks(self.seeds, self.d, self.d, spectrum(self.true_rank, kappa), 1, gram=concentrated(self.d, epsilon))
         return Batch(given, {"spectral": partial(spectral, rank=self.rank)}, self.rank)
 
     def trace(self, rule: str, kappa: float, epsilon: float, lr: float, steps: int, progress: Callable[[int], None]) -> Trace:
@@ -75,7 +76,7 @@ def theorem_3_3(d: int, true_rank: int, kappas: Sequence[float], rows: int, seed
     """`‖A0 B0 − Δ‖_op ≤ ε ‖Δ‖_op` with the ε of N sampled rows, and `≤ λ_r*/2` where `ε = 1/(2κ)`."""
     values: dict[str, float | list[float]] = {}
     for kappa in kappas:
-        given = linear.tasks(seeds, d, d, spectrum(true_rank, kappa), rows)
+        given = shifts.tasks(seeds, d, d, spectrum(true_rank, kappa), rows)
         epsilon = torch.linalg.matrix_norm(given.gram - torch.eye(d, dtype=torch.float64), 2)
         error = linear.operator_error(Batch(given, {"spectral": partial(spectral, rank=true_rank)}, true_rank))
         values[f"3.3/error over ε/κ {kappa:g}"] = (error / epsilon).tolist()
@@ -139,7 +140,7 @@ def linear_rates(
 
 
 @dataclass(frozen=True)
-class ReluTasks(linear.Tasks):
+class ReluTasks(shifts.Tasks):
     """`y = σ((W0 + Δ) x)` of standard normal inputs `X` (n, N, d): one layer with ReLU outputs (LoRA-One, section 4)."""
 
     X: Tensor
@@ -156,7 +157,7 @@ class ReluTasks(linear.Tasks):
         With `surrogate` the slides' `−J_W^GLM = (1/N)(σ(X Wᵀ) − Y)ᵀ X`, whose mean is `½ (W − W0 − Δ)`.
         """
         total = torch.zeros_like(W)
-        for X, Y in zip(self.X.split(linear.ROWS, 1), self.Y.split(linear.ROWS, 1), strict=True):
+        for X, Y in zip(self.X.split(shifts.ROWS, 1), self.Y.split(shifts.ROWS, 1), strict=True):
             ours = X @ W.mT
             error = ours.clamp_min(0) - Y
             total += (error if self.surrogate else error * (ours > 0)).mT @ X
@@ -178,7 +179,7 @@ def relu_tasks(seeds: int, d: int, true_rank: int, kappas: Sequence[float], rows
     for seed in range(seeds):
         generator = layer_generator(seed, f"{d} {rows}", "relu task")
         X = torch.randn(rows, d, generator=generator, dtype=torch.float64)
-        U, V = linear.directions(d, true_rank, generator), linear.directions(d, true_rank, generator)
+        U, V = shifts.directions(d, true_rank, generator), shifts.directions(d, true_rank, generator)
         W = torch.nn.functional.normalize(torch.randn(d, d, generator=generator, dtype=torch.float64), dim=1)
         for kappa in kappas:
             made.append((signal * kappa * true_rank * W, U * torch.tensor(spectrum(true_rank, kappa), dtype=torch.float64), V.mT, X))

@@ -12,9 +12,9 @@ from torch import Tensor
 from loraexp.adapter.layer import Factors, Layer
 from loraexp.config import ConfigError
 from loraexp.sweep.computed import Computed, Curve, Progress, Surface
-from loraexp.theory import linear
+from loraexp.theory import linear, shifts
 from loraexp.theory.linear import Batch, by_seed, descend
-from loraexp.theory.lora_one import gaussian, spectral
+from loraexp.theory.starts import gaussian, spectral
 
 SHIFT = (2.0, 1.0)  # w
 STARTS = {"squared": "(Spectral-init), y² as printed", "gradient": "(Spectral-init), y", "random": "(LoRA-init)"}
@@ -26,7 +26,7 @@ ARROWS = 9  # streams of the phase portrait along each side of the plane
 
 
 @dataclass(frozen=True)
-class ToyTasks(linear.Tasks):
+class ToyTasks(shifts.Tasks):
     """The linear tasks with their inputs `X` (n, N, 2)."""
 
     X: Tensor
@@ -46,7 +46,7 @@ def toy_tasks(seeds: int, rows: int) -> ToyTasks:
         inputs.append(torch.randn(rows, 2, generator=generator, dtype=torch.float64))
         return inputs[-1].mT @ inputs[-1] / rows
 
-    drawn = linear.tasks(seeds, 2, 1, [1.0], rows, gram=gram)
+    drawn = shifts.tasks(seeds, 2, 1, [1.0], rows, gram=gram)
     target = torch.tensor(SHIFT, dtype=torch.float64).expand(seeds, 1, 2)
     W, left = torch.zeros_like(drawn.W), torch.ones_like(drawn.left)
     return ToyTasks(W, left, target.clone(), drawn.gram, rows, torch.stack(inputs))

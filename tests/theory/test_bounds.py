@@ -11,8 +11,8 @@ from torch import Tensor
 
 from loraexp.adapter.layer import Layer
 from loraexp.statistics import layer_generator
-from loraexp.theory import alignment, estimation, initialisation, linear, operations, prediction, subspace, theorems
-from loraexp.theory.costs import prepare
+from loraexp.theory import alignment, estimation, initialisation, linear, operations, prediction, shifts, subspace, theorems
+from loraexp.theory.meter import prepare
 
 
 def quiet(done: int, total: int) -> None:
@@ -26,7 +26,7 @@ def test_the_start_of_theorem_c9_has_its_largest_variance() -> None:
     """`α = (θ/(24√d))^{3κ/2} √(λ_1/(27 d))` where r ≥ 2r*, with θ ξ/(24 r √d) below (lines 882 to 884)."""
     assert alignment.base_of_c9(100, 8, 4, 0.25, 0.1) == pytest.approx(0.25 / 240)
     assert alignment.base_of_c9(100, 5, 4, 0.25, 0.1) == pytest.approx(0.25 * 0.1 / (24 * 5 * 10))
-    given = linear.tasks(1, 100, 100, [2.0, 1.0], 3000)
+    given = shifts.tasks(1, 100, 100, [2.0, 1.0], 3000)
     layer = given.layers()[0]
     s = torch.linalg.svdvals(layer.gradient)
     alpha = (0.25 / 240) ** float(1.5 * s[0] / s[1]) * math.sqrt(float(s[0]) / 2700)
@@ -36,7 +36,7 @@ def test_the_start_of_theorem_c9_has_its_largest_variance() -> None:
 
 
 def test_the_angle_of_B_is_that_of_dense_matrices() -> None:
-    given = linear.tasks(2, 7, 6, [3.0, 1.0], 40)
+    given = shifts.tasks(2, 7, 6, [3.0, 1.0], 40)
     generator = torch.Generator().manual_seed(3)
 
     def away(layer: Layer, g: torch.Generator):  # a start whose B does not lie where Theorem 3.1 has it

@@ -8,7 +8,7 @@ from torch import nn
 
 from loraexp.config import ConfigError
 from loraexp.sweep import reading
-from loraexp.theory import costs
+from loraexp.theory import costs, meter
 
 TINY = {
     "kind": "causal",
@@ -68,7 +68,7 @@ def test_the_printed_counts_agree_but_for_gemma() -> None:
 
 def test_alive_counts_tensors_once_and_lets_them_go() -> None:
     weight = nn.Parameter(torch.ones(100, 100))
-    with costs.Alive() as alive:
+    with meter.Alive() as alive:
         view = weight.detach()[:10]  # nothing new
         assert alive.now == 0
         one = torch.ones(1000)
@@ -86,17 +86,17 @@ def test_alive_counts_tensors_once_and_lets_them_go() -> None:
 
 
 def test_the_meter_ends_a_part_when_it_begins_another() -> None:
-    with costs.Alive() as alive:
-        meter = costs.Meter(torch.device("cpu"), alive)
+    with meter.Alive() as alive:
+        metered = meter.Meter(torch.device("cpu"), alive)
         kept = []
-        with meter.during("first"):
+        with metered.during("first"):
             kept.append(torch.zeros(1000))
-        with meter.during("second"):
+        with metered.during("second"):
             torch.zeros(500)
-        with meter.during("first"):
+        with metered.during("first"):
             pass
-    assert meter.bytes == {"first": 4000, "second": 2000}
-    assert set(meter.seconds) == {"first", "second"} and meter.part is None and len(kept) == 1
+    assert metered.bytes == {"first": 4000, "second": 2000}
+    assert set(metered.seconds) == {"first", "second"} and metered.part is None and len(kept) == 1
 
 
 def test_the_parts_of_the_initialisation() -> None:
@@ -120,7 +120,7 @@ def test_the_parts_of_the_initialisation() -> None:
     passes = {name: made.values[f"{name}/backward_passes"] for name in ("cg_lora", "lora_ga", "lora_ga_lean")}
     # 2q + 1 with q = 1 (CG-LoRA, lines 1156-1161), and the first two samples once more to see which layers cancel
     assert passes == {"cg_lora": pytest.approx(3 + 2 / 16), "lora_ga": 1, "lora_ga_lean": 1}
-    every = 4 * sum(p.numel() for p in costs.prepare(["model=tiny-roberta", "task=tweets", "device=cpu", *given]).model.parameters())
+    every = 4 * sum(p.numel() for p in meter.prepare(["model=tiny-roberta", "task=tweets", "device=cpu", *given]).model.parameters())
     assert made.values["lora_ga/peak_memory"] > 2 * every  # the weights, and a gradient of each  # type: ignore[operator]
     assert made.values["lora_ga_lean/peak_memory"] < made.values["lora_ga/peak_memory"]  # type: ignore[operator]
     assert bytes_of_weights > 30522 * 32 * 4  # type: ignore[operator]  # the embedding alone

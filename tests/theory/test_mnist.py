@@ -15,7 +15,7 @@ from loraexp.config import ConfigError
 from loraexp.machine.hub import SourceError
 from loraexp.run.train import Diverged
 from loraexp.sweep import computed, reading
-from loraexp.theory import digits, mnist
+from loraexp.theory import digits, mnist, network
 from loraexp.theory.plane import FULL, Plane, Way, distances
 from tests.support.helpers import shared_data
 
@@ -89,7 +89,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
 
 
 def test_odd_digits_pretrain_and_even_ones_are_apart() -> None:
-    data = mnist.Data.drawn(digits.read(), odd=10_000, even=1_000, seed=0)
+    data = network.Data.drawn(digits.read(), odd=10_000, even=1_000, seed=0)
     assert (len(data.odd), len(data.even), len(data.held_out)) == (2_500, 1_000, 1_000)
     assert (data.odd.labels % 2 == 1).all() and (data.even.labels % 2 == 0).all() and (data.held_out.labels % 2 == 0).all()
     rows = {row.tobytes() for row in data.even.x.numpy()}
@@ -99,9 +99,9 @@ def test_odd_digits_pretrain_and_even_ones_are_apart() -> None:
 # ------------------------------------------------------------------------------------------------------ the ways
 
 
-def start() -> tuple[mnist.TwoLayer, mnist.Data]:
-    data = mnist.Data.drawn(digits.read(), odd=100, even=64, seed=0)
-    return mnist.pretrained(data, 8, 0), data
+def start() -> tuple[network.TwoLayer, network.Data]:
+    data = network.Data.drawn(digits.read(), odd=100, even=64, seed=0)
+    return network.pretrained(data, 8, 0), data
 
 
 def test_full_fine_tuning_is_gradient_descent() -> None:

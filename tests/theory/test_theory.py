@@ -20,7 +20,7 @@ from loraexp.initializers.lora_ga import lora_ga
 from loraexp.initializers.lora_sb import lora_sb
 from loraexp.statistics import layer_generator
 from loraexp.sweep import computed, reading
-from loraexp.theory import linear, lora_one, prediction, theorems, toy
+from loraexp.theory import linear, lora_one, prediction, shifts, starts, theorems, toy
 from tests.reference import curvature as reference
 
 SWEEPS = (
@@ -55,16 +55,16 @@ def inputs(d: int, rows: int, seed: int) -> Tensor:
     return torch.randn(rows, d, generator=generator(seed), dtype=torch.float64)
 
 
-def given(seeds: int = 3, spectrum: tuple[float, ...] = (3.0, 1.0)) -> tuple[linear.Tasks, list[Tensor]]:
+def given(seeds: int = 3, spectrum: tuple[float, ...] = (3.0, 1.0)) -> tuple[shifts.Tasks, list[Tensor]]:
     """Tasks whose second moments come from inputs that the test holds too."""
     data = [inputs(D, ROWS, 100 + seed) for seed in range(seeds)]
-    made = linear.tasks(seeds, D, K, spectrum, ROWS)
-    return linear.Tasks(made.W, made.left, made.right, torch.stack([X.mT @ X / ROWS for X in data]), ROWS), data
+    made = shifts.tasks(seeds, D, K, spectrum, ROWS)
+    return shifts.Tasks(made.W, made.left, made.right, torch.stack([X.mT @ X / ROWS for X in data]), ROWS), data
 
 
 STARTS: dict[str, linear.Start] = {
-    "random": partial(lora_one.gaussian, rank=2, variance=0.3),
-    "spectral": partial(lora_one.spectral, rank=2),
+    "random": partial(starts.gaussian, rank=2, variance=0.3),
+    "spectral": partial(starts.spectral, rank=2),
     "lora_ga": lambda layer, g: lora_ga(layer, rank=2, scaling=0.7, generator=g, gamma=2.0),
 }
 FROZEN: dict[str, linear.Start] = {"lora_sb": lambda layer, g: lora_sb(layer, rank=2, scaling=0.7, generator=g, step_size=0.1)}
@@ -120,10 +120,10 @@ def test_the_gradient_that_initializers_see_is_that_of_the_data_loss() -> None:
 
 
 def test_second_moments_are_those_of_all_rows() -> None:
-    rows = linear.ROWS + 5
-    drawn = linear.second_moment(rows, 3, generator(1))
+    rows = shifts.ROWS + 5
+    drawn = shifts.second_moment(rows, 3, generator(1))
     g = generator(1)
-    X = torch.cat([torch.randn(n, 3, generator=g, dtype=torch.float64) for n in (linear.ROWS, 5)])
+    X = torch.cat([torch.randn(n, 3, generator=g, dtype=torch.float64) for n in (shifts.ROWS, 5)])
     torch.testing.assert_close(drawn, X.mT @ X / rows)
 
 
@@ -150,14 +150,14 @@ def test_starts_are_the_papers() -> None:
     """(LoRA-init) has the variance that is asked for, (Spectral-init) the best approximation of −G, whole where the rank suffices."""
     tasks, _ = given()
     layer = tasks.layers()[0]
-    spectral = lora_one.spectral(layer, generator(), rank=2, gamma=2.0)
+    spectral = starts.spectral(layer, generator(), rank=2, gamma=2.0)
     torch.testing.assert_close(spectral.product(), -2 * layer.gradient)
     assert spectral.start == "shifted"
     wide = Layer(name="x", W=torch.zeros(4, 5000, dtype=torch.float64))
-    random = lora_one.gaussian(wide, generator(), rank=4, variance=0.01)
+    random = starts.gaussian(wide, generator(), rank=4, variance=0.01)
     assert not random.B.any() and float(random.A.var()) == pytest.approx(0.01, rel=0.05)
     assert float((random.A.abs() < 0.1).double().mean()) == pytest.approx(0.683, abs=0.01)  # normal, not uniform
-    frozen = lora_one.subspace_of_gradient(layer, generator(), rank=2)
+    frozen = starts.subspace_of_gradient(layer, generator(), rank=2)
     assert frozen.train == {"R"}
     torch.testing.assert_close(frozen.product(), -layer.gradient)
 
@@ -168,7 +168,7 @@ def test_starts_are_the_papers() -> None:
 def test_a_diverging_rate_leaves_the_other_layers_alone() -> None:
     """Of two arms one diverges: its curve ends, the step is recorded, and the other goes on as it would alone."""
     tasks, _ = given()
-    small, large = partial(lora_one.gaussian, rank=2, variance=0.01), partial(lora_one.gaussian, rank=2, variance=1e4)
+    small, large = partial(starts.gaussian, rank=2, variance=0.01), partial(starts.gaussian, rank=2, variance=1e4)
     both = linear.descend(linear.Batch(tasks, {"small": small, "large": large}, 2), "gd", 0.05, 30, {"risk": linear.risk})
     alone = linear.descend(linear.Batch(tasks, {"small": small}, 2), "gd", 0.05, 30, {"risk": linear.risk})
     assert both.diverged_at[::2] == [None] * 3 and all(x is not None and 0 < x < 10 for x in both.diverged_at[1::2])
@@ -221,8 +221,8 @@ def test_the_toy_is_the_papers_loss() -> None:
     """Ten steps of the batch against autograd on `1/8 Σ (y_i − b x_iᵀa)²`; LoRA-One's start is `g/√‖g‖, √‖g‖`, up to a common sign."""
     tasks = toy.toy_tasks(2, 4)
     X = torch.randn(4, 2, generator=generator(5), dtype=torch.float64)
-    tasks = linear.Tasks(tasks.W, tasks.left, tasks.right, (X.mT @ X / 4).expand(2, 2, 2), 4)
-    batch = linear.Batch(tasks, {"spectral": partial(lora_one.spectral, rank=1)}, 1)
+    tasks = shifts.Tasks(tasks.W, tasks.left, tasks.right, (X.mT @ X / 4).expand(2, 2, 2), 4)
+    batch = linear.Batch(tasks, {"spectral": partial(starts.spectral, rank=1)}, 1)
     y = X @ torch.tensor(toy.SHIFT, dtype=torch.float64)
     g = X.mT @ y / 4
     start = toy.parameters(batch)[0]
@@ -284,7 +284,7 @@ def test_concentrated_second_moments_have_their_epsilon() -> None:
 
 def test_the_relu_gradient_is_autograds() -> None:
     tasks = theorems.relu_tasks(1, 5, 2, [1.0, 3.0], 300, 2.0)
-    batch = theorems.ReluBatch(tasks, {"spectral": partial(lora_one.spectral, rank=2, gamma=2.0)}, 2)
+    batch = theorems.ReluBatch(tasks, {"spectral": partial(starts.spectral, rank=2, gamma=2.0)}, 2)
     found = batch.gradients()
     for i, layer in enumerate(batch.adapters):
         target = tasks.W[i] + tasks.left[i] @ tasks.right[i]
