@@ -54,7 +54,9 @@ def check_samples(samples: int, tokens: int, needs: frozenset[str], request: Req
 
 
 def tokens_by_layer(sweeper: Sweeper) -> dict[str, int]:
-    """The calibration tokens that reach each layer, padding aside: those of the decoder are not those of the encoder."""
+    """The calibration tokens that reach each layer, padding aside: those of the decoder are not
+    those of the encoder.
+    """
     sources = {
         name: [mask_source(name, batch, sweeper.encoder_decoder) for batch in sweeper.calibration.batches] for name in sweeper.targets
     }
@@ -67,7 +69,9 @@ def tokens_by_layer(sweeper: Sweeper) -> dict[str, int]:
 
 
 def warn_of_few_tokens(tokens: Mapping[str, int], needs: frozenset[str], request: Request, rank: int) -> None:
-    """A gradient is a sum of one outer product a token: with fewer tokens than the rank, what is left is rounding."""
+    """A gradient is a sum of one outer product a token: with fewer tokens than the rank, what is
+    left is rounding.
+    """
     if needs.isdisjoint({"gradient", "leading_gradient", "summed_gradient", "curvature"}):
         return
     asked = request.get("leading_gradient")

@@ -1,4 +1,6 @@
-"""The slides' ablation study: gradient descent from the spectral start with and without preconditioners."""
+"""The slides' ablation study: gradient descent from the spectral start with and without
+preconditioners.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,14 @@ def relative_risk(batch: Batch, whole: float) -> Tensor:
 def ablation(
     d: int, rows: int, spectra: dict[str, list[float]], lrs: list[float], steps: int, seeds: int, target: float, progress: Progress
 ) -> Computed:
-    """Gradient descent from the spectral start with (+) and without (−) preconditioners, over learning rates.
+    """Gradient descent from the spectral start with (+) and without (−) preconditioners, over
+    learning rates.
 
-    Slides, "Ablation study", of which only the labels survive; here on the linear task with r = r*, for a well and an ill conditioned Δ.
-    Values by `<spectrum>/<+|->`: `tolerated/…` (how many of the rates bring the risk, relative to that of W0, below `target` in every
-    seed), `steps/…` (the fewest steps to there at any rate; `steps` where none does), `risk/…/lr <η>` (log10 of the last relative risk).
+    Slides, "Ablation study", of which only the labels survive; here on the linear task with r = r*,
+    for a well and an ill conditioned Δ.
+    Values by `<spectrum>/<+|->`: `tolerated/…` (how many of the rates bring the risk, relative to
+    that of W0, below `target` in every seed), `steps/…` (the fewest steps to there at any rate;
+    `steps` where none does), `risk/…/lr <η>` (log10 of the last relative risk).
     """
     values: dict[str, float | list[float]] = {}
     curves: list[Curve] = []

@@ -1,4 +1,6 @@
-"""LoRA-One's alignment from a random start (Theorems 3.1, 3.2, C.9), and the bias that LoRA-GA starts with (appendix F)."""
+"""LoRA-One's alignment from a random start (Theorems 3.1, 3.2, C.9), and the bias that LoRA-GA
+starts with (appendix F).
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,20 @@ from loraexp.theory.bands import band
 from loraexp.theory.linear import Batch, descend, first_step, logs
 from loraexp.theory.starts import gaussian
 
-# ---------------------------------------------------------------------------------------------------- alignment
+# ---------------------------------------------------------------------------------------- alignment
 
 
 def base_of_c9(d: int, rank: int, true_rank: int, theta: float, xi: float) -> float:
-    """`θ/(24 √d)` where r ≥ 2r*, and `θ ξ/(24 r √d)` below: what Theorem C.9's α and t* are made of."""
+    """`θ/(24 √d)` where r ≥ 2r*, and `θ ξ/(24 r √d)` below: what Theorem C.9's α and t* are made
+    of.
+    """
     return theta / (24 * math.sqrt(d)) * (1.0 if rank >= 2 * true_rank else xi / rank)
 
 
 def start_of_c9(layer: Layer, generator: torch.Generator, *, rank: int, true_rank: int, theta: float, xi: float) -> Factors:
-    """(LoRA-init) with the largest α that Theorem C.9 allows: `α = base^{3κ/2} √(λ_1/(27 d))` of the layer's own gradient."""
+    """(LoRA-init) with the largest α that Theorem C.9 allows: `α = base^{3κ/2} √(λ_1/(27 d))` of
+    the layer's own gradient.
+    """
     values = torch.linalg.svdvals(layer.gradient)
     kappa = float(values[0] / values[true_rank - 1])
     base = base_of_c9(layer.d_in, rank, true_rank, theta, xi)
@@ -37,7 +43,8 @@ def start_of_c9(layer: Layer, generator: torch.Generator, *, rank: int, true_ran
 
 
 def angle_of_outputs(batch: Batch, true_rank: int) -> linear.Measure:
-    """`‖V_⊥ᵀ(G♮) V(B_t)‖_op`: the sine of the largest angle between the r* leading output directions of B and of G♮.
+    """`‖V_⊥ᵀ(G♮) V(B_t)‖_op`: the sine of the largest angle between the r* leading output
+    directions of B and of G♮.
 
     Those of G♮ are the columns of Δ; at B = 0 it has no directions, and counts as 0.
     """
@@ -64,13 +71,16 @@ def random_start(
     seeds: int,
     progress: Progress,
 ) -> Computed:
-    """Theorems 3.1 (C.10) and 3.2 (C.9): how B and A of plain LoRA align with the one-step gradient, against the bounds.
+    """Theorems 3.1 (C.10) and 3.2 (C.9): how B and A of plain LoRA align with the one-step
+    gradient, against the bounds.
 
-    Δ has r* singular values 1 and N = d `rows_per_dimension` inputs; α is the largest that Theorem C.9 allows, and
-    `t* = ln(1/base)/ln(1 + η λ_r*(G♮))` with its `base`; the constants that both leave open (≲) are read as 1.
-    Values by `<rank's name>/<dimension's name>`: `3.1/angle/…`, the largest sine of B over all steps; `C.9/angle over θ/…` at t*;
-    `C.9/steps over bound/…`: the first step at which A is within θ, over t*; `steps/…` and `log10 α/…`.
-    `C.9/growth/<name>`: the steps at the largest d over those at the smallest, less the same of t*.
+    Δ has r* singular values 1 and N = d `rows_per_dimension` inputs; α is the largest that Theorem
+    C.9 allows, and `t* = ln(1/base)/ln(1 + η λ_r*(G♮))` with its `base`; the constants that both
+    leave open (≲) are read as 1.
+    Values by `<rank's name>/<dimension's name>`: `3.1/angle/…`, the largest sine of B over all
+    steps; `C.9/angle over θ/…` at t*; `C.9/steps over bound/…`: the first step at which A is within
+    θ, over t*; `steps/…` and `log10 α/…`. `C.9/growth/<name>`: the steps at the largest d over
+    those at the smallest, less the same of t*.
     """
     values: dict[str, float | list[float]] = {}
     curves: list[Curve] = []
@@ -107,7 +117,7 @@ def random_start(
     return Computed(values=values, curves=curves, axes=axes)
 
 
-# ---------------------------------------------------------------------------------------------------- LoRA-GA's bias
+# ----------------------------------------------------------------------------------- LoRA-GA's bias
 
 
 def bias_of_lora_ga(
@@ -121,12 +131,14 @@ def bias_of_lora_ga(
     seeds: int,
     progress: Progress,
 ) -> Computed:
-    """Appendix F: LoRA-GA learns `A0 B0 + Δ` where others learn Δ, and `‖A0 B0‖_op = √k/c²` grows with the outputs k.
+    """Appendix F: LoRA-GA learns `A0 B0 + Δ` where others learn Δ, and `‖A0 B0‖_op = √k/c²` grows
+    with the outputs k.
 
     Δ has r* singular values 1, r ≥ r*, the scaling is 1; c is γ (paper) or √γ (released).
-    `outputs`: k by name. Values by it: `bias/…`: `‖A0 B0‖_op` of the initializer's factors over ‖Δ‖_op; `least/…`: the
-    least that any factors of rank r leave of Δ from that start, `Σ_{i>r} s_i²(A0 B0 + Δ)` over ‖Δ‖²_F, and
-    `least without/…` the same without the bias. `slope`: of log bias against log k.
+    `outputs`: k by name. Values by it: `bias/…`: `‖A0 B0‖_op` of the initializer's factors over
+    ‖Δ‖_op; `least/…`: the least that any factors of rank r leave of Δ from that start, `Σ_{i>r}
+    s_i²(A0 B0 + Δ)` over ‖Δ‖²_F, and `least without/…` the same without the bias. `slope`: of log
+    bias against log k.
     """
     numbers = list(outputs.values())
     if sorted(numbers) != numbers or len(numbers) < 2:

@@ -25,6 +25,8 @@ def first_divergence(trace: Trace, arm: int, arms: int) -> int | None:
 
 
 def smallest_gap(values: Tensor) -> float:
-    """The smallest fall of the means over seeds from one arm to the next, (seeds, arms); a diverged arm (NaN) counts as infinite."""
+    """The smallest fall of the means over seeds from one arm to the next, (seeds, arms); a diverged
+    arm (NaN) counts as infinite.
+    """
     means = values.mean(0).nan_to_num(nan=math.inf)
     return float((means[:-1] - means[1:]).amin())

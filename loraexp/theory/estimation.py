@@ -1,4 +1,6 @@
-"""LoRA-DA's theorems as numbers: the estimation error of a frozen A, against the bound that the method minimises."""
+"""LoRA-DA's theorems as numbers: the estimation error of a frozen A, against the bound that the
+method minimises.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ DRAWS = 50  # training sets that are drawn at once
 
 @dataclass(frozen=True)
 class Regression:
-    """`y = Δᵀx + ε` with `x ~ N(0, Σ)` (d_1) and independent `ε_i ~ N(0, σ_i²)` (d_2): its Fisher matrix is `diag(1/σ²) ⊗ Σ`.
+    """`y = Δᵀx + ε` with `x ~ N(0, Σ)` (d_1) and independent `ε_i ~ N(0, σ_i²)` (d_2): its Fisher
+    matrix is `diag(1/σ²) ⊗ Σ`.
 
     Δ (d_1, d_2) is `W_tgt − W_0`; its norm is `distance/√N`, the order that the paper assumes.
     """
@@ -38,7 +41,8 @@ class Regression:
         return self.variances.sum() / self.samples * torch.linalg.inv(self.moment) - self.shift @ self.shift.mT
 
     def layer(self, name: str) -> Layer:
-        """What exact statistics tell an initializer: `G = −Σ Δ diag(1/σ²)`, `Z = Σ`, `y = 1/σ²`, N."""
+        """What exact statistics tell an initializer: `G = −Σ Δ diag(1/σ²)`, `Z = Σ`, `y = 1/σ²`, N.
+        """
         return Layer(
             name=name,
             W=torch.zeros_like(self.shift).mT,
@@ -53,7 +57,9 @@ class Regression:
         return float(self.shift.square().sum() + (Q.mT @ self.guidance @ Q).trace())
 
     def errors(self, bases: dict[str, Tensor], draws: int, generator: torch.Generator) -> dict[str, float]:
-        """`E ‖W_0 + A B̂ − W_tgt‖²` with A frozen and B̂ of maximum likelihood, a mean over training sets that all A share."""
+        """`E ‖W_0 + A B̂ − W_tgt‖²` with A frozen and B̂ of maximum likelihood, a mean over
+        training sets that all A share.
+        """
         d_1, d_2 = self.shift.shape
         root = torch.linalg.cholesky(self.moment)
         total = dict.fromkeys(bases, 0.0)
@@ -70,7 +76,9 @@ class Regression:
 
 
 def regression(seed: int, d_in: int, d_out: int, true_rank: int, samples: int, decay: float, noise: float, distance: float) -> Regression:
-    """Inputs whose variances fall as `i^-decay` in random directions, outputs of different noise, a Δ of rank r*."""
+    """Inputs whose variances fall as `i^-decay` in random directions, outputs of different noise, a
+    Δ of rank r*.
+    """
     g = layer_generator(seed, f"{d_in} {d_out}", "estimation")
     U = directions(d_in, d_in, g)
     moment = (U * torch.arange(1, d_in + 1, dtype=torch.float64) ** -decay) @ U.mT
@@ -126,11 +134,13 @@ def frozen_subspaces(
 ) -> Computed:
     """LoRA-DA's Theorems 1 (d_2 = 1) and 2, and Remark 3: which frozen A estimates the target best.
 
-    On a linear regression, where maximum likelihood and the Fisher matrix are exact and Δ is known. `outputs`: d_2 by name. Each A is
-    an initializer's, of exact statistics; `random` is a random one. Values, one a problem: `<arm>/error_<name>`: the mean squared
-    error over `draws` training sets of N, and `<arm>/bound_<name>`: equation 47, both over ‖Δ‖². `over bound/<arm>_<name>`: the error over
-    the bound. `excess bound_<name>`, `excess error_<name>`: the least of any other arm less LoRA-DA's, of the means over problems.
-    `remark 3/<lora_one|lora_ga>_<name>`: the sine of the largest angle between A without variance and Fisher and theirs.
+    On a linear regression, where maximum likelihood and the Fisher matrix are exact and Δ is known.
+    `outputs`: d_2 by name. Each A is an initializer's, of exact statistics; `random` is a random
+    one. Values, one a problem: `<arm>/error_<name>`: the mean squared error over `draws` training
+    sets of N, and `<arm>/bound_<name>`: equation 47, both over ‖Δ‖². `over bound/<arm>_<name>`: the
+    error over the bound. `excess bound_<name>`, `excess error_<name>`: the least of any other arm
+    less LoRA-DA's, of the means over problems. `remark 3/<lora_one|lora_ga>_<name>`: the sine of
+    the largest angle between A without variance and Fisher and theirs.
     """
     made = arms(rank)
     values: dict[str, float | list[float]] = {}
@@ -160,5 +170,7 @@ def frozen_subspaces(
 
 
 def directions_of(arm: str, rank: int) -> int:
-    """How many triplets of the gradient an arm takes: those of a gradient with fewer outputs do not exist."""
+    """How many triplets of the gradient an arm takes: those of a gradient with fewer outputs do not
+    exist.
+    """
     return {"lora_one": rank, "lora_ga": 2 * rank}.get(arm, 1)

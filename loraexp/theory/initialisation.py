@@ -1,4 +1,6 @@
-"""What an initialisation holds at its peak against what the training after it holds: LoRA-SB's claim of section 2."""
+"""What an initialisation holds at its peak against what the training after it holds: LoRA-SB's
+claim of section 2.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def initialised(bench: Bench) -> Held:
 
 
 def one_step(bench: Bench, adapters: Adapters) -> None:
-    """A training step on the longest rows of the training set, a micro-batch of the initialisation's size."""
+    """A training step on the longest rows of the training set, a micro-batch of the
+    initialisation's size.
+    """
     examples = bench.task.splits["train"]
     rows = examples.lengths.argsort(kind="stable")[-bench.settings.train.batch_size :]
     batch = to_device(bench.task.collate(examples, rows), bench.device)
@@ -61,12 +65,14 @@ def initialisation_memory(
     device: str = "auto",
     progress: Progress,
 ) -> Computed:
-    """Peak bytes of tensors alive in initialising by LoRA-SB and in a training step of it, the weights included.
+    """Peak bytes of tensors alive in initialising by LoRA-SB and in a training step of it, the
+    weights included.
 
-    LoRA-SB, section 2: layerwise gradients, discarded at once, keep initialising within the memory of the training that
-    follows. Both see batches of `train.batch_size` rows, the step the longest of them. `budgets`: `init.memory_budget`
-    by name; 0 holds the gradient of one layer at a time, as the paper does. Values: `training/peak`, `<name>/peak`
-    (bytes) and `<name>/ratio` to training.
+    LoRA-SB, section 2: layerwise gradients, discarded at once, keep initialising within the memory
+    of the training that follows. Both see batches of `train.batch_size` rows, the step the longest
+    of them. `budgets`: `init.memory_budget` by name; 0 holds the gradient of one layer at a time,
+    as the paper does. Values: `training/peak`, `<name>/peak` (bytes) and `<name>/ratio` to
+    training.
     """
     data = [f"task.data_dir={data_dir}"] if data_dir else []
     common = [f"model={model}", f"task={task}", f"device={device}", *data, "method=lora_sb", "init.cache=false", *overrides]

@@ -1,4 +1,6 @@
-"""Seconds and bytes of the parts of an initialisation, and what a run would initialise, without a run."""
+"""Seconds and bytes of the parts of an initialisation, and what a run would initialise, without a
+run.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from loraexp.statistics.hooks import Sums, Sweeper
 
 
 class Alive(TorchDispatchMode):
-    """Bytes of the tensors that were made within and are still alive, now and at most: the same on every device."""
+    """Bytes of the tensors that were made within and are still alive, now and at most: the same on
+    every device.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +64,9 @@ class Alive(TorchDispatchMode):
 
 @dataclass
 class Meter:
-    """Seconds of named parts, one after another, and with `alive` the bytes that each held at its peak beyond its start."""
+    """Seconds of named parts, one after another, and with `alive` the bytes that each held at its
+    peak beyond its start.
+    """
 
     device: torch.device
     alive: Alive | None = None
@@ -93,7 +99,9 @@ class Meter:
 
 
 class MeteredSweeper(Sweeper):
-    """A sweeper whose sweeps are parts of their own: what is between them is a QR, what follows the last an eigenproblem."""
+    """A sweeper whose sweeps are parts of their own: what is between them is a QR, what follows the
+    last an eigenproblem.
+    """
 
     meter: Meter
     iterations: int

@@ -1,4 +1,6 @@
-"""The two-layer network of the MNIST figures, its images as a task, and its pretraining on the odd digits."""
+"""The two-layer network of the MNIST figures, its images as a task, and its pretraining on the odd
+digits.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ PRETRAINING = {"lr": 1e-3, "epochs": 30, "batch_size": 100}
 
 
 class TwoLayer(nn.Module):
-    """`softmax(V relu(W x))` without biases: what full fine-tuning moves is what the adapters move."""
+    """`softmax(V relu(W x))` without biases: what full fine-tuning moves is what the adapters move.
+    """
 
     def __init__(self, width: int, seed: int) -> None:
         super().__init__()
@@ -80,7 +83,9 @@ class Data:
 
     @classmethod
     def drawn(cls, pool: Digits, odd: int, even: int, seed: int) -> Data:
-        """As many odd digits as asked for (all, where there are fewer), and even ones apart from those held out."""
+        """As many odd digits as asked for (all, where there are fewer), and even ones apart from
+        those held out.
+        """
         order = np.random.default_rng([seed, 30]).permutation(len(pool))
         is_odd = pool.labels[order] % 2 == 1
         odds, evens = order[is_odd], order[~is_odd]

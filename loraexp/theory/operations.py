@@ -1,4 +1,6 @@
-"""The extra operations of LoRA-Pro over LoRA-One, counted while they run, beside the formula in print."""
+"""The extra operations of LoRA-Pro over LoRA-One, counted while they run, beside the formula in
+print.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def pair(d_in: int, d_out: int, rank: int) -> tuple[Tensor, Tensor, Tensor, Tens
 
 
 def counted_rule(d_in: int, d_out: int, rank: int) -> int:
-    """Operations of the matrix products in `equivalent_gradients`: an addition and a multiplication are two."""
+    """Operations of the matrix products in `equivalent_gradients`: an addition and a multiplication
+    are two.
+    """
     factors = pair(d_in, d_out, rank)
     with FlopCounterMode(display=False) as counter:
         equivalent_gradients(*factors, scaling=2.0, damping=1e-6)
@@ -36,7 +40,9 @@ def counted_rule(d_in: int, d_out: int, rank: int) -> int:
 
 
 def counted_step(d_in: int, d_out: int, rank: int) -> int:
-    """The same of a whole step of LoRA-Pro with AdamW, which forms the d_out x d_in equivalent gradient and goes back."""
+    """The same of a whole step of LoRA-Pro with AdamW, which forms the d_out x d_in equivalent
+    gradient and goes back.
+    """
     A, B, grad_A, grad_B = pair(d_in, d_out, rank)
     model = nn.Sequential(nn.Linear(d_in, d_out, bias=False))
     adapters = attach(model, {"0": Factors(A=A, B=B, start="shifted")}, 2.0)
@@ -49,12 +55,14 @@ def counted_step(d_in: int, d_out: int, rank: int) -> int:
 
 
 def lora_pro_operations(layers: dict[str, list[int]], ranks: list[int], tokens: int, progress: Progress) -> Computed:
-    """Operations that LoRA-Pro adds to a training step of LoRA-One, per pair of matrices (LoRA-One, section 6.1).
+    """Operations that LoRA-Pro adds to a training step of LoRA-One, per pair of matrices (LoRA-One,
+    section 6.1).
 
-    `layers`: `[d_in, d_out]` by name. Only matrix products are counted: the r x r decompositions, which the printed
-    `155 r³/6` is for, are not. AdamW, which both have, has no products. Values by `<layer>_<rank>`, in 10⁶: `/printed`,
-    `/rule` (the closed form of the gradients), `/step` (the whole of its AdamW form); `/ratio`: rule over printed;
-    `/share`: the whole over the products of one forward and backward pass of the frozen layer and the pair for `tokens`.
+    `layers`: `[d_in, d_out]` by name. Only matrix products are counted: the r x r decompositions,
+    which the printed `155 r³/6` is for, are not. AdamW, which both have, has no products. Values by
+    `<layer>_<rank>`, in 10⁶: `/printed`, `/rule` (the closed form of the gradients), `/step` (the
+    whole of its AdamW form); `/ratio`: rule over printed; `/share`: the whole over the products of
+    one forward and backward pass of the frozen layer and the pair for `tokens`.
     """
     values: dict[str, float | list[float]] = {}
     curves = []
@@ -62,7 +70,8 @@ def lora_pro_operations(layers: dict[str, list[int]], ranks: list[int], tokens: 
         found: list[tuple[float, float, float]] = []
         for rank in ranks:
             formula, rule, step = printed(d_in, d_out, rank), counted_rule(d_in, d_out, rank), counted_step(d_in, d_out, rank)
-            # forward and gradient of the input: 2 products of each; the pair's own gradients: a third of its factors
+            # forward and gradient of the input: 2 products of each; the pair's own gradients: a
+            # third of its factors
             training = tokens * (4 * d_in * d_out + 6 * rank * (d_in + d_out))
             row = f"{name}_{rank}"
             values |= {f"{row}/printed": formula / MEGA, f"{row}/rule": rule / MEGA, f"{row}/step": step / MEGA}

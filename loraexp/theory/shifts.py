@@ -1,4 +1,6 @@
-"""The tasks of LoRA-One's theory: a weight, the low-rank shift that is to be learnt, the second moment of the inputs."""
+"""The tasks of LoRA-One's theory: a weight, the low-rank shift that is to be learnt, the second
+moment of the inputs.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ ROWS = 4096  # rows of inputs drawn at a time
 
 @dataclass(frozen=True)
 class Tasks:
-    """n linear tasks of one shape: `Δ = left @ right` of rank q, inputs with second moment `gram`, all in float64."""
+    """n linear tasks of one shape: `Δ = left @ right` of rank q, inputs with second moment `gram`,
+    all in float64.
+    """
 
     W: Tensor  # (n, k, d)
     left: Tensor  # (n, k, q)
@@ -30,7 +34,9 @@ class Tasks:
 
     @property
     def gradient(self) -> Tensor:
-        """`−Δ Σ` (n, k, d): the gradient of full fine-tuning at W0, the negative of LoRA-One's G♮ (equation 5)."""
+        """`−Δ Σ` (n, k, d): the gradient of full fine-tuning at W0, the negative of LoRA-One's G♮
+        (equation 5).
+        """
         return -self.left @ (self.right @ self.gram)
 
     def layers(self) -> list[Layer]:
@@ -42,7 +48,9 @@ class Tasks:
 
 
 def second_moment(rows: int, d: int, generator: torch.Generator) -> Tensor:
-    """`XᵀX/N` (d, d) of N rows of standard normal inputs, drawn in pieces: X is never whole in memory."""
+    """`XᵀX/N` (d, d) of N rows of standard normal inputs, drawn in pieces: X is never whole in
+    memory.
+    """
     total = torch.zeros(d, d, dtype=torch.float64)
     for first in range(0, rows, ROWS):
         X = torch.randn(min(ROWS, rows - first), d, generator=generator, dtype=torch.float64)
@@ -51,14 +59,17 @@ def second_moment(rows: int, d: int, generator: torch.Generator) -> Tensor:
 
 
 def directions(d: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` orthonormal columns (d, count), uniform over all of them, as the singular vectors of a normal matrix are."""
+    """`count` orthonormal columns (d, count), uniform over all of them, as the singular vectors of
+    a normal matrix are.
+    """
     return torch.linalg.qr(torch.randn(d, count, generator=generator, dtype=torch.float64)).Q
 
 
 def tasks(
     seeds: int, d: int, k: int, spectrum: Sequence[float], rows: int, *, gram: Callable[[torch.Generator], Tensor] | None = None
 ) -> Tasks:
-    """A task for each seed: `Δ = U diag(spectrum) Vᵀ` with random singular vectors, W0 and inputs standard normal.
+    """A task for each seed: `Δ = U diag(spectrum) Vᵀ` with random singular vectors, W0 and inputs
+    standard normal.
 
     LoRA-One, appendix G.1. `gram` gives a second moment in place of that of `rows` sampled inputs.
     Raises ConfigError for more singular values than min(d, k).

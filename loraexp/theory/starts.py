@@ -19,16 +19,19 @@ def gaussian(layer: Layer, generator: torch.Generator, *, rank: int, variance: f
 
 
 def spectral(layer: Layer, generator: torch.Generator, *, rank: int, gamma: float = 1.0) -> Factors:
-    """(Spectral-init): `B0 A0 = γ` times the best rank-r approximation of the negative gradient, its size included.
+    """(Spectral-init): `B0 A0 = γ` times the best rank-r approximation of the negative gradient,
+    its size included.
 
-    It is LoRA-One with the scale `s = 1/(γ Σ_0)`, which takes back the division by the largest singular value Σ_0.
+    It is LoRA-One with the scale `s = 1/(γ Σ_0)`, which takes back the division by the largest
+    singular value Σ_0.
     """
     largest = float(torch.linalg.matrix_norm(layer.gradient, 2))
     return lora_one(layer, rank=rank, scaling=1.0, generator=generator, scale=1 / (gamma * largest))
 
 
 def subspace_of_gradient(layer: Layer, generator: torch.Generator, *, rank: int) -> Factors:
-    """LoRA-SB as LoRA-One's section 5 tells it: A and B frozen at the singular vectors of the gradient itself, R its values.
+    """LoRA-SB as LoRA-One's section 5 tells it: A and B frozen at the singular vectors of the
+    gradient itself, R its values.
 
     `lora_sb` takes those of the gradient's signs, as its own paper has it.
     """

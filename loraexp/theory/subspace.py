@@ -1,4 +1,6 @@
-"""LoRA-SB's theorems as numbers: the closest gradient of R, what it does to the scale s, and the first step (2, 4, 5)."""
+"""LoRA-SB's theorems as numbers: the closest gradient of R, what it does to the scale s, and the
+first step (2, 4, 5).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def equivalent(rule: str, A: Tensor, B: Tensor, gradient: Tensor, s: float) -> T
 
 
 def least(A: Tensor, B: Tensor, gradient: Tensor) -> float:
-    """`min ‖B X A − g‖` over every X (r, r), by dense least squares on vec(X): no formula of the paper."""
+    """`min ‖B X A − g‖` over every X (r, r), by dense least squares on vec(X): no formula of the
+    paper.
+    """
     columns = torch.kron(B.contiguous(), A.mT.contiguous())  # row-major vec(B X A) = (B ⊗ Aᵀ) vec(X)
     target = gradient.reshape(-1, 1)
     solution = torch.linalg.lstsq(columns, target, driver="gelsd").solution
@@ -50,12 +54,14 @@ def theorems_of_lora_sb(
 ) -> Computed:
     """Theorems 2, 4 and 5 of LoRA-SB on the gradient of the linear task.
 
-    Rows: `closest`, the rule of Theorem 2, and `plain`, LoRA-XS's own gradient of R. Values by row, one for each seed:
-    `…/excess`: distance of `g̃` to the full gradient over the least possible, less 1, for random A and B of full rank;
-    `…/change`: the change of `g̃` from the first of `scales` to the last, over its size at the first (Theorem 4).
-    `first step/orthonormal`: the distance of R's first step of gradient descent to the best rank-r step of full
-    fine-tuning, over the size of that, with A and B of the gradient's singular vectors (Theorem 5, whose first step is
-    that of SGD), `first step/signs` with those of `lora_sb` (of the gradient's signs, for AdamW), and `first step/random`.
+    Rows: `closest`, the rule of Theorem 2, and `plain`, LoRA-XS's own gradient of R. Values by row,
+    one for each seed: `…/excess`: distance of `g̃` to the full gradient over the least possible,
+    less 1, for random A and B of full rank; `…/change`: the change of `g̃` from the first of
+    `scales` to the last, over its size at the first (Theorem 4). `first step/orthonormal`: the
+    distance of R's first step of gradient descent to the best rank-r step of full fine-tuning, over
+    the size of that, with A and B of the gradient's singular vectors (Theorem 5, whose first step
+    is that of SGD), `first step/signs` with those of `lora_sb` (of the gradient's signs, for
+    AdamW), and `first step/random`.
     """
     given = shifts.tasks(seeds, d, outputs, [float(true_rank - i) for i in range(true_rank)], rows)
     values: dict[str, list[float]] = {}
