@@ -41,8 +41,7 @@ class Regression:
         return self.variances.sum() / self.samples * torch.linalg.inv(self.moment) - self.shift @ self.shift.mT
 
     def layer(self, name: str) -> Layer:
-        """What exact statistics tell an initializer: `G = −Σ Δ diag(1/σ²)`, `Z = Σ`, `y = 1/σ²`, N.
-        """
+        """What exact statistics tell an initializer: `G = −Σ Δ diag(1/σ²)`, `Z = Σ`, `y = 1/σ²`, N."""
         return Layer(
             name=name,
             W=torch.zeros_like(self.shift).mT,

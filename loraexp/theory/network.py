@@ -26,8 +26,7 @@ PRETRAINING = {"lr": 1e-3, "epochs": 30, "batch_size": 100}
 
 
 class TwoLayer(nn.Module):
-    """`softmax(V relu(W x))` without biases: what full fine-tuning moves is what the adapters move.
-    """
+    """`softmax(V relu(W x))` without biases: what full fine-tuning moves is what the adapters move."""
 
     def __init__(self, width: int, seed: int) -> None:
         super().__init__()
