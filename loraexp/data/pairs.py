@@ -20,9 +20,10 @@ from loraexp.data import draw
 from loraexp.data.rows import BadRow, Records, Row, refuse
 from loraexp.data.tokens import Arrays, Progress, cached, tokenizer_fingerprint
 
-LAYOUT = 1  # of the arrays in a cache entry
+LAYOUT = 2  # of the arrays in a cache entry
 BATCH = 512  # pairs that the tokenizer sees at once
 Kind = Literal["causal", "seq2seq"]
+Long = Literal["leave_out", "cut", "cut_prompt"]
 
 
 class Pair(NamedTuple):
@@ -42,6 +43,8 @@ class TextExamples:
     source: str
     notes: tuple[str, ...] = ()
     skipped: int = 0  # malformed rows of the file
+    left_out: int = 0  # rows of the file that are too long
+    cut: int = 0  # rows of the file whose prompt or response is cut
     labels: NDArray[Any] | None = None  # (n,) classes, where the responses stand for some
 
     def __len__(self) -> int:
@@ -81,8 +84,9 @@ class Reading:
     `pair(row)`: its prompt and response; None leaves the row out; BadRow says what is wrong with it. `below`: rows with
     as many tokens or more are left out before `rows` are taken, in the order of the file. A causal row longer than
     `max_length` is cut on the right, in the response, which then has no end token; an encoder-decoder has that length
-    for the prompt and for the response. A prompt that leaves no room is refused, or with `cut_prompt` cut on the right,
-    its last token (T5's end) kept.
+    for the prompt and for the response. A prompt that leaves no room for a response, by `long`: "leave_out" leaves the
+    row out; "cut" cuts the row there, so that nothing of its response is left (for a protocol that learns the prompt);
+    "cut_prompt" cuts the prompt on the right, its last token (T5's end) kept. All are counted in the notes.
     """
 
     name: str
@@ -93,7 +97,7 @@ class Reading:
     below: int | None = None
     rows: int | None = None
     skip_bad: bool = False
-    cut_prompt: bool = False
+    long: Long = "leave_out"
 
 
 def encode_pairs(records: Records, how: Reading, tokenizer: Any, *, cache_root: Path, progress: Progress | None = None) -> TextExamples:
@@ -106,14 +110,15 @@ def encode_pairs(records: Records, how: Reading, tokenizer: Any, *, cache_root: 
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{type(tokenizer).__name__} has no end token: give model.tokenizer one with an eos_token")
-    recipe = [how.name, how.version, how.kind, how.max_length, how.below, how.rows, how.skip_bad, how.cut_prompt]
+    recipe = [how.name, how.version, how.kind, how.max_length, how.below, how.rows, how.skip_bad, how.long]
     key = json.dumps(["pairs", LAYOUT, records.identity(), tokenizer_fingerprint(tokenizer), tokenizer.eos_token_id, recipe])
     folder = cache_root.expanduser() / "tokens" / hashlib.sha256(key.encode()).hexdigest()
     arrays = cached(folder, lambda: _Writer(how, tokenizer, progress).arrays(records))
-    skipped, left_out, long, cut, cut_prompts = arrays["counts"].tolist()
+    skipped, left_out, long, cut, cut_prompts, no_room = arrays["counts"].tolist()
     notes = [f"{skipped} malformed rows skipped"] * (skipped > 0)
     notes += [f"{left_out} rows are not of the kind that {how.name} trains on"] * (left_out > 0)
     notes += [f"{long} rows of {how.below} tokens or more left out"] * (long > 0)
+    notes += [f"{no_room} rows left out: their prompt leaves no room in {how.max_length} tokens"] * (no_room > 0)
     notes += [f"{cut_prompts} prompts cut at {how.max_length} tokens"] * (cut_prompts > 0)
     notes += [f"{cut} responses cut at {how.max_length} tokens"] * (cut > 0)
     offsets = arrays["offsets"]
@@ -128,6 +133,8 @@ def encode_pairs(records: Records, how: Reading, tokenizer: Any, *, cache_root: 
         source=records.name,
         notes=tuple(notes),
         skipped=skipped,
+        left_out=long + no_room,
+        cut=cut + cut_prompts,
     )
 
 
@@ -137,7 +144,7 @@ class _Writer:
     def __init__(self, how: Reading, tokenizer: Any, progress: Progress | None) -> None:
         self.how, self.tokenizer, self.progress = how, tokenizer, progress
         self.tokens, self.offsets, self.prompts, self.digests = array("i"), array("q", [0]), array("i"), array("Q")
-        self.skipped = self.left_out = self.long = self.cut = self.cut_prompts = 0
+        self.skipped = self.left_out = self.long = self.cut = self.cut_prompts = self.no_room = 0
 
     def arrays(self, records: Records) -> Arrays:
         pairs, seen = self._pairs(records), 0
@@ -147,7 +154,7 @@ class _Writer:
                 seen += len(batch)
                 if self.progress is not None:
                     self.progress(seen, max(seen, self.how.rows or 0))
-        counts = [self.skipped, self.left_out, self.long, self.cut, self.cut_prompts]
+        counts = [self.skipped, self.left_out, self.long, self.cut, self.cut_prompts, self.no_room]
         return {
             "tokens": np.frombuffer(self.tokens, dtype=np.int32) if self.tokens else np.empty(0, np.int32),
             "offsets": np.array(self.offsets, dtype=np.int64),
@@ -183,26 +190,26 @@ class _Writer:
         prompts = self.tokenizer([pair.prompt for _, pair in batch], truncation=False, verbose=False)["input_ids"]
         texts = [pair.response for _, pair in batch]
         responses = self.tokenizer(texts, truncation=False, add_special_tokens=False, verbose=False)["input_ids"]
-        for (place, pair), prompt, response in zip(batch, prompts, responses, strict=True):
+        for (_, pair), prompt, response in zip(batch, prompts, responses, strict=True):
             if self.full:
                 return
             response = [*response, self.tokenizer.eos_token_id]
             if self.how.below is not None and len(prompt) + len(response) >= self.how.below:
                 self.long += 1
                 continue
-            room = self.how.max_length - (self.how.kind == "causal")  # a causal row holds both, and a response has a token
-            if len(prompt) > room and self.how.cut_prompt:
-                prompt = [*prompt[: room - 1], prompt[-1]]
-                self.cut_prompts += 1
+            room = self.how.max_length - (self.how.kind == "causal")  # a causal row holds both, a response has a token
             if len(prompt) > room:
-                found = f"the prompt has {len(prompt)} tokens and task.max_length is {self.how.max_length}: no room is left"
-                self._bad(place, BadRow(f"{found}; raise task.max_length"))
-            else:
-                self._keep(pair, prompt, response)
+                if self.how.long == "leave_out":
+                    self.no_room += 1
+                    continue
+                whole = self.how.long == "cut" and self.how.kind == "causal"
+                prompt = prompt[: self.how.max_length] if whole else [*prompt[: room - 1], prompt[-1]]
+                self.cut_prompts += 1
+            self._keep(pair, prompt, response)
 
     def _keep(self, pair: Pair, prompt: list[int], response: list[int]) -> None:
         room = self.how.max_length - (len(prompt) if self.how.kind == "causal" else 0)
-        self.cut += len(response) > room
+        self.cut += 0 < room < len(response)
         self.tokens.extend(prompt)
         self.tokens.extend(response[:room])
         self.offsets.append(len(self.tokens))

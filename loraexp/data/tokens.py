@@ -36,6 +36,7 @@ class Examples:
     fingerprint: str  # of the raw rows
     source: str
     notes: tuple[str, ...] = ()
+    cut: int = 0  # rows that were longer
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -72,6 +73,7 @@ def encode(
         fingerprint,
         rows.source,
         rows.notes + notes,
+        truncated,
     )
 
 

@@ -87,10 +87,17 @@ def setting(place: Place, key: str) -> str:
 
 
 def sizes(place: Place) -> str:
-    """Rows of every split that the runs read."""
+    """Rows of every split that the runs read, and how many of them were cut, skipped or left out beside them."""
     data: dict[str, Any] = next((run.record["data"] for run in place.runs if run.record is not None and run.record.get("data")), {})
-    counted = {split: part["rows"] for split, part in data.items() if isinstance(part, dict) and "rows" in part}
-    return ", ".join(f"{split} {rows:,}" for split, rows in counted.items())
+    counted = {split: part for split, part in data.items() if isinstance(part, dict) and "rows" in part}
+    return ", ".join(f"{split} {part['rows']:,}{less(part)}" for split, part in counted.items())
+
+
+def less(part: dict[str, Any]) -> str:
+    """What a split's rows have lost by their length or form, in brackets."""
+    words = {"cut": "cut", "left_out": "too long and left out", "skipped": "malformed and skipped"}
+    told = [f"{part[key]:,} {word}" for key, word in words.items() if isinstance(part.get(key), int) and part[key]]
+    return f" ({', '.join(told)})" if told else ""
 
 
 # ---------------------------------------------------------------------------------------------------- deviations

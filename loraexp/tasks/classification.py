@@ -24,7 +24,18 @@ METRICS: dict[Problem, tuple[str, ...]] = {
     "single_label_classification": ("accuracy", "matthews_correlation", "f1", "macro_f1"),
     "regression": ("pearson", "spearmanr"),
 }
+LIKELIHOOD = "log_likelihood"  # every task with classes reports it
 HELD_OUT_FRACTION, HELD_OUT_MOST = 10, 1000  # one row in ten, at most a thousand
+
+
+def likelihood(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+    """`log_likelihood`: the mean over the rows of `log softmax(scores)` (n, C) at the true class (n,), in nats.
+
+    At most 0; −log C for a model that knows nothing. It tells models apart that accuracy, a count of rows, cannot.
+    """
+    shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
+    logs = shifted[np.arange(len(labels)), labels.astype(np.int64)] - np.log(np.exp(shifted).sum(axis=1))
+    return {LIKELIHOOD: float(logs.mean())}
 
 
 def divided(keys: LabelledKeys, train: Rows, dev: Mapping[str, Rows], *, held_out: bool) -> dict[str, Rows]:
@@ -63,8 +74,10 @@ class LabelledKeys:
         if unknown := set(self.metrics) - set(known):
             shown = list(self.metrics) if set(self.metrics) == unknown else sorted(unknown)
             raise ValueError(f"task.metrics={shown}: {self.problem} has {', '.join(known)}")
-        if self.metric not in self.metrics:
-            raise ValueError(f"task.metric={self.metric}: expected one of task.metrics, {', '.join(self.metrics)}")
+        always = [LIKELIHOOD] if self.problem == "single_label_classification" else []
+        if self.metric not in [*self.metrics, *always]:
+            others = "".join(f" or {name}" for name in always)
+            raise ValueError(f"task.metric={self.metric}: expected one of task.metrics, {', '.join(self.metrics)}{others}")
         for key in ("limit_train", "limit_eval"):
             limit = getattr(self, key)
             if limit is not None and limit < 1:
@@ -169,8 +182,9 @@ class Classification(Task):
             raise FloatingPointError(f"task={self.name}: {broken} of {len(logits)} rows have NaN or infinite logits: it diverged, lower lr")
         from loraexp.scoring import metrics
 
-        predictions = logits[:, 0] if self.problem == "regression" else logits.argmax(axis=-1)
-        return metrics.compute(self.metrics, predictions, labels)
+        if self.problem == "regression":
+            return metrics.compute(self.metrics, logits[:, 0], labels)
+        return metrics.compute(self.metrics, logits.argmax(axis=-1), labels) | likelihood(logits, labels)
 
     def describe(self) -> dict[str, Any]:
         """Per split: rows, fingerprint, source, its part in the protocol, label counts, tokens and notes."""
@@ -185,6 +199,7 @@ class Classification(Task):
             "protocol": self.protocol,
             "part": [part for part, is_so in parts.items() if is_so],
             "tokens": int(examples.offsets[-1]),
+            "cut": examples.cut,
             "notes": list(examples.notes),
         }
         if self.problem == "single_label_classification":

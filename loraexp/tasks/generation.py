@@ -241,7 +241,7 @@ def generation(
         train = Files(training_files(data_dir, files, benchmarks))
     where = (eval_data_dir or data_dir, "task.eval_data_dir" if eval_data_dir else "task.data_dir")
     asked, questions, notes = reported(wanted, benchmarks, *where, limit_eval, skip_bad)
-    how = Reading(f"{name} {trained_by}", VERSION * 1000 + version, made.pair, kind, max_length, made.below, made.rows, skip_bad)
+    how = Reading(f"{name} {trained_by}", VERSION * 1000 + version, made.pair, kind, max_length, made.below, made.rows, skip_bad, made.long)
     everything = encode_pairs(train, how, tokenizer, cache_root=Path(cache_root), progress=progress)
     return GenerationTask(
         name=name, version=version, kind=kind, tokenizer=tokenizer, selection="held_out" if held_out else None,

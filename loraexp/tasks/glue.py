@@ -1,38 +1,16 @@
-"""GLUE's tasks for encoders: from the hub, or from the benchmark's original files."""
+"""GLUE's tasks, in the form that the model's kind needs: classes from an encoder's head, or text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-from loraexp.data.tables import Parse, Rows, label_parser, read_hub, read_table
-from loraexp.machine.hub import SourceError
-from loraexp.run.task import Given, of_keys
-from loraexp.tasks.classification import Classification, LabelledKeys
+from loraexp.data.tables import label_parser
+from loraexp.run.task import Given, Task, of_keys
+from loraexp.tasks import glue_text
+from loraexp.tasks.classification import Classification
+from loraexp.tasks.originals import GlueKeys, glue_rows
 
 
-@dataclass(frozen=True, kw_only=True)
-class GlueKeys(LabelledKeys):
-    """The keys of one GLUE task, as its yaml has them."""
-
-    source: str  # on the hub, used where data_dir is null
-    config: str
-    revision: str | None
-    text: list[str]
-    folder: str  # of the original files: DIR/CoLA/train.tsv or DIR/train.tsv
-    file_text: list[str]
-    file_label: str
-    file_columns: list[str] | None = None  # of files without a header line
-    full_train: str | None = None
-    full_train_without: str | None = None
-    full_train_ids: list[str] | None = None
-    dev_splits: list[str]
-
-
-@of_keys(GlueKeys, kinds=frozenset({"encoder"}))
-def glue(keys: GlueKeys, given: Given) -> Classification:
+@of_keys(GlueKeys, kinds=frozenset({"encoder", "seq2seq", "causal"}))
+def glue(keys: GlueKeys, given: Given) -> Task:
     """One GLUE task, e.g. CoLA's row `gj04  1    Our friends won't buy this analysis, let alone …` → acceptable.
 
     Wang et al. 2019, "GLUE". `data_dir` holds the original files, as `DIR/CoLA/train.tsv` or `DIR/train.tsv`; without
@@ -40,76 +18,11 @@ def glue(keys: GlueKeys, given: Given) -> Classification:
     train file lack rows (MRPC), `full_train` minus the id pairs in `full_train_without` is read instead, if both are
     there. One of the dev splits is enough in a local folder; the notes say which are missing.
 
+    A model of text has the same rows as prompts and answers (`loraexp.tasks.glue_text`): `protocol` then is the one that
+    selects, under LoRA-GA's prompt and scoring (whole numbers compared for STS-B), or the name of a paper's.
+
     Raises: SourceError where a file or the hub's copy is missing; ValueError naming file and line of a malformed row.
     """
+    if given.kind != "encoder":
+        return glue_text.of_text(glue_text.as_text(keys), given)
     return Classification(keys, *glue_rows(keys, label_parser(keys.problem, keys.label_names)), given)
-
-
-def glue_rows(keys: GlueKeys, parse: Parse) -> tuple[Rows, dict[str, Rows]]:
-    """The rows of train and of each labelled dev split, for encoders and for text-to-text alike; see `glue`."""
-    hub = partial(read_hub, keys.source, keys.config, revision=keys.revision, text=keys.text, label="label", local_key="task.data_dir")
-    if keys.data_dir is None:
-        train = hub("train")
-    else:
-        train = _Originals(keys, parse, "task.data_dir", Path(keys.data_dir)).train()
-    if keys.eval_data_dir is not None:
-        dev = _Originals(keys, parse, "task.eval_data_dir", Path(keys.eval_data_dir)).dev()
-    elif keys.data_dir is not None:
-        dev = _Originals(keys, parse, "task.data_dir", Path(keys.data_dir)).dev()
-    else:
-        dev = {split: hub(split.replace("dev", "validation")) for split in keys.dev_splits}
-    return train, dev
-
-
-@dataclass(frozen=True)
-class _Originals:
-    """One task's original files, in `directory/folder` or in `directory` itself."""
-
-    keys: GlueKeys
-    parse: Parse
-    key: str
-    directory: Path
-
-    def train(self) -> Rows:
-        full, without = self.keys.full_train, self.keys.full_train_without
-        complete, left_out = self._find(full), self._find(without)
-        if complete is None or left_out is None:
-            return self._read(self._expect("train.tsv"))
-        pairs = frozenset(tuple(line.split("\t")) for line in left_out.read_text("utf-8-sig").splitlines())
-        rows = self._read(complete, without=pairs, identity=self.keys.full_train_ids or ())
-        return rows.noted(f"read from {full} without the pairs in {without}, because copies of train.tsv lack rows")
-
-    def dev(self) -> dict[str, Rows]:
-        splits = self.keys.dev_splits
-        here = [split for split in splits if self._find(f"{split}.tsv")] or splits[:1]
-        missing = [f"{split}.tsv" for split in splits if split not in here]
-        notes = [f"not reported, because not in {self.directory}: {', '.join(missing)}"] if missing else []
-        return {split: self._read(self._expect(f"{split}.tsv")).noted(*notes) for split in here}
-
-    def _places(self, file: str) -> tuple[Path, Path]:
-        return self.directory.expanduser() / self.keys.folder / file, self.directory.expanduser() / file
-
-    def _find(self, file: str | None) -> Path | None:
-        return next((place for place in self._places(file) if place.is_file()), None) if file else None
-
-    def _expect(self, file: str) -> Path:
-        path = self._find(file)
-        if path is None:
-            inside, itself = self._places(file)
-            raise SourceError(
-                f"{self.key}={self.directory}: neither {inside} nor {itself} is there; give the folder of GLUE's "
-                f"original files, or set task.data_dir=null to load {self.keys.source} from the hub"
-            )
-        return path
-
-    def _read(self, path: Path, **left_out: Any) -> Rows:
-        return read_table(
-            path,
-            form="tsv",
-            columns=self.keys.file_columns,
-            text=self.keys.file_text,
-            label=self.keys.file_label,
-            parse=self.parse,
-            skip_bad=self.keys.skip_bad,
-            **left_out,
-        )

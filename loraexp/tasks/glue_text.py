@@ -18,8 +18,8 @@ from loraexp.data.pairs import Kind, Pair, Reading, TextExamples, encode_pairs
 from loraexp.data.rows import Row
 from loraexp.data.tables import Rows, label_parser
 from loraexp.run.task import Given, of_keys
-from loraexp.tasks.classification import METRICS, divided
-from loraexp.tasks.glue import GlueKeys, glue_rows
+from loraexp.tasks.classification import METRICS, divided, likelihood
+from loraexp.tasks.originals import GlueKeys, glue_rows
 from loraexp.tasks.text import IGNORED, TextTask
 
 VERSION = 1  # of the prompts below; part of the cache key
@@ -63,6 +63,7 @@ PROTOCOLS = {
     "lora_ga": Protocol(LORA_GA, RESULT, "first_token"),
     "lora_one": Protocol(LORA_GA, RESULT, "first_token"),
 }
+WORDS = {"mrpc": ["different", "equivalent"], "qqp": ["different", "duplicate"]}  # where a head's classes have other names
 SCORES = [f"{step / 5:.1f}" for step in range(26)]  # STS-B's, as T5 writes them: to the nearest 0.2 (Raffel et al. 2020)
 
 
@@ -76,8 +77,22 @@ class GlueTextKeys(GlueKeys):
     selection: Literal["held_out", "paper"] = "held_out"
 
 
+def as_text(keys: GlueKeys) -> GlueTextKeys:
+    """The keys of the same task as text: what selects stays, the paper's prompt is LoRA-GA's where none is named."""
+    named = keys.protocol in PROTOCOLS
+    usual = "cg_lora" if keys.problem == "regression" else "lora_ga"  # numbers share first tokens
+    words = None if keys.problem == "regression" else WORDS.get(keys.config, keys.label_names)
+    texts = {"label_names": words, "benchmark": keys.config, "protocol": keys.protocol if named else usual}
+    return GlueTextKeys(**vars(keys) | texts, selection="held_out" if named else keys.protocol)  # type: ignore[arg-type]
+
+
 @of_keys(GlueTextKeys, kinds=frozenset({"seq2seq"}))
 def glue_text(keys: GlueTextKeys, given: Given) -> GlueText:
+    """One GLUE task as text under a paper's protocol, see `of_text`."""
+    return of_text(keys, given)
+
+
+def of_text(keys: GlueTextKeys, given: Given) -> GlueText:
     """One GLUE task as text, e.g. `classify the grammaticality of the text: They drank the pub dry.` → `acceptable`.
 
     The rows, splits and limits are those of the task for encoders (`loraexp.tasks.glue`). `protocol`: the prompt and
@@ -119,7 +134,7 @@ def _examples(
     # The names are in the key: another word for a class is another target.
     name = f"glue {keys.benchmark} {keys.protocol} {list(names)}"
     pair = _pair(protocol, keys.benchmark, names, keys.problem)
-    how = Reading(name, VERSION * 1000 + keys.version, pair, given.kind, keys.max_length, cut_prompt=True)  # type: ignore[arg-type]
+    how = Reading(name, VERSION * 1000 + keys.version, pair, given.kind, keys.max_length, long="cut_prompt")  # type: ignore[arg-type]
     made = {}
     for split, part in rows.items():
         tokens = encode_pairs(_Labelled(part), how, given.tokenizer, cache_root=Path(given.cache_root), progress=given.progress)
@@ -158,8 +173,8 @@ class GlueText(TextTask):
     """Text-to-text rows whose answer is one of a few names, scored exactly: no text is generated or parsed.
 
     `class_probability`: `log p(name, </s> | prompt)`, the sum over all of the name's tokens (CG-LoRA). `first_token`:
-    the logit of each name's first token (LoRA-GA, LoRA-One). One forward pass scores all names: the encoder runs once,
-    and the decoder takes the names side by side, padded to the longest, which a decoder that looks back never sees.
+    the logit of each name's first token (LoRA-GA, LoRA-One). One forward pass scores all names: an encoder runs once,
+    and its decoder takes the names side by side, padded to the longest, which a decoder that looks back never sees.
     """
 
     metrics: tuple[str, ...]
@@ -185,6 +200,31 @@ class GlueText(TextTask):
 
     def scores(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """The score (n, C) of each name after each prompt: the highest is the model's answer."""
+        return self._of_decoder(model, batch) if self.kind == "causal" else self._of_both(model, batch)
+
+    def _of_decoder(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """A causal model reads each prompt once for each name, with the name behind it, or once for first tokens."""
+        prompt = batch["attention_mask"].bool() & (batch["labels"] == IGNORED)
+        names, lengths = self.names.to(prompt.device), prompt.sum(dim=1)
+        if self.scoring == "first_token":
+            width = int(lengths.max())
+            asked = {"input_ids": batch["input_ids"][:, :width], "attention_mask": prompt[:, :width].long()}
+            last = model(**asked).logits[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+            return at_least_float32(last).index_select(1, names[:, 0])
+        prompts = [row[:length] for row, length in zip(batch["input_ids"], lengths, strict=True)]
+        words = [name[name != IGNORED] for name in names]
+        whole = [torch.cat([asked, word]) for asked in prompts for word in words]
+        ids = nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=self._pad)
+        ends = torch.tensor([len(row) for row in whole], device=ids.device).unsqueeze(1)
+        place = torch.arange(ids.shape[1], device=ids.device)
+        inside = place < ends
+        logits = model(input_ids=ids, attention_mask=inside.long()).logits[:, :-1]
+        named = inside & (place >= lengths.repeat_interleave(len(words)).unsqueeze(1))
+        labels = ids.masked_fill(~named, IGNORED)[:, 1:]
+        losses = functional.cross_entropy(at_least_float32(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        return -losses.view(len(prompts), len(words), -1).sum(dim=2)
+
+    def _of_both(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         mask = batch["attention_mask"]
         names = self.names.to(mask.device)
         body: Any = getattr(model, "module", model)
@@ -202,13 +242,16 @@ class GlueText(TextTask):
         return -losses.view(len(mask), classes, length).sum(dim=2)
 
     def compute_metrics(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
-        """The task's metrics of the scores (n, C) against the classes (n,), or against STS-B's real scores."""
+        """The task's metrics of the scores (n, C) against the classes (n,), or against STS-B's real scores.
+
+        `log_likelihood` is of the true name among the names.
+        """
         from loraexp.scoring import metrics as measures
 
         chosen = logits.argmax(axis=-1)
         if self.problem == "regression":
             return measures.compute(self.metrics, chosen / 5, labels)
-        return measures.compute(self.metrics, chosen, labels.astype(np.int64))
+        return measures.compute(self.metrics, chosen, labels.astype(np.int64)) | likelihood(logits, labels)
 
     def _describe(self, split: str, examples: TextExamples) -> dict[str, Any]:
         said = super()._describe(split, examples) | {"protocol": self.protocol, "scoring": self.scoring}

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from loraexp.data.benchmarks import ANSWERS, gsm8k_answer
-from loraexp.data.pairs import Pair
+from loraexp.data.pairs import Long, Pair
 from loraexp.data.rows import BadRow, Row, choice, column, text
 from loraexp.scoring.protocols import ALPACA as ALPACA_PROMPT
 from loraexp.scoring.protocols import LLM_ADAPTERS, QUESTION_ANSWER
 
-VERSION = 1  # of everything below; part of the cache key
+VERSION = 2  # of everything below; part of the cache key
 
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -27,12 +27,14 @@ ANSWER_IS = "\nThe answer is:"
 @dataclass(frozen=True)
 class Recipe:
     """`pair`: a row's prompt and response, None where the paper leaves the row out. `below`: only rows with fewer tokens.
-    `rows`: only the first so many of what is left. `learn_prompt`: the prompt's tokens are in the loss."""
+    `rows`: only the first so many of what is left. `learn_prompt`: the prompt's tokens are in the loss. `long`: what is
+    done with a prompt that leaves no room for an answer in `task.max_length`, see `Reading`."""
 
     pair: Callable[[Row], Pair | None]
     below: int | None = None
     rows: int | None = None
     learn_prompt: bool = False
+    long: Long = "leave_out"
 
 
 def question_answer(question: str) -> str:
@@ -53,26 +55,21 @@ def indented(instruction: str, spaces: int) -> str:
 # ------------------------------------------------------------------------------------------------ mathematics
 
 
-def metamath_cut(row: Row) -> Pair | None:
-    """MetaMathQA's GSM rows, answers cut before `The answer is:`, so that they end in `#### 72` (LoRA-GA, LoRA-One)."""
-    pair = metamath_whole(row)
-    if pair is None:
-        return None
-    answer = pair.response.split(ANSWER_IS)[0]
-    if not answer.strip():
-        raise BadRow(f"column 'response' has nothing before {ANSWER_IS.strip()!r}, expected the working")
-    return Pair(pair.prompt, answer)
+def metamath_cut(row: Row) -> Pair:
+    """A row's question, its answer cut before `The answer is:`, so that it ends in `#### 72` (LoRA-GA, LoRA-One, LoRA-DA).
 
-
-def metamath_whole(row: Row) -> Pair | None:
-    """The same rows with their whole answers, which end in `The answer is: 72` (LoRA-DA, scored by what follows it).
-
-    A row of Yu et al. 2024, "MetaMath": `query: Randy has 60 mango trees …`, `response: … #### 35\\nThe answer is: 35`,
+    A row of Yu et al. 2024, "MetaMath": `query: Randy has 60 mango trees …`, `response: … #### 35\nThe answer is: 35`,
     `type: GSM_Rephrased`.
     """
-    if "GSM" not in str(column(row, "type")):
-        return None
-    return Pair(question_answer(text(row, "query")), text(row, "response"))
+    answer = text(row, "response").split(ANSWER_IS)[0]
+    if not answer.strip():
+        raise BadRow(f"column 'response' has nothing before {ANSWER_IS.strip()!r}, expected the working")
+    return Pair(question_answer(text(row, "query")), answer)
+
+
+def metamath_gsm(row: Row) -> Pair | None:
+    """The same of the rows whose type is of GSM8K; the others (MATH's) are left out."""
+    return metamath_cut(row) if "GSM" in str(column(row, "type")) else None
 
 
 def metamath_alpaca(row: Row) -> Pair:
@@ -80,22 +77,21 @@ def metamath_alpaca(row: Row) -> Pair:
     return Pair(alpaca(text(row, "query")), text(row, "response"))
 
 
+# Released loaders: YuanheZ/LoRA-One@01bba05:data.py has `load_meta_math` (type GSM, under 512 tokens, the first 100,000)
+# and `load_meta_math_full` (every type, under 512 tokens, all of them); zqy0126/LoRA-DA@928f484:data.py has both too and
+# trains on the first (conf/lora_da.yaml: dataset_name meta_math).
 METAMATH = {
-    "lora_ga": Recipe(metamath_cut, below=512, rows=100_000),
-    "lora_one": Recipe(metamath_cut, below=512, rows=100_000),
+    "lora_ga": Recipe(metamath_gsm, below=512, rows=100_000),
+    "lora_one": Recipe(metamath_gsm, below=512, rows=100_000),
+    "lora_one_whole": Recipe(metamath_cut, below=512),
     "lora_sb": Recipe(metamath_alpaca, rows=50_000),
-    "lora_da": Recipe(metamath_whole, below=512, rows=100_000),
+    "lora_da": Recipe(metamath_gsm, below=512, rows=100_000),
 }
 
 
 def gsm8k_cut(row: Row) -> Pair:
     working, number = gsm8k_answer(row)
     return Pair(question_answer(text(row, "question")), f"{working}\n#### {number}")
-
-
-def gsm8k_whole(row: Row) -> Pair:
-    working, number = gsm8k_answer(row)
-    return Pair(question_answer(text(row, "question")), f"{working}\n#### {number}{ANSWER_IS} {number}")
 
 
 def gsm8k_alpaca(row: Row) -> Pair:
@@ -108,7 +104,7 @@ GSM8K = {
     "lora_ga": Recipe(gsm8k_cut),
     "lora_one": Recipe(gsm8k_cut),
     "lora_sb": Recipe(gsm8k_alpaca),
-    "lora_da": Recipe(gsm8k_whole),
+    "lora_da": Recipe(gsm8k_cut),
 }
 
 
@@ -138,8 +134,12 @@ CODE_FEEDBACK = {name: Recipe(code_feedback, below=1024, rows=100_000) for name 
 
 
 def alpaca_row(row: Row) -> Pair:
-    """A row of Taori et al. 2023: `instruction: Give three tips for staying healthy.`, `input:`, `output: 1. Eat a balanced …`."""
-    return Pair(alpaca(text(row, "instruction"), text(row, "input", empty=True).strip()), text(row, "output"))
+    """A row of Taori et al. 2023: `instruction: Give three tips for staying healthy.`, `input:`, `output: 1. Eat a balanced …`.
+
+    An input that is null or not there is none.
+    """
+    given = "" if row.get("input") is None else text(row, "input", empty=True).strip()
+    return Pair(alpaca(text(row, "instruction"), given), text(row, "output"))
 
 
 ALPACA = {"lora_one": Recipe(alpaca_row)}
@@ -158,7 +158,7 @@ def commonsense(prompt: Callable[[str], str]) -> Callable[[Row], Pair]:
 
 
 COMMONSENSE = {
-    "llm_adapters": Recipe(commonsense(lambda instruction: indented(instruction, 16)), learn_prompt=True),
+    "llm_adapters": Recipe(commonsense(lambda instruction: indented(instruction, 16)), learn_prompt=True, long="cut"),
     "lora_sb": Recipe(commonsense(lambda instruction: indented(instruction, 12))),
     "lora_one": Recipe(commonsense(lambda instruction: alpaca(instruction) + "\n")),
 }

@@ -169,6 +169,8 @@ class TextTask(Task):
             "tokens": int(examples.lengths.sum()),
             "label_tokens": int((examples.lengths - (0 if self.learn_prompt else examples.prompts)).sum()),
             "skipped": examples.skipped,
+            "left_out": examples.left_out,
+            "cut": examples.cut,
             "notes": list(examples.notes),
         }
 

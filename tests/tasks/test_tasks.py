@@ -503,7 +503,13 @@ def test_the_loss_is_a_sum_over_labels(name: str, dtype: torch.dtype, glue: Path
 def test_a_task_reports_its_metrics(glue: Path, tmp_path: Path) -> None:
     cola = build("cola", tmp_path, data_dir=str(glue), protocol="paper")
     logits, labels = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0]]), np.array([0, 1, 1, 1])
-    expected = {"accuracy": 0.75, "matthews_correlation": pytest.approx(2 / np.sqrt(12))}
+    # log softmax at the true class: log σ(1), log σ(3), log σ(−1), log σ(1)
+    logs = [-0.31326169, -0.04858735, -1.31326169, -0.31326169]
+    expected = {
+        "accuracy": 0.75,
+        "matthews_correlation": pytest.approx(2 / np.sqrt(12)),
+        "log_likelihood": pytest.approx(np.mean(logs)),
+    }
     assert cola.compute_metrics(logits, labels) == expected
     assert cola.metric in cola.compute_metrics(logits, labels)
     stsb = build("stsb", tmp_path, data_dir=str(glue), protocol="paper")
@@ -512,6 +518,20 @@ def test_a_task_reports_its_metrics(glue: Path, tmp_path: Path) -> None:
     logits[1, 0] = np.nan
     with pytest.raises(FloatingPointError, match="^task=cola: 1 of 4 rows have NaN or infinite logits: it diverged, lower lr$"):
         cola.compute_metrics(logits, labels)
+
+
+def test_the_likelihood_selects_where_asked_and_tells_apart_what_accuracy_cannot(glue: Path, tmp_path: Path) -> None:
+    cola = build("cola", tmp_path, data_dir=str(glue), metric="log_likelihood")
+    assert cola.metric == "log_likelihood"
+    labels = np.array([0, 1])
+    sure, unsure = np.array([[1000.0, 0.0], [0.0, 1000.0]]), np.array([[0.1, 0.0], [0.0, 0.1]])
+    better, worse = cola.compute_metrics(sure, labels), cola.compute_metrics(unsure, labels)
+    assert better["accuracy"] == worse["accuracy"] == 1.0
+    assert better["log_likelihood"] == 0.0 > worse["log_likelihood"] == pytest.approx(-np.log1p(np.exp(-0.1)))
+    nothing = cola.compute_metrics(np.zeros((2, 2)), labels)
+    assert nothing["log_likelihood"] == pytest.approx(-np.log(2))
+    with pytest.raises(InstantiationException, match="task.metric=log_likelihood: expected one of task.metrics, pearson"):
+        build("stsb", tmp_path, data_dir=str(glue), metric="log_likelihood")
 
 
 def test_collating_is_fast(glue: Path, tmp_path: Path) -> None:
@@ -557,7 +577,7 @@ def test_every_task_file_is_named_after_its_task() -> None:
         ({"limit_eval": -3}, "task.limit_eval=-3: expected a number of rows above 0, or null for all"),
         ({"protocol": "test"}, "task.protocol=test: expected held_out or paper"),
         ({"max_length": 4096}, "task.max_length=4096: expected 8 to 512 tokens"),
-        ({"metric": "f1"}, "task.metric=f1: expected one of task.metrics, accuracy, matthews_correlation"),
+        ({"metric": "f1"}, "task.metric=f1: expected one of task.metrics, accuracy, matthews_correlation or log_likelihood"),
         (
             {"metrics": ["pearson"]},
             "task.metrics=['pearson']: single_label_classification has accuracy, matthews_correlation, f1, macro_f1",

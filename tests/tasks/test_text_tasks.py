@@ -86,8 +86,11 @@ def test_several_files_are_not_guessed_between(tmp_path: Path) -> None:
 def test_recipes_put_rows_as_the_papers_do() -> None:
     row = {"type": "GSM_Rephrased", "query": "What is 1+1?", "response": "1+1=2\n#### 2\nThe answer is: 2"}
     assert recipes.METAMATH["lora_ga"].pair(row) == Pair("Q: What is 1+1?\nA: ", "1+1=2\n#### 2")
-    assert recipes.METAMATH["lora_da"].pair(row) == Pair("Q: What is 1+1?\nA: ", row["response"])
+    assert recipes.METAMATH["lora_da"] == recipes.METAMATH["lora_ga"]
     assert recipes.METAMATH["lora_ga"].pair({**row, "type": "MATH_FOBAR"}) is None
+    everything = recipes.METAMATH["lora_one_whole"]
+    assert (everything.below, everything.rows) == (512, None)
+    assert everything.pair({**row, "type": "MATH_FOBAR"}) == Pair("Q: What is 1+1?\nA: ", "1+1=2\n#### 2")
     asked, said = recipes.METAMATH["lora_sb"].pair({**row, "type": "MATH_FOBAR"})  # type: ignore[misc]
     assert asked.endswith("### Instruction:\nWhat is 1+1?\n\n### Response:") and said == row["response"]
     code = {"query": "Write f.", "answer": "Here:\n```python\ndef f(): ...\n```\nIt does.\n```x```"}
@@ -103,6 +106,10 @@ def test_recipes_put_rows_as_the_papers_do() -> None:
     assert recipes.CODE_FEEDBACK["lora_ga"].pair({"query": "Why?", "answer": "No code."}) is None
     given = recipes.ALPACA["lora_one"].pair({"instruction": "Do", "input": "x", "output": "y"})
     assert "### Input:\nx\n\n### Response:" in given.prompt and given.response == "y"  # type: ignore[union-attr]
+    bare = recipes.ALPACA["lora_one"].pair({"instruction": "Do", "input": "", "output": "y"})
+    assert "### Input" not in bare.prompt  # type: ignore[union-attr]
+    for row in ({"instruction": "Do", "input": None, "output": "y"}, {"instruction": "Do", "output": "y"}):
+        assert recipes.ALPACA["lora_one"].pair(row) == bare
 
 
 @pytest.mark.parametrize(("name", "spaces"), [("llm_adapters", 16), ("lora_sb", 12), ("lora_one", 0)])
@@ -200,24 +207,29 @@ def test_probes_of_a_row_do_not_depend_on_its_batch(tmp_path: Path) -> None:
         assert torch.equal(wide[1:, :4], narrow)
 
 
-def test_what_is_too_long_is_cut_left_out_or_refused(tmp_path: Path) -> None:
+def test_what_is_too_long_is_cut_or_left_out_and_counted(tmp_path: Path) -> None:
     long = {"p": "Q: a", "r": "x " * 200}
     task, tokenizer = toy(tmp_path, "causal", [*ROWS, long], max_length=32)
     examples = task.splits["train"]
     assert examples.lengths.max() == 32 and examples.notes == ("1 responses cut at 32 tokens",)
     assert examples.tokens[examples.ends[3] - 1] != tokenizer.eos_token_id  # what is cut has no end
+    assert task.describe()["train"]["cut"] == 1 and task.describe()["train"]["left_out"] == 0
     task, _ = toy(tmp_path, "causal", [*ROWS, long], below=64)
     assert len(task.splits["train"]) == 3 and task.splits["train"].notes == ("1 rows of 64 tokens or more left out",)
     task, _ = toy(tmp_path, "causal", ROWS, rows=2)
     assert len(task.splits["train"]) == 2
-    message = (
-        r"toy.jsonl line 4: the prompt has 13. tokens and task.max_length is 32: no room is left; raise task.max_length; repair the row"
-    )
-    with pytest.raises(ValueError, match=message):
-        toy(tmp_path, "causal", [*ROWS, {"p": "Q: " + "é漢" * 26, "r": "y"}], max_length=32)
-    task, _ = toy(tmp_path, "causal", [*ROWS, {"p": "Q: " + "é漢" * 26, "r": "y"}], max_length=32, skip_bad=True)
-    assert task.splits["train"].notes == ("1 malformed rows skipped",)
-    task, tokenizer = toy(tmp_path, "seq2seq", [{"p": "a " * 99, "r": "y"}], max_length=16, cut_prompt=True)
+    far = {"p": "Q: " + "é漢" * 26, "r": "y"}
+    task, _ = toy(tmp_path, "causal", [*ROWS, far], max_length=32)
+    assert len(task.splits["train"]) == 3
+    assert task.splits["train"].notes == ("1 rows left out: their prompt leaves no room in 32 tokens",)
+    assert task.describe()["train"]["left_out"] == 1
+    task, tokenizer = toy(tmp_path, "causal", [*ROWS, far], max_length=32, long="cut", learn_prompt=True)
+    examples = task.splits["train"]
+    assert examples.lengths[3] == examples.prompts[3] == 32 and examples.notes == ("1 prompts cut at 32 tokens",)
+    whole = tokenizer(far["p"])["input_ids"]
+    assert examples.tokens[examples.starts[3] :].tolist() == whole[:32]
+    assert task.collate(examples, [3])["labels"][0].tolist() == [-100, *whole[1:32]]
+    task, tokenizer = toy(tmp_path, "seq2seq", [{"p": "a " * 99, "r": "y"}], max_length=16, long="cut_prompt")
     ids = task.collate(task.splits["train"], [0])["input_ids"][0]
     assert len(ids) == 16 and ids[-1] == 1 and task.splits["train"].notes == ("1 prompts cut at 16 tokens",)
 
@@ -342,6 +354,49 @@ def test_class_probabilities_are_those_of_whole_names(tmp_path: Path) -> None:
     ids = [tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in first.label_names]
     torch.testing.assert_close(first.scores(model, batch), logits[:, 0, ids])
     assert tokenizer.decode(batch["input_ids"][0]).startswith("classify the grammaticality of the text: ")
+
+
+@pytest.mark.parametrize("protocol", ["cg_lora", "lora_ga"])
+def test_a_causal_model_scores_names_as_their_own_likelihood(protocol: str, tmp_path: Path) -> None:
+    given = ("task=cola", "model=tiny-llama", f"task.data_dir={write_glue(tmp_path / 'glue')}", f"task.protocol={protocol}")
+    task, model, tokenizer = made(*given, cache=tmp_path)
+    batch = task.collate(task.splits["train"], np.arange(5))
+    scores = task.scores(model, batch)
+    for row in range(5):
+        prompt = batch["input_ids"][row][(batch["labels"][row] == -100) & (batch["attention_mask"][row] == 1)]
+        for column, name in enumerate(task.label_names):
+            word = torch.tensor([*tokenizer(name, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
+            logs = model(input_ids=torch.cat([prompt, word])[None]).logits[0].log_softmax(dim=1)
+            each = logs[torch.arange(len(word)) + len(prompt) - 1, word]
+            if protocol == "cg_lora":
+                torch.testing.assert_close(scores[row, column], each.sum(), rtol=1e-5, atol=1e-4)
+            else:
+                torch.testing.assert_close(
+                    scores[row].log_softmax(0)[column] - scores[row].log_softmax(0)[0],
+                    each[0] - logs[len(prompt) - 1, task.names[0, 0]],
+                    rtol=1e-5,
+                    atol=1e-4,
+                )
+
+
+@pytest.mark.parametrize("name", ["cola", "mrpc", "stsb", "mnli"])
+def test_a_glue_task_takes_the_form_of_the_models_kind(name: str, tmp_path: Path) -> None:
+    folder = f"task.data_dir={write_glue(tmp_path / 'glue')}"
+    task, model, _ = made(f"task={name}", "model=tiny-t5", folder, "task.protocol=paper", cache=tmp_path)
+    known, _, _ = made(f"task={name}_t5", "model=tiny-t5", folder, "task.selection=paper", cache=tmp_path)
+    assert task.selection == task.reports[0] == known.selection and task.label_names == known.label_names
+    assert task.splits["train"].fingerprint == known.splits["train"].fingerprint
+    assert task.scoring == known.scoring and task.num_labels is None
+    batch = task.collate(task.splits["train"], np.arange(3))
+    torch.testing.assert_close(task.scores(model, batch), known.scores(model, batch))
+    encoder, _, _ = made(f"task={name}", "model=tiny-bert", folder, "task.protocol=paper", cache=tmp_path)
+    assert encoder.num_labels == len(encoder.label_names)
+
+
+def test_a_papers_prompt_needs_a_model_of_text(tmp_path: Path) -> None:
+    folder = f"task.data_dir={write_glue(tmp_path / 'glue')}"
+    with pytest.raises(ValueError, match="^task.protocol=cg_lora: expected held_out or paper$"):
+        made("task=cola", "model=tiny-bert", folder, "task.protocol=cg_lora", cache=tmp_path)
 
 
 def test_names_with_one_first_token_need_whole_names(tmp_path: Path) -> None:

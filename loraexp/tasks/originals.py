@@ -1,0 +1,102 @@
+"""The rows of GLUE's tasks: from the hub, or from the benchmark's original files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from loraexp.data.tables import Parse, Rows, read_hub, read_table
+from loraexp.machine.hub import SourceError
+from loraexp.tasks.classification import LabelledKeys
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueKeys(LabelledKeys):
+    """The keys of one GLUE task, as its yaml has them."""
+
+    # held_out, paper: what selects | the others, of a text model: the paper's prompt and scoring
+    protocol: Literal["held_out", "paper", "cg_lora", "lora_ga", "lora_one"] = "held_out"  # type: ignore[assignment]
+    source: str  # on the hub, used where data_dir is null
+    config: str
+    revision: str | None
+    text: list[str]
+    folder: str  # of the original files: DIR/CoLA/train.tsv or DIR/train.tsv
+    file_text: list[str]
+    file_label: str
+    file_columns: list[str] | None = None  # of files without a header line
+    full_train: str | None = None
+    full_train_without: str | None = None
+    full_train_ids: list[str] | None = None
+    dev_splits: list[str]
+
+
+def glue_rows(keys: GlueKeys, parse: Parse) -> tuple[Rows, dict[str, Rows]]:
+    """The rows of train and of each labelled dev split, for encoders and for text-to-text alike; see `loraexp.tasks.glue`."""
+    hub = partial(read_hub, keys.source, keys.config, revision=keys.revision, text=keys.text, label="label", local_key="task.data_dir")
+    if keys.data_dir is None:
+        train = hub("train")
+    else:
+        train = _Originals(keys, parse, "task.data_dir", Path(keys.data_dir)).train()
+    if keys.eval_data_dir is not None:
+        dev = _Originals(keys, parse, "task.eval_data_dir", Path(keys.eval_data_dir)).dev()
+    elif keys.data_dir is not None:
+        dev = _Originals(keys, parse, "task.data_dir", Path(keys.data_dir)).dev()
+    else:
+        dev = {split: hub(split.replace("dev", "validation")) for split in keys.dev_splits}
+    return train, dev
+
+
+@dataclass(frozen=True)
+class _Originals:
+    """One task's original files, in `directory/folder` or in `directory` itself."""
+
+    keys: GlueKeys
+    parse: Parse
+    key: str
+    directory: Path
+
+    def train(self) -> Rows:
+        full, without = self.keys.full_train, self.keys.full_train_without
+        complete, left_out = self._find(full), self._find(without)
+        if complete is None or left_out is None:
+            return self._read(self._expect("train.tsv"))
+        pairs = frozenset(tuple(line.split("\t")) for line in left_out.read_text("utf-8-sig").splitlines())
+        rows = self._read(complete, without=pairs, identity=self.keys.full_train_ids or ())
+        return rows.noted(f"read from {full} without the pairs in {without}, because copies of train.tsv lack rows")
+
+    def dev(self) -> dict[str, Rows]:
+        splits = self.keys.dev_splits
+        here = [split for split in splits if self._find(f"{split}.tsv")] or splits[:1]
+        missing = [f"{split}.tsv" for split in splits if split not in here]
+        notes = [f"not reported, because not in {self.directory}: {', '.join(missing)}"] if missing else []
+        return {split: self._read(self._expect(f"{split}.tsv")).noted(*notes) for split in here}
+
+    def _places(self, file: str) -> tuple[Path, Path]:
+        return self.directory.expanduser() / self.keys.folder / file, self.directory.expanduser() / file
+
+    def _find(self, file: str | None) -> Path | None:
+        return next((place for place in self._places(file) if place.is_file()), None) if file else None
+
+    def _expect(self, file: str) -> Path:
+        path = self._find(file)
+        if path is None:
+            inside, itself = self._places(file)
+            raise SourceError(
+                f"{self.key}={self.directory}: neither {inside} nor {itself} is there; give the folder of GLUE's "
+                f"original files, or set task.data_dir=null to load {self.keys.source} from the hub"
+            )
+        return path
+
+    def _read(self, path: Path, **left_out: Any) -> Rows:
+        return read_table(
+            path,
+            form="tsv",
+            columns=self.keys.file_columns,
+            text=self.keys.file_text,
+            label=self.keys.file_label,
+            parse=self.parse,
+            skip_bad=self.keys.skip_bad,
+            **left_out,
+        )
