@@ -153,17 +153,18 @@ class LoRAPro(AdapterOptimizer):
         `first_step`'s. Narrower moments are moved in the precision of A and B and rounded once.
         """
         new_A, new_B = closest(s, A, B, grad_A, grad_B, scaling)
-        equivalent = scaling * (B @ new_A + new_B @ A)
-        if m.dtype != equivalent.dtype:
-            narrow, (m, v) = (m, v), (m.to(equivalent.dtype), v.to(equivalent.dtype))
-        else:
-            narrow = None
-        m.lerp_(equivalent, 1 - self.base.beta1)
-        v.mul_(self.base.beta2).addcmul_(equivalent, equivalent, value=1 - self.base.beta2)
-        if narrow is not None:
-            m, v = (kept.copy_(moved).to(moved.dtype) for kept, moved in zip(narrow, (m, v), strict=True))
-        denominator = (v / (1 - self.base.beta2**count)).sqrt_().add_(self.base.eps)
-        direction = (m / (1 - self.base.beta1**count)).div_(denominator)
+        # η(B g_A + g_B A) as one product of stacked factors, and AdamW on a weight of zeros: one
+        # pass over d_out x d_in each, which is what a step of LoRA-Pro costs.
+        equivalent = torch.cat([scaling * B, scaling * new_B], -1) @ torch.cat([new_A, A], -2)
+        wide = [x.to(equivalent.dtype) for x in (m, v)]  # themselves, where they are not narrower
+        before = torch.tensor(count - 1, dtype=torch.float32, device=m.device)
+        moved = torch.zeros_like(equivalent)
+        moments = {"step": before, "exp_avg": wide[0], "exp_avg_sq": wide[1]}
+        self.base.update([moved], [equivalent], [moments], lr=1.0, weight_decay=0.0)
+        for kept, own in zip((m, v), wide, strict=True):
+            if kept.dtype != own.dtype:
+                kept.copy_(own)
+        direction = moved.neg_()
         plain_A, plain_B = scaling * (B.mT @ direction), scaling * (direction @ A.mT)
         return at_zero(s, (plain_A, plain_B), closest(s, A, B, plain_A, plain_B, scaling), self.first_step)
 
