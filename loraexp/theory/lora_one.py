@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import torch
 
+from loraexp.adapter.layer import Factors, Layer
 from loraexp.config import ConfigError
 from loraexp.initializers.lora_ga import lora_ga
 from loraexp.initializers.lora_one import lora_one
@@ -115,12 +117,18 @@ NAMES = {
 GammaReading = Literal["paper", "released"]  # LoRA-GA's factors are k^(1/4)/γ (equation 91) or k^(1/4)/√γ (the authors' notebook)
 
 
-def starts_of_figure4(rank: int, lr: float, gamma: float, reading: GammaReading, scale: float) -> dict[str, linear.Start]:
+def biased(layer: Layer, generator: torch.Generator, *, rank: int, gamma: float, reading: GammaReading, scaling: float) -> Factors:
+    """LoRA-GA with the α/√r of equation 91 inside its factors: the same offset, and steps as without a scaling."""
+    found = lora_ga(layer, rank=rank, scaling=1.0, generator=generator, gamma=gamma, flavour=reading)
+    return replace(found, A=scaling**0.5 * found.A, B=scaling**0.5 * found.B)
+
+
+def starts_of_figure4(rank: int, lr: float, gamma: float, reading: GammaReading, scaling: float, scale: float) -> dict[str, linear.Start]:
     """The methods of Figure 4, and two readings of them that the text leaves open."""
     return {
         "lora_one": lambda layer, g: lora_one(layer, rank=rank, scaling=1.0, generator=g, scale=scale),
         "spectral": partial(spectral, rank=rank),
-        "lora_ga": lambda layer, g: lora_ga(layer, rank=rank, scaling=1.0, generator=g, gamma=gamma, flavour=reading),
+        "lora_ga": partial(biased, rank=rank, gamma=gamma, reading=reading, scaling=scaling),
         "lora_sb": lambda layer, g: lora_sb(layer, rank=rank, scaling=scale, generator=g, step_size=lr),
         "lora_sb_svd": partial(subspace_of_gradient, rank=rank),
     }
@@ -141,11 +149,13 @@ def figure4(
     progress: Progress,
     gamma_reading: GammaReading = "paper",
     damping: float = 0.0,
+    alpha: float | None = None,
 ) -> Computed:
     """Log-risk of LoRA-One, LoRA-SB and LoRA-GA under and over the rank of Δ, with the best rank-r risk as a line.
 
     LoRA-One, Figure 4 and its appendix G.1: η = 0.5, stable parameter γ = 16, scaling parameter 1; the number of steps is not stated.
-    `gamma_reading`: LoRA-GA's factors are `k^{1/4}/γ` (paper: equation 91) or `k^{1/4}/√γ` (released); the `α/√r` of equation 91 is 1.
+    `gamma_reading`: LoRA-GA's factors are `k^{1/4}/γ` (paper: equation 91) or `k^{1/4}/√γ` (released); its `α/√r` is of
+    `alpha`, or 1 where that is null.
     `damping`: λ of the preconditioned rule; 0 in the text, 1e-3 in the authors' notebook.
     Plain gradient descent at 0.5 diverges on singular values of 40 (the curvature is 80), and it is not said which other rule
     was run; here three: `gd` at η, `prec_gd` at η (equation Prec-GD, for which Theorem C.21 allows rates up to 0.5), and `small`: gradient
@@ -169,7 +179,7 @@ def figure4(
         values[f"infimum/{case}"] = infimum
         for name, (rule, rate, count) in rules.items():
             panel = PANELS[name].format(case=f"r = {rank}, r* = {true_rank}", lr=rate)
-            starts = starts_of_figure4(rank, rate, gamma, gamma_reading, scale)
+            starts = starts_of_figure4(rank, rate, gamma, gamma_reading, 1.0 if alpha is None else alpha / rank**0.5, scale)
             frozen = {method: start for method, start in starts.items() if method.startswith("lora_sb")}
             for own, arms in ((rule, {m: start for m, start in starts.items() if m not in frozen}), ("gd", frozen)):
                 measures = {"risk": linear.risk, "loss": linear.training_loss}

@@ -176,6 +176,17 @@ def test_a_diverging_rate_leaves_the_other_layers_alone() -> None:
     assert both["risk"][-1, 1::2].isnan().all() and both["risk"][0].isfinite().all()
 
 
+def test_equation_91s_scaling_is_inside_the_factors_of_lora_ga() -> None:
+    """`α/√r A0 B0` is the offset, for both readings of its constant: k^(1/4)/c and k^(1/4)/√c."""
+    tasks, _ = given(1)
+    layer = tasks.layers()[0]
+    for reading, c in (("paper", 4.0), ("released", 2.0)):
+        plain = lora_one.biased(layer, generator(), rank=2, gamma=4.0, reading=reading, scaling=1.0)
+        scaled = lora_one.biased(layer, generator(), rank=2, gamma=4.0, reading=reading, scaling=16 / 2**0.5)
+        assert float(torch.linalg.matrix_norm(plain.product(), 2)) == pytest.approx(K**0.5 / c**2)
+        torch.testing.assert_close(scaled.product(), 16 / 2**0.5 * plain.product())
+
+
 def test_a_diverged_arm_is_drawn_to_its_last_number() -> None:
     made = lora_one.figure4(12, 400, {"under": [2, 3]}, [40, 30, 20], 0.5, 0.01, 16.0, 1.0, 20, 20, 2, quiet)
     curve = next(c for c in made.curves if "GD, η = 0.5" in c.panel and "precond" not in c.panel and c.label == "LoRA-One")
