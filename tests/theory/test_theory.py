@@ -180,9 +180,9 @@ def test_equation_91s_scaling_is_inside_the_factors_of_lora_ga() -> None:
     """`α/√r A0 B0` is the offset, for both readings of its constant: k^(1/4)/c and k^(1/4)/√c."""
     tasks, _ = given(1)
     layer = tasks.layers()[0]
-    for reading, c in (("paper", 4.0), ("released", 2.0)):
-        plain = lora_one.biased(layer, generator(), rank=2, gamma=4.0, reading=reading, scaling=1.0)
-        scaled = lora_one.biased(layer, generator(), rank=2, gamma=4.0, reading=reading, scaling=16 / 2**0.5)
+    for own, c in (("paper", 4.0), ("released", 2.0)):
+        plain = lora_one.biased(layer, generator(), rank=2, gamma=4.0, reading=own, scaling=1.0)
+        scaled = lora_one.biased(layer, generator(), rank=2, gamma=4.0, reading=own, scaling=16 / 2**0.5)
         assert float(torch.linalg.matrix_norm(plain.product(), 2)) == pytest.approx(K**0.5 / c**2)
         torch.testing.assert_close(scaled.product(), 16 / 2**0.5 * plain.product())
 
