@@ -11,6 +11,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 
+from tests.support.hub import hub, server  # noqa: F401 - fixtures
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:

@@ -49,9 +49,20 @@ def absolute(plain: dict[str, Any]) -> dict[str, Any]:
     directories = ((key, plain["task"].get(key)) for key in ("data_dir", "eval_data_dir"))
     plain["task"] = plain["task"] | {key: rooted(value) for key, value in directories if value}
     sources = ((key, plain["model"].get(key)) for key in ("path", "tokenizer"))  # a hub id, unless there is such a path
-    there = {key: rooted(value) for key, value in sources if isinstance(value, str) and Path(value).expanduser().exists()}
-    plain["model"] = plain["model"] | there
+    there = {key: value for key, value in sources if isinstance(value, str) and Path(value).expanduser().exists()}
+    if "path" in there and plain["model"].get("revision") is not None:
+        refuse_both(there["path"], plain["model"]["revision"])
+    plain["model"] = plain["model"] | {key: rooted(value) for key, value in there.items()}
     return plain
+
+
+def refuse_both(path: str, revision: str) -> None:
+    """A word that names a folder here and, with a revision, a repository of the hub: which one is meant is not guessed."""
+    if not path.startswith((".", "/", "~", "package:")):
+        raise ConfigError(
+            f"model.path={path}: {rooted(path)} is a folder here, and model.revision={revision} names a commit of the hub; "
+            f"set model.path=./{path} model.revision=null to read the folder, or go to another folder to read the hub"
+        )
 
 
 def rooted(path: str) -> str:

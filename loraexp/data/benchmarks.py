@@ -12,19 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from loraexp.data import draw
-from loraexp.data.rows import BadRow, Files, Hub, Loaded, Row, choice, column, find, load, text
+from loraexp.data import commonsense, draw
+from loraexp.data.rows import BadRow, Files, Hub, Loaded, Row, choice, find, load, text
 from loraexp.machine.hub import SourceError
-
-ANSWERS = ["true", "false", *(f"{word}{i}" for word in ("solution", "answer", "ending", "option") for i in range(1, 6))]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`files`: paths inside the folder of the data, tried in this order. `hub`: (id, config, split, revision), or None."""
+    """`files`: paths inside the folder of the data, tried in this order. `hub`: (id, config, split, revision)."""
 
     files: tuple[str, ...]
-    hub: tuple[str, str | None, str, str] | None
+    hub: tuple[str, str | None, str, str | None]
     row: Callable[[Row], Row]  # checks a row and puts it into the one form that protocols read
 
 
@@ -79,31 +77,12 @@ def humaneval(row: Row) -> Row:
     return {name: text(row, name) for name in ("task_id", "prompt", "entry_point", "test", "canonical_solution")}
 
 
-def commonsense(row: Row) -> Row:
-    """`instruction`, `answer`, e.g. `Please answer the following question with true or false, …` → `true`."""
-    return {"instruction": text(row, "instruction"), "answer": choice(row, "answer", ANSWERS)}
-
-
-def hellaswag(row: Row) -> Row:
-    """LLM-Adapters' form; a row of the authors' own layout (`ctx`, `endings`, `label`) is put into it."""
-    if "instruction" in row:
-        return commonsense(row)
-    endings = column(row, "endings")
-    if not isinstance(endings, list) or len(endings) != 4:
-        raise BadRow(f"column 'endings' holds {endings!r}, expected four texts")
-    label = choice(row, "label", ("0", "1", "2", "3"))
-    options = " ".join(f"Ending{i}: {ending}" for i, ending in enumerate(endings, start=1))
-    context = f"{text(row, 'activity_label')}: {text(row, 'ctx')}"
-    asked = f"Please choose the correct ending to complete the given sentence: {context}\n\n{options}"
-    return {"instruction": f"{asked}\n\nAnswer format: ending1/ending2/ending3/ending4", "answer": f"ending{int(label) + 1}"}
-
-
 def _adapters(name: str) -> tuple[str, ...]:
-    return (f"commonsense/{name}/test.json", f"{name}/test.json")
+    own = (f"commonsense/{name}/{name}.jsonl", f"{name}/{name}.jsonl")  # the authors' layout
+    return (f"commonsense/{name}/test.json", f"{name}/test.json", *own)
 
 
 LETTERS = ("A", "B", "C", "D")
-COMMONSENSE = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")
 BENCHMARKS: dict[str, Benchmark] = {
     "gsm8k": Benchmark(
         ("gsm8k/test.jsonl", "test.jsonl"), ("openai/gsm8k", "main", "test", "e53f048856ff4f594e959d75785d2c2d37b678ee"), gsm8k
@@ -119,10 +98,28 @@ BENCHMARKS: dict[str, Benchmark] = {
         ("openai/openai_humaneval", None, "test", "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"),
         humaneval,
     ),
-} | {name: Benchmark(_adapters(name), None, commonsense) for name in COMMONSENSE}
-BENCHMARKS["hellaswag"] = Benchmark(
-    (*_adapters("hellaswag"), "commonsense/hellaswag/hellaswag.jsonl", "hellaswag/hellaswag.jsonl"), None, hellaswag
-)
+}
+
+
+def _commonsense(name: str, hub: tuple[str, str | None, str], row: Callable[[Row], Row]) -> None:
+    # The hub has the authors' own sets (as lm-eval 0.4.13 names them), of which LLM-Adapters' files are a rendering.
+    # No commit is pinned: the first use in a folder of results fixes it, and the record has it.
+    BENCHMARKS[name] = Benchmark(_adapters(name), (*hub, None), row)
+
+
+_commonsense("boolq", ("google/boolq", None, "validation"), commonsense.boolq)
+_commonsense("piqa", ("baber/piqa", None, "validation"), commonsense.piqa)
+_commonsense("social_i_qa", ("lighteval/siqa", None, "validation"), commonsense.social_i_qa)
+_commonsense("hellaswag", ("Rowan/hellaswag", None, "validation"), commonsense.hellaswag)
+_commonsense("winogrande", ("allenai/winogrande", "winogrande_xl", "validation"), commonsense.winogrande)
+_commonsense("ARC-Easy", ("allenai/ai2_arc", "ARC-Easy", "test"), commonsense.arc)
+_commonsense("ARC-Challenge", ("allenai/ai2_arc", "ARC-Challenge", "test"), commonsense.arc)
+_commonsense("openbookqa", ("allenai/openbookqa", "main", "test"), commonsense.openbookqa)
+HERE = "task.eval_data_dir"  # the key of a folder for the benchmarks alone
+OTHER = {  # what else to do where a folder has no file of a benchmark
+    "task.data_dir": f"set {HERE}=DIR to the folder that has it; the training rows stay where they are",
+    HERE: f"set {HERE}=null for the folder of the training rows, or for the hub where task.data_dir=null too",
+}
 MMLU_HUB = ("cais/mmlu", "all", "c30699e8356da336a370243923dbaf21066bb9fe")
 MMLU_COLUMNS = ("question", *LETTERS, "answer")
 
@@ -159,14 +156,9 @@ def read(
 def _read(name: str, directory: str | None, key: str, skip_bad: bool) -> Questions:
     benchmark = BENCHMARKS[name]
     if directory is not None:
-        records: Any = Files((find(directory, benchmark.files, key=key, what=f"the original files of {name}"),))
-    elif benchmark.hub is not None:
-        source, config, split, revision = benchmark.hub
-        records = Hub(source, config, split, revision, key)
+        records: Any = Files((find(directory, benchmark.files, key=key, what=f"the original files of {name}", other=OTHER.get(key)),))
     else:
-        raise SourceError(
-            f"{key}=null: {name} is not on the hub in the papers' form; set {key}=DIR to the folder that has {benchmark.files[0]}"
-        )
+        records = Hub(*benchmark.hub, HERE)
     found = load(records, benchmark.row, skip_bad=skip_bad)
     if not found.rows:
         raise ValueError(f"{records.name}: no row to evaluate on; give a file with rows")
@@ -177,7 +169,7 @@ def _mmlu(directory: str | None, key: str, skip_bad: bool) -> Questions:
     """MMLU's test rows, each with the five dev rows of its subject as `shots`."""
     if directory is None:
         source, config, revision = MMLU_HUB
-        dev, test = (load(Hub(source, config, split, revision, key), _mmlu_hub, skip_bad=skip_bad) for split in ("dev", "test"))
+        dev, test = (load(Hub(source, config, split, revision, HERE), _mmlu_hub, skip_bad=skip_bad) for split in ("dev", "test"))
         name = f"{source} at {revision}"
     else:
         folder = find_mmlu(Path(directory).expanduser(), key)

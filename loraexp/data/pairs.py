@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraexp.data import draw
-from loraexp.data.rows import BadRow, Records, Row, refuse
+from loraexp.data.rows import BadRow, Blank, Records, Row, refuse
 from loraexp.data.tokens import Arrays, Progress, cached, tokenizer_fingerprint
 
-LAYOUT = 2  # of the arrays in a cache entry
+LAYOUT = 3  # of the arrays in a cache entry
 BATCH = 512  # pairs that the tokenizer sees at once
 Kind = Literal["causal", "seq2seq"]
 Long = Literal["leave_out", "cut", "cut_prompt"]
@@ -114,8 +114,9 @@ def encode_pairs(records: Records, how: Reading, tokenizer: Any, *, cache_root: 
     key = json.dumps(["pairs", LAYOUT, records.identity(), tokenizer_fingerprint(tokenizer), tokenizer.eos_token_id, recipe])
     folder = cache_root.expanduser() / "tokens" / hashlib.sha256(key.encode()).hexdigest()
     arrays = cached(folder, lambda: _Writer(how, tokenizer, progress).arrays(records))
-    skipped, left_out, long, cut, cut_prompts, no_room = arrays["counts"].tolist()
+    skipped, blank, left_out, long, cut, cut_prompts, no_room = arrays["counts"].tolist()
     notes = [f"{skipped} malformed rows skipped"] * (skipped > 0)
+    notes += [f"{blank} rows without a prompt or an answer skipped"] * (blank > 0)
     notes += [f"{left_out} rows are not of the kind that {how.name} trains on"] * (left_out > 0)
     notes += [f"{long} rows of {how.below} tokens or more left out"] * (long > 0)
     notes += [f"{no_room} rows left out: their prompt leaves no room in {how.max_length} tokens"] * (no_room > 0)
@@ -132,7 +133,7 @@ def encode_pairs(records: Records, how: Reading, tokenizer: Any, *, cache_root: 
         digests=arrays["digests"],
         source=records.name,
         notes=tuple(notes),
-        skipped=skipped,
+        skipped=skipped + blank,
         left_out=long + no_room,
         cut=cut + cut_prompts,
     )
@@ -144,7 +145,7 @@ class _Writer:
     def __init__(self, how: Reading, tokenizer: Any, progress: Progress | None) -> None:
         self.how, self.tokenizer, self.progress = how, tokenizer, progress
         self.tokens, self.offsets, self.prompts, self.digests = array("i"), array("q", [0]), array("i"), array("Q")
-        self.skipped = self.left_out = self.long = self.cut = self.cut_prompts = self.no_room = 0
+        self.skipped = self.blank = self.left_out = self.long = self.cut = self.cut_prompts = self.no_room = 0
 
     def arrays(self, records: Records) -> Arrays:
         pairs, seen = self._pairs(records), 0
@@ -154,7 +155,7 @@ class _Writer:
                 seen += len(batch)
                 if self.progress is not None:
                     self.progress(seen, max(seen, self.how.rows or 0))
-        counts = [self.skipped, self.left_out, self.long, self.cut, self.cut_prompts, self.no_room]
+        counts = [self.skipped, self.blank, self.left_out, self.long, self.cut, self.cut_prompts, self.no_room]
         return {
             "tokens": np.frombuffer(self.tokens, dtype=np.int32) if self.tokens else np.empty(0, np.int32),
             "offsets": np.array(self.offsets, dtype=np.int64),
@@ -182,6 +183,9 @@ class _Writer:
                 yield place, pair
 
     def _bad(self, place: str, error: BadRow) -> None:
+        if isinstance(error, Blank):
+            self.blank += 1
+            return
         if not self.how.skip_bad:
             raise refuse(place, error) from None
         self.skipped += 1

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TextIO
 
+from loraexp.data.sets import Split
 from loraexp.machine import hub
 
 Row = Mapping[str, Any]
@@ -21,6 +22,10 @@ REMEDY = "repair the row, or set task.skip_bad=true to skip and count such rows"
 
 class BadRow(ValueError):
     """A row that cannot be used: the message says what is wrong with it, and whoever reads it adds the place."""
+
+
+class Blank(BadRow):
+    """A row without its text: public sets are known to have a few, so training skips and counts them."""
 
 
 def refuse(place: str, error: Exception) -> ValueError:
@@ -68,46 +73,21 @@ class Files:
                 yield from _read(path, stream, self.columns)
 
 
-@dataclass(frozen=True)
-class Hub:
+class Hub(Split):
     """The rows of one split of a hub data set, mapped from its cache on disk."""
 
-    source: str
-    config: str | None
-    split: str
-    revision: str | None
-    local_key: str
-
-    @property
-    def name(self) -> str:
-        config = f"{self.config}, " if self.config else ""
-        return f"{self.source} ({config}{self.split})" + (f" at {self.revision}" if self.revision else "")
-
     def identity(self) -> str:
-        return hashlib.sha256(f"{self.name} {self._table()._fingerprint}".encode()).hexdigest()
+        content = self.table._fingerprint if isinstance(self.located, Path) else ""
+        return hashlib.sha256(f"{self.name} {content}".encode()).hexdigest()
 
     def __iter__(self) -> Iterator[tuple[str, Row | BadRow]]:
-        for number, row in enumerate(self._table(), start=1):
-            yield f"{self.name} row {number}", row
-
-    def _table(self) -> Any:
-        located = hub.resolve(self.source, key="task.source")
-        revision = None if isinstance(located, Path) else self.revision
-        with hub.hub_session() as reachable:
-            import datasets
-
-            try:
-                return datasets.load_dataset(str(located), self.config, split=self.split, revision=revision)
-            except (OSError, ValueError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0] if reachable else "it does not answer"
-                raise hub.SourceError(
-                    f"{self.name} not found on the hub ({reason}) or in its cache {hub.cache_folder()}: set "
-                    f"{self.local_key}=DIR to the folder of the original files, or connect once (HF_HOME names the cache)"
-                ) from None
+        name = self.name
+        for number, row in enumerate(self.table, start=1):
+            yield f"{name} row {number}", row
 
 
-def find(directory: str | Path, names: Sequence[str], *, key: str, what: str) -> Path:
-    """The first of `names` (paths or patterns inside `directory`) that is there.
+def find(directory: str | Path, names: Sequence[str], *, key: str, what: str, other: str | None = None) -> Path:
+    """The first of `names` (paths or patterns inside `directory`) that is there; `other`: what else one can do.
 
     Raises: SourceError where none is there, or where a pattern fits several files: which one is meant is not guessed.
     """
@@ -120,7 +100,7 @@ def find(directory: str | Path, names: Sequence[str], *, key: str, what: str) ->
         if found:
             return found[0]
     raise hub.SourceError(
-        f"{key}={directory}: none of {', '.join(names)} is there; give the folder of {what}, or set {key}=null for the hub"
+        f"{key}={directory}: none of {', '.join(names)} is there; give the folder of {what}, or {other or f'set {key}=null for the hub'}"
     )
 
 
@@ -132,12 +112,14 @@ def column(row: Row, name: str) -> Any:
 
 
 def text(row: Row, name: str, *, empty: bool = False) -> str:
-    """A column that must hold text, not blank unless `empty`."""
+    """A column that must hold text, not blank unless `empty`; null is blank."""
     value = column(row, name)
+    if value is None:
+        value = ""
     if not isinstance(value, str):
         raise BadRow(f"column {name!r} holds {type(value).__name__}, expected text")
     if not empty and not value.strip():
-        raise BadRow(f"column {name!r} is empty, expected text")
+        raise Blank(f"column {name!r} is empty, expected text")
     return value
 
 

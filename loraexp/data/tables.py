@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraexp.data import draw
-from loraexp.machine import hub
+from loraexp.data.sets import Split
 
 Problem = Literal["single_label_classification", "regression"]
 Columns = list[str]
@@ -174,28 +174,10 @@ def _index(path: Path, header: Columns, name: str) -> int:
     return header.index(name)
 
 
-def read_hub(source: str, config: str, split: str, revision: str | None, *, text: Sequence[str], label: str, local_key: str) -> Rows:
-    """Read one split of a hub data set; from the cache alone where the hub does not answer within seconds.
+def read_hub(split: Split, *, text: Sequence[str], label: str) -> Rows:
+    """The labelled rows of one split of a hub data set, or of a local folder of such a set.
 
-    `source` may also be a local folder of such a data set; it has no revision.
-
-    Raises: SourceError with one line: what was looked for, where, and the two ways to provide it.
+    Raises: SourceError with one line: what was looked for, the client's reason, and what to type.
     """
-    located = hub.resolve(source, key="task.source")
-    revision = None if isinstance(located, Path) else revision
-    where = f"{source} ({config}, {split})" + (f" at {revision}" if revision else "")
-    ways = f"set {local_key}=DIR to the folder of the original files, or connect once (HF_HOME names the cache)"
-    with hub.hub_session() as reachable:
-        import datasets
-
-        try:
-            table = datasets.load_dataset(str(located), config, split=split, revision=revision)
-        except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0] if reachable else "it does not answer"
-            looked = f"not found on the hub ({reason}) or in its cache {hub.cache_folder()}"
-            raise hub.SourceError(f"{where} {looked}: {ways}") from None
-    # Offline the client serves any revision that it has; a run must not claim one that it did not see.
-    if revision and not reachable and not any(revision in Path(file["filename"]).parts for file in table.cache_files):
-        raise hub.SourceError(f"{where}: the cache {hub.cache_folder()} has another revision: {ways}")
-    texts = list(zip(*(list(table[column]) for column in text), strict=True))
-    return Rows.of(texts, table[label], where)
+    *texts, labels = split.columns(*text, label)
+    return Rows.of(list(zip(*texts, strict=True)), labels, split.name)

@@ -18,6 +18,7 @@ from loraexp import config
 from loraexp.adapter.adapted import Adapters, load_raw
 from loraexp.config import ConfigError
 from loraexp.config.settings import Settings
+from loraexp.machine import repository
 from loraexp.models import load
 from loraexp.records import record
 from loraexp.run import experiment, kept
@@ -41,6 +42,7 @@ class FinishedRun:
         for key, value in (changed or {}).items():
             OmegaConf.update(cfg, key, value)
         settings, _ = config.check(cfg)
+        repository.assume(content.get("hub", {}))  # wherever main is today
         return cls(folder, content, settings)
 
     @functools.cached_property

@@ -14,17 +14,29 @@ enabled = True  # false in the worker processes of a launcher, which share one t
 _display: Any = None  # of the outermost bar: bars within it are lines of the same display
 
 
+def whole(number: float) -> str:
+    return f"{number:.0f}"
+
+
+def bytes(number: float) -> str:
+    """A size as one says it: 812 kB, 13.2 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f} B"
+
+
 @contextmanager
-def bar(description: str, total: int, done: int = 0) -> Iterator[Advance]:
+def bar(description: str, total: int, done: int = 0, *, spell: Callable[[float], str] = whole) -> Iterator[Advance]:
     """`with bar("training", steps) as advance: advance(1, loss=0.3)`: percent, columns as text, time left.
 
-    `left` in the columns is shown in place of the time left that the bar's own pace gives.
+    `left` in the columns is shown in place of the time left that the bar's own pace gives; `spell` writes its numbers.
     """
     if not enabled or not sys.stderr.isatty():
         yield lambda steps=1, **columns: None
         return
     with display() as progress:
-        task = progress.add_task(description, total=total, completed=done, note="", left="")
+        task = progress.add_task(description, total=total, completed=done, note="", left="", spell=spell)
 
         def advance(steps: float = 1, total: float | None = None, left: str | None = None, **shown: float | str) -> None:
             if total is not None:
@@ -51,17 +63,22 @@ def display() -> Iterator[Any]:
         yield _display
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Left(TimeRemainingColumn):
         def render(self, task: Task) -> Text:
             return Text(task.fields["left"], style="progress.remaining") if task.fields["left"] else super().render(task)
 
+    class Count(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            spell = task.fields["spell"]
+            return Text(f"{spell(task.completed)}/{spell(task.total or 0)}")
+
     columns = (
         TextColumn("{task.description:>12}"),
         BarColumn(bar_width=30),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        Count(),
         TextColumn("{task.fields[note]}"),
         Left(compact=True),
     )
@@ -71,6 +88,23 @@ def display() -> Iterator[Any]:
             yield progress
         finally:
             _display = None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, these bars are the only ones: tqdm draws none, whatever library calls it."""
+    from tqdm import tqdm
+
+    draws = tqdm.__init__
+
+    def draws_nothing(self: Any, *arguments: Any, **options: Any) -> None:
+        draws(self, *arguments, **options | {"disable": True})
+
+    tqdm.__init__ = draws_nothing  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        tqdm.__init__ = draws  # type: ignore[method-assign]
 
 
 @contextmanager

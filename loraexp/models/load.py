@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from loraexp.machine.hub import SourceError, cache_folder, hub_session, resolve, verify
+from loraexp.machine import progress, repository
+from loraexp.machine.hub import SourceError, resolve, verify
+from loraexp.machine.repository import Repository
 from loraexp.models import tokenizer as tokenizers
 
 if TYPE_CHECKING:
@@ -21,16 +23,15 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def loading(place: Path | str) -> Iterator[None]:
-    """transformers without its loading reports; for a hub id, an unreachable hub is given up within seconds."""
+def loading() -> Iterator[None]:
+    """transformers without its loading reports."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        with nullcontext() if isinstance(place, Path) else hub_session():
+        with progress.alone():
             yield
     finally:
         logging.set_verbosity(before)
@@ -40,12 +41,25 @@ def locate(settings: ModelSettings) -> Path | str:
     """A folder, or a hub id, where the weights are; of a .gguf file, the folder that it was converted to."""
     if settings.path is None:
         raise SourceError(f"model={settings.name}: model.path and model.config are both null; give one of them")
-    place = resolve(settings.path, key="model.path")
+    place = resolve(settings.path, key="model.path", revision=settings.revision)
     if isinstance(place, Path) and place.suffix == ".gguf":
         from loraexp.models.gguf import converted
 
         return converted(place, kind=settings.kind, sha256=settings.sha256)
     return place
+
+
+def hub(id: str, revision: str | None, key: str = "model.path") -> Repository:
+    """The model's repository on the hub."""
+    return Repository(id, "model", revision, repository.MODEL._replace(source=key, folder=key))
+
+
+def commit(settings: ModelSettings) -> str | None:
+    """The commit of the hub's repository that is loaded; None where the weights are not the hub's."""
+    if settings.path is None or settings.config is not None:
+        return None
+    place = locate(settings)
+    return hub(place, settings.revision).commit if isinstance(place, str) else None
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
@@ -83,11 +97,14 @@ def padding(settings: ModelSettings, tokenizer: Any) -> Any:
 def read_tokenizer(settings: ModelSettings) -> Any:
     from transformers import AutoTokenizer
 
-    place = locate(settings) if settings.tokenizer is None else resolve(settings.tokenizer, key="model.tokenizer")
-    revision = settings.revision if settings.tokenizer is None else None
-    with loading(place):
+    if settings.tokenizer is None:
+        place, of = locate(settings), hub(str(settings.path), settings.revision)
+    else:
+        place, of = resolve(settings.tokenizer, key="model.tokenizer"), hub(settings.tokenizer, None, "model.tokenizer")
+    folder = place if isinstance(place, Path) else repository.definition(of)
+    with loading():
         try:
-            return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise unreachable(settings, place, "tokenizer", error) from error
 
@@ -104,14 +121,10 @@ def check_vocabulary(settings: ModelSettings, tokenizer: Any) -> None:
 
 
 def unreachable(settings: ModelSettings, place: Path | str, what: str, error: Exception) -> SourceError:
-    """One line: what was looked for, where, and the two ways to provide it."""
-    if isinstance(place, Path):
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return SourceError(f"model={settings.name}: no usable {what} in {place}: {reason[:200]}; set model.path=DIR to a complete copy")
-    return SourceError(
-        f"model={settings.name}: no {what} of {place} on the hub ({type(error).__name__}) or in its cache {cache_folder()}; "
-        "set model.path=DIR to a local copy, or make the hub reachable"
-    )
+    """One line: what was looked for, where, why it cannot be used, and how to provide it."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    remedy = "set model.path=DIR to a complete copy" if isinstance(place, Path) else "set model.path to a complete repository or folder"
+    return SourceError(f"model={settings.name}: no usable {what} in {place}: {reason[:200]}; {remedy}")
 
 
 def load_config(settings: ModelSettings, **labels: Any) -> Any:
@@ -122,9 +135,10 @@ def load_config(settings: ModelSettings, **labels: Any) -> Any:
         architecture = dict(settings.config)
         return AutoConfig.for_model(architecture.pop("model_type"), **architecture, **labels)
     place = locate(settings)
-    with loading(place):
+    folder = place if isinstance(place, Path) else repository.definition(hub(place, settings.revision))
+    with loading():
         try:
-            return AutoConfig.from_pretrained(place, revision=settings.revision, trust_remote_code=False, **labels)
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
         except (OSError, ValueError) as error:
             raise unreachable(settings, place, "config.json", error) from error
 
@@ -179,12 +193,15 @@ def pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any:
     if isinstance(place, Path) and not str(settings.path).endswith(".gguf"):
         verify(place / "model.safetensors", settings.sha256, key="model.sha256")
     options = attention(settings) | quantised(settings)
-    with loading(place):
+    if isinstance(place, Path):
+        folder = place
+    else:
+        folder = repository.checkpoint(hub(place, settings.revision), pickle=settings.allow_pickle)
+    with loading():
         try:
             return model_class(settings.kind).from_pretrained(
-                place,
+                folder,
                 config=config,
-                revision=settings.revision,
                 dtype=dtype,
                 use_safetensors=None if settings.allow_pickle else True,
                 trust_remote_code=False,

@@ -16,6 +16,7 @@ from torch import nn
 from loraexp import config
 from loraexp.adapter.adapted import Adapters, attach, save_peft, save_raw, scaling_factor, train_everything
 from loraexp.config.settings import Settings
+from loraexp.machine import repository
 from loraexp.machine.files import folder_written, sha256
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import tally
@@ -62,12 +63,13 @@ def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) 
         records.refuse_newer(folder, found)
         if found.record is not None and found.finished:
             return Outcome(folder, found.record, already=True)
-    check_model(settings)
-    observer.begun(settings, folder)
-    try:
-        return Outcome(folder, recorded(settings, plain, folder, observer))
-    except records.Finished as elsewhere:
-        return Outcome(folder, elsewhere.record, already=True)
+    with repository.pins(Path(settings.output_root)):
+        check_model(settings)
+        observer.begun(settings, folder)
+        try:
+            return Outcome(folder, recorded(settings, plain, folder, observer))
+        except records.Finished as elsewhere:
+            return Outcome(folder, elsewhere.record, already=True)
 
 
 def recorded(settings: Settings, plain: dict[str, Any], folder: Path, observer: Observer) -> dict[str, Any]:
@@ -99,11 +101,14 @@ class Experiment:
         settings, record = self.settings, self.record
         self.look_back()
         seed_generators(settings.seed, self.processes.rank)
-        with self.phase("data"):
-            task = kept.task(settings, lambda: tokenise(settings))
-            record.update(data=task.describe(), labels=labels(task))
-        with self.phase("model"):
-            model = self.model(task)
+        with repository.reading() as read:
+            with self.phase("data"):
+                task = kept.task(settings, lambda: tokenise(settings))
+                record.update(data=task.describe(), labels=labels(task))
+            with self.phase("model"):
+                model = self.model(task)
+                source = {"source": settings.model.path, "commit": load.commit(settings.model)}
+                record.update(model=source, hub=dict(sorted(read.items())))
         with self.phase("initialisation"):
             adapters = self.start(model, task)
             record.update(parameters=adapters.count())
@@ -219,7 +224,7 @@ class Experiment:
                     adapters,
                     place,
                     base=str(load.locate(settings.model)) if settings.model.path else settings.model.name,
-                    revision=settings.model.revision,
+                    revision=load.commit(settings.model),
                     task_type=load.PEFT_TASK[settings.model.kind],
                     head=self.head,
                 )

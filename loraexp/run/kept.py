@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from loraexp.config.settings import Settings
+from loraexp.machine import repository
 from loraexp.models import load as models
 
 
@@ -25,13 +26,16 @@ class Kept:
     def __init__(self) -> None:
         self.key: str | None = None
         self.value: Any = None
+        self.read: dict[str, str] = {}  # the commits of the hub that it was made from
 
     def get(self, made_from: Any, make: Callable[[], Any]) -> Any:
         key = json.dumps(made_from, sort_keys=True, default=str)
         if self.key != key:
             self.clear()
-            self.value = make()
+            with repository.reading() as self.read:
+                self.value = make()
             self.key = key
+        repository.note(self.read)
         return self.value
 
     def clear(self) -> None:
@@ -51,6 +55,7 @@ def task(settings: Settings, make: Callable[[], Any]) -> Any:
     """The tokenised task of these settings; `make` makes it where it is not kept."""
     model = settings.model
     reads = [model.name, model.path, model.config, model.tokenizer, model.pad_token, model.revision, model.kind]
+    reads += [settings.output_root]  # whose pins say which commit a revision is
     return TASK.get([settings.task, settings.cache_root, dataclasses.asdict(settings.evaluate), *reads], make)
 
 
@@ -67,7 +72,8 @@ def model(settings: Settings, *, dtype: torch.dtype, device: torch.device, label
     if own or settings.model.quantise:
         MODEL.clear()
         return load()
-    pristine = MODEL.get([dataclasses.asdict(settings.model), dtype, device, labels], load)
+    made_from = [dataclasses.asdict(settings.model), dtype, device, labels, settings.output_root]
+    pristine = MODEL.get(made_from, load)
     return fresh(pristine, settings.model.kind, settings.seed)
 
 

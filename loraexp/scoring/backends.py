@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from loraexp.adapter.adapted import AdaptedLinear
 from loraexp.adapter.linalg import at_least_float32
+from loraexp.machine import progress
 from loraexp.scoring import generate
 from loraexp.scoring.likelihood import continuations, score_rows
 from loraexp.scoring.sharing import Sharing
@@ -259,23 +260,15 @@ def autocast_of(device: torch.device, precision: str) -> torch.autocast:
 @contextmanager
 def quiet() -> Iterator[None]:
     """lm-eval and datasets without their logs and bars: progress is ours."""
-    import lm_eval.api.task
-    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
-
-    logger, bars = logging.getLogger("lm_eval"), is_progress_bar_enabled()
+    logger = logging.getLogger("lm_eval")
     level, offline = logger.level, os.environ.get("TOKENIZERS_PARALLELISM")
-    contexts = lm_eval.api.task.tqdm  # type: ignore[attr-defined]
-    lm_eval.api.task.tqdm = lambda rows, **_: rows  # type: ignore[attr-defined]
     logger.setLevel(logging.ERROR)
-    disable_progress_bar()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
-        yield
+        with progress.alone():
+            yield
     finally:
         logger.setLevel(level)
-        lm_eval.api.task.tqdm = contexts  # type: ignore[attr-defined]
-        if bars:
-            enable_progress_bar()
         if offline is None:
             os.environ.pop("TOKENIZERS_PARALLELISM", None)
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from loraexp.data.sets import Split
 from loraexp.data.tables import Parse, Rows, read_hub, read_table
 from loraexp.machine.hub import SourceError
 from loraexp.tasks.classification import LabelledKeys
@@ -34,7 +35,11 @@ class GlueKeys(LabelledKeys):
 
 def glue_rows(keys: GlueKeys, parse: Parse) -> tuple[Rows, dict[str, Rows]]:
     """The rows of train and of each labelled dev split, for encoders and for text-to-text alike; see `loraexp.tasks.glue`."""
-    hub = partial(read_hub, keys.source, keys.config, revision=keys.revision, text=keys.text, label="label", local_key="task.data_dir")
+
+    def hub(split: str) -> Rows:
+        found = Split(keys.source, keys.config, split, keys.revision, "task.data_dir")
+        return read_hub(found, text=keys.text, label="label")
+
     if keys.data_dir is None:
         train = hub("train")
     else:

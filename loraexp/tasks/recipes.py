@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from loraexp.data.benchmarks import ANSWERS, gsm8k_answer
+from loraexp.data.benchmarks import gsm8k_answer
+from loraexp.data.commonsense import ANSWERS
 from loraexp.data.pairs import Long, Pair
-from loraexp.data.rows import BadRow, Row, choice, column, text
+from loraexp.data.rows import BadRow, Blank, Row, choice, column, text
 from loraexp.scoring.protocols import ALPACA as ALPACA_PROMPT
 from loraexp.scoring.protocols import LLM_ADAPTERS, QUESTION_ANSWER
 
@@ -63,7 +64,7 @@ def metamath_cut(row: Row) -> Pair:
     """
     answer = text(row, "response").split(ANSWER_IS)[0]
     if not answer.strip():
-        raise BadRow(f"column 'response' has nothing before {ANSWER_IS.strip()!r}, expected the working")
+        raise Blank(f"column 'response' has nothing before {ANSWER_IS.strip()!r}, expected the working")
     return Pair(question_answer(text(row, "query")), answer)
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from loraexp import config
 from loraexp.data import tokens
-from loraexp.data.tables import Rows, label_parser, read_hub, read_table
+from loraexp.data.tables import Rows, label_parser, read_table
 from loraexp.machine import hub
 from loraexp.machine.hub import SourceError
 from loraexp.tasks.classification import Classification
@@ -621,42 +621,3 @@ def test_a_changed_file_is_not_taken_for_the_tested_one(tmp_path: Path) -> None:
     hub.verify(path, None, key="model.sha256")
     with pytest.raises(SourceError, match=f"{path} has sha256 {digest}, expected 00: .* or set model.sha256=null to accept it"):
         hub.verify(path, "00", key="model.sha256")
-
-
-@pytest.fixture
-def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    import datasets
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-def test_an_unreachable_hub_is_one_line_within_seconds(no_hub: Path, tmp_path: Path) -> None:
-    from huggingface_hub import constants
-
-    start, before = time.perf_counter(), constants.HF_HUB_OFFLINE
-    revision = OmegaConf.load(CONF / "cola.yaml").revision
-    assert message("cola", tmp_path) == (
-        f"nyu-mll/glue (cola, train) at {revision} not found on the hub (it does not answer) or in its cache {no_hub}: "
-        "set task.data_dir=DIR to the folder of the original files, or connect once (HF_HOME names the cache)"
-    )
-    assert time.perf_counter() - start < 5 and before == constants.HF_HUB_OFFLINE
-
-
-def test_the_hubs_cache_serves_the_revision_that_it_has_and_no_other(no_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    class Table(dict):  # type: ignore[type-arg]
-        cache_files = ({"filename": str(no_hub / "nyu-mll___glue/cola/0.0.0/abc/glue-train.arrow")},)
-
-    table = Table(sentence=["x", "y"], label=[1, 0])
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
-    options: dict[str, Any] = {"text": ["sentence"], "label": "label", "local_key": "task.data_dir"}
-    rows = read_hub("nyu-mll/glue", "cola", "train", "abc", **options)
-    assert rows.texts == [("x",), ("y",)] and rows.labels.tolist() == [1, 0]
-    assert rows.source == "nyu-mll/glue (cola, train) at abc"
-    with pytest.raises(SourceError, match="has another revision"):
-        read_hub("nyu-mll/glue", "cola", "train", "def", **options)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from loraexp import config
-from loraexp.data import benchmarks
+from loraexp.data import benchmarks, commonsense
 from loraexp.data.pairs import Pair, Reading, encode_pairs
 from loraexp.data.rows import BadRow, Files, find
 from loraexp.machine.hub import SourceError
@@ -248,9 +248,24 @@ def test_tokens_are_made_once_and_mapped(tmp_path: Path) -> None:
 # ---- errors
 
 
+@pytest.mark.parametrize("blank", ["", " \n", None])
+def test_a_training_row_without_text_is_skipped_and_counted(blank: Any, tmp_path: Path) -> None:
+    """Public sets are known to have a few; a benchmark's row without text still stops, whatever it is scored by."""
+    write_gsm8k(tmp_path)
+    train = tmp_path / "train.jsonl"
+    train.write_text(train.read_text() + json.dumps({"question": "a", "answer": blank}) + "\n")
+    common = ("task=gsm8k", "model=tiny-llama", f"task.data_dir={tmp_path}")
+    task, _, _ = made(*common, cache=tmp_path)
+    described = task.describe()["train"]
+    assert "1 rows without a prompt or an answer skipped" in described["notes"] and described["skipped"] == 1
+    test = tmp_path / "test.jsonl"
+    test.write_text(test.read_text() + json.dumps({"question": "a", "answer": blank}) + "\n")
+    with pytest.raises(ValueError, match="test.jsonl line .*: column 'answer' is empty, expected text; repair the row, or set task.skip"):
+        made(*common, cache=tmp_path)
+
+
 BAD = [
     ({"question": "a"}, "no column 'answer'; its columns are question"),
-    ({"question": "a", "answer": " "}, "column 'answer' is empty, expected text"),
     ({"question": "a", "answer": "no number"}, "column 'answer' does not end in '#### NUMBER'"),
     ({"question": 3, "answer": "#### 1"}, "column 'question' holds int, expected text"),
     ("{broken", "not JSON (Expecting property name enclosed in double quotes at column 2), expected one object a line"),
@@ -434,8 +449,8 @@ def test_missing_benchmarks_are_named(tmp_path: Path) -> None:
 
 def test_a_row_of_hellaswags_own_layout() -> None:
     row = {"activity_label": "Skiing", "ctx": "He", "endings": ["a", "b", "c", "d"], "label": 2}
-    made_row = benchmarks.hellaswag(row)
+    made_row = commonsense.hellaswag(row)
     assert made_row["answer"] == "ending3"
     assert made_row["instruction"].endswith("Ending1: a Ending2: b Ending3: c Ending4: d\n\nAnswer format: ending1/ending2/ending3/ending4")
     with pytest.raises(BadRow, match="expected four texts"):
-        benchmarks.hellaswag({**row, "endings": ["a"]})
+        commonsense.hellaswag({**row, "endings": ["a"]})

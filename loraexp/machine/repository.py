@@ -1,0 +1,320 @@
+"""A repository of the hub at one commit: which commit a revision is, and its files, downloaded once
+and shown meanwhile.
+
+Everything that is read from the hub is read through here, by a full commit id. So what is in the
+cache is used without a request, the record can say what was loaded, and no client falls back to
+another version on its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from loraexp.machine import files, progress, remedies
+from loraexp.machine.hub import SourceError
+from loraexp.machine.remedies import Keys, patiently
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+PATIENCE = 20.0  # seconds that an answer may take
+MODEL = Keys("model.path", "model.revision", "model.path")
+PINS = "hub.json"  # in the folder of results: the commit that each revision was there
+
+_folder: Path | None = None  # of results, whose pins hold
+# pins that hold before any folder's: this process's own, or those of a finished run
+_known: dict[str, str] = {}
+_open: list[dict[str, str]] = []  # what is read within each open `reading`
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model or a data set of the hub: `revision` as it was asked for, null for the newest."""
+
+    id: str
+    kind: Literal["model", "dataset"]
+    revision: str | None
+    keys: Keys
+
+    @property
+    def commit(self) -> str:
+        """The commit that is read: the revision itself, or what it was when this folder of results
+        first used it.
+
+        Raises: SourceError where the hub does not know it, or cannot be asked.
+        """
+        if self.revision is not None and COMMIT.fullmatch(self.revision):
+            commit = self.revision
+        else:
+            commit = _pinned(self.name, self._newest)
+        note({self.name: commit})
+        return commit
+
+    @property
+    def name(self) -> str:
+        """For pins and records: `models/google-t5/t5-base@main`."""
+        return f"{self.kind}s/{self.id}@{self.revision or 'main'}"
+
+    def _newest(self) -> str:
+        from huggingface_hub import HfApi, constants
+
+        name = self.revision or "main"
+        if constants.HF_HUB_OFFLINE:
+            known = self.folder / "refs" / name
+            if known.is_file():
+                return known.read_text().strip()
+        with self.failures():
+            ask = HfApi().repo_info
+            return str(patiently(lambda: ask(self.id, repo_type=self.kind, revision=name, timeout=PATIENCE)).sha)
+
+    @property
+    def folder(self) -> Path:
+        """Where the client keeps its files."""
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        return Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=self.id, repo_type=self.kind)
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Within, whatever a client of the hub raises becomes a SourceError of one line, and
+        clients print nothing.
+        """
+        from huggingface_hub import constants
+
+        try:
+            with quiet():
+                yield
+        except SourceError:
+            raise
+        except Exception as error:
+            endpoint = constants.ENDPOINT
+            page = f"{endpoint}/{'datasets/' if self.kind == 'dataset' else ''}{self.id}"
+            said = remedies.line(
+                error,
+                self.id,
+                self.revision,
+                self.keys,
+                page,
+                endpoint,
+                short(constants.HF_HUB_CACHE),
+            )
+            raise SourceError(said) from error
+
+    def snapshot(self, *patterns: str, ignore: Sequence[str] = ()) -> Path:
+        """The folder with the files that match; what is not in the cache yet is downloaded, and
+        shown.
+
+        Raises: SourceError with the client's reason and what to type.
+        """
+        from huggingface_hub import HfApi, constants, snapshot_download
+
+        commit = self.commit
+        which: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": list(ignore)}
+
+        def fetch() -> Path:
+            place = snapshot_download(self.id, repo_type=self.kind, revision=commit, etag_timeout=PATIENCE, **which)
+            if self.tree() is None and not constants.HF_HUB_OFFLINE:
+                # The client could not list the files, and says so only where it has none of them at
+                # all.
+                next(iter(HfApi().list_repo_tree(self.id, repo_type=self.kind, revision=commit)))
+                raise ConnectionError("the list of files could not be kept in the cache")
+            return Path(place)
+
+        with self.failures(), Download(self, which):
+            return patiently(fetch)
+
+    def tree(self) -> list[Any] | None:
+        """The repository's files at the commit, as the cache lists them; None where it was never
+        listed.
+        """
+        from huggingface_hub import get_cached_repo_tree
+        from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+        try:
+            return get_cached_repo_tree(self.id, repo_type=self.kind, revision=self.commit)
+        except CachedRepoTreeNotFoundError:
+            return None
+
+
+def _pinned(key: str, newest: Callable[[], str]) -> str:
+    """The commit under `key`, asked for once in a folder of results, whatever number of processes
+    works in it.
+    """
+    if key in _known:
+        return _known[key]
+    if _folder is None:
+        _known[key] = newest()
+        return _known[key]
+    _folder.mkdir(parents=True, exist_ok=True)
+    path = _folder / PINS
+    with (_folder / f".{PINS}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pins: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        if key not in pins:
+            pins[key] = newest()
+            files.write_json(path, dict(sorted(pins.items())))
+    return pins[key]
+
+
+@contextmanager
+def pins(folder: Path) -> Iterator[None]:
+    """Within, a revision that can move (null, a branch, a tag) is the commit that it was when
+    `folder` first used it.
+
+    So all runs of a grid read the same files, also those that run on another day.
+    """
+    global _folder, _known
+    before = _folder, _known
+    _folder, _known = folder, {}
+    try:
+        yield
+    finally:
+        _folder, _known = before
+
+
+def assume(commits: Mapping[str, str]) -> None:
+    """From here on a revision is the commit that a finished run read, as its record has it under
+    `hub`.
+    """
+    global _known
+    _known = dict(commits)
+
+
+@contextmanager
+def reading() -> Iterator[dict[str, str]]:
+    """Collects what is read within: the commit of every repository, by its name."""
+    read: dict[str, str] = {}
+    _open.append(read)
+    try:
+        yield read
+    finally:
+        _open.pop()
+
+
+def note(commits: Mapping[str, str]) -> None:
+    """Say that these were read, now or by whoever made what is used again."""
+    for read in _open:
+        read.update(commits)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within, the clients print neither bars nor warnings of their own: this project shows the one
+    and raises the other."""
+    from huggingface_hub.utils import logging as client
+
+    level = client.get_verbosity()
+    client.set_verbosity(logging.CRITICAL)
+    try:
+        with progress.alone():
+            yield
+    finally:
+        client.set_verbosity(level)
+
+
+class Download:
+    """Shows how much of the wanted files is on this machine, and when the rest will be; nothing
+    where all of it is.
+    """
+
+    every = 0.5  # seconds
+
+    def __init__(self, repository: Repository, which: dict[str, Any]) -> None:
+        self.repository, self.which = repository, which
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        sizes: dict[Path, int] = {}
+        while not self.ended.wait(self.every):  # the client lists the files first
+            if sizes or (sizes := self._wanted()):
+                break
+        total = sum(sizes.values())
+        done = self._done(sizes)
+        if self.ended.is_set() or done >= total:
+            return
+        with progress.bar(f"download {self.repository.id}", total, done, spell=progress.bytes) as advance:
+            while not self.ended.wait(self.every):
+                now = self._done(sizes)
+                advance(now - done)
+                done = now
+
+    def _wanted(self) -> dict[Path, int]:
+        """The place of each wanted file in the cache, and its size."""
+        from huggingface_hub.utils import filter_repo_objects
+
+        here = self.repository
+        wanted = filter_repo_objects(here.tree() or [], key=lambda file: file.path, **self.which)
+        return {here.folder / "snapshots" / here.commit / file.path: file.size for file in wanted}
+
+    def _done(self, sizes: dict[Path, int]) -> int:
+        """Bytes that are here: of whole files, and of the parts that the client has written."""
+        done = sum(size for path, size in sizes.items() if path.exists())
+        for part in (self.repository.folder / "blobs").glob("*.incomplete"):
+            with suppress(FileNotFoundError):  # it is whole by now
+                done += part.stat().st_size
+        return min(done, sum(sizes.values()))
+
+
+def short(folder: str | Path) -> str:
+    """A folder as the user would write it."""
+    home = os.path.expanduser("~")
+    return re.sub(rf"^{re.escape(home)}(?=/|$)", "~", str(folder))
+
+
+# --------------------------------------------------------------------------------------------------
+# -- models
+
+DEFINITION = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.tiktoken",
+)  # architecture, tokenizer, and lists of shards
+
+
+def definition(repository: Repository) -> Path:
+    """The folder with a model's small files: its architecture and its tokenizer."""
+    return repository.snapshot(*DEFINITION, ignore=["*/*"])
+
+
+def checkpoint(repository: Repository, *, pickle: bool) -> Path:
+    """The folder with a model's weights too: safetensors alone, or with `pickle` what is there.
+
+    Raises: SourceError where there are none, or only a pickle.
+    """
+    folder = definition(repository)
+    for name in ("model.safetensors", *(["pytorch_model.bin"] if pickle else [])):
+        index = folder / f"{name}.index.json"
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [name]
+        repository.snapshot(*shards)
+        if all((folder / shard).exists() for shard in shards):
+            return folder
+    raise SourceError(f"{repository.id} at {repository.commit}: {_absent(repository)}")
+
+
+def _absent(repository: Repository) -> str:
+    from huggingface_hub import HfApi
+
+    with repository.failures():
+        names = patiently(lambda: HfApi().list_repo_files(repository.id, revision=repository.commit))
+    if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names):
+        return "only .bin weights are there; set model.allow_pickle=true if you trust them (loading a .bin can run code)"
+    return f"no model.safetensors is there, only {', '.join(sorted(names)[:8])}; set model.path to a repository with weights"

@@ -1,0 +1,412 @@
+"""Data sets of the hub through the real clients: the rows and the commit that are read, and what is
+said when they fail.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraexp.data import benchmarks
+from loraexp.data.rows import Hub as Rows
+from loraexp.data.sets import Split
+from loraexp.data.tables import read_hub
+from loraexp.machine import repository
+from loraexp.machine.hub import SourceError
+from loraexp.tasks.recipes import TRAINING_SETS
+from tests.support.helpers import shared_data
+from tests.support.hub import offline, start
+from tests.support.hub_repositories import CONF, GLUE, ORIGINALS, config, glue, pinned, words
+from tests.support.hub_server import Fault, Hub
+
+GLUE_COMMIT = config("task", "cola")["revision"]
+BOOLQ = ("google/boolq", None, "validation", None)
+
+
+def cola(
+    split: str = "train",
+    revision: str | None = GLUE_COMMIT,
+    source: str = "nyu-mll/glue",
+    config: str = "cola",
+) -> Split:
+    return Split(source, config, split, revision, "task.data_dir")
+
+
+def sentences(split: Split) -> list[Any]:
+    return [text for (text,) in read_hub(split, text=["sentence"], label="label").texts]
+
+
+# ------------------------------------------------------------------------------------------------
+# every set
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_glue_is_read_as_the_hub_has_it(name: str, hub: Hub) -> None:
+    task = config("task", name)
+    splits = ["train", *(split.replace("dev", "validation") for split in task["dev_splits"])]
+    for at, split in enumerate(splits):
+        rows = read_hub(
+            Split(task["source"], task["config"], split, task["revision"], "k"),
+            text=task["text"],
+            label="label",
+        )
+        assert rows.source == f"nyu-mll/glue ({name}, {split}) at {GLUE_COMMIT}"
+        assert len(rows) == (96 if at == 0 else 24)
+        assert rows.texts[5] == tuple(f"{words(1000 * at + 5)} {side}" for side in range(len(task["text"])))
+        classes = 26 if name == "stsb" else len(task["label_names"])
+        assert rows.labels[5] == pytest.approx((1000 * at + 5) % classes / (5 if name == "stsb" else 1))
+    assert all(path.startswith(f"{name}/") or path == "README.md" for path in hub.transfers)
+
+
+SETS = ["alpaca", "code_feedback", "commonsense170k", "gsm8k", "metamath", "metamath395k"]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_training_rows_are_read_and_those_without_text_counted(name: str, hub: Hub, tmp_path: Path) -> None:
+    """The real sets have a few: Code-Feedback an empty `answer`, MetaMathQA four blank `query`."""
+    from loraexp import config as settings
+    from loraexp.data.pairs import Reading, encode_pairs
+    from loraexp.models.tokenizer import trained
+
+    task = config("task", name)
+    commit = task["revision"] or hub.repositories["datasets", task["source"]].names["main"]
+    blank = {"code_feedback": 1, "metamath": 1, "metamath395k": 1}.get(name, 0)
+    for by, recipe in TRAINING_SETS[task["training_set"]].items():
+        how = Reading(f"{name} {by}", 1, recipe.pair, "causal", 1024, recipe.below, recipe.rows)
+        records = Rows(task["source"], task.get("config"), "train", task["revision"], "task.data_dir")
+        examples = encode_pairs(records, how, trained("trained:512", "causal"), cache_root=tmp_path)
+        config_and_split = f"{task['config']}, train" if task.get("config") else "train"
+        assert examples.source == f"{task['source']} ({config_and_split}) at {commit}"
+        rows = 80 if name == "commonsense170k" else 60
+        # a third of the rows is of another kind
+        gsm_alone = task["training_set"] == "metamath" and by != "lora_sb"
+        assert len(examples) + examples.skipped == (40 if gsm_alone else rows)
+        assert examples.skipped == blank
+        assert (f"{blank} rows without a prompt or an answer skipped" in examples.notes) == (blank > 0)
+    # any other bad row still stops a run
+    assert settings.compose([f"task={name}", "model=tiny-llama"]).task.skip_bad is False
+
+
+@pytest.mark.parametrize("name", benchmarks.BENCHMARKS)
+def test_every_benchmark_is_read_from_the_hub(name: str, hub: Hub) -> None:
+    found, notes = benchmarks.read([name], directory=None, key="task.data_dir", limit=None, skip_bad=False)
+    source, _, _, revision = benchmarks.BENCHMARKS[name].hub
+    commit = revision or hub.repositories["datasets", source].names["main"]
+    assert found[name].source.startswith(f"{source} (") and found[name].source.endswith(f") at {commit}")
+    assert len(found[name].rows) >= 3 and not notes and not found[name].skipped
+
+
+def test_mmlu_has_five_shots_a_subject(hub: Hub) -> None:
+    found, _ = benchmarks.read(["mmlu"], directory=None, key="task.data_dir", limit=None, skip_bad=False)
+    rows = found["mmlu"].rows
+    assert len(rows) == 6 and all(len(row["shots"]) == 5 for row in rows)
+    assert rows[1]["answer"] == "B" and rows[1]["A"] == words(1)
+
+
+def test_every_set_that_a_yaml_names_is_on_the_hub(hub: Hub) -> None:
+    named = {config("task", path.stem).get("source", "package:") for path in (CONF / "task").glob("*.yaml")}
+    sources = {source for source in named if not source.startswith("package:")} | set(pinned()) | set(ORIGINALS)
+    assert sources <= {id for kind, id in hub.repositories if kind == "datasets"}
+
+
+# ------------------------------------------------------------------------------------------------
+# LLM-Adapters' form
+
+
+HUB_ROWS = {
+    "boolq": (
+        {"question": "is house tax and property tax are same", "answer": True, "passage": "Property tax is …"},
+        "Please answer the following question with true or false, question: is house tax and property tax are same?\n\n"
+        "Answer format: true/false",
+        "true",
+    ),
+    "piqa": (
+        {"goal": "dresser", "sol1": "replace drawer with bobby pin ", "sol2": "finish, woodgrain with  bobby pin ", "label": 1},
+        "Please choose the correct solution to the question: dresser\n\nSolution1: replace drawer with bobby pin \n\n"
+        "Solution2: finish, woodgrain with  bobby pin \n\nAnswer format: solution1/solution2",
+        "solution2",
+    ),
+    "social_i_qa": (
+        {
+            "context": "Tracy didn't go home that evening and resisted Riley's attacks.",
+            "question": "What does Tracy need to do before this?",
+            "answerA": "make a new plan", "answerB": "Go home and see Riley", "answerC": "Find somewhere to go", "label": "3",
+        },
+        "Please choose the correct answer to the question: Tracy didn't go home that evening and resisted Riley's attacks. "
+        "What does Tracy need to do before this?\n\nAnswer1: make a new plan "
+        "Answer2: Go home and see Riley Answer3: Find somewhere to go\n\n"
+        "Answer format: answer1/answer2/answer3",
+        "answer3",
+    ),
+    "winogrande": (
+        {
+            "sentence": "Sarah was a much better surgeon than Maria so _ always got the easier cases.",
+            "option1": "Sarah", "option2": "Maria",
+            "answer": "2",
+        },
+        "Please choose the correct answer to fill in the blank to complete the given sentence: Sarah was a much better surgeon than Maria "
+        "so _ always got the easier cases.\n\nOption1: Sarah Option2: Maria Answer format: option1/option2",
+        "option2",
+    ),
+    "ARC-Easy": (
+        {
+            "id": "x", "question": "As children grow, their body height usually", "answerKey": "2",
+            "choices": {"text": ["decreases", "increases", "remains the same"], "label": ["1", "2", "3"]},
+        },
+        "Please choose the correct answer to the question: As children grow, their body height usually\n\nAnswer1: decreases "
+        "Answer2: increases Answer3: remains the same\n\nAnswer format: answer1/answer2/answer3",
+        "answer2",
+    ),
+    "openbookqa": (
+        {
+            "id": "x", "question_stem": "There is most likely going to be fog around:", "answerKey": "A",
+            "choices": {"text": ["a marsh", "a tundra", "the plains", "a desert"], "label": ["A", "B", "C", "D"]},
+        },
+        "Please choose the correct answer to the question: There is most likely going to be fog around:\n\nAnswer1: a marsh "
+        "Answer2: a tundra Answer3: the plains Answer4: a desert\n\nAnswer format: answer1/answer2/answer3/answer4",
+        "answer1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUB_ROWS)
+def test_a_row_of_the_authors_becomes_that_of_llm_adapters(name: str) -> None:
+    row, instruction, answer = HUB_ROWS[name]
+    read = benchmarks.BENCHMARKS[name].row
+    assert read(row) == {"instruction": instruction, "answer": answer}
+    assert read({"instruction": instruction, "answer": answer}) == {
+        "instruction": instruction,
+        "answer": answer,
+    }
+
+
+PARTS = {  # a file of LLM-Adapters taken apart into the authors' columns
+    "boolq": r"Please answer .*?, question: (?P<question>.*)\?\n\nAnswer format.*",
+    "piqa": r"Please .*? question: (?P<goal>.*)\n\nSolution1: (?P<sol1>.*)\n\nSolution2: (?P<sol2>.*)\n\nAnswer format.*",
+    "winogrande": r"Please .*? sentence: (?P<sentence>.*)\n\nOption1: (?P<option1>.*) Option2: (?P<option2>.*) Answer format.*",
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_row_of_llm_adapters_files_is_made_again_from_its_parts(name: str) -> None:
+    import json
+
+    rows = json.loads(shared_data("commonsense", name, "test.json").read_text())
+    label = {
+        "boolq": lambda a: a == "true",
+        "piqa": lambda a: int(a[-1]) - 1,
+        "winogrande": lambda a: a[-1],
+    }[name]
+    for row in rows:
+        parts = re.fullmatch(PARTS[name], row["instruction"], re.DOTALL)
+        assert parts is not None
+        original = parts.groupdict() | {"label" if name == "piqa" else "answer": label(row["answer"])}
+        assert benchmarks.BENCHMARKS[name].row(original) == {
+            "instruction": row["instruction"],
+            "answer": row["answer"],
+        }
+
+
+# ------------------------------------------------------------------------------------------------
+# which commit
+
+
+def other_commit(hub: Hub) -> str:
+    """Another commit of GLUE, with other rows and one more of them, in the cache already."""
+    commit = hub.repositories["datasets", "nyu-mll/glue"].add(glue(rows=97, shift=5000), name="newer")
+    assert len(cola(revision=commit).table) == 97
+    return commit
+
+
+def test_another_commit_in_the_cache_is_never_read_in_its_place(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client alone falls back to the latest version that it has, and says so in a warning."""
+    newer = other_commit(hub)
+    hub.faults = [Fault("datasets/nyu-mll", status=503)]
+    with pytest.raises(
+        SourceError,
+        match=f"nyu-mll/glue at {GLUE_COMMIT}: 503 Service Unavailable; the hub is not well: wait, then",
+    ):
+        len(cola().table)
+    hub.clear()
+    repository.Repository("nyu-mll/glue", "dataset", GLUE_COMMIT, repository.MODEL).snapshot("README.md")
+    # now in the middle: its list of files is known already
+    hub.faults = [Fault("datasets/nyu-mll", status=503)]
+    with pytest.raises(SourceError, match="503|stopped answering, and the cache has another commit"):
+        len(cola().table)
+    hub.clear()
+    assert sentences(cola())[0] == f"{words(0)} 0"
+    assert sentences(cola(revision=newer))[0] == f"{words(5000)} 0"
+    offline(monkeypatch)
+    hub.clear()
+    assert (len(sentences(cola())), len(sentences(cola(revision=newer)))) == (96, 97)
+    assert hub.count() == 0
+
+
+def test_offline_with_another_commit_alone_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    other_commit(hub)
+    offline(monkeypatch)
+    with pytest.raises(
+        SourceError,
+        match=f"nyu-mll/glue at {GLUE_COMMIT}: not in the cache .*unset HF_HUB_OFFLINE, or set task.data_dir=DIR",
+    ):
+        len(cola().table)
+
+
+def test_a_null_revision_is_one_commit_that_the_name_says(hub: Hub, tmp_path: Path) -> None:
+    made = hub.repository("acme/moving", "datasets")
+    first = made.add(glue())
+    with repository.pins(tmp_path), repository.reading() as read:
+        before = cola(revision=None, source="acme/moving")
+        assert len(before.table) == 96
+        made.add(glue(rows=97))
+        again = cola(revision=None, source="acme/moving")
+        assert len(again.table) == 96 and again.name == before.name == f"acme/moving (cola, train) at {first}"
+    assert read == {"datasets/acme/moving@main": first}
+
+
+def test_a_folder_of_the_same_name_is_not_taken_for_the_hubs(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "nyu-mll" / "glue"
+    for path, content in glue(rows=50).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        SourceError,
+        match=f"nyu-mll/glue is a folder here, and task.revision={GLUE_COMMIT} names a commit of the hub",
+    ):
+        len(cola().table)
+    local = cola(source="./nyu-mll/glue", revision=None)
+    assert len(local.table) == 50 and local.name == "./nyu-mll/glue (cola, train)"
+    assert hub.count() == 0
+
+
+def test_a_columns_class_names_are_the_sets_own(hub: Hub) -> None:
+    assert cola(config="mnli").classes("label") == ["entailment", "neutral", "contradiction"]
+    assert cola(config="stsb").classes("label") is None
+
+
+# ------------------------------------------------------------------------------------------------
+# failures
+
+
+AT, ON = r" at \w+: ", "; when it is reachable, the same command goes on"
+BROKEN = r"http://127.0.0.1:\d+ does not answer or broke off"
+FAILURES: dict[str, tuple[dict[str, Any], list[Fault], str]] = {
+    "misspelt": (
+        {"source": "nyu-mll/gleu"}, [],
+        rf"nyu-mll/gleu{AT}401 Repository not found; correct task.source, or, if it is private",
+    ),
+    "no such commit": (
+        {"revision": "0" * 40}, [],
+        r"nyu-mll/glue at 0+: 404 Invalid rev id: 0+; set task.revision to one that is there",
+    ),
+    "no such configuration": (
+        {"config": "colaa"}, [],
+        rf"nyu-mll/glue{AT}BuilderConfig 'colaa' not found. Available: \['cola', .*\]; correct task.config",
+    ),
+    "no such split": (
+        {"split": "dev"}, [],
+        rf"nyu-mll/glue \(cola, dev\){AT}no split dev; there are train, validation: correct task",
+    ),
+    "busy": (
+        {}, [Fault("datasets/nyu-mll", status=429)],
+        rf"nyu-mll/glue{AT}429 Too Many Requests; wait, then the same command",
+    ),
+    "cut off": (
+        {}, [Fault("GET /store/.*parquet", reset_after=300)],
+        rf"nyu-mll/glue{AT}{BROKEN} \(\w+: .*\){ON}",
+    ),
+    "cut short": (
+        {}, [Fault("GET /store/.*parquet", truncate_after=300)],
+        rf"nyu-mll/glue{AT}{BROKEN} \(RemoteProtocolError: .*\){ON}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_a_failure_keeps_the_reason_and_names_the_remedy(case: str, hub: Hub) -> None:
+    changed, faults, expected = FAILURES[case]
+    hub.faults = faults
+    with pytest.raises(SourceError) as caught:
+        len(cola(**changed).table)
+    assert re.match(expected, str(caught.value)), str(caught.value)
+    assert "\n" not in str(caught.value)
+    hub.faults = []
+    assert len(cola().table) == 96
+
+
+def test_nobody_there_is_one_line_within_seconds(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.perf_counter()
+    with pytest.raises(SourceError) as caught:
+        len(cola().table)
+    assert re.fullmatch(
+        rf"nyu-mll/glue at {GLUE_COMMIT}: {BROKEN} \(ConnectError: .*refused\){ON} "
+        "with the files that are complete; or set task.data_dir=DIR",
+        str(caught.value),
+    )
+    assert time.perf_counter() - start < 5
+
+
+def test_a_gated_set_names_its_licence_page(hub: Hub) -> None:
+    hub.repository("acme/gated", "datasets", gated=True).add(glue())
+    with pytest.raises(
+        SourceError,
+        match=f"acme/gated: 401 Access to dataset .* accept its licence at {hub.url}/datasets/acme/gated, then `hf auth",
+    ):
+        len(cola(source="acme/gated", revision=None).table)
+
+
+def test_a_column_that_is_not_there(hub: Hub) -> None:
+    with pytest.raises(
+        SourceError,
+        match="no column premise; its columns are sentence, label, idx: correct task.text or task.source",
+    ):
+        read_hub(cola(), text=["premise"], label="label")
+
+
+def test_a_damaged_file_is_one_line(hub: Hub) -> None:
+    files = {**glue(), "cola/train-00000-of-00001.parquet": b"PAR1 no"}
+    hub.repository("acme/damaged", "datasets").add(files)
+    with pytest.raises(
+        SourceError,
+        match="acme/damaged: .*(Parquet|parquet).*; correct task.source, or set task.data_dir=DIR",
+    ) as caught:
+        len(cola(source="acme/damaged", revision=None).table)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_benchmark_that_a_folder_lacks_names_the_key_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(
+        SourceError,
+        match="task.data_dir=.*: none of .*boolq/test.json.* is there; .*set task.eval_data_dir=DIR to the folder",
+    ):
+        benchmarks.read(["boolq"], directory=str(tmp_path), key="task.data_dir", limit=None, skip_bad=False)
+
+
+def test_a_benchmark_that_the_hub_lacks_names_the_key_of_its_own(hub: Hub) -> None:
+    hub.faults = [Fault("datasets/google/boolq", status=503)]
+    with pytest.raises(SourceError, match="google/boolq: 503 .*or set task.eval_data_dir=DIR"):
+        benchmarks.read(["boolq"], directory=None, key="task.data_dir", limit=None, skip_bad=False)
+
+
+def test_the_client_prints_nothing_of_its_own(hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
+    assert len(cola().table) == 96
+    assert capfd.readouterr() == ("", "")
+
+
+def test_two_processes_prepare_one_set(hub: Hub, tmp_path: Path) -> None:
+    code = f"""
+from loraexp.data.sets import Split
+split = Split("nyu-mll/glue", "cola", "train", {GLUE_COMMIT!r}, "task.data_dir")
+print(split.name, len(split.table), split.table[95]["sentence"])
+"""
+    two = [start(hub, tmp_path / "shared", code) for _ in range(2)]
+    said = [process.communicate(timeout=90) for process in two]
+    assert said == [(f"nyu-mll/glue (cola, train) at {GLUE_COMMIT} 96 {words(95)} 0\n", "")] * 2
