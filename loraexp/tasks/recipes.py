@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from loraexp.data.benchmarks import gsm8k_answer
 from loraexp.data.commonsense import ANSWERS
 from loraexp.data.pairs import Long, Pair
-from loraexp.data.rows import BadRow, Blank, Row, choice, column, text
+from loraexp.data.rows import Blank, Row, choice, column, text
 from loraexp.scoring.protocols import ALPACA as ALPACA_PROMPT
 from loraexp.scoring.protocols import LLM_ADAPTERS, QUESTION_ANSWER
 

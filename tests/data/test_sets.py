@@ -83,7 +83,8 @@ def test_training_rows_are_read_and_those_without_text_counted(name: str, hub: H
         assert examples.source == f"{task['source']} ({config_and_split}) at {commit}"
         rows = 80 if name == "commonsense170k" else 60
         # a third of the rows is of another kind
-        gsm_alone = task["training_set"] == "metamath" and by != "lora_sb"
+        other = {"type": "MATH_AnsAug", "query": "q", "response": "So.\nThe answer is: 1"}
+        gsm_alone = task["training_set"] == "metamath" and recipe.pair(other) is None
         assert len(examples) + examples.skipped == (40 if gsm_alone else rows)
         assert examples.skipped == blank
         assert (f"{blank} rows without a prompt or an answer skipped" in examples.notes) == (blank > 0)
