@@ -14,16 +14,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from loraexp.adapter.adapted import Adapters, load_raw
+from loraexp.adapter.adapted import Adapters
+from loraexp.adapter.formats import load_raw
 from loraexp.adapter.layer import LeadingRequest, needs
 from loraexp.adapter.linalg import SVD
 from loraexp.config import ConfigError
 from loraexp.config.settings import Settings
 from loraexp.finished.opened import RAW, FinishedRun
+from loraexp.machine.device import autocast
 from loraexp.machine.processes import Processes
 from loraexp.models import load
 from loraexp.run.batches import count_labels
-from loraexp.run.evaluate import autocast
 from loraexp.run.initialise import Objective, statistics_of
 
 ITERATIONS = 8  # subspace iterations for the gradient's leading singular vectors

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from loraexp.adapter.adapted import merge
+from loraexp.adapter.formats import merge
 from loraexp.config import ConfigError
 from loraexp.finished.opened import RAW, FinishedRun
 from loraexp.models import load

@@ -15,14 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from loraexp import config
-from loraexp.adapter.adapted import Adapters, load_raw
+from loraexp.adapter.adapted import Adapters
+from loraexp.adapter.formats import load_raw
 from loraexp.config import ConfigError
 from loraexp.config.settings import Settings
 from loraexp.machine import repository
+from loraexp.machine.device import choose_device, to_device
 from loraexp.models import load
 from loraexp.records import record
 from loraexp.run import experiment, kept
-from loraexp.run.evaluate import to_device
 
 RAW = "factors.safetensors"
 
@@ -56,7 +57,7 @@ class FinishedRun:
     @functools.cached_property
     def device(self) -> torch.device:
         try:
-            return load.choose_device(self.settings.device)
+            return choose_device(self.settings.device)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

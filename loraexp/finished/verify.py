@@ -7,7 +7,7 @@ import importlib.util
 import torch
 from torch import Tensor, nn
 
-from loraexp.adapter.adapted import merge
+from loraexp.adapter.formats import merge
 from loraexp.config import ConfigError
 from loraexp.finished.opened import FinishedRun
 from loraexp.models import load
@@ -33,7 +33,7 @@ def in_float32(run: FinishedRun) -> dict[str, float]:
 def in_bf16(run: FinishedRun) -> dict[str, float]:
     """What rounding costs on a bf16 base, rms of the largest logit: of an adapter kept apart, and of one edited into the
     weights. Both against the same bf16 weights computed in float32."""
-    from loraexp.adapter.adapted import load_raw
+    from loraexp.adapter.formats import load_raw
 
     exact = load_raw(run.base(torch.bfloat16).float(), run.raw).model
     apart = run.adapted(torch.bfloat16).model

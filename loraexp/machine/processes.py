@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraexp.adapter.adapted import Adapters
-
 
 class Processes:
     """The group of processes of this run, seen from one of them."""
@@ -35,18 +33,24 @@ class Processes:
     def main(self) -> bool:
         return self.rank == 0
 
-    def prepare(self, model: nn.Module, adapters: Adapters) -> nn.Module:
-        """The model as the loop calls it: itself, or wrapped by accelerate."""
+    def prepare(self, model: nn.Module, trained: Sequence[nn.Parameter], apart: Sequence[nn.Module]) -> nn.Module:
+        """The model as the loop calls it: itself, or wrapped by accelerate.
+
+        `apart`: the modules that hold `trained` beside a frozen base, which every process keeps whole; none where the
+        base itself trains.
+        """
         if self.accelerator is None:
             return model
-        if not adapters.layers:
-            return self.accelerator.prepare_model(model)
-        self.averaged = adapters.trainable()
+        if not apart:
+            prepared: nn.Module = self.accelerator.prepare_model(model)
+            return prepared
+        self.averaged = list(trained)
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if plugin is None:
             return model
-        plugin.ignored_modules = adapters.modules()
-        return self.accelerator.prepare_model(model)
+        plugin.ignored_modules = list(apart)
+        sharded: nn.Module = self.accelerator.prepare_model(model)
+        return sharded
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager:
         """Within: gradients stay on their process (all micro-batches of a step but the last)."""

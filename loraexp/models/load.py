@@ -282,17 +282,3 @@ def check_rank(targets: Mapping[str, nn.Module], rank: int) -> None:
         d_out, d_in = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
         if rank > min(d_out, d_in):
             raise ValueError(f"rank={rank}: layer {name} is ({d_out}, {d_in}); expected at most {min(d_out, d_in)}")
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the first accelerator there is, else the CPU; a device that is not there is refused."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        if name == "cuda" and "LOCAL_RANK" in os.environ:
-            name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(f"device={name}: not available here ({str(error).splitlines()[0][:100]}); expected auto or cpu") from error
-    return device

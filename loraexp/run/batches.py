@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from loraexp.machine.device import to_device
 from loraexp.machine.processes import Processes
-from loraexp.run.evaluate import to_device
 
 if TYPE_CHECKING:
     from loraexp.config.settings import TrainSettings

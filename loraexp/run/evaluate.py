@@ -10,23 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from loraexp.machine.device import autocast, to_device
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import bar
 
 if TYPE_CHECKING:
     from loraexp.run.task import Task
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 products over float32 trained weights where `precision="bf16"`; nothing otherwise."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    if device.type == "cpu":
-        return batch
-    pinned = device.type == "cuda"
-    return {k: (v.pin_memory() if pinned else v).to(device, non_blocking=pinned) for k, v in batch.items()}
 
 
 @torch.inference_mode()

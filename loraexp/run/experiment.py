@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from loraexp import config
-from loraexp.adapter.adapted import Adapters, attach, save_peft, save_raw, scaling_factor, train_everything
+from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
+from loraexp.adapter.formats import save_peft, save_raw
 from loraexp.config.settings import Settings
 from loraexp.machine import repository
+from loraexp.machine.device import choose_device
 from loraexp.machine.files import folder_written, sha256
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import tally
@@ -92,7 +94,7 @@ class Experiment:
         self.settings, self.record, self.processes, self.observer = settings, record, processes, observer
         self.phase = Phases(settings, record, stop)
         self.checkpoint = Checkpoint(record.folder / "checkpoint", record.content["run_id"])
-        self.device = load.choose_device(settings.device)
+        self.device = choose_device(settings.device)
         self.full = config.Component.of(settings.init, "init").full
         self.head: list[str] = []
 
@@ -190,7 +192,7 @@ class Experiment:
         """The model as the loop calls it, and its optimizer."""
         settings = self.settings
         optimizer = None  # an initializer that trains nothing, on a model without a new head, is evaluated as it is
-        wrapped = self.processes.prepare(model, adapters)
+        wrapped = self.processes.prepare(model, adapters.trainable(), adapters.modules())
         if adapters.trainable():
             rule = make(settings.optimizer)
             optimizer = rule(adapters, lr=settings.lr, weight_decay=settings.train.weight_decay)
@@ -254,7 +256,7 @@ def check_model(settings: Settings) -> None:
         head = load.new_modules(skeleton, settings.model.kind)
         targets = load.target_layers(skeleton, settings.model.targets, head)
         load.check_rank(targets, settings.rank)
-        load.choose_device(settings.device)
+        choose_device(settings.device)
         settled(make(settings.init), training_of(settings, rows=1))
     except ValueError as error:
         raise config.ConfigError(str(error)) from error

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from loraexp.adapter.layer import Factors, Layer, Training
+from loraexp.machine.device import autocast, to_device
 from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import bar
 from loraexp.run.batches import schedule, total_steps
-from loraexp.run.evaluate import autocast, to_device
 from loraexp.statistics import Calibration, Collected, Report, collect, fingerprint, layer_generator, weight
 
 if TYPE_CHECKING:

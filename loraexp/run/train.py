@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from loraexp.adapter.adapted import Adapters, save_raw
+from loraexp.adapter.adapted import Adapters
+from loraexp.adapter.formats import save_raw
 from loraexp.config.settings import Settings, checkpoint_seconds
+from loraexp.machine.device import autocast
 from loraexp.machine.files import on_disk
 from loraexp.machine.measure import Stopwatch, peak_bytes, reset_peak
 from loraexp.machine.processes import Processes
@@ -22,7 +24,7 @@ from loraexp.machine.signals import Agreement, Interrupted
 from loraexp.records.record import Record, now
 from loraexp.run.batches import Batches, count_labels, schedule
 from loraexp.run.checkpoint import Checkpoint, Progress, State, generators, restore_generators, seed_generators
-from loraexp.run.evaluate import autocast, evaluate
+from loraexp.run.evaluate import evaluate
 from loraexp.run.phases import Phases
 
 if TYPE_CHECKING:

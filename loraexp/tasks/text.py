@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from loraexp.adapter.linalg import at_least_float32
 from loraexp.data.pairs import Kind, TextExamples
+from loraexp.machine.device import autocast, to_device
 from loraexp.machine.progress import bar
-from loraexp.run.evaluate import autocast, to_device
 from loraexp.run.task import Problem, Task
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import yaml
 from loraexp import config
 from loraexp.adapter.layer import Layer
 from loraexp.config.settings import ModelSettings
+from loraexp.machine.device import to_device
 from loraexp.models import load
-from loraexp.run.evaluate import to_device
 from loraexp.run.experiment import make
 from loraexp.run.initialise import Objective
 from loraexp.statistics import Calibration, layer_generator, weight

@@ -10,9 +10,9 @@ from torch import nn
 
 from loraexp.adapter.adapted import Adapters, attach
 from loraexp.adapter.layer import Factors
+from loraexp.machine.device import to_device
 from loraexp.machine.measure import Stopwatch
 from loraexp.machine.processes import Processes
-from loraexp.run.evaluate import to_device
 from loraexp.run.experiment import make
 from loraexp.run.initialise import initialize
 from loraexp.run.train import accumulate_gradient

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from loraexp import config
 from loraexp.adapter.adapted import scaling_factor
 from loraexp.config.settings import Settings
+from loraexp.machine.device import choose_device
 from loraexp.machine.processes import Processes
 from loraexp.models import load
 from loraexp.run.experiment import labels, make, make_task
@@ -154,7 +155,7 @@ def prepare(overrides: list[str], like: Bench | None = None) -> Bench:
     settings, _ = config.check(config.compose(overrides))
     if like is not None:
         return Bench(settings, like.model, like.targets, like.task, like.device)
-    device = load.choose_device(settings.device)
+    device = choose_device(settings.device)
     tokenizer = load.load_tokenizer(settings.model)
     task = make_task(settings, tokenizer)
     model = load.load_model(settings.model, dtype=torch.float32, head_seed=settings.seed, **labels(task)).to(device)

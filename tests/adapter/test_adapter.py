@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from loraexp import config
-from loraexp.adapter.adapted import AdaptedLinear, attach, load_raw, merge, save_peft, save_raw, scaling_factor
+from loraexp.adapter.adapted import AdaptedLinear, attach, scaling_factor
+from loraexp.adapter.formats import load_raw, merge, save_peft, save_raw
 from loraexp.adapter.layer import Factors
 from loraexp.models import load
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from loraexp import cli
-from loraexp.adapter.adapted import load_raw, merge
+from loraexp.adapter.formats import load_raw, merge
 from loraexp.cli import finished
 from loraexp.config import ConfigError
 from loraexp.finished import angles as alignment

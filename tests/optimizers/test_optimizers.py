@@ -15,7 +15,8 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from loraexp.adapter.adapted import Adapters, attach, save_peft, train_everything
+from loraexp.adapter.adapted import Adapters, attach, train_everything
+from loraexp.adapter.formats import save_peft
 from loraexp.initializers import Factors
 from loraexp.optimizers import rules
 from loraexp.optimizers.adamw import adamw

@@ -60,7 +60,7 @@ def main(out: str) -> int:
     alone = {name: p.grad.clone() for name, p in adapters.named_trainable().items()}
     for p in adapters.trainable():
         p.grad = None
-    wrapped = processes.prepare(model, adapters)
+    wrapped = processes.prepare(model, adapters.trainable(), adapters.modules())
     shares = [collate_share(task, examples, part, processes) for part in micro_batches(rows, examples.lengths, 3)]
     shares.append(collate_share(task, examples, rows[:1], processes))  # one row: the second process has none
     expected_rows = [rows, rows[:1]]

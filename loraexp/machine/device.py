@@ -1,0 +1,54 @@
+"""Where a run computes and how precisely: the device, the precision of its products, the processes that share it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from loraexp.machine.processes import Processes
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What travels together through a run: the device, the precision of the products, the group of processes."""
+
+    device: torch.device
+    precision: Literal["fp32", "bf16"] = "fp32"
+    processes: Processes = field(default_factory=Processes)
+
+    def autocast(self) -> torch.autocast:
+        return autocast(self.device, self.precision)
+
+    def put(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch on the device."""
+        return to_device(batch, self.device)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 products over float32 trained weights where `precision="bf16"`; nothing otherwise."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch on `device`, copied while the host goes on where that is CUDA."""
+    if device.type == "cpu":
+        return batch
+    pinned = device.type == "cuda"
+    return {k: (v.pin_memory() if pinned else v).to(device, non_blocking=pinned) for k, v in batch.items()}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first accelerator there is, else the CPU; a device that is not there is refused."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if name == "cuda" and "LOCAL_RANK" in os.environ:
+            name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"device={name}: not available here ({str(error).splitlines()[0][:100]}); expected auto or cpu") from error
+    return device
