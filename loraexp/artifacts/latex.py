@@ -153,15 +153,20 @@ def part(section: Section) -> list[str]:
 
 
 def small_table(section: Section) -> list[str]:
-    """A section's table in parts that fit; long words are broken into lines."""
+    """A section's table: words are broken into lines, numbers stand in as many parts as it takes to fit."""
     cells = [section.header, *section.rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(section.header))]
     left = section.words()
+    worded = sum(left) > 1
+    every = list(range(len(widths) - 1))
+    room = LETTERS - min(widths[0], LONG)
     lines = []
-    for some in chunks([min(size, LONG) for size in widths[1:]], LETTERS - min(widths[0], LONG)):
+    for some in [every] if worded else chunks(widths[1:], room):
         picked = [0, *(i + 1 for i in some)]
-        kinds = [("X" if widths[i] > LONG else "l") if left[i] else "r" for i in picked]
-        kinds = [r">{\raggedright\arraybackslash}X" if kind == "X" else kind for kind in kinds]
+        broken = [left[i] and widths[i] > (LONG / 2 if worded else LONG) for i in picked]
+        kinds = [
+            r">{\raggedright\arraybackslash}X" if wide else "l" if left[i] else "r" for i, wide in zip(picked, broken, strict=True)
+        ]
         rows = [" & ".join(tex(row[i]) for i in picked) + r" \\" for row in section.rows]
         lines += [*tabular([section.header[i] for i in picked], rows, "".join(kinds)), r"\par\smallskip"]
     return lines[:-1]

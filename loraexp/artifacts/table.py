@@ -170,6 +170,8 @@ def judge(found: Results, claim: Claim) -> dict[str, Any]:
     if None in numbers.values() or value is None or over == 0 or bound is None:
         return said
     measured = (value - (minus or 0.0)) / (over if over is not None else 1.0)
+    if (why := unjudged(found)) is not None:
+        return said | {"measured": measured, "verdict": f"not judged: {why}"}
     holds = measured > bound if claim.above is not None else measured < bound
     said |= {"measured": measured, "verdict": "holds" if holds else "does not hold"}
     compared = cells_apart(found, claim)
@@ -178,6 +180,15 @@ def judge(found: Results, claim: Claim) -> dict[str, Any]:
         if compared.includes(bound):
             said["verdict"] += ", within noise"
     return said
+
+
+def unjudged(found: Results) -> str | None:
+    """Why what was measured says nothing about the paper's claims, or None."""
+    if found.sweep.variant == "smoke":
+        return "a smoke variant shows that it runs"
+    runs = provenance.unique(found)
+    absent = [run for run in runs if run.status not in ("finished", "failed")]
+    return f"{len(absent)} of {len(runs)} runs are not there" if absent else None
 
 
 def cells_apart(found: Results, claim: Claim) -> Compared | None:

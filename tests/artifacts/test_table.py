@@ -51,7 +51,8 @@ def test_markdown(tmp_path: Path) -> None:
     assert "warning: rows have not tried equally many values of lr: LoRA 2, LoRA-GA & co_1 0 to 2" in text
     # −1.2, −0.8 and −1.5 have mean −1.1667 and s = 0.3512, and t(0.975, 2) = 4.3027
     assert "| LoRA | −1.2 [−2.0, −0.3] [−1.5, −0.8] |" in section(text, "Difference to the best row")
-    assert "| LoRA-GA beats LoRA (line 1) | 1.167 [+0.29, +2.04] | above 0 | holds |" in section(text, "Claims of the paper")
+    claim = "| LoRA-GA beats LoRA (line 1) | 1.167 | above 0 | not judged: 8 of 24 runs are not there |"
+    assert claim in section(text, "Claims of the paper")
     found = section(text, "Deviations from the paper, found")
     assert found == "- model: tiny-bert instead of roberta-base (all)\n- train.epochs: 1 instead of 3 (all)"
     assert section(text, "Deviations from the paper, declared") == "- a declared one"
@@ -70,7 +71,7 @@ def test_within_noise_few_seeds_and_ties(tmp_path: Path) -> None:
         put(at(cells, "gradient", "second", LR[0], seed), 0.60004 + seed / 100, 0.8)
     text = formats.markdown(table.build(gather(wanted)))
     assert "| LoRA | **71.0 ± 1.0** (3) †<br>" in text and "| LoRA-GA & co_1 | **71.0 ± 0.9** (3) | **60.5 ± 0.7** (2) |" in text
-    assert "†: within noise of the best" in text and "| above 0 | holds, within noise |" in section(text, "Claims of the paper")
+    assert "†: within noise of the best" in text and "| above 0 | not judged: 6 of 24 runs" in section(text, "Claims of the paper")
     assert "fewer than 3 common seeds (2 common): Second" in text
     entry = table.build(gather(wanted)).entries["plain", "second"]
     assert entry.best and entry.noise is False  # −0.004 for both seeds: no spread, so the interval is a point
@@ -124,7 +125,7 @@ def test_csv_and_json_hold_the_same(tmp_path: Path) -> None:
     assert float(lines[0]["mean"]) == first["mean"] == pytest.approx(71.0) and first["difference"] == pytest.approx(1.0)
     assert first["values_by_seed"] == {"0": 0.70, "1": 0.71, "2": 0.72} and len(first["runs"]) == 6
     assert lines[-1]["reason"] == "6 missing" and lines[-1]["mean"] == ""
-    assert content["claims"][0]["verdict"] == "holds" and content["deviations"]["declared"] == ["a declared one"]
+    assert content["claims"][0]["verdict"] == "not judged: 8 of 24 runs are not there" and content["deviations"]["declared"] == ["a declared one"]
 
 
 def test_computed_values_are_shown(tmp_path: Path) -> None:
@@ -181,3 +182,28 @@ def test_wrong_words_are_one_line(words: list[str], said: str, tmp_path: Path, c
     assert cli.main(["table", str(wanted.path), *words]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and said in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("third", "verdict"),
+    [(0.735, "1.167 [+0.29, +2.04] | above 0 | holds |"), (0.701, "0.03333 [−4.16, +4.22] | above 0 | holds, within noise |")],
+)
+def test_claims_are_judged_where_every_run_has_ended(third: float, verdict: str, tmp_path: Path) -> None:
+    wanted = load(tmp_path)
+    first = {"plain": (0.700, 0.710, 0.720), "gradient": (0.712, 0.718, third)}
+    cells = fill(wanted, lambda cell: (first[cell.row][cell.point["seed"]] if cell.column == "first" else 0.5, 0.8))
+    assert verdict in section(formats.markdown(table.build(gather(wanted))), "Claims of the paper")
+    (cells[0].folder / "record.json").unlink()
+    assert "not judged: 1 of 24 runs" in formats.markdown(table.build(gather(wanted)))
+
+
+def test_a_smoke_variant_judges_no_claim(tmp_path: Path) -> None:
+    content = CONTENT + "variants:\n  smoke: {about: a tiny model}\n"
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    from loraexp.sweep import reading
+
+    wanted = reading.load(str(path), "smoke", [f"output_root={tmp_path / 'outputs'}"])
+    fill(wanted, lambda cell: (0.7 if cell.row == "plain" else 0.8, 0.8))
+    said = section(formats.markdown(table.build(gather(wanted))), "Claims of the paper")
+    assert "| 10 | above 0 | not judged: a smoke variant shows that it runs |" in said
