@@ -164,9 +164,7 @@ def small_table(section: Section) -> list[str]:
     for some in [every] if worded else chunks(widths[1:], room):
         picked = [0, *(i + 1 for i in some)]
         broken = [left[i] and widths[i] > (LONG / 2 if worded else LONG) for i in picked]
-        kinds = [
-            r">{\raggedright\arraybackslash}X" if wide else "l" if left[i] else "r" for i, wide in zip(picked, broken, strict=True)
-        ]
+        kinds = [r">{\raggedright\arraybackslash}X" if wide else "l" if left[i] else "r" for i, wide in zip(picked, broken, strict=True)]
         rows = [" & ".join(tex(row[i]) for i in picked) + r" \\" for row in section.rows]
         lines += [*tabular([section.header[i] for i in picked], rows, "".join(kinds)), r"\par\smallskip"]
     return lines[:-1]

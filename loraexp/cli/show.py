@@ -14,7 +14,7 @@ from rich.table import Table
 
 from loraexp.machine.words import shorten, spoken
 from loraexp.run.experiment import Observer, Outcome
-from loraexp.sweep import computed, estimate
+from loraexp.sweep import computed, duration, estimate
 from loraexp.sweep.plan import GB, Costs
 from loraexp.sweep.schema import Sweep
 from loraexp.sweep.watch import Watch, described
@@ -176,8 +176,8 @@ def times_said(sweep: Sweep, costs: Costs, todo: int, total: int) -> str:
     if costs.modelled:
         assert sweep.hours is not None
         parts.append(
-            f"{costs.modelled} runs by 4·N FLOPs a token (6·N where every weight trains) on one {sweep.hours.hardware}, "
-            f"at {estimate.UTILISATION:.0%} of its sheet"
+            f"{costs.modelled} runs by 4·N FLOPs a token (6·N where every weight trains) on one {sweep.hours.hardware} at "
+            f"{duration.UTILISATION:.0%} of its sheet, {1000 * duration.LAYER_SECONDS:g} ms a layer and micro-batch, and answers"
         )
     if costs.untimed:
         parts.append(f"{costs.untimed} runs not counted: no record, size or speed of theirs is known")
@@ -193,7 +193,7 @@ def show_memory(sweep: Sweep, costs: Costs, budget: float | None) -> None:
 
     if not costs.memory:
         return
-    names = ["weights", "adapter", "gradients", "optimizer", "activations", "train", "init", "peak"]
+    names = ["weights", "adapter", "gradients", "optimizer", "activations", "train", "init", "write", "peak"]
     alike: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for place in sorted(costs.memory, key=lambda place: -costs.memory[place].peak):
         memory = costs.memory[place]
@@ -206,17 +206,25 @@ def show_memory(sweep: Sweep, costs: Costs, budget: float | None) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("  memory, GiB", max_width=50)
     for name in [*names, *["recorded"] * bool(costs.recorded), *["fits"] * (budget is not None)]:
-        table.add_column({"train": "training", "init": "initialising"}.get(name, name), justify="right")
+        table.add_column({"train": "training", "init": "initialising", "write": "answering"}.get(name, name), justify="right")
     for row, places in alike.items():
         table.add_row(Padding(places_said(sweep, places), (0, 0, 0, 2)), *row)
     Console(highlight=False, width=150).print(table)
-    print("  counted for batches of the longest rows (task.max_length); activations: what autograd keeps of a forward pass,")
+    print(
+        "  counted for batches of the longest rows (the recipe's, or task.max_length); activations: what autograd keeps of a forward pass,"
+    )
     print("  attention fused unless device=cpu; initialising: weights, activations of its batch and statistics within init.memory_budget")
     print("  temporaries of the backward pass and the allocator come on top: peaks measured on a CPU were 1.2 to 1.5 times the count")
     if budget is not None:
         over = [place for place, memory in costs.memory.items() if memory.peak > budget * 1e9]
         said = f"{places_said(sweep, over)}: {len(over)} of {len(costs.memory)} cells do not fit" if over else "every cell fits"
-        print(f"  {budget:g} GB: {said}{'; train.micro_batches or model.gradient_checkpointing=true need less' if over else ''}")
+        print(f"  {budget:g} GB: {said}")
+        remedies: dict[str, list[tuple[str, str]]] = {}
+        for place in over:
+            key = estimate.remedy(costs.memory[place], costs.settings[place], budget * 1e9)
+            remedies.setdefault(key, []).append(place)
+        for key, places in remedies.items():
+            print(f"    {places_said(sweep, places)}: less with {key}")
 
 
 def places_said(sweep: Sweep, places: Sequence[tuple[str, str]]) -> str:

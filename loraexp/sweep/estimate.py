@@ -6,44 +6,38 @@ numbers, and what autograd would keep for the backward pass is added up.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn import functional
 
 from loraexp import config
 from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
-from loraexp.adapter.layer import Factors
+from loraexp.adapter.layer import Factors, Layer
 from loraexp.config.settings import ModelSettings, Settings
 from loraexp.machine.hub import SourceError, resolve
 from loraexp.models import load
 from loraexp.run.experiment import make
 from loraexp.statistics import Size
 from loraexp.statistics import plan as plan_statistics
+from loraexp.sweep import duration
 
 ANSWER = 16  # tokens of the decoder of an encoder-decoder: its tasks answer with a class in words
+COUNTED: dict[tuple[Any, ...], int] = {}  # activations of models and batches counted before
 SVD_WORK = 3  # copies in float32 of the largest layer that a decomposition of it holds at once
-UTILISATION = 0.35  # share of the sheet's FLOP/s that training reaches
-FLOAT32_SHARE = 0.25  # of the bf16 speed, without bf16
-OVERHEAD_SECONDS = 10.0  # a run's loading, evaluation of a split and writing
 
 
 class Unknown(LookupError):
     """The architecture of a model is not reachable, and its yaml does not tell it."""
-
-
-@cache
-def known() -> dict[str, Any]:
-    return yaml.safe_load((Path(__file__).parent / "known.yaml").read_text())
 
 
 def offline(everything: Settings) -> Settings:
@@ -65,7 +59,8 @@ def offline(everything: Settings) -> Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes at the peak, by part. Training holds all but `statistics`; initialising holds weights, its own activations and `statistics`."""
+    """Bytes at the peak, by part. Training holds all but `statistics` and `written`; initialising weights, its own activations
+    and `statistics`; writing answers weights, adapter and `written`."""
 
     weights: int
     adapter: int
@@ -74,6 +69,7 @@ class Memory:
     activations: int
     init_activations: int
     statistics: int
+    written: int = 0  # keys and values of the answers that are written at once
 
     @property
     def train(self) -> int:
@@ -84,8 +80,12 @@ class Memory:
         return self.weights + self.init_activations + self.statistics
 
     @property
+    def write(self) -> int:
+        return self.weights + self.adapter + self.written if self.written else 0
+
+    @property
     def peak(self) -> int:
-        return max(self.train, self.init)
+        return max(self.train, self.init, self.write)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +95,11 @@ class Shape:
     settings: str  # json of the parts of the configuration
     length: int
     fused: bool
+    written: tuple[int, int] = (0, 0)  # answers that are written at once, and tokens of each
 
 
 def shape_of(settings: Settings, *, length: int | None = None) -> Shape:
-    """`length`: tokens of the longest row; None: task.max_length. Attention is fused on an accelerator, not on a CPU."""
+    """`length`: tokens of the longest row; None: what recipe and max_length allow. Attention is fused on an accelerator, not on a CPU."""
     train, calibration = settings.train, settings.calibration
     parts = {
         "model": dataclasses.asdict(settings.model),
@@ -109,10 +110,15 @@ def shape_of(settings: Settings, *, length: int | None = None) -> Shape:
         "rank": settings.rank,
         "precision": settings.precision,
         "batch": math.ceil(train.batch_size / train.micro_batches),
-        "calibration": [calibration.samples, calibration.batch_size, calibration.memory_budget],
+        "calibration": [calibration.samples, calibration_rows(settings), calibration.memory_budget],
     }
     fused = settings.device != "cpu" and settings.model.attention != "eager"
-    return Shape(settings=json.dumps(parts, sort_keys=True), length=length or int(settings.task.get("max_length", 512)), fused=fused)
+    return Shape(
+        settings=json.dumps(parts, sort_keys=True),
+        length=length or duration.longest(settings),
+        fused=fused,
+        written=(train.eval_batch_size, duration.written_tokens(settings)),
+    )
 
 
 @cache
@@ -126,30 +132,86 @@ def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
     dtype = getattr(torch, settings.dtype) if settings.dtype else torch.float32
     if parts["precision"] == "bf16" and not full and not settings.dtype:
         dtype = torch.bfloat16
-    model = bare(settings, dtype, parts["labels"])
+    model = copy.deepcopy(skeleton(json.dumps(parts["model"], sort_keys=True), dtype, parts["labels"]))
     head = load.new_modules(model, settings.kind)
     targets = load.target_layers(model, settings.targets, head)
-    weights = sum(stored_bytes(p, module, settings) for module in model.modules() for p in module.parameters(recurse=False))
+    weights = weight_bytes(model, settings)
     products = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
     statistics = statistics_bytes(made, parts, targets)
-    shown = partial(activations, settings=settings, length=shape.length, fused=shape.fused)
+    alike = (*map(str, (parts["model"], dtype, parts["labels"], parts["rank"], sorted(trains))), shape.length, shape.fused)
+
+    def shown(batch: int) -> int:
+        """Of every initializer that trains the same factors the same."""
+        if (*alike, batch) not in COUNTED:
+            COUNTED[*alike, batch] = activations(model, settings=settings, batch=batch, length=shape.length, fused=shape.fused)
+        return COUNTED[*alike, batch]
+
     largest = max(int(m.in_features) * int(m.out_features) for m in targets.values())  # type: ignore[arg-type]
     work = 0 if full else SVD_WORK * 4 * largest
 
     adapters = train_everything(model) if full else attached(model, targets, head, parts["rank"], trains, settings)
     trainable = adapters.trainable()
-    numbers = adapters.count() | {"products": products}
-    offset = 2 if parts["init"].get("start") in ("pretrained", None) else 1
+    numbers = adapters.count() | {"products": products, "layers": layers_of(model)}
+    offset = 2 if not full and has_offset(made, parts["init"]) else 1
     memory = Memory(
         weights=weights,
         adapter=offset * 4 * numbers["adapter"],
         gradients=sum(p.numel() * p.element_size() for p in trainable),
         optimizer=optimizer_bytes(adapters, parts["optimizer"]) if trainable else 0,
-        activations=shown(model, batch=parts["batch"]),
-        init_activations=shown(model, batch=min(parts["calibration"][:2])) if made.needs else 0,
+        activations=shown(parts["batch"]),
+        init_activations=shown(min(parts["calibration"][:2])) if made.needs else 0,
         statistics=statistics + work,
+        written=shape.written[0] * shape.written[1] * cache_bytes(model, dtype),
     )
     return memory, numbers
+
+
+def weight_bytes(model: nn.Module, settings: ModelSettings) -> int:
+    """Of all frozen parameters, each once however many modules share it."""
+    held = {id(p): stored_bytes(p, module, settings) for module in model.modules() for p in module.parameters(recurse=False)}
+    return sum(held.values())
+
+
+def layers_of(model: nn.Module) -> int:
+    """Blocks of the network, of encoder and decoder together."""
+    cfg: Any = model.config
+    return int(getattr(cfg, "num_hidden_layers", 0)) + int(getattr(cfg, "num_decoder_layers", 0) or 0)
+
+
+def cache_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Keys and values of one token while an answer is written: 512 KiB in LLaMA-2-7B in bf16."""
+    cfg: Any = model.config
+    heads: int = getattr(cfg, "num_key_value_heads", None) or getattr(cfg, "num_attention_heads", 0)
+    width: int = getattr(cfg, "head_dim", None) or cfg.hidden_size // max(1, cfg.num_attention_heads)
+    return 2 * layers_of(model) * heads * width * dtype.itemsize
+
+
+def calibration_rows(settings: Settings) -> int:
+    """Rows of the initialiser's forward pass: `init.batch_size`, at most those of a micro-batch of training."""
+    return min(settings.calibration.batch_size, math.ceil(settings.train.batch_size / settings.train.micro_batches))
+
+
+def has_offset(made: Any, node: Mapping[str, Any]) -> bool:
+    """Whether training starts from pretrained weights with factors whose product is not zero: a second pair is kept beside them.
+
+    What the product is of an initializer that needs no statistics, it shows on a small layer.
+    """
+    if node.get("start") not in ("pretrained", None):
+        return False
+    if made.needs:
+        return True
+    hyper = {k: v for k, v in node.items() if k not in ("_target_", "_partial_", "name")}
+    generator = torch.Generator().manual_seed(0)
+    layer = Layer(name="small", W=torch.randn(8, 8, generator=generator))
+    factors = made(layer, rank=2, scaling=1.0, generator=generator, **hyper)
+    product = factors.B @ factors.A if factors.R is None else factors.B @ factors.R @ factors.A
+    return factors.start == "pretrained" and bool(product.abs().max() > 0)
+
+
+@cache
+def skeleton(settings: str, dtype: torch.dtype, labels: int) -> nn.Module:
+    """`bare`, made once; to be copied."""
+    return bare(ModelSettings(**json.loads(settings)), dtype, labels)
 
 
 def bare(settings: ModelSettings, dtype: torch.dtype, labels: int) -> nn.Module:
@@ -235,37 +297,6 @@ def squares(x: Tensor, length: int) -> bool:
 # ------------------------------------------------------------------------------------------------------ time and disk
 
 
-def steps_and_tokens(settings: Settings) -> tuple[int, int] | None:
-    """Steps, and tokens trained on, from the known size of the training set; None for a task of the user's own without max_steps."""
-    size = settings.facts.get("task") or {}
-    train = settings.train
-    longest = settings.task.get("max_length", 512)
-    length = min(size.get("tokens", longest), longest)
-    examples = train.batch_size * train.gradient_accumulation
-    if train.max_steps is None:
-        if "rows" not in size:
-            return None
-        rows = min(size["rows"], *(settings.task.get(key) or size["rows"] for key in ("rows", "limit_train")))
-        steps = math.ceil(train.epochs * math.ceil(rows / examples))
-        return steps, int(train.epochs * rows * length)
-    return train.max_steps, train.max_steps * examples * length
-
-
-def flops(settings: Settings, numbers: Mapping[str, int], tokens: int) -> float:
-    """2·N a token forward, 2·N backward to the activations, and 2·N to the weights where they all train; N in linear layers."""
-    full = config.Component.of(settings.init, "init").full
-    return (6.0 if full else 4.0) * numbers["products"] * tokens
-
-
-def speed(hardware: str, precision: str) -> float | None:
-    """FLOP/s that training reaches on an accelerator of that name; None for one that is not known."""
-    found = [name for name in known()["speeds"] if name.lower() in hardware.lower()]
-    if not found:
-        return None
-    most = known()["speeds"][max(found, key=len)] * 1e12
-    return most if "CPU" in hardware else most * UTILISATION * (1.0 if precision == "bf16" else FLOAT32_SHARE)
-
-
 def disk_bytes(settings: Settings, memory: Memory, numbers: Mapping[str, int]) -> int:
     """What a finished run keeps: the whole model with init=full, else init/ and adapter/ as they trained and in PEFT's form."""
     log = 60_000  # record, ledger, configuration, log
@@ -274,6 +305,24 @@ def disk_bytes(settings: Settings, memory: Memory, numbers: Mapping[str, int]) -
     head = 4 * (numbers["trainable"] - min(numbers["trainable"], numbers["adapter"]))
     each = memory.adapter + head
     kept = settings.train.keep_factors_every
-    found = steps_and_tokens(settings) if kept else None
+    found = duration.steps_and_tokens(settings) if kept else None
     copies = found[0] // kept if found and kept else 0
     return (4 + copies) * each + log
+
+
+def remedy(memory: Memory, settings: Settings, budget: float) -> str:
+    """The key that makes a run fit, by what needs most of the memory."""
+    train = settings.train
+    if memory.weights > budget:
+        return "model.quantise=4bit" if settings.model.quantise != "4bit" else "a smaller model"
+    if memory.init > budget and memory.init >= memory.train:
+        activations = memory.init_activations > memory.statistics
+        return "init.batch_size" if activations and calibration_rows(settings) > 1 else "init.memory_budget"
+    if memory.write > budget and memory.write >= memory.train:
+        return "train.eval_batch_size"
+    if memory.activations > memory.optimizer + memory.gradients:
+        if train.micro_batches < train.batch_size:
+            return f"train.micro_batches={train.batch_size}"
+        if not settings.model.gradient_checkpointing:
+            return "model.gradient_checkpointing=true"
+    return "an initializer with fewer trained weights, or a rule with less state"

@@ -28,6 +28,7 @@ class Costs:
     unsized: int = 0  # runs whose disk is not known
     memory: dict[tuple[str, str], Any] = field(default_factory=dict)  # place → estimate.Memory
     recorded: dict[tuple[str, str], int] = field(default_factory=dict)  # place → the peak that its finished runs had
+    settings: dict[tuple[str, str], Any] = field(default_factory=dict)  # place → those of the run that needs most
     unknown: list[str] = field(default_factory=list)  # one line each
 
 
@@ -80,7 +81,7 @@ def note_peak(costs: Costs, cell: Cell, content: Mapping[str, Any]) -> None:
 
 def estimate_cell(sweep: Sweep, cell: Cell, costs: Costs, times: Mapping[Any, float] | None, *, todo: bool) -> None:
     """Memory of a cell's place; time and disk of a run that is to do."""
-    from loraexp.sweep import estimate
+    from loraexp.sweep import duration, estimate
 
     settings = config.typed(cell.plain)
     memory: estimate.Memory | None = None
@@ -94,7 +95,8 @@ def estimate_cell(sweep: Sweep, cell: Cell, costs: Costs, times: Mapping[Any, fl
     else:
         place = (cell.row, cell.column)
         before = costs.memory.get(place)
-        costs.memory[place] = memory if before is None or memory.peak > before.peak else before
+        if before is None or memory.peak > before.peak:
+            costs.memory[place], costs.settings[place] = memory, settings
     if not todo:
         return
     if memory is None or numbers is None:
@@ -102,19 +104,10 @@ def estimate_cell(sweep: Sweep, cell: Cell, costs: Costs, times: Mapping[Any, fl
     else:
         costs.disk += estimate.disk_bytes(settings, memory, numbers)
     known = next((times[key] for key in time_keys(cell) if times and key in times), None)
-    modelled = None if known is not None or numbers is None else modelled_seconds(sweep, settings, numbers)
+    modelled = None
+    if known is None and numbers is not None and sweep.hours is not None:
+        modelled = duration.seconds(settings, numbers, sweep.hours.hardware)
     costs.measured += known is not None
     costs.modelled += modelled is not None
     costs.untimed += known is None and modelled is None
     costs.seconds += known or modelled or 0.0
-
-
-def modelled_seconds(sweep: Sweep, settings: Any, numbers: Mapping[str, int]) -> float | None:
-    """Seconds from FLOPs at the speed of the sweep's named hardware, and a run's overhead."""
-    from loraexp.sweep import estimate
-
-    speed = estimate.speed(sweep.hours.hardware, settings.precision) if sweep.hours else None
-    work = estimate.steps_and_tokens(settings)
-    if speed is None or work is None:
-        return None
-    return estimate.OVERHEAD_SECONDS + estimate.flops(settings, numbers, work[1]) / speed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import yaml
 
 from loraexp import cli, config
 from loraexp.models import load
-from loraexp.sweep import estimate, reading
+from loraexp.records.content import SCHEMA
+from loraexp.sweep import duration, estimate, reading
 from loraexp.sweep import plan as plans
+from loraexp.sweep.cells import expand
 from tests.support.small_sweep import TINY, cells_of, go, written
+from tests.support.thin import loaded, thin
 
 # Numbers of parameters of the published checkpoints, by their model cards and safetensors indices (RoBERTa: with a head of two labels).
 PUBLISHED = {
@@ -131,7 +135,9 @@ def test_plan_counts_runs_and_takes_times_from_records(tmp_path: Path, capsys, m
     for cell, status in zip(cells_of(path, out)[:2], ("finished", "failed"), strict=True):
         cell.folder.mkdir(parents=True)
         cost = {"init_seconds": 1.0, "train_seconds": 99.0, "eval_seconds": 0.0, "init_peak_bytes": 2**30, "train_peak_bytes": 3 * 2**30}
-        (cell.folder / "record.json").write_text(json.dumps({"status": status, "cost": cost, "started": None, "ended": None}))
+        (cell.folder / "record.json").write_text(
+            json.dumps({"schema": SCHEMA, "config": cell.plain, "status": status, "cost": cost, "started": None, "ended": None})
+        )
     after = said(capsys, str(path), f"output_root={out}")
     assert "runs    4: 1 finished, 3 to do, of which 1 failed before" in after
     assert "5.0 min one after another (3 runs as their finished neighbours took)" in after
@@ -140,7 +146,15 @@ def test_plan_counts_runs_and_takes_times_from_records(tmp_path: Path, capsys, m
 
 
 def test_plan_says_what_does_not_fit(tmp_path: Path, capsys) -> None:
-    base = ["model=llama-2-7b", "task=gsm8k", "precision=bf16", "wandb.mode=disabled", "train.batch_size=1", "task.max_length=64"]
+    base = [
+        "model=llama-2-7b",
+        "task=gsm8k",
+        "precision=bf16",
+        "wandb.mode=disabled",
+        "train.batch_size=1",
+        "task.max_length=64",
+        "train.eval_batch_size=4",
+    ]
     rows = {"lora": {"label": "LoRA", "overrides": ["init=lora"]}, "full": {"label": "Full", "overrides": ["init=full"]}}
     path = written(tmp_path, base=base, rows=rows, columns={"gsm8k": {"label": "GSM8K", "value": "test/accuracy"}})
     text = said(capsys, str(path), "--budget-gb", "24")
@@ -173,3 +187,93 @@ def test_disk_is_what_a_run_leaves(tmp_path: Path) -> None:
     left = sum(file.stat().st_size for file in cell.folder.rglob("*") if file.is_file())
     assert 0.5 < costs.disk / left < 2, (costs.disk, left)
     assert set(TINY) <= set(yaml.safe_load(path.read_text())["base"])
+
+
+# ------------------------------------------------------------------------------------------------------ against the papers
+
+# What the papers print of one epoch on one card: sweep, row, column, hours.
+HOURS = {
+    "lora_sb_table5 mistral train_time_epoch": 11037 / 3600,  # 0:03:57 and 3:03:57
+    "lora_sb_table5 gemma train_time_epoch": 15204 / 3600,
+    "lora_sb_table5 llama train_time_epoch": 17671 / 3600,
+    "lora_da_table5 rank_1 train_time": 8 * 1849 / 3600,  # on eight cards
+    "lora_da_table5 rank_16 train_time": 8 * 1936 / 3600,
+    "lora_one_table4 lora metamathqa_time": 380 / 60,
+    "lora_one_table4 lora alpaca_time": 202 / 60,
+    "lora_one_table4 lora code_feedback_time": 384 / 60,
+}
+
+
+@pytest.mark.parametrize("place", HOURS)
+def test_hours_of_training_are_within_half_and_double_of_the_papers(place: str) -> None:
+    name, row, column = place.split()
+    found = loaded(name)
+    cell = next(cell for cell in expand(thin(found)) if (cell.row, cell.column) == (row, column))
+    settings = estimate.offline(config.typed(cell.plain))
+    numbers = estimate.counted(estimate.shape_of(settings))[1]
+    alone = replace(settings, task=settings.task | {"benchmarks": []})
+    assert found.hours is not None
+    hours = duration.seconds(alone, numbers, found.hours.hardware) / 3600
+    assert 0.5 <= hours / HOURS[place] <= 2, f"{hours:.2f} h, the paper has {HOURS[place]:.2f}"
+
+
+def test_rows_and_lengths_are_the_recipes() -> None:
+    """LoRA-SB trains on 50,000 rows of MetaMathQA, LoRA-One on 100,000 below 512 tokens, whatever max_length allows."""
+    sb, one = (settings_of("model=llama-2-7b", "task=metamath", f"task.protocol={name}") for name in ("lora_sb", "lora_one"))
+    assert duration.rows_of(sb) == 50_000 and duration.rows_of(one) == 100_000
+    assert duration.longest(sb) == 1024 and duration.longest(one) == 512
+    assert duration.rows_of(settings_of("model=llama-2-7b", "task=metamath", "task.protocol=lora_one", "task.limit_train=70")) == 70
+    assert duration.tokens_of(sb) > duration.tokens_of(one) + 20  # Alpaca's prompt
+
+
+@pytest.mark.parametrize("name", ["A40", "A6000", "A100 40GB", "A800", "H100", "V100", "T4", "RTX 4090"])
+def test_no_card_is_faster_than_its_sheet(name: str) -> None:
+    sheet = duration.card(name)
+    assert sheet is not None
+    for precision in ("bf16", "fp32"):
+        assert duration.speed(name, precision) < sheet[precision] * 1e12
+    assert duration.speed("A100", "fp32") < 19.5e12 and duration.speed("A100", "fp32", tf32=True) < 156e12
+
+
+def test_tied_embeddings_are_counted_once() -> None:
+    settings = settings_of("model=t5-base", "task=cola_t5")
+    model = estimate.bare(settings.model, torch.float32, 2)
+    assert estimate.weight_bytes(model, settings.model) == 4 * PUBLISHED["t5-base"]
+
+
+@pytest.mark.parametrize(("init", "pairs"), [("lora", 1), ("pissa", 2), ("lora_ga", 2), ("milora", 2)])
+def test_an_offset_is_counted_where_there_is_one(init: str, pairs: int) -> None:
+    """LoRA starts from a product of zero: nothing stands beside its factors."""
+    memory, numbers = estimate.counted(estimate.shape_of(settings_of("model=tiny-bert", "task=tweets", f"init={init}"), length=16))
+    assert memory.adapter == pairs * 4 * numbers["adapter"]
+
+
+def test_initialising_never_needs_the_activations_of_more_rows_than_training() -> None:
+    few = settings_of("model=tiny-llama", "task=gsm8k", "init=lora_one", "init.batch_size=8", "train.batch_size=8", "train.micro_batches=8")
+    memory = estimate.counted(estimate.shape_of(few, length=64))[0]
+    assert memory.init_activations == memory.activations and estimate.calibration_rows(few) == 1
+
+
+def test_answers_are_in_hours_and_memory() -> None:
+    """A token of LLaMA-2-7B keeps 512 KiB in bf16; a benchmark more takes time."""
+    words = ["model=llama-2-7b", "task=metamath", "task.protocol=lora_sb", "precision=bf16", "init=lora"]
+    settings = settings_of(*words, "train.eval_batch_size=16")
+    memory, numbers = estimate.counted(estimate.shape_of(settings))
+    assert memory.written == 16 * duration.written_tokens(settings) * 512 * 1024 and memory.write > memory.weights
+    one, two = (replace(settings, task=settings.task | {"benchmarks": names}) for names in (["gsm8k"], ["gsm8k", "math"]))
+    first, second = (duration.seconds(each, numbers, "A100") for each in (one, two))
+    assert 600 < first - duration.seconds(replace(one, task=one.task | {"benchmarks": []}), numbers, "A100") < 3600 and second > first
+
+
+@pytest.mark.parametrize(
+    ("words", "budget", "key"),
+    [
+        (["init=lora"], 5, "model.quantise=4bit"),
+        (["init=lora", "train.batch_size=32"], 40, "train.micro_batches=32"),
+        (["init=lora", "train.batch_size=32", "train.micro_batches=32"], 17, "model.gradient_checkpointing=true"),
+    ],
+)
+def test_the_key_that_helps_is_named(words: list[str], budget: float, key: str) -> None:
+    settings = settings_of("model=llama-2-7b", "task=metamath", "precision=bf16", "train.eval_batch_size=1", *words)
+    memory = estimate.counted(estimate.shape_of(settings))[0]
+    assert memory.peak > budget * 1e9 and estimate.remedy(memory, settings, budget * 1e9) == key
