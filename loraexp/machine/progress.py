@@ -18,14 +18,6 @@ def whole(number: float) -> str:
     return f"{number:.0f}"
 
 
-def bytes(number: float) -> str:
-    """A size as one says it: 812 kB, 13.2 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number:.0f} B"
-
-
 @contextmanager
 def bar(description: str, total: int, done: int = 0, *, spell: Callable[[float], str] = whole) -> Iterator[Advance]:
     """`with bar("training", steps) as advance: advance(1, loss=0.3)`: percent, columns as text, time left.

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
+from loraexp.machine.escapes import printable
+
 Value = TypeVar("Value")
 WAITS = (1.0, 3.0)  # seconds before the hub is asked a second and a third time
 LONGEST = 30.0  # seconds of a `Retry-After` that are waited for
@@ -101,7 +103,7 @@ def reason(error: BaseException) -> str:
 
 
 def first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")[:300]
+    return next((line.strip() for line in printable(text).splitlines() if line.strip()), "no message")[:300]
 
 
 def line(

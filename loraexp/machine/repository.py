@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loraexp.machine import files, progress, remedies
+from loraexp.machine import files, progress, remedies, words
 from loraexp.machine.hub import SourceError
 from loraexp.machine.remedies import Keys, patiently
 
@@ -105,7 +104,7 @@ class Repository:
                 self.keys,
                 page,
                 endpoint,
-                short(constants.HF_HUB_CACHE),
+                words.from_home(constants.HF_HUB_CACHE),
             )
             raise SourceError(said) from error
 
@@ -249,7 +248,7 @@ class Download:
         done = self._done(sizes)
         if self.ended.is_set() or done >= total:
             return
-        with progress.bar(f"download {self.repository.id}", total, done, spell=progress.bytes) as advance:
+        with progress.bar(f"download {self.repository.id}", total, done, spell=words.size) as advance:
             while not self.ended.wait(self.every):
                 now = self._done(sizes)
                 advance(now - done)
@@ -270,12 +269,6 @@ class Download:
             with suppress(FileNotFoundError):  # it is whole by now
                 done += part.stat().st_size
         return min(done, sum(sizes.values()))
-
-
-def short(folder: str | Path) -> str:
-    """A folder as the user would write it."""
-    home = os.path.expanduser("~")
-    return re.sub(rf"^{re.escape(home)}(?=/|$)", "~", str(folder))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -29,3 +29,17 @@ def shorten(folder: Path) -> str:
     """A path as the user would type it from here."""
     relative = os.path.relpath(folder)
     return str(folder) if relative.startswith("../..") else relative
+
+
+def size(number: float) -> str:
+    """Bytes as one says them: 812.0 kB, 13.2 GB."""
+    for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= one:
+            return f"{number / one:.1f} {unit}"
+    return f"{number:.0f} B"
+
+
+def from_home(folder: str | Path) -> str:
+    """A path with `~` for the home folder."""
+    home = os.path.expanduser("~")
+    return f"~{str(folder).removeprefix(home)}" if f"{folder}/".startswith(f"{home}/") else str(folder)

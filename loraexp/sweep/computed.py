@@ -28,6 +28,8 @@ from loraexp.sweep.schema import Sweep
 Progress = Callable[[int, int], None]  # progress(done, total)
 ELSEWHERE = ("progress", "output_root", "data_dir", "device")  # where and how, not what
 
+OF_RUNS = ("cache_root", "wandb.mode", "wandb.project", "wandb.entity", "wandb.group")  # what its own runs are told besides
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
@@ -138,6 +140,8 @@ def run(sweep: Sweep, output_root: str | Path, progress: Progress | None = None,
         keywords = {key: value for key, value in sweep.compute.items() if key != "_target_"}
         if "output_root" in inspect.signature(function).parameters:
             keywords["output_root"] = Path(output_root)  # its own runs are filed beside all others
+            if "overrides" in keywords:
+                keywords["overrides"] = [*keywords["overrides"], *(word for word in sweep.overrides if word.partition("=")[0] in OF_RUNS)]
         made = function(**keywords, progress=progress or (lambda done, total: None))
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]

@@ -44,6 +44,8 @@ def load(name: str, variant: str | None = None, overrides: Sequence[str] = ()) -
         raise ConfigError(f"{path.name}: {error}") from error
 
 
+# Where results go and who else is told: keys that concern no number, which a sweep without runs takes as every other does.
+ALL_TAKE = ("output_root", "cache_root", "wandb.mode", "wandb.project", "wandb.entity", "wandb.group")
 FILE_KEYS = {f.name for f in dataclasses.fields(Sweep)} - {"name", "variant", "means", "path", "overrides"}
 
 
@@ -95,17 +97,24 @@ def read(content: dict[str, Any], path: Path, variant: str | None, overrides: li
 
 
 def patched(compute: dict[str, Any] | None, overrides: list[str]) -> dict[str, Any] | None:
-    """The keywords of a computed sweep with the user's `compute.KEY=VALUE` put in; other keys but output_root are not its."""
+    """The keywords of a computed sweep with the user's `compute.KEY=VALUE` put in.
+
+    Of a run's keys it takes those that say where and how (`ALL_TAKE`), as every sweep does; others would say nothing to it.
+    """
     if compute is None:
         return None
-    compute = dict(compute)
+    compute, common = dict(compute), []
     for word in overrides:
         key, equals, value = word.partition("=")
-        if key == "output_root":
-            continue
-        if not equals or not key.startswith("compute."):
-            raise ConfigError(f"{word}: expected compute.KEY=VALUE or output_root=DIR: this sweep is computed, it has no runs")
-        compute[key.removeprefix("compute.")] = yaml.safe_load(value)
+        if equals and key.startswith("compute."):
+            compute[key.removeprefix("compute.")] = yaml.safe_load(value)
+        elif equals and key in ALL_TAKE:
+            common.append(word)
+        else:
+            also = ", ".join(ALL_TAKE)
+            raise ConfigError(f"{word}: expected compute.KEY=VALUE, or one of {also}: this sweep is computed, it has no runs")
+    if common:
+        config.check(config.compose(common))
     return compute
 
 

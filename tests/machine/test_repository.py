@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from loraexp import config
-from loraexp.machine import progress, repository
+from loraexp.machine import progress, repository, words
 from loraexp.machine.hub import SourceError
 from loraexp.machine.repository import MODEL, Repository
 from loraexp.models import load
@@ -316,7 +316,7 @@ def test_a_download_shows_how_much_of_how_much(hub: Hub, monkeypatch: pytest.Mon
     hub.faults = [Fault("GET /store/.*safetensors", stall=0.5)]
     folder = repository.checkpoint(repo(), pickle=False)
     size = (folder / "model.safetensors").stat().st_size
-    (weights,) = [bar for bar in bars if bar["total"] == progress.bytes(size)]
+    (weights,) = [bar for bar in bars if bar["total"] == words.size(size)]
     assert weights["description"] == "download acme/bert"
     assert 0.4 * size < sum(weights["done"]) <= size  # it stood at half of it for half a second
     bars.clear()
@@ -325,7 +325,7 @@ def test_a_download_shows_how_much_of_how_much(hub: Hub, monkeypatch: pytest.Mon
 
 
 def test_sizes_as_one_says_them() -> None:
-    assert [progress.bytes(n) for n in (12, 2500, 8.1e6, 13.48e9)] == [
+    assert [words.size(n) for n in (12, 2500, 8.1e6, 13.48e9)] == [
         "12 B",
         "2.5 kB",
         "8.1 MB",
