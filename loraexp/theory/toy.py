@@ -123,7 +123,7 @@ def trajectories(seeds: int, shown: int, rows: int, lr: float, steps: int, near:
     printed beside it is `¼ Σ y_i x_i` ("gradient"). Both are run.
     Values by start: `distance/…` of the start to the set of global minimizers, `steps/…` until the distance is below `near` (`steps`
     where never), `reached/…` and `diverged/…` (shares of seeds). `<start>/nearer`, `<start>/fewer`: the share of seeds where the
-    spectral start is nearer, and needs fewer steps, `<start>/error` the standard error of the latter; `<start>/steps ratio`: the
+    spectral start is nearer, and needs fewer steps, `<start>/error` the standard error of the latter; `<start>/steps_ratio`: the
     median over seeds of the spectral start's steps over the random one's. The first `shown` seeds are drawn.
     """
     if shown > seeds:
@@ -139,7 +139,7 @@ def trajectories(seeds: int, shown: int, rows: int, lr: float, steps: int, near:
         fewer = float((until[:, j] < until[:, -1]).double().mean())
         values[f"{name}/nearer"] = float((start[:, j] < start[:, -1]).double().mean())
         values[f"{name}/fewer"], values[f"{name}/error"] = fewer, math.sqrt(fewer * (1 - fewer) / seeds)
-        values[f"{name}/steps ratio"] = float((until[:, j] / until[:, -1].clamp_min(1)).median())
+        values[f"{name}/steps_ratio"] = float((until[:, j] / until[:, -1].clamp_min(1)).median())
     for j, name in enumerate(STARTS):
         values[f"distance/{name}"] = start[:, j].tolist()
         values[f"steps/{name}"] = until[:, j].tolist()
