@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +16,7 @@ import torch
 from torch import nn
 
 from loraexp.machine import progress, repository
+from loraexp.machine.files import sha256
 from loraexp.machine.hub import SourceError, resolve, verify
 from loraexp.machine.repository import Repository
 from loraexp.models import tokenizer as tokenizers
@@ -60,6 +63,28 @@ def commit(settings: ModelSettings) -> str | None:
         return None
     place = locate(settings)
     return hub(place, settings.revision).commit if isinstance(place, str) else None
+
+
+def loaded(settings: ModelSettings) -> dict[str, Any]:
+    """Which weights these are, for the record: the hub's `commit`, or the `sha256` of what lies in the folder."""
+    weights: dict[str, Any] = {"source": settings.path, "commit": commit(settings), "sha256": None}
+    if settings.path is not None and settings.config is None and weights["commit"] is None:
+        weights["sha256"] = weights_digest(Path(locate(settings)))
+    return weights
+
+
+def weights_digest(folder: Path) -> str | None:
+    """sha256 of a folder's weights: of the file, or of the digests of several; a file is read again when it changes."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    digests = [file_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    if len(digests) < 2:
+        return digests[0] if digests else None
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@functools.cache
+def file_digest(path: Path, size: int, changed: int) -> str:
+    return sha256(path)
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:

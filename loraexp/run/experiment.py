@@ -109,8 +109,7 @@ class Experiment:
                 record.update(data=task.describe(), labels=labels(task))
             with self.phase("model"):
                 model = self.model(task)
-                source = {"source": settings.model.path, "commit": load.commit(settings.model)}
-                record.update(model=source, hub=dict(sorted(read.items())))
+                record.update(model=load.loaded(settings.model), hub=dict(sorted(read.items())))
         with self.phase("initialisation"):
             adapters = self.start(model, task)
             record.update(parameters=adapters.count())

@@ -4,6 +4,7 @@ command goes on.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -46,7 +47,11 @@ def test_a_grid_asks_the_hub_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
         assert record["hub"] == {f"models/FacebookAI/roberta-base@{commits['model']}": commits["model"]} | {
             f"datasets/nyu-mll/glue@{commits['cola']}": commits["cola"]
         }
-        assert record["model"] == {"source": "FacebookAI/roberta-base", "commit": commits["model"]}
+        assert record["model"] == {
+            "source": "FacebookAI/roberta-base",
+            "commit": commits["model"],
+            "sha256": None,
+        }
         assert record["data"]["train"]["source"].endswith(f"at {commits['cola']}")
     adapter = next(Path("outputs").glob("*/*/adapter/adapter_config.json")).read_text()
     assert json.loads(adapter)["revision"] == commits["model"]
@@ -74,6 +79,29 @@ def test_two_seeds_never_see_two_commits(hub: Hub, capsys: pytest.CaptureFixture
     assert main([*mine, "seed=0", "output_root=later"]) == 0
     (later,) = Path("later").glob("*/*/record.json")
     assert json.loads(later.read_text())["model"]["commit"] == second
+
+
+def test_weights_of_a_folder_are_known_by_their_digest(hub: Hub, tmp_path: Path) -> None:
+    from loraexp.models import load
+
+    for name, content in model_files("bert").items():
+        place = tmp_path / "mine" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    weights = tmp_path / "mine" / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    words = (*COLA, "model.path=mine", "model.revision=null")
+    assert main(words) == 0
+    (record,) = records()
+    assert record["model"] == {"source": str(tmp_path / "mine"), "commit": None, "sha256": digest}
+    weights.write_bytes(model_files("bert", seed=1)["model.safetensors"])  # read again where it changed
+    changed = load.weights_digest(tmp_path / "mine")
+    assert changed == hashlib.sha256(weights.read_bytes()).hexdigest() != digest
+    shards = model_files("llama", shards=True)
+    for name in (names := sorted(name for name in shards if name.endswith(".safetensors"))):
+        (tmp_path / name).write_bytes(shards[name])
+    each = "".join(hashlib.sha256(shards[name]).hexdigest() for name in names)
+    assert load.weights_digest(tmp_path) == hashlib.sha256(each.encode()).hexdigest()
 
 
 def test_commonsense_is_trained_and_scored_from_the_hub_in_one_command(hub: Hub) -> None:
