@@ -19,7 +19,7 @@ from loraexp.results.provenance import deviations, environments, protocol
 
 def markdown(table: Table, brief: bool = False) -> str:
     sweep = table.sweep
-    parts = [f"### {sweep.title}", sweep.place]
+    parts = [f"### {sweep.heading}", sweep.place]
     if table.entries:
         header = ["", *(escaped(table.header(column)) for column in sweep.columns)]
         parts.append(pipes(header, body(table), [True, *(False for _ in sweep.columns)]))

@@ -39,7 +39,7 @@ def latex(table: Table, brief: bool = False) -> str:
     """A `table` environment, in parts where it is wider than a page; what stands under it as paragraphs, over pages."""
     sweep = table.sweep
     lines = [*FLOAT, r"\begin{table}", r"\centering\small"]
-    lines.append(f"\\caption{{{tex(f'{sweep.title} ({sweep.place}). {table.legend}')}}}")
+    lines.append(f"\\caption{{{tex(f'{sweep.heading} ({sweep.place}). {table.legend}')}}}")
     if table.entries:
         lines += results(table)
     lines += [r"\end{table}"]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from loraexp.artifacts.figure import Picture
 from loraexp.artifacts.table import Table
 from loraexp.config import ConfigError
 from loraexp.machine.progress import notice
+from loraexp.records.content import content
+from loraexp.records.reading import flatten
 from loraexp.sweep import reading, schema
+from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Sweep
 
 STATUSES = ("finished", "failed", "running", "unreadable", "missing")
@@ -38,6 +44,49 @@ class Part:
     @property
     def command(self) -> str:
         return " ".join(["loraexp sweep", self.name, *(["--variant", self.variant] if self.variant else [])])
+
+
+def all_runs(root: Path, beside: Path) -> list[dict[str, Any]]:
+    """Every run under a folder, of a sweep or of none, as flat numbers and words; links as they are from a page in `beside`."""
+    rows = []
+    for path in sorted(root.glob("*/*/record.json")):
+        if path.parent.parent.name == "computed":
+            continue
+        found = content(path.parent)
+        row: dict[str, Any] = {"run": path.parent.name, "href": link(path.parent, beside), "status": "unreadable"}
+        rows.append(row if found.record is None else row | of_record(found.record) | adapter(path.parent, beside))
+    return rows
+
+
+def of_record(record: dict[str, Any]) -> dict[str, Any]:
+    """What a reader filters, sorts and draws runs by; names as they stand in a configuration, costs with their unit."""
+    plain, cost, parameters = record["config"], record.get("cost") or {}, record.get("parameters") or {}
+    named = {key: lookup(plain, key) for key in ("task", "model", "init", "optimizer", "lr", "rank", "seed")}
+    metrics = flatten(record.get("metrics") or {}, separator="/")
+    costs = {
+        "best": (record.get("best") or {}).get("value"),
+        "init s": cost.get("init_seconds"),
+        "train s": cost.get("train_seconds"),
+        "init MiB": mebibytes(cost.get("init_peak_bytes")),
+        "train MiB": mebibytes(cost.get("train_peak_bytes")),
+        "trainable": parameters.get("trainable"),
+        "ended": record.get("ended"),
+    }
+    numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+    return {"status": record["status"]} | named | numbers | {key: value for key, value in costs.items() if value is not None}
+
+
+def mebibytes(count: Any) -> float | None:
+    return count / 2**20 if isinstance(count, (int, float)) else None
+
+
+def adapter(folder: Path, beside: Path) -> dict[str, str]:
+    return {"adapter": link(folder / "adapter", beside)} if (folder / "adapter").is_dir() else {}
+
+
+def link(path: Path, beside: Path) -> str:
+    """A path as a link from a page in a folder."""
+    return quote(os.path.relpath(path, beside))
 
 
 def parts_of(name: str, overrides: Sequence[str]) -> Iterator[Part]:

@@ -202,7 +202,10 @@ def report(arguments: Sequence[str]) -> int:
     parts = [part for name in names or reading.names() for part in page.parts_of(name, overrides)]
     options.to.mkdir(parents=True, exist_ok=True)
     path = options.to / "index.html"
-    files.replace(path, html.page(parts, overrides).encode())
+    said = [word.partition("=")[2] for word in overrides if schema.key_of(word) == "output_root"]
+    root = Path(said[-1] if said else "outputs").expanduser().absolute()
+    runs = page.all_runs(root, options.to.absolute())
+    files.replace(path, html.page(parts, overrides, runs, shorten(root)).encode())
     with_data = sum(part.table is not None for part in parts)
     print(f"{path}: {with_data} of {len(parts)} sweeps and variants have data")
     return 0

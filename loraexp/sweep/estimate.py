@@ -181,8 +181,8 @@ def layers_of(model: nn.Module) -> int:
 def cache_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """Keys and values of one token while an answer is written: 512 KiB in LLaMA-2-7B in bf16."""
     cfg: Any = model.config
-    heads: int = getattr(cfg, "num_key_value_heads", None) or getattr(cfg, "num_attention_heads", 0)
-    width: int = getattr(cfg, "head_dim", None) or cfg.hidden_size // max(1, cfg.num_attention_heads)
+    heads: Any = getattr(cfg, "num_key_value_heads", None) or getattr(cfg, "num_attention_heads", 0)
+    width: Any = getattr(cfg, "head_dim", None) or cfg.hidden_size // max(1, cfg.num_attention_heads)
     return 2 * layers_of(model) * heads * width * dtype.itemsize
 
 

@@ -189,6 +189,12 @@ class Sweep:
         return f"{self.paper} {self.artifact}" + (f", variant {self.variant}: {self.means}" if self.variant else "")
 
     @property
+    def heading(self) -> str:
+        """What its table shows: a variant's is headed by its own means, for the artifact's title names another model or task."""
+        means = self.means or ""
+        return f"{means[:1].upper()}{means[1:]} (in place of: {self.title})" if means else self.title
+
+    @property
     def output_root(self) -> Path:
         """Where its results are: the user's `output_root=DIR`, or outputs."""
         said = [word.partition("=")[2] for word in self.overrides if key_of(word) == "output_root"]
