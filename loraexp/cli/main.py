@@ -35,7 +35,10 @@ DONE, FAILED, WRONG = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done (also when the run was finished already), 1 a run failed, 2 the arguments are wrong."""
+    """Exit status: 0 done (also when the run was finished already), 1 a run failed, 2 the arguments are wrong.
+
+    130 and 143: told to stop, by Ctrl-C or by a signal.
+    """
     argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if argv and argv[0] in VERBS:
@@ -50,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"loraexp: {printable(str(error))}", file=sys.stderr)
         return WRONG
-    except KeyboardInterrupt:
-        print("loraexp: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"loraexp: {error if str(error) else 'interrupted; the same command goes on'}", file=sys.stderr)
+        return getattr(error, "status", 130)
 
 
 def verb(name: str) -> Callable[[Sequence[str]], int]:
@@ -155,8 +158,12 @@ def attempt(cfg: Any) -> int:
         print(f"loraexp: {printable(str(error))}", file=sys.stderr)
         return WRONG
     except Exception as error:  # noqa: BLE001 - any failure of one run: its record holds type, message, place and trace
-        folder = config.run_folder(plain)
-        print(f"loraexp: {type(error).__name__}: {first_line(error)} (record: {shorten(folder)}/record.json)", file=sys.stderr)
+        path = config.run_folder(plain) / "record.json"
+        content = record.read(path.parent) or {}
+        saved = content.get("phase") == "evaluation" and "adapter" in content
+        more = "; the adapter is saved, and the same command only evaluates" if saved else ""
+        where = f" (record: {shorten(path)}{more})" if path.exists() else " (no record could be written)"
+        print(f"loraexp: {type(error).__name__}: {first_line(error)}{where}", file=sys.stderr)
         return FAILED
     show.result(outcome)
     return DONE

@@ -23,6 +23,7 @@ def check_place(to: Path) -> None:
 def adapter(run: FinishedRun, to: Path) -> None:
     """What the run saved, in PEFT's format (of `init=full`, the whole model)."""
     check_place(to)
+    run.check_files()
     to.mkdir(parents=True, exist_ok=True)
     for path in (run.folder / "adapter").iterdir():
         if path.name != RAW:

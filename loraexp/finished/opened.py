@@ -21,8 +21,10 @@ from loraexp.config import ConfigError
 from loraexp.config.settings import Settings
 from loraexp.machine import repository
 from loraexp.machine.device import choose_device, to_device
+from loraexp.machine.files import sha256
+from loraexp.machine.words import first_line
 from loraexp.models import load
-from loraexp.records import record
+from loraexp.records.content import content, sound_lines
 from loraexp.run import experiment, kept
 
 RAW = "factors.safetensors"
@@ -37,14 +39,31 @@ class FinishedRun:
     settings: Settings
 
     @classmethod
-    def of(cls, folder: Path, content: dict[str, Any], changed: Mapping[str, Any] | None = None) -> FinishedRun:
+    def of(cls, folder: Path, record: dict[str, Any], changed: Mapping[str, Any] | None = None) -> FinishedRun:
         """`changed`: keys of its configuration that do not say what was trained."""
-        cfg = DictConfig(yaml.safe_load((folder / "config.yaml").read_text()))
+        cfg = DictConfig(stored_config(folder))
         for key, value in (changed or {}).items():
             OmegaConf.update(cfg, key, value)
         settings, _ = config.check(cfg)
-        repository.assume(content.get("hub", {}))  # wherever main is today
-        return cls(folder, content, settings)
+        repository.assume(record.get("hub", {}))  # wherever main is today
+        opened = cls(folder, record, settings)
+        opened.check_files(f"adapter/{RAW}")
+        return opened
+
+    def check_files(self, *names: str) -> None:
+        """The files that the run saved are there and what they were; all of them where none is named.
+
+        Raises: ConfigError naming the first that is not.
+        """
+        for name, digest in (self.record.get("files") or {}).items():
+            if names and name not in names:
+                continue
+            path = self.folder / name
+            remedy = "put it back, or train again with force=true"
+            if not path.is_file():
+                raise ConfigError(f"{path} is missing: the run saved it; {remedy}")
+            if sha256(path) != digest:
+                raise ConfigError(f"{path} is damaged: it does not have the checksum in the record; {remedy}")
 
     @functools.cached_property
     def task(self) -> Any:
@@ -81,8 +100,8 @@ class FinishedRun:
         if self.settings.train.select == "best" and self.record.get("best"):
             return int(self.record["best"]["step"])
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return max((int(yaml.safe_load(line)["step"]) for line in lines[-1:]), default=0)
+        lines, _ = sound_lines(path.read_bytes() if path.exists() else b"")
+        return max((line["step"] for line in lines), default=0)
 
     def labels(self) -> dict[str, Any]:
         """What the head of the run was made with; json has made words of the class numbers."""
@@ -119,19 +138,33 @@ class FinishedRun:
         return split, [to_device(self.task.collate(examples, part), self.device) for part in parts]
 
 
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a run as it is in its folder; ConfigError where it is not there or cannot be read."""
+    path = folder / "config.yaml"
+    try:
+        stored = yaml.safe_load(path.read_bytes().decode())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read ({first_line(error)}); train again with force=true") from error
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{path} is damaged: it holds a {type(stored).__name__}; train again with force=true")
+    return stored
+
+
 def find_run(word: str) -> tuple[Path, dict[str, Any]]:
     """A run folder by its path, or by its id anywhere under ./outputs; with its record."""
     folder = Path(word)
     if not folder.is_dir():
-        found = sorted(Path("outputs").glob(f"*/*-{word}")) if "/" not in word else []
-        if len(found) != 1:
-            raise ConfigError(f"{word}: expected a run folder, or the id of one run under ./outputs ({len(found)} found)")
-        folder = found[0]
-    content = record.read(folder)
-    if content is None or content["status"] != "finished":
-        status = "no record.json" if content is None else f"status {content['status']}"
+        folders = sorted(Path("outputs").glob(f"*/*-{word}")) if "/" not in word else []
+        if len(folders) != 1:
+            raise ConfigError(f"{word}: expected a run folder, or the id of one run under ./outputs ({len(folders)} found)")
+        folder = folders[0]
+    found = content(folder)
+    if found.record is None or not found.finished:
+        status = f"status {found.record['status']}" if found.record is not None else "no record.json"
+        if found.error is not None:
+            status = f"a record.json that {found.error}"
         raise ConfigError(f"{folder}: expected a finished run, found {status}")
-    return folder, content
+    return folder, found.record
 
 
 def open_run(word: str, changed: Mapping[str, Any] | None = None) -> FinishedRun:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loraexp.machine.processes import Processes
+if TYPE_CHECKING:
+    from loraexp.machine.processes import Processes
 
 # SIGUSR1 is what Slurm is asked to send before the time limit (--signal=B:USR1@60).
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
@@ -83,6 +86,18 @@ def watched(pass_on: Callable[[int], None] | None = None) -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def to_children(number: int) -> None:
+    """Pass a signal on to the processes that this one has started, such as the workers of a launcher."""
+    for place in Path("/proc/self/task").glob("*/children"):
+        try:
+            children = place.read_text().split()
+        except OSError:
+            continue
+        for child in children:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(int(child), number)
 
 
 class Agreement:

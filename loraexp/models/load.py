@@ -199,10 +199,23 @@ def load_model(settings: ModelSettings, *, dtype: torch.dtype, head_seed: int, *
             model = model_class(settings.kind).from_config(config, dtype=dtype, **attention(settings))
         else:
             model = pretrained(settings, config, dtype)
+            check_finite(settings, model)
         draw_head(model, settings.kind, head_seed)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.eval()
+
+
+def check_finite(settings: ModelSettings, model: nn.Module) -> None:
+    """The weights that were read are numbers, or SourceError names the first that is not."""
+    for name, weight in model.named_parameters():
+        if not weight.is_floating_point() or torch.isfinite(weight.sum()) or torch.isfinite(weight).all():
+            continue
+        bad = int((~torch.isfinite(weight)).sum())
+        raise SourceError(
+            f"model={settings.name}: {bad} of {weight.numel()} values of {name} in {settings.path} are NaN or infinite: "
+            "the weights are damaged; fetch them again, or set model.path to others"
+        )
 
 
 def draw_head(model: Any, kind: str, seed: int) -> None:

@@ -170,7 +170,10 @@ class Run:
     @property
     def reason(self) -> str:
         """Its status, and of a failed run why."""
-        return f"failed: {failure(self.record)}" if self.status == "failed" and self.record is not None else self.status
+        if self.status != "failed" or self.record is None:
+            return self.status
+        where = " in evaluation" if self.record.get("phase") == "evaluation" else ""
+        return f"failed{where}: {failure(self.record)}"
 
     def value(self, path: str, epoch: float | None = None) -> float | None:
         """The number at `split/metric`, `cost/init_seconds`, `best/value`, …; with `epoch`, as logged at the end of that epoch.

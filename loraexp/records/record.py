@@ -55,10 +55,21 @@ class Record:
     Only the main process of a parallel run writes; for the others every method does nothing.
     """
 
-    def __init__(self, folder: Path, run_id: str, config: dict[str, Any], wandb: WandbSettings | None = None, *, main: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str,
+        config: dict[str, Any],
+        wandb: WandbSettings | None = None,
+        *,
+        main: bool = True,
+        forced: bool = False,
+        waits: bool = False,
+    ) -> None:
+        """`forced`: run again whatever there is; `waits`: for another process that has this run, instead of Busy."""
         self.folder = folder
         self.config = config
-        self.main = main
+        self.main, self.forced, self.waits = main, forced, waits
         self.copy = Copy(wandb, folder, run_id, config)
         self.before: dict[str, Any] = {}  # what an earlier attempt at this run had recorded
         self.lock: IO[str] | None = None
@@ -89,7 +100,7 @@ class Record:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = (self.folder / ".lock").open("w")
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | (0 if self.waits else fcntl.LOCK_NB))
         except OSError as error:
             self.lock.close()
             raise Busy(f"{self.folder}: another process is running this run; wait for it, or stop it") from error
@@ -101,9 +112,8 @@ class Record:
         return self
 
     def _begin(self) -> None:
-        forced = bool(self.config.get("force"))
         found = content(self.folder)
-        if not forced:
+        if not self.forced:
             refuse_newer(self.folder, found)
             if found.finished:
                 raise Finished(found.record or {})

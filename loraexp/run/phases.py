@@ -29,6 +29,10 @@ class OutOfMemory(MemoryError):
     """Memory was refused; the message says in which phase, how much was asked for, and which key to change."""
 
 
+class OutOfFiles(OSError):
+    """The process has as many files open as it may; the message says the limit."""
+
+
 class Phases:
     """`with phases("evaluation"):` the record says so, being told to stop ends it, and a lack of memory is explained."""
 
@@ -45,14 +49,14 @@ class Phases:
             told.where = told.where or f"while {WORDS[name]}; the same command goes on"
             raise
         except Exception as error:
-            if isinstance(error, OutOfMemory):
+            if isinstance(error, (OutOfMemory, OutOfFiles)):
                 raise
             if ran_out(error):
                 raise OutOfMemory(self.explained(name, error)) from error
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
                 said = f"too many open files while {WORDS[name]} (the limit is {limit}): raise it, for example ulimit -n 4096"
-                raise OSError(error.errno, said) from error
+                raise OutOfFiles(error.errno, said) from error
             raise
 
     def explained(self, name: str, error: BaseException) -> str:

@@ -10,7 +10,6 @@ import dataclasses
 import inspect
 import json
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,48 +112,33 @@ def value_of(sweep: Sweep, key: str, default: Any = None) -> Any:
 
 
 def run(sweep: Sweep, output_root: str | Path, progress: Progress | None = None, *, force: bool = False) -> Path:
-    """Compute and file the result, unless it is there; a failure leaves a record that says why, and raises."""
-    from loraexp.records import record
+    """Compute and file the result, unless it is there; a failure leaves a record that says why, and raises.
+
+    Another process that computes the same is waited for.
+    """
+    from loraexp.records.record import Finished, Record
 
     function = check(sweep)
     assert sweep.compute is not None
     into = folder(sweep, output_root)
-    found = record.read(into)
-    if found is not None and found["status"] == "finished" and not force:
-        return into
-    into.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {
-        "schema": record.SCHEMA,
-        "status": "running",
-        "run_id": into.name.rpartition("-")[2],
-        "config": {"sweep": sweep.key, "compute": sweep.compute},
-        "metrics": {},
-        "cost": {},
-        "environment": record.environment(),
-        "started": record.now(),
-        "ended": None,
-    }
-    write_json(into / "record.json", content)
-    began = time.perf_counter()
+    keywords = {key: value for key, value in sweep.compute.items() if key != "_target_"}
+    if "output_root" in inspect.signature(function).parameters:
+        keywords["output_root"] = Path(output_root)  # its own runs are filed beside all others
+        if "overrides" in keywords:
+            more = (word for word in sweep.overrides if word.partition("=")[0] in OF_RUNS)
+            keywords["overrides"] = [*keywords["overrides"], *more]
+    described = {"sweep": sweep.key, "compute": sweep.compute}
     try:
-        keywords = {key: value for key, value in sweep.compute.items() if key != "_target_"}
-        if "output_root" in inspect.signature(function).parameters:
-            keywords["output_root"] = Path(output_root)  # its own runs are filed beside all others
-            if "overrides" in keywords:
-                keywords["overrides"] = [*keywords["overrides"], *(word for word in sweep.overrides if word.partition("=")[0] in OF_RUNS)]
-        made = function(**keywords, progress=progress or (lambda done, total: None))
-    except BaseException as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(where.filename).name}:{where.lineno} in {where.name}"
-        content |= {"status": "failed", "ended": record.now()}
-        content["error"] = {"type": type(error).__name__, "message": str(error), "where": place}
-        write_json(into / "record.json", content)
-        raise
-    series = dataclasses.asdict(made)
-    write_json(into / "series.json", finite({key: series[key] for key in ("curves", "surfaces", "axes")}))
-    content |= {"status": "finished", "ended": record.now(), "data": made.data, "metrics": {"values": finite(made.values)}}
-    content["cost"] = {"seconds": time.perf_counter() - began}
-    write_json(into / "record.json", content)
+        with Record(into, into.name.rpartition("-")[2], described, forced=force, waits=True) as record:
+            began = time.perf_counter()
+            made = function(**keywords, progress=progress or (lambda done, total: None))
+            series = dataclasses.asdict(made)
+            write_json(into / "series.json", finite({key: series[key] for key in ("curves", "surfaces", "axes")}))
+            cost = {"seconds": time.perf_counter() - began}
+            record.update(data=made.data, metrics={"values": finite(made.values)}, cost=cost)
+            record.finish()
+    except Finished:
+        pass
     return into
 
 

@@ -6,11 +6,12 @@ commands on one disk share a sweep: the lock in a run's folder is the claim, and
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import json
+import math
 import os
 import re
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.machine.progress import notice, tally
+from loraexp.machine.signals import Interrupted, Stop, to_children, watched
 from loraexp.machine.words import reason_of
 from loraexp.records import record
 from loraexp.sweep import computed
@@ -30,9 +32,10 @@ from loraexp.sweep.schema import Sweep
 from loraexp.sweep.watch import Watch, held, stamp, wait
 
 PATHS = ("output_root", "cache_root", "task.data_dir", "task.eval_data_dir")  # absolute for workers that start elsewhere
+REST = 60.0  # seconds in which a worker that was told to stop begins nothing
 ATTEMPTS = 2  # at a run whose process dies without a word (killed for its memory, its node lost)
 
-Report = dict[str, str]  # what a worker says of a run: folder, and outcome (ended | busy | error) with reason
+Report = dict[str, str]  # what a worker says of a run: folder, and outcome (ended | interrupted | busy | error) with reason
 Launch = Callable[[Sequence[Cell]], list[Report] | None]
 
 
@@ -43,18 +46,9 @@ def compute(sweep: Sweep) -> Path:
     """A sweep without runs: its function, with a progress bar; one that is finished is not computed again. Its folder."""
     into = computed.folder(sweep, sweep.output_root)
     computed.check(sweep)
-    with claim(into), tally(sweep.key) as progress:
+    with tally(sweep.key) as progress:
         computed.run(sweep, sweep.output_root, progress)
     return into
-
-
-@contextmanager
-def claim(folder: Path) -> Any:
-    """Within: no other process computes this; waits for one that does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
@@ -68,8 +62,8 @@ def run(sweep: Sweep, hydra: Sequence[str], summarise: Callable[[Sweep, Watch], 
     notice(f"{sweep.key}: {len(cells)} runs, {watch.already} finished already")
     try:
         if watch.already < len(cells):
-            with launcher(sweep, watch.before, hydra) as launch, watch.shown():
-                rounds(watch, launch)
+            with watched(pass_on=to_children) as stop, launcher(sweep, watch.before, hydra) as launch, watch.shown():
+                rounds(watch, launch, stop)
     finally:
         summarise(sweep, watch)
     return watch
@@ -96,24 +90,31 @@ def ordered(cells: Sequence[Cell]) -> list[Cell]:
     return [once[folder] for folder in sorted(once, key=keys.__getitem__)]
 
 
-def rounds(watch: Watch, launch: Launch) -> None:
+def rounds(watch: Watch, launch: Launch, stop: Stop | None = None) -> None:
     """Launch what nobody runs, until every cell has come to an end; cells that others hold are waited for.
 
-    A run whose process died is tried once more, by whichever command finds it.
+    A run whose process died is tried once more, by whichever command finds it, and one whose worker was told to stop goes
+    on in another. Raises: Interrupted where this command itself was told to stop, once its workers have.
     """
     tried: Counter[Path] = Counter()
     while left := watch.open():
+        if stop is not None and stop.name is not None:
+            raise Interrupted(stop.name, f"with {len(left)} of {len(watch.cells)} runs left; the same command goes on there")
         free = [cell for cell in left if not held(cell.folder)]
         if not free:
             wait()
             continue
         reports = launch(free)
         watch.look()
+        if stop is not None and stop.name is not None:
+            continue
+        if any(said["outcome"] == "interrupted" for said in reports or ()):
+            wait()
         for i, cell in enumerate(free):
             said = reports[i] if reports else {"outcome": "died"}
             if said["outcome"] == "error":
                 watch.fail(cell.folder, said["reason"])
-            elif said["outcome"] != "busy" and cell in watch.open() and not held(cell.folder):
+            elif said["outcome"] not in ("busy", "interrupted") and cell in watch.open() and not held(cell.folder):
                 tried[cell.folder] += 1
                 if tried[cell.folder] >= ATTEMPTS:
                     watch.fail(cell.folder, f"its process died {ATTEMPTS} times without a word: killed, perhaps for its memory")
@@ -176,12 +177,36 @@ def quoted(text: str) -> str:
 
 
 def run_cell(cfg: Any, *, before: dict[str, int], parent: int) -> Report:
-    """One run, in a worker; what went wrong is told, never raised, and a run that another process has is left to it."""
+    """One run, in this process or in a worker, which when told to stop says so and begins nothing for a while."""
     from loraexp.machine import progress
 
-    if os.getpid() != parent:
-        warnings.simplefilter("ignore", FutureWarning)
-        progress.enabled = False
+    if os.getpid() == parent:
+        return attempt(cfg, before)
+    warnings.simplefilter("ignore", FutureWarning)
+    progress.enabled = False
+    if time.monotonic() - Told.at < REST:
+        return {"folder": str(config.run_folder(config.check(cfg)[1])), "outcome": "interrupted"}
+    with watched() as stop:
+        try:
+            return attempt(cfg, before)
+        except Interrupted as told:
+            stop.name = told.name
+            return {"folder": str(config.run_folder(config.check(cfg)[1])), "outcome": "interrupted"}
+        finally:
+            if stop.name is not None:
+                Told.at = time.monotonic()
+
+
+class Told:
+    """When this worker was last told to stop."""
+
+    at = -math.inf
+
+
+def attempt(cfg: Any, before: dict[str, int]) -> Report:
+    """One run; what went wrong is told, never raised, and a run that another process has is left to it."""
+    from loraexp.machine.measure import ran_out
+
     try:
         settings, plain = config.check(cfg)
         folder = config.run_folder(plain)
@@ -196,7 +221,7 @@ def run_cell(cfg: Any, *, before: dict[str, int], parent: int) -> Report:
     except record.Busy:
         return {"folder": str(folder), "outcome": "busy"}
     except Exception as error:  # noqa: BLE001 - any failure of one run: its record holds type, message, place and trace
-        starved = out_of_memory(error)
+        starved = ran_out(error)
         outcome = {"folder": str(folder), "outcome": "ended"}
         if stamp(folder) == before.get(str(folder), 0):  # it failed before it had a record
             outcome = {"outcome": "error", "reason": reason_of(error)}
@@ -204,12 +229,6 @@ def run_cell(cfg: Any, *, before: dict[str, int], parent: int) -> Report:
         return {"folder": str(folder), "outcome": "ended"}
     release(everything=starved)
     return outcome
-
-
-def out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def release(everything: bool) -> None:

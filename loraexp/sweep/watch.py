@@ -83,7 +83,8 @@ class Watch:
         elif status == "failed" and since:
             error = content.get("error") or {}
             lines = str(error.get("message", "")).splitlines() or ["no message"]
-            self.fail(folder, "interrupted" if error.get("type") == "KeyboardInterrupt" else f"{error.get('type')}: {lines[0].strip()}")
+            where = "in evaluation: " if content.get("phase") == "evaluation" else ""
+            self.fail(folder, f"{where}{error.get('type')}: {lines[0].strip()}")
         else:
             self.state[folder] = "running" if status == "running" and since else "todo"
         return self.state[folder] in ("finished", "failed")

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from loraexp import config
+from loraexp.machine import measure
 from loraexp.records import record
 from loraexp.run import experiment, kept
 from loraexp.sweep import launch, watch
@@ -116,11 +117,11 @@ def test_failing_runs_do_not_stop_the_others(tmp_path: Path, capsys, monkeypatch
     path, out = written(tmp_path, columns={"tweets": {"value": "dev/accuracy", "label": "Tweets"}}), tmp_path / "out"
     real, seen = experiment.train, []
 
-    def starved(*args: Any, **how: Any) -> Any:
+    def starved(loop: Any) -> Any:
         seen.append(kept.MODEL.value is not None)
-        if how["seed"] == 0:
+        if loop.settings.seed == 0:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return real(*args, **how)
+        return real(loop)
 
     monkeypatch.setattr(experiment, "train", starved)
     rows = yaml.safe_load(path.read_text())["rows"] | {"wide": {"label": "r 4096", "overrides": ["init=lora", "rank=4096"]}}
@@ -128,7 +129,7 @@ def test_failing_runs_do_not_stop_the_others(tmp_path: Path, capsys, monkeypatch
     assert go(path, out) == 1
     error = capsys.readouterr().err
     assert "mine: 2 of 6 runs finished, 4 failed" in error
-    assert "  lora/tweets lr=0.001 seed=0: OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB (" in error
+    assert "  lora/tweets lr=0.001 seed=0: OutOfMemory: out of memory while training (20.00 GiB were asked for): raise " in error
     assert error.count("expected at most 32 (no record)") == 2 and "retries only what is missing" in error
     finished = [r["config"]["seed"] for r in records(out).values() if r["status"] == "finished"]
     assert finished == [1, 1] and len(seen) == 4
@@ -140,9 +141,9 @@ def test_failing_runs_do_not_stop_the_others(tmp_path: Path, capsys, monkeypatch
 
 def test_out_of_memory_drops_what_is_kept(monkeypatch) -> None:
     kept.MODEL.get(["x"], lambda: "model")
-    launch.release(everything=launch.out_of_memory(ValueError("lr")))
+    launch.release(everything=measure.ran_out(ValueError("lr")))
     assert kept.MODEL.value == "model"
-    launch.release(everything=launch.out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")))
+    launch.release(everything=measure.ran_out(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")))
     assert kept.MODEL.value is None
 
 
@@ -173,7 +174,8 @@ def test_time_left_is_that_of_the_runs_already_measured(tmp_path: Path) -> None:
     for cell in (cells[0], cells[2]):  # lora seed 0, pissa seed 0
         costs = {"init_seconds": 1.0, "train_seconds": took[cell.folder] - 1.0}
         cell.folder.mkdir(parents=True)
-        content = {"status": "finished", "metrics": {"dev": {"accuracy": 0.5}}, "cost": costs, "started": None, "ended": None}
+        content = {"schema": record.SCHEMA, "config": cell.plain, "status": "finished", "metrics": {"dev": {"accuracy": 0.5}}}
+        content |= {"cost": costs, "started": None, "ended": None}
         (cell.folder / "record.json").write_text(json.dumps(content))
     shown.look()
     assert shown.counts() == {"todo": 2, "running": 0, "finished": 2, "failed": 0}
@@ -220,7 +222,7 @@ def sweeping(path: str, out: str, log: str) -> None:
 
     def noted(*args: Any, **how: Any) -> Any:
         with Path(log).open("a") as file:
-            file.write(f"{args[5].folder.name}\n")
+            file.write(f"{args[0].record.folder.name}\n")
         return real(*args, **how)
 
     experiment.train = noted
