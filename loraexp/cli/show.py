@@ -63,6 +63,8 @@ def initialised(ledger: dict[str, Any]) -> None:
     )
     if statistics["samples"]:
         console.print(f"  {statistics['way']}")
+    if counts := ledger.get("rows"):
+        console.print(f"  rows: {', '.join(f'{count:,} {name}' for name, count in counts.items())}")
     if any(line["singular_values"][0] > 0 for line in ledger["layers"].values()):
         Console(stderr=True, highlight=False, width=max(console.width, 125)).print(layer_table(ledger["layers"]))
     for warning in ledger["warnings"]:

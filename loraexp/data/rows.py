@@ -1,4 +1,4 @@
-"""Rows of text data sets as their files hold them, one at a time: JSON arrays, JSON lines, CSV, plain or .gz, or the hub."""
+"""Rows of text data sets as their files hold them, one at a time: JSON, CSV, TSV (plain or .gz), Parquet, or the hub."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
 from loraexp.data.sets import Split
 from loraexp.machine import hub
 
 Row = Mapping[str, Any]
+Form = Literal["csv", "tsv", "json", "parquet"]
 CHUNK = 1 << 20  # characters of a JSON array that are read at a time
 REMEDY = "repair the row, or set task.skip_bad=true to skip and count such rows"
 
@@ -49,16 +50,47 @@ class Records(Protocol):
         ...
 
 
+class Source(Records, Protocol):
+    """Rows of columns, as files or the hub have them."""
+
+    @property
+    def short(self) -> str:
+        """The name without its folder, for notes."""
+        ...
+
+    def lacks(self, names: Sequence[str], row: Row) -> Exception:
+        """What to say where columns are not there."""
+        ...
+
+    def classes(self, column: str) -> Sequence[str] | None:
+        """The names of a column that holds indices of classes, where the set itself tells them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Files:
     """The rows of local files, one file after another, in their order. Never holds more than one row and a chunk."""
 
     paths: tuple[Path, ...]
-    columns: tuple[str, ...] = ()  # of a CSV file without a header line
+    columns: tuple[str, ...] = ()  # of a CSV or TSV file without a header line
+    form: Form | None = None  # None: as the file's name ends
 
     @property
     def name(self) -> str:
         return ", ".join(map(str, self.paths))
+
+    @property
+    def short(self) -> str:
+        return ", ".join(path.name for path in self.paths)
+
+    def lacks(self, names: Sequence[str], row: Row) -> ValueError:
+        delimited = (self.form or form_of(self.paths[0])) in ("csv", "tsv")
+        heading = "its first line names" if delimited else "its first row has"
+        there = ", ".join(map(repr, row))
+        return ValueError(f"{self.name} has no column {', '.join(map(repr, names))}: {heading} {there}")
+
+    def classes(self, column: str) -> None:
+        return None  # a file has none
 
     def identity(self) -> str:
         digest = hashlib.sha256()
@@ -69,21 +101,38 @@ class Files:
 
     def __iter__(self) -> Iterator[tuple[str, Row | BadRow]]:
         for path in self.paths:
-            with _open(path) as stream:
-                yield from _read(path, stream, self.columns)
+            form = self.form or form_of(path)
+            if form == "parquet":
+                yield from _parquet(path)
+                continue
+            with _open(path, "\n" if form == "tsv" else "") as stream:
+                if form == "json":
+                    yield from _json(path, stream)
+                else:
+                    yield from _delimited(path, _tsv(stream) if form == "tsv" else _csv(stream), self.columns)
 
 
 class Hub(Split):
     """The rows of one split of a hub data set, mapped from its cache on disk."""
+
+    @property
+    def short(self) -> str:
+        return self.name
+
+    def lacks(self, names: Sequence[str], row: Row) -> hub.SourceError:
+        said = f"no column {', '.join(names)}; its columns are {', '.join(row)}"
+        return hub.SourceError(f"{self.name}: {said}: correct task.text or task.source")
 
     def identity(self) -> str:
         content = self.table._fingerprint if isinstance(self.located, Path) else ""
         return hashlib.sha256(f"{self.name} {content}".encode()).hexdigest()
 
     def __iter__(self) -> Iterator[tuple[str, Row | BadRow]]:
-        name = self.name
-        for number, row in enumerate(self.table, start=1):
-            yield f"{name} row {number}", row
+        name, number = self.name, 0
+        for batch in self.table.iter(batch_size=1000):
+            for values in zip(*batch.values(), strict=True):
+                number += 1
+                yield f"{name} row {number}", dict(zip(batch, values, strict=True))
 
 
 def find(directory: str | Path, names: Sequence[str], *, key: str, what: str, other: str | None = None) -> Path:
@@ -156,16 +205,19 @@ def load(records: Records, read: Callable[[Row], Row], *, skip_bad: bool) -> Loa
     return loaded._replace(skipped=skipped)
 
 
-def _open(path: Path) -> TextIO:
+def form_of(path: Path) -> Form:
+    """The form of a file by the end of its name; JSON, an array or lines, where it tells nothing."""
+    suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+    return {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}.get(suffix, "json")  # type: ignore[return-value]
+
+
+def _open(path: Path, newline: str = "") -> TextIO:
     if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", errors="replace", newline="")
-    return path.open(encoding="utf-8-sig", errors="replace", newline="")
+        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", errors="replace", newline=newline)
+    return path.open(encoding="utf-8-sig", errors="replace", newline=newline)
 
 
-def _read(path: Path, stream: TextIO, columns: Sequence[str]) -> Iterator[tuple[str, Row | BadRow]]:
-    if path.suffix == ".csv":
-        yield from _csv(path, stream, columns)
-        return
+def _json(path: Path, stream: TextIO) -> Iterator[tuple[str, Row | BadRow]]:
     start = stream.read(CHUNK)
     if start.lstrip()[:1] == "[":
         yield from _array(path, stream, start)
@@ -173,15 +225,39 @@ def _read(path: Path, stream: TextIO, columns: Sequence[str]) -> Iterator[tuple[
         yield from _lines(path, stream, start)
 
 
-def _csv(path: Path, stream: TextIO, columns: Sequence[str]) -> Iterator[tuple[str, Row | BadRow]]:
-    reader = csv.reader(stream)
-    header = list(columns) or next(reader, [])
-    for fields in reader:
-        place = f"{path} line {reader.line_num}"
+def _delimited(path: Path, lines: Iterator[tuple[int, list[str]]], columns: Sequence[str]) -> Iterator[tuple[str, Row | BadRow]]:
+    header = list(columns) or next(lines, (0, []))[1]
+    for number, fields in lines:
+        place = f"{path} line {number}"
         if len(fields) != len(header):
-            yield place, BadRow(f"{len(fields)} columns, expected {len(header)}: {', '.join(header)}")
+            yield place, BadRow(f"{len(fields)} columns; expected {len(header)} columns: {', '.join(header)}")
         else:
             yield place, dict(zip(header, fields, strict=True))
+
+
+def _csv(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(stream)
+    for fields in reader:
+        if fields:  # not an empty line
+            yield reader.line_num, fields
+
+
+def _tsv(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
+    # No quoting: fields hold bare double quotes. Only "\n" ends a row: sentences hold U+2028 and other separators.
+    for number, line in enumerate(stream, start=1):
+        yield number, line.removesuffix("\n").removesuffix("\r").split("\t")
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        batches = parquet.ParquetFile(path).iter_batches(batch_size=1024)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield f"{path} row {number}", row
+    except ArrowException as error:
+        raise ValueError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
 
 
 def _lines(path: Path, stream: TextIO, start: str) -> Iterator[tuple[str, Row | BadRow]]:

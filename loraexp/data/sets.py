@@ -68,14 +68,6 @@ class Split:
             raise SourceError(f"{self.name}: its client prepared another commit; type the same command again")
         return self._read(folder)
 
-    def columns(self, *names: str) -> list[list[Any]]:
-        """Those columns, whole. Raises: SourceError naming the columns that are there."""
-        missing = [name for name in names if name not in self.table.column_names]
-        if missing:
-            there = ", ".join(self.table.column_names)
-            raise SourceError(f"{self.name}: no column {', '.join(missing)}; its columns are {there}: correct task.text or task.source")
-        return [list(self.table[name]) for name in names]
-
     def classes(self, column: str) -> list[str] | None:
         """The names of a column's classes, in the order of their numbers, where the set names them."""
         names = getattr(self.table.features.get(column), "names", None)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loraexp.data import draw
-from loraexp.data.sets import Split
+from loraexp.data.rows import BadRow, Source, column, refuse, text
 
 Problem = Literal["single_label_classification", "regression"]
-Columns = list[str]
-Parse = Callable[[str], float]
+Parse = Callable[[Any], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +70,8 @@ class Rows:
         """The first row of every distinct text."""
         first: dict[tuple[str, ...], int] = {}
         relabelled = 0
-        for index, text in enumerate(self.texts):
-            relabelled += self.labels[first.setdefault(text, index)] != self.labels[index]
+        for index, words in enumerate(self.texts):
+            relabelled += self.labels[first.setdefault(words, index)] != self.labels[index]
         dropped = len(self) - len(first)
         if not dropped:
             return self
@@ -86,98 +82,120 @@ class Rows:
         return replace(self, notes=self.notes + notes)
 
 
-def label_parser(problem: Problem, names: Sequence[str]) -> Parse:
-    """From a label as files write it (a name or its index; a number for regression) to a number."""
+def label_parser(problem: Problem, names: Sequence[str], also: Mapping[str, str] = {}) -> Parse:  # noqa: B006
+    """From a label as the data has it (a name, or its index; a number for regression) to a number.
+
+    Names win: where one of them looks like an index, an index is none. `also`: other words of the data for some names.
+    """
     if problem == "regression":
         return _score
-    index = {name: float(i) for i, name in enumerate(names)} | {str(i): float(i) for i in range(len(names))}
+    numeric = any(name.lstrip("+-").isdigit() for name in names)
+    index = {} if numeric else {str(i): float(i) for i in range(len(names))}
+    index |= {name: float(i) for i, name in enumerate(names)}
+    index |= {word: index[name] for word, name in also.items() if name in index and word not in index}
 
-    def parse(value: str) -> float:
-        if value not in index:
-            raise ValueError(f"label {value!r}, expected one of {', '.join(names)} or 0 to {len(names) - 1}")
-        return index[value]
+    def parse(value: Any) -> float:
+        word = plain(value)
+        if word not in index:
+            indices = "" if numeric else f" or 0 to {len(names) - 1}"
+            raise ValueError(f"label {word!r}, expected one of {', '.join(names)}{indices}")
+        return index[word]
 
     return parse
 
 
-def _score(value: str) -> float:
+def plain(label: Any) -> str:
+    """A label as text: 3 and 3.0 are one, and true is true."""
+    if isinstance(label, bool):
+        return str(label).lower()
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
+
+
+def by_name(parse: Parse, names: Sequence[str] | None) -> Parse:
+    """The same for a column that holds indices into `names` of its own: they are read by name, in whatever order.
+
+    Raises (when a row is read): ValueError for an index that is none of them, such as −1 of rows without a label.
+    """
+    if names is None:
+        return parse
+
+    def parsed(value: Any) -> float:
+        if isinstance(value, int) and not isinstance(value, bool):
+            if not 0 <= value < len(names):
+                raise ValueError(f"label {value}, expected 0 to {len(names) - 1} for {', '.join(names)}")
+            return parse(names[value])
+        return parse(value)
+
+    return parsed
+
+
+def _score(value: Any) -> float:
     try:
         score = float(value)
-    except ValueError:
+    except (TypeError, ValueError):
         score = math.nan
     if not math.isfinite(score):
         raise ValueError(f"score {value!r}, expected a number")
     return score
 
 
-def read_table(
-    path: Path,
-    *,
-    form: Literal["tsv", "csv"],
-    columns: Sequence[str] | None = None,
-    text: Sequence[str],
-    label: str,
-    parse: Parse,
-    skip_bad: bool,
-    without: frozenset[tuple[str, ...]] = frozenset(),
-    identity: Sequence[str] = (),
-) -> Rows:
-    """Read a labelled table. `tsv` knows no quoting (GLUE's fields hold bare double quotes), `csv` does.
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns hold the texts and the label, and how a label is read.
 
-    `columns` names the columns of a file without a header line. Rows whose `identity` columns are in `without` are left
-    out. Bytes that are not UTF-8 become U+FFFD and are counted in the notes; a byte-order mark is taken off.
-
-    Raises: ValueError naming file, line, what was found and the columns expected; `skip_bad` counts such rows instead.
+    Rows whose `identity` columns are in `without` are left out.
     """
-    content = path.read_bytes().decode("utf-8-sig", errors="replace")
-    records = _tsv(content) if form == "tsv" else _csv(content)
-    header = list(columns) if columns is not None else next(records, (0, []))[1]
-    texts_at, label_at = [_index(path, header, name) for name in text], _index(path, header, label)
-    identity_at = [_index(path, header, name) for name in identity]
-    texts, labels, skipped = [], [], 0
-    for line, fields in records:
+
+    text: Sequence[str]
+    label: str
+    parse: Parse
+    skip_bad: bool = False
+    identity: Sequence[str] = ()
+    without: frozenset[tuple[str, ...]] = frozenset()
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return (*self.text, self.label, *self.identity)
+
+
+def labelled(records: Source, columns: Columns) -> Rows:
+    """The labelled rows of files or of the hub.
+
+    Bytes that are not UTF-8 are U+FFFD and are counted in the notes.
+
+    Raises: ValueError naming file, line and what was found; `skip_bad` counts such rows instead.
+    """
+    parse = by_name(columns.parse, records.classes(columns.label))
+    texts: list[tuple[str, ...]] = []
+    labels: list[float] = []
+    skipped, first = 0, True
+    for place, row in records:
         try:
-            if len(fields) != len(header):
-                raise ValueError(f"{len(fields)} columns")
-            value = parse(fields[label_at])
-        except ValueError as error:
-            if not skip_bad:
-                expected = f"expected {len(header)} columns: {', '.join(header)}"
-                remedy = "repair the row, or set task.skip_bad=true to skip and count such rows"
-                raise ValueError(f"{path} line {line}: {error}; {expected}; {remedy}") from None
+            if isinstance(row, BadRow):
+                raise row
+            if first:
+                first = False
+                if missing := [name for name in columns.needed if name not in row]:
+                    raise records.lacks(missing, row)
+            if columns.without and tuple(str(column(row, name)) for name in columns.identity) in columns.without:
+                continue
+            read = tuple(text(row, name, empty=True) for name in columns.text)
+            label = _label(parse, column(row, columns.label))
+        except BadRow as error:
+            if not columns.skip_bad:
+                raise refuse(place, error) from None
             skipped += 1
             continue
-        if not (without and tuple(fields[i] for i in identity_at) in without):
-            texts.append(tuple(fields[i] for i in texts_at))
-            labels.append(value)
-    unreadable = sum("\ufffd" in part for row in texts for part in row) if "\ufffd" in content else 0
-    notes = [f"{path.name}: {skipped} malformed rows skipped"] * (skipped > 0)
-    notes += [f"{path.name}: {unreadable} texts hold U+FFFD, the mark of bytes that are not UTF-8"] * (unreadable > 0)
-    return Rows.of(texts, labels, str(path), *notes)
+        texts.append(read)
+        labels.append(label)
+    unreadable = sum("\ufffd" in part for row in texts for part in row)
+    notes = [f"{records.short}: {skipped} malformed rows skipped"] * (skipped > 0)
+    mark = f"{records.short}: {unreadable} texts hold U+FFFD, the mark of bytes that are not UTF-8"
+    return Rows.of(texts, labels, records.name, *notes, *([mark] if unreadable else []))
 
 
-def _tsv(content: str) -> Iterator[tuple[int, Columns]]:
-    # Only "\n" ends a row: str.splitlines would also cut at U+2028 and other separators that sentences hold.
-    for number, line in enumerate(content.removesuffix("\n").split("\n"), start=1):
-        yield number, line.removesuffix("\r").split("\t")
-
-
-def _csv(content: str) -> Iterator[tuple[int, Columns]]:
-    reader = csv.reader(io.StringIO(content, newline=""))
-    for fields in reader:
-        yield reader.line_num, fields
-
-
-def _index(path: Path, header: Columns, name: str) -> int:
-    if name not in header:
-        raise ValueError(f"{path} has no column {name!r}: its first line names {', '.join(map(repr, header))}")
-    return header.index(name)
-
-
-def read_hub(split: Split, *, text: Sequence[str], label: str) -> Rows:
-    """The labelled rows of one split of a hub data set, or of a local folder of such a set.
-
-    Raises: SourceError with one line: what was looked for, the client's reason, and what to type.
-    """
-    *texts, labels = split.columns(*text, label)
-    return Rows.of(list(zip(*texts, strict=True)), labels, split.name)
+def _label(parse: Parse, value: Any) -> float:
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise BadRow(str(error)) from None

@@ -151,6 +151,11 @@ def settled(initializer: partial, training: Training) -> partial:
     return partial(function, **function.settle(initializer.keywords, training))
 
 
+def rows_by_class(task: Task, settings: Settings) -> dict[str, int]:
+    """How many of the calibration rows have each class, by its name."""
+    return task.label_counts("train", calibration_rows(len(task.splits["train"]), settings.calibration, settings.seed))
+
+
 def initialize(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
@@ -197,6 +202,7 @@ def initialize(
         "hyper_parameters": initializer.keywords,
         "cost": cost,
         "statistics": dataclasses.asdict(collected.report),
+        "rows": rows_by_class(task, settings) if function.needs else {},
         "loss": {"before": before},
         "warnings": list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))),
         "layers": lines,

@@ -97,6 +97,14 @@ class Task(ABC):
         """What the evaluation of several splits, of one and the same model, is done within."""
         return nullcontext()
 
+    def label_counts(self, split: str, rows: Any) -> dict[str, int]:
+        """How many of these rows of a split have each class, by name; nothing where there are no classes."""
+        examples = self.splits[split]
+        if self.problem != "single_label_classification" or examples.labels is None:
+            return {}
+        counts = np.bincount(examples.labels[rows].astype(np.int64), minlength=len(self.label_names))
+        return dict(zip(self.label_names, counts.tolist(), strict=True))
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Per split: rows, fingerprint, source and what else the record should say about the data."""

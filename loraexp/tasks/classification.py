@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from loraexp.adapter.linalg import at_least_float32
-from loraexp.data.tables import Problem, Rows
+from loraexp.data.tables import Problem, Rows, plain
 from loraexp.data.tokens import Examples, encode, tokenizer_fingerprint
 from loraexp.run.task import Given, Task
 
@@ -69,11 +69,18 @@ class LabelledKeys:
     eval_data_dir: str | None = None
     skip_bad: bool = False  # malformed rows are skipped and counted
 
+    def __post_init__(self) -> None:
+        if self.label_names is not None:  # [1, 2, 3] without quotes are names too
+            object.__setattr__(self, "label_names", [plain(name) for name in self.label_names])
+
     def check(self, known: Sequence[str]) -> None:
         """Raises: ValueError for a metric that the problem does not have, or a limit that leaves nothing."""
         if unknown := set(self.metrics) - set(known):
             shown = list(self.metrics) if set(self.metrics) == unknown else sorted(unknown)
             raise ValueError(f"task.metrics={shown}: {self.problem} has {', '.join(known)}")
+        twice = [name for name, count in Counter(self.label_names or ()).items() if count > 1]
+        if twice:
+            raise ValueError(f"task.label_names={self.label_names}: {', '.join(twice)} is there twice; give every class a name")
         always = [LIKELIHOOD] if self.problem == "single_label_classification" else []
         if self.metric not in [*self.metrics, *always]:
             others = "".join(f" or {name}" for name in always)
@@ -203,6 +210,5 @@ class Classification(Task):
             "notes": list(examples.notes),
         }
         if self.problem == "single_label_classification":
-            counts = Counter(examples.labels.tolist())
-            described["labels"] = {name: counts[index] for index, name in enumerate(self.label_names)}
+            described["labels"] = self.label_counts(split, slice(None))
         return described

@@ -64,6 +64,7 @@ PROTOCOLS = {
     "lora_one": Protocol(LORA_GA, RESULT, "first_token"),
 }
 WORDS = {"mrpc": ["different", "equivalent"], "qqp": ["different", "duplicate"]}  # where a head's classes have other names
+SAME = {"not_equivalent": "different", "not_duplicate": "different"}  # the data's words for the papers'
 SCORES = [f"{step / 5:.1f}" for step in range(26)]  # STS-B's, as T5 writes them: to the nearest 0.2 (Raffel et al. 2020)
 
 
@@ -109,7 +110,7 @@ def of_text(keys: GlueTextKeys, given: Given) -> GlueText:
         raise ValueError(f"task.benchmark={keys.benchmark}: expected one of {', '.join(chosen.prompts)}")
     keys.check(METRICS[keys.problem])
     names = SCORES if keys.problem == "regression" else list(keys.label_names or [])
-    train, dev = glue_rows(keys, label_parser(keys.problem, names))
+    train, dev = glue_rows(keys, label_parser(keys.problem, names, SAME))
     reports, held_out = tuple(dev), keys.selection == "held_out"
     return GlueText(
         name=keys.name,
@@ -255,7 +256,6 @@ class GlueText(TextTask):
 
     def _describe(self, split: str, examples: TextExamples) -> dict[str, Any]:
         said = super()._describe(split, examples) | {"protocol": self.protocol, "scoring": self.scoring}
-        if self.problem == "single_label_classification" and examples.labels is not None:
-            counts = np.bincount(examples.labels.astype(np.int64), minlength=len(self.label_names))
-            said["labels"] = {name: int(count) for name, count in zip(self.label_names, counts, strict=True)}
+        if self.problem == "single_label_classification":
+            said["labels"] = self.label_counts(split, slice(None))
         return said

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from loraexp.data.tables import Rows, label_parser, read_table
+from loraexp.data.rows import Files
+from loraexp.data.tables import Columns, Rows, label_parser, labelled
 from loraexp.machine import hub
 from loraexp.run.task import Given, of_keys
 from loraexp.tasks.classification import Classification, LabelledKeys
@@ -51,8 +52,8 @@ def labelled_csv(keys: CsvKeys, given: Given) -> Classification:
 def _read(keys: CsvKeys, directory: str | None, key: str) -> Rows:
     path = _locate(keys.source, keys.sha256, directory, key)
     parse = label_parser(keys.problem, keys.label_names)
-    rows = read_table(path, form="csv", text=keys.text, label=keys.label, parse=parse, skip_bad=keys.skip_bad)
-    rows = rows.without_duplicates()
+    columns = Columns(text=keys.text, label=keys.label, parse=parse, skip_bad=keys.skip_bad)
+    rows = labelled(Files((path,), form="csv"), columns).without_duplicates()
     return rows.take(np.argsort(rows.draw, kind="stable"))
 
 

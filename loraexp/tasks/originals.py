@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loraexp.data.sets import Split
-from loraexp.data.tables import Parse, Rows, read_hub, read_table
+from loraexp.data.rows import Files, Hub
+from loraexp.data.tables import Columns, Parse, Rows, labelled
 from loraexp.machine.hub import SourceError
 from loraexp.tasks.classification import LabelledKeys
 
@@ -34,10 +34,10 @@ class GlueKeys(LabelledKeys):
 
 def glue_rows(keys: GlueKeys, parse: Parse) -> tuple[Rows, dict[str, Rows]]:
     """The rows of train and of each labelled dev split, for encoders and for text-to-text alike; see `loraexp.tasks.glue`."""
+    columns = Columns(text=keys.text, label="label", parse=parse)
 
     def hub(split: str) -> Rows:
-        found = Split(keys.source, keys.config, split, keys.revision, "task.data_dir")
-        return read_hub(found, text=keys.text, label="label")
+        return labelled(Hub(keys.source, keys.config, split, keys.revision, "task.data_dir"), columns)
 
     if keys.data_dir is None:
         train = hub("train")
@@ -94,13 +94,11 @@ class _Originals:
         return path
 
     def _read(self, path: Path, **left_out: Any) -> Rows:
-        return read_table(
-            path,
-            form="tsv",
-            columns=self.keys.file_columns,
+        columns = Columns(
             text=self.keys.file_text,
             label=self.keys.file_label,
             parse=self.parse,
             skip_bad=self.keys.skip_bad,
             **left_out,
         )
+        return labelled(Files((path,), tuple(self.keys.file_columns or ()), "tsv"), columns)

@@ -13,8 +13,8 @@ import pytest
 
 from loraexp.data import benchmarks
 from loraexp.data.rows import Hub as Rows
-from loraexp.data.sets import Split
-from loraexp.data.tables import read_hub
+from loraexp.data.tables import Columns, label_parser, labelled
+from loraexp.data.tables import Rows as Labelled
 from loraexp.machine import repository
 from loraexp.machine.hub import SourceError
 from loraexp.tasks.recipes import TRAINING_SETS
@@ -32,12 +32,18 @@ def cola(
     revision: str | None = GLUE_COMMIT,
     source: str = "nyu-mll/glue",
     config: str = "cola",
-) -> Split:
-    return Split(source, config, split, revision, "task.data_dir")
+) -> Rows:
+    return Rows(source, config, split, revision, "task.data_dir")
 
 
-def sentences(split: Split) -> list[Any]:
-    return [text for (text,) in read_hub(split, text=["sentence"], label="label").texts]
+def read_hub(split: Rows, *, text: list[str], label: str, names: list[str] | None = None) -> Labelled:
+    """Labelled rows; scores where no names of classes are given."""
+    problem: Any = "regression" if names is None else "single_label_classification"
+    return labelled(split, Columns(text=text, label=label, parse=label_parser(problem, names or [])))
+
+
+def sentences(split: Rows) -> list[Any]:
+    return [text for (text,) in read_hub(split, text=["sentence"], label="label", names=["unacceptable", "acceptable"]).texts]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -50,9 +56,10 @@ def test_glue_is_read_as_the_hub_has_it(name: str, hub: Hub) -> None:
     splits = ["train", *(split.replace("dev", "validation") for split in task["dev_splits"])]
     for at, split in enumerate(splits):
         rows = read_hub(
-            Split(task["source"], task["config"], split, task["revision"], "k"),
+            Rows(task["source"], task["config"], split, task["revision"], "k"),
             text=task["text"],
             label="label",
+            names=None if name == "stsb" else task["label_names"],
         )
         assert rows.source == f"nyu-mll/glue ({name}, {split}) at {GLUE_COMMIT}"
         assert len(rows) == (96 if at == 0 else 24)
@@ -404,8 +411,8 @@ def test_the_client_prints_nothing_of_its_own(hub: Hub, capfd: pytest.CaptureFix
 
 def test_two_processes_prepare_one_set(hub: Hub, tmp_path: Path) -> None:
     code = f"""
-from loraexp.data.sets import Split
-split = Split("nyu-mll/glue", "cola", "train", {GLUE_COMMIT!r}, "task.data_dir")
+from loraexp.data.rows import Hub as Rows
+split = Rows("nyu-mll/glue", "cola", "train", {GLUE_COMMIT!r}, "task.data_dir")
 print(split.name, len(split.table), split.table[95]["sentence"])
 """
     two = [start(hub, tmp_path / "shared", code) for _ in range(2)]

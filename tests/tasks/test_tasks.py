@@ -20,7 +20,8 @@ from torch import nn
 
 from loraexp import config
 from loraexp.data import tokens
-from loraexp.data.tables import Rows, label_parser, read_table
+from loraexp.data.rows import Files
+from loraexp.data.tables import Columns, Rows, label_parser, labelled
 from loraexp.machine import hub
 from loraexp.machine.hub import SourceError
 from loraexp.tasks.classification import Classification
@@ -125,10 +126,10 @@ def test_every_original_layout_is_read(name: str, glue: Path, tmp_path: Path) ->
 
 def test_quotes_marks_and_separators_stay_in_the_text(glue: Path) -> None:
     parse = label_parser("single_label_classification", ["no", "yes"])
-    options: dict[str, Any] = {"form": "tsv", "parse": parse, "skip_bad": False}
-    mrpc = read_table(glue / "MRPC" / "train.tsv", text=["#1 String", "#2 String"], label="Quality", **options)
+    strings = Columns(text=["#1 String", "#2 String"], label="Quality", parse=parse)
+    mrpc = labelled(Files((glue / "MRPC" / "train.tsv",)), strings)
     assert mrpc.texts[0] == ('" He said 0 , " no .', 'He " said 0 .')
-    cola = read_table(glue / "CoLA" / "dev.tsv", columns=["a", "b", "c", "d"], text=["d"], label="b", **options)
+    cola = labelled(Files((glue / "CoLA" / "dev.tsv",), ("a", "b", "c", "d")), Columns(text=["d"], label="b", parse=parse))
     assert cola.texts[-1] == ('The \u2028 "sailor 51 rode.',)
 
 
@@ -164,7 +165,7 @@ def test_a_malformed_row_stops_or_is_counted(glue: Path, tmp_path: Path) -> None
     assert task.describe()["train"]["notes"] == ["train.tsv: 2 malformed rows skipped"]
     path.write_text(path.read_text().replace("40\tonly one\tentailment\n", ""))
     label = "label 'perhaps', expected one of entailment, not_entailment or 0 to 1"
-    assert message("rte", tmp_path, data_dir=str(glue)) == f"{path} line 42: {label}; {expected}; {remedy}"
+    assert message("rte", tmp_path, data_dir=str(glue)) == f"{path} line 42: {label}; {remedy}"
 
 
 def test_a_score_that_is_no_number_is_refused(glue: Path, tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_a_score_that_is_no_number_is_refused(glue: Path, tmp_path: Path) -> Non
 
 def test_the_wrong_file_names_its_columns(glue: Path, tmp_path: Path) -> None:
     (glue / "RTE" / "dev.tsv").write_text("sentence\tlabel\na\t1\n")
-    expected = f"{glue}/RTE/dev.tsv has no column 'sentence1': its first line names 'sentence', 'label'"
+    expected = f"{glue}/RTE/dev.tsv has no column 'sentence1', 'sentence2': its first line names 'sentence', 'label'"
     assert message("rte", tmp_path, data_dir=str(glue)) == expected
 
 
@@ -214,7 +215,7 @@ def test_real_glue_files_have_their_published_rows(name: str, tmp_path: Path) ->
         if task is None:  # tokenising 67,349 phrases would be the slowest part of this file
             parse = label_parser(config.problem, config.label_names)
             path, text = real / f"{split}.tsv", list(config.file_text)
-            labels = read_table(path, form="tsv", text=text, label="label", parse=parse, skip_bad=False).labels
+            labels = labelled(Files((path,)), Columns(text=text, label="label", parse=parse)).labels
         else:
             labels = task.splits[split].labels
         found = len(labels) if name == "stsb" else tuple(Counter(labels.tolist())[i] for i in (0, 1))
@@ -238,7 +239,7 @@ def test_tweets_have_no_duplicates_and_no_leak(tmp_path: Path) -> None:
     config = OmegaConf.load(CONF / "tweets.yaml")
     path = hub.resolve(PACKAGED, key="task.source")
     parse = label_parser("single_label_classification", config.label_names)
-    raw = read_table(Path(path), form="csv", text=["text"], label="sentiment", parse=parse, skip_bad=False)
+    raw = labelled(Files((Path(path),)), Columns(text=["text"], label="sentiment", parse=parse))
     distinct = raw.without_duplicates()
     assert len(raw) == 38158 and len(distinct) == len(set(distinct.texts)) == 37243
     assert Counter(raw.labels.tolist()) == {0.0: 16186, 1.0: 15018, 2.0: 6954}
@@ -262,7 +263,7 @@ def test_a_duplicate_keeps_its_first_label(tmp_path: Path) -> None:
     path = tmp_path / "labelled.csv"
     path.write_bytes(b'sentiment,confidence,text\npositive,1,"a, b"\nnegative,1,c\xff\nnegative,1,"a, b"\n')
     parse = label_parser("single_label_classification", ["negative", "neutral", "positive"])
-    rows = read_table(path, form="csv", text=["text"], label="sentiment", parse=parse, skip_bad=False)
+    rows = labelled(Files((path,)), Columns(text=["text"], label="sentiment", parse=parse))
     kept = rows.without_duplicates()
     assert kept.texts == [("a, b",), ("c\ufffd",)] and kept.labels.tolist() == [2, 0]
     assert kept.notes == (
