@@ -62,8 +62,8 @@ def export(arguments: Sequence[str]) -> int:
 def evaluate(arguments: Sequence[str]) -> int:
     """Score a finished run's adapter again, under other protocols or limits.
 
-    The metrics are added to the run's record as `SPLIT/PROTOCOL`, beside those of the run, and `evaluated_again` says
-    when, and with which keys, each was made.
+    The run's own metrics never change: the new ones stand in the record's `evaluations`, with the protocol, limits, rows
+    and versions that made them, in W&B and in `load_records` (`evaluations/KEY/SPLIT/METRIC`).
     """
     from loraexp.finished import rescore
 

@@ -37,6 +37,7 @@ def override(word: str) -> tuple[str, Any]:
 
 def check(subject: FinishedRun, full: FinishedRun | None, directions: int | None) -> None:
     """The run has factors of that many directions, and the other is full fine-tuning of the same thing."""
+    subject.require_same("data", "init", "task")
     rank = subject.settings.rank
     if directions is not None and directions > rank:
         raise ConfigError(f"--directions {directions}: the run's rank is {rank}; expected at most that")

@@ -25,7 +25,7 @@ from loraexp.machine.files import sha256
 from loraexp.machine.words import first_line
 from loraexp.models import load
 from loraexp.records.content import content, sound_lines
-from loraexp.run import experiment, kept
+from loraexp.run import experiment, kept, sources
 
 RAW = "factors.safetensors"
 
@@ -44,11 +44,21 @@ class FinishedRun:
         cfg = DictConfig(stored_config(folder))
         for key, value in (changed or {}).items():
             OmegaConf.update(cfg, key, value)
-        settings, _ = config.check(cfg)
+        settings = settings_of(cfg)
         repository.assume(record.get("hub", {}))  # wherever main is today
         opened = cls(folder, record, settings)
         opened.check_files(f"adapter/{RAW}")
+        opened.require_same("base")
         return opened
+
+    def require_same(self, *kinds: str) -> None:
+        """What the run was made from is still that, as far as it is read again; raises ConfigError."""
+        different = sources.changed(self.record.get("sources") or {}, *kinds)
+        if different is not None:
+            what, path = different
+            raise ConfigError(
+                f"{self.folder}: the run had other {what}: {path} has changed since; put it back, or train again with force=true"
+            )
 
     def check_files(self, *names: str) -> None:
         """The files that the run saved are there and what they were; all of them where none is named.
@@ -136,6 +146,20 @@ class FinishedRun:
         order = np.argsort(examples.lengths[:rows], kind="stable")
         parts = [order[i : i + size] for i in range(0, len(order), size)]
         return split, [to_device(self.task.collate(examples, part), self.device) for part in parts]
+
+
+def settings_of(cfg: DictConfig) -> Settings:
+    """The settings of a run; the code of its initializer and optimizer, which have done their work, need not be there."""
+    try:
+        return config.check(cfg)[0]
+    except ConfigError:
+        plain = config.resolved(cfg)
+        try:
+            for group in ("init", "optimizer"):
+                config.target(plain[group], group)
+        except ConfigError:
+            return config.typed(plain)
+        raise
 
 
 def stored_config(folder: Path) -> dict[str, Any]:

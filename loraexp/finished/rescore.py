@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from loraexp.config import ConfigError
 from loraexp.finished.opened import FinishedRun, find_run
 from loraexp.machine.processes import Processes
 from loraexp.records import record
+from loraexp.records.environment import environment
+from loraexp.run import sources
 from loraexp.run.evaluate import evaluate
 
 # What a finished run may be scored again with: nothing that changes what was trained.
@@ -31,17 +33,41 @@ Metrics = dict[str, dict[str, float]]  # split → metric → value
 
 
 def rescore(word: str, overrides: Sequence[str]) -> Metrics:
-    """Score the run that `word` names with the overrides, one protocol after another, and keep the metrics in its record."""
+    """Score the run that `word` names with the overrides, one protocol after another.
+
+    The run's own metrics stay as they are: what is found stands in `evaluations`, with all that made it differ.
+    """
     folder, content = find_run(word)
     changed = dict(override(each) for each in overrides)
     protocols = changed.pop("task.protocol", None)
     scores: Metrics = {}
+    described: dict[str, Any] = {}
     for protocol in protocols if protocols is not None else [None]:
-        named = changed | ({"task.protocol": protocol} if protocol else {})
-        for split, values in score(folder, content, named).items():
+        run, metrics = score(folder, content, changed | ({"task.protocol": protocol} if protocol else {}))
+        described |= run.task.describe()
+        for split, values in metrics.items():
             scores[split if "/" in split or not protocol else f"{split}/{protocol}"] = values
-    keep(folder, content, scores, list(overrides))
+    if Processes(run.settings.device).main:
+        record.add_evaluation(folder, entry(run, described, scores, overrides), run.settings.wandb)
     return scores
+
+
+def entry(run: FinishedRun, described: Mapping[str, Any], scores: Metrics, overrides: Sequence[str]) -> dict[str, Any]:
+    """A re-score as the record keeps it: protocol, limits, rows, versions, metrics."""
+    task = run.settings.task
+    different = sources.changed(run.record.get("sources") or {}, "data")
+    return {
+        "key": " ".join(sorted(overrides)) or "again",
+        "when": record.now(),
+        "overrides": list(overrides),
+        "protocol": sorted({split.partition("/")[2] for split in scores if "/" in split}) or task.get("protocol"),
+        "limits": {key: task[key] for key in ("limit_eval", "benchmarks", "eval_data_dir", "skip_bad") if key in task},
+        "rows": {split: part.get("rows") for split, part in described.items() if split != "train"},
+        "fingerprints": {split: part.get("fingerprint") for split, part in described.items() if split != "train"},
+        "environment": environment(),
+        "notes": [f"{different[1]} has changed since the run"] if different else [],
+        "metrics": scores,
+    }
 
 
 def override(word: str) -> tuple[str, Any]:
@@ -58,20 +84,12 @@ def override(word: str) -> tuple[str, Any]:
     return key, read
 
 
-def score(folder: Path, content: dict[str, Any], changed: dict[str, Any]) -> Metrics:
-    """The metrics of a run's adapter on the reported splits, with some keys of its configuration changed."""
+def score(folder: Path, content: dict[str, Any], changed: dict[str, Any]) -> tuple[FinishedRun, Metrics]:
+    """The run, and its metrics on the reported splits, with some keys of its configuration changed."""
     trained_by = content["data"].get("train", {}).get("recipe")
     run = FinishedRun.of(folder, content, changed | ({"task.recipe": trained_by} if trained_by else {}))
     task, settings = run.task, run.settings
     model = run.adapted().model if run.has_factors else run.whole()
     how = {"device": run.device, "precision": settings.precision, "processes": Processes(settings.device)}
     size = settings.train.eval_batch_size
-    return evaluate(model, task, task.reports, folder=folder, batch_size=size, **how)
-
-
-def keep(folder: Path, content: dict[str, Any], scores: Metrics, overrides: list[str]) -> None:
-    """Add metrics to a run's record, and what made them."""
-    content["metrics"] |= scores
-    made = {"when": record.now(), "overrides": overrides}
-    content["evaluated_again"] = content.get("evaluated_again", {}) | {split: made for split in scores}
-    record.write_json(folder / "record.json", content)
+    return run, evaluate(model, task, task.reports, folder=folder, batch_size=size, **how)

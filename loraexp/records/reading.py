@@ -149,7 +149,22 @@ def value_at(record: Mapping[str, Any], path: str) -> float | None:
     node: Any = record.get(section)
     for part in parts:
         node = node.get(part) if isinstance(node, dict) else None
+    if node is None and section == "metrics":
+        node = under_another_protocol(record, *parts)
     return number(node)
+
+
+# Keys of a re-score that change neither the rows nor what an answer is worth, besides the protocols and benchmarks.
+SAME_ROWS = ("task.protocol", "task.benchmarks", "train.eval_batch_size", "device", "cache_root", "evaluate.")
+
+
+def under_another_protocol(record: Mapping[str, Any], split: str, name: str) -> Any:
+    """A metric that the run itself does not have, from a re-score of the same rows."""
+    for evaluation in reversed(record.get("evaluations") or ()):
+        same = all(word.startswith(SAME_ROWS) for word in evaluation["overrides"])
+        if same and name in (evaluation["metrics"].get(split) or {}):
+            return evaluation["metrics"][split][name]
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +291,7 @@ def load_records(root: str | Path = "outputs") -> pandas.DataFrame:
 
     The configuration is flattened to dotted columns (`init.name`, `lr`, `train.batch_size`, …). A record that cannot be
     read is a row with status "unreadable", and one that lacks a section has no values there: both are shown, never dropped.
+    What `loraexp eval` found is `evaluations/KEY/SPLIT/METRIC`, never in the place of the run's own `SPLIT/METRIC`.
     """
     import pandas
 
@@ -292,6 +308,9 @@ def load_records(root: str | Path = "outputs") -> pandas.DataFrame:
         row |= flatten(record.get("metrics") or {}, separator="/")
         row |= {f"cost/{name}": value for name, value in (record.get("cost") or {}).items() if not isinstance(value, dict)}
         row |= {f"parameters/{name}": value for name, value in (record.get("parameters") or {}).items()}
+        for evaluation in record.get("evaluations") or ():
+            row |= tracking.flattened(evaluation)
+            row |= {f"evaluations/{evaluation['key']}/{split}/rows": n for split, n in evaluation["rows"].items()}
         row["best/value"] = (record.get("best") or {}).get("value")
         row["error"] = (record.get("error") or {}).get("message")
         rows.append(row)

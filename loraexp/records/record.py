@@ -266,6 +266,20 @@ def refuse_newer(folder: Path, found: Content) -> None:
         raise ConfigError(f"{folder / 'record.json'}: {found.error}")
 
 
+def add_evaluation(folder: Path, entry: dict[str, Any], wandb: WandbSettings | None = None) -> None:
+    """Put a re-score of a finished run beside its own metrics, which never change; W&B gets it too."""
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = content(folder).record
+        if found is None or found["status"] != "finished":
+            raise ConfigError(f"{folder}: the run is being run again; score it when that has finished")
+        found["evaluations"] = [*(found.get("evaluations") or []), entry]
+        write_json(folder / "record.json", found)
+    copy = Copy(wandb, folder, found["run_id"], found["config"])
+    copy.start()
+    copy.finish(found)
+
+
 def place_of(error: BaseException) -> str:
     """The place in this program that an error came from: `file.py:line in function`."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -82,11 +82,22 @@ class Copy:
             self.run.finish(exit_code=0 if record["status"] == "finished" else 1)
 
 
+def flattened(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a re-score by `evaluations/KEY/SPLIT/METRIC`: none is taken for one of the run's own."""
+    return {
+        f"evaluations/{evaluation['key']}/{split}/{name}": value
+        for split, metrics in evaluation["metrics"].items()
+        for name, value in metrics.items()
+    }
+
+
 def summary(record: dict[str, Any]) -> dict[str, Any]:
     """What W&B's summary holds of a record: `record` is all of it but the configuration, which W&B has already."""
     flat = {f"{split}/{name}": value for split, metrics in record["metrics"].items() for name, value in metrics.items()}
     for section in ("cost", "parameters"):
         flat |= {f"{section}/{name}": value for name, value in record[section].items()}
+    for evaluation in record.get("evaluations") or ():
+        flat |= flattened(evaluation)
     if record["best"] is not None:
         flat["best/value"] = record["best"]["value"]
     return finite({**flat, "status": record["status"], "record": {k: v for k, v in record.items() if k != "config"}})

@@ -27,7 +27,7 @@ from loraexp.models import load
 from loraexp.records import record as records
 from loraexp.records.content import content
 from loraexp.records.record import Record
-from loraexp.run import kept
+from loraexp.run import kept, sources
 from loraexp.run.checkpoint import Checkpoint, seed_generators
 from loraexp.run.evaluate import evaluate
 from loraexp.run.initialise import initialize, settled, training_of
@@ -63,6 +63,8 @@ def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) 
     found = content(folder)
     if not settings.force:
         records.refuse_newer(folder, found)
+        if found.record is not None:
+            sources.require_same(found.record, folder)
         if found.record is not None and found.finished:
             return Outcome(folder, found.record, already=True)
     with repository.pins(Path(settings.output_root)):
@@ -108,10 +110,12 @@ class Experiment:
         with repository.reading() as read:
             with self.phase("data"):
                 task = kept.task(settings, lambda: tokenise(settings))
+                self.require_same_rows(task)
                 record.update(data=task.describe(), labels=labels(task))
             with self.phase("model"):
                 model = self.model(task)
                 record.update(model=load.loaded(settings.model), hub=dict(sorted(read.items())))
+        record.update(sources=sources.of(settings, record.content["data"]) if self.processes.main else {})
         with self.phase("initialisation"):
             adapters = self.start(model, task)
             record.update(parameters=adapters.count())
@@ -140,6 +144,24 @@ class Experiment:
                 self.checkpoint.remove()
             self.checkpoint.examine(factors=not self.full)
         self.processes.wait()
+
+    def require_same_rows(self, task: Any) -> None:
+        """A run that goes on has the rows that it began with, wherever they were read.
+
+        Raises: ConfigError naming the split; the checkpoint stays.
+        """
+        before = self.record.before.get("data") or {}
+        if not self.checkpoint.state_path.exists():
+            return
+        for split, described in task.describe().items():
+            old, new = (part.get("fingerprint") for part in (before.get(split) or {}, described))
+            if old is not None and old != new:
+                kept = {key: self.record.before[key] for key in ("data", "sources") if key in self.record.before}
+                self.record.update(**kept)
+                raise config.ConfigError(
+                    f"this run began with other data: the rows of {split} have fingerprint {str(new)[:12]}, and had "
+                    f"{str(old)[:12]} ({self.record.folder}); put them back to go on, or force=true begins again"
+                )
 
     def say(self, line: str) -> None:
         """A line for the person who watches."""

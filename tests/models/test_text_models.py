@@ -141,8 +141,10 @@ def test_one_run_is_scored_under_several_protocols(tmp_path: Path, no_benchmark:
     outcome = text_run("tiny-llama", write_gsm8k(tmp_path), "train.max_steps=1", out=tmp_path / "out")
     assert cli.main(["eval", str(outcome.folder), "task.protocol=lora_sb,lora_da"]) == 0, capsys.readouterr().err
     record = json.loads((outcome.folder / "record.json").read_text())
-    assert set(record["metrics"]) == {"held_out", "gsm8k/lora_ga", "gsm8k/lora_sb", "gsm8k/lora_da"}
-    assert record["evaluated_again"]["gsm8k/lora_sb"]["overrides"] == ["task.protocol=lora_sb,lora_da"]
+    assert record["metrics"] == outcome.record["metrics"] and set(record["metrics"]) == {"held_out", "gsm8k/lora_ga"}
+    [again] = record["evaluations"]
+    assert set(again["metrics"]) == {"gsm8k/lora_sb", "gsm8k/lora_da"} and again["protocol"] == ["lora_da", "lora_sb"]
+    assert again["overrides"] == ["task.protocol=lora_sb,lora_da"] and again["rows"]["gsm8k"] > 0
     assert "gsm8k/lora_da" in capsys.readouterr().out
     assert cli.main(["eval", str(outcome.folder), "rank=4"]) == 2
     assert "eval: rank=4: expected KEY=VALUE of task.protocol" in capsys.readouterr().err
