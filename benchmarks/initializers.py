@@ -35,6 +35,7 @@ from loraexp.config.settings import Settings
 from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.models import load
 from loraexp.run.experiment import labels, make
+from loraexp.run.initialise import settled, training_of
 from loraexp.statistics import Calibration, collect, layer_generator, weight
 from tests.support.helpers import REPOSITORY
 
@@ -121,7 +122,8 @@ class Bench:
 
     def factors(self, initializer: str, budget: int) -> dict[str, Factors]:
         """The factors of every target layer, from nothing but model and batches; no cache, dropout off."""
-        made: partial = make(settings_of(self.subject, initializer).init)
+        settings, rows = settings_of(self.subject, initializer), len(self.task.splits["train"])
+        made: partial = settled(make(settings.init), training_of(settings, rows))
         function: Any = made.func
         layers: Iterator[Layer] = (Layer(name=n, W=weight(m, CPU)) for n, m in self.targets().items())
         if function.needs:
@@ -129,7 +131,7 @@ class Bench:
             layers = collect(
                 self.model,
                 self.targets(),
-                Calibration(self.batches, task.loss_sum, task.outputs, population=len(task.splits["train"])),
+                Calibration(self.batches, task.loss_sum, task.outputs, population=rows),
                 function.needs,
                 function.request(self.rank, **made.keywords),
                 budget=budget,
