@@ -556,5 +556,5 @@ def test_the_yaml_holds_every_hyper_parameter_at_its_default(initializer: Any) -
     parameters = dict(list(inspect.signature(initializer).parameters.items())[4:])
     assert {key: config[key] for key in parameters} == {key: p.default for key, p in parameters.items()}
     calibration = set(config) - set(parameters) - {"name", "_target_", "_partial_"}
-    assert calibration == {"samples", "batch_size", "rows", "mode"}
+    assert calibration == {"samples", "batch_size", "rows", "mode", "weighting"} and config["weighting"] is None
     assert config["samples"] == (512 if name == "cg_lora" else 256)
