@@ -81,9 +81,7 @@ def recorded(settings: Settings, plain: dict[str, Any], folder: Path, observer: 
     processes = Processes(settings.device)
     with (
         watched() as stop,
-        Record(
-            folder, config.run_id(plain), plain, settings.wandb, main=processes.main, forced=settings.force
-        ) as record,
+        Record(folder, config.run_id(plain), plain, settings.wandb, main=processes.main, forced=settings.force) as record,
     ):
         result = Experiment(settings, record, stop, processes, observer).run()
     if stop.name is not None:

@@ -96,6 +96,5 @@ def require_same(record: Mapping[str, Any], folder: Path) -> None:
         )
     if (folder / "checkpoint").exists():
         raise config.ConfigError(
-            f"this run began with other {what}: {path} has changed since ({folder}); put it back to go on, "
-            "or force=true begins again"
+            f"this run began with other {what}: {path} has changed since ({folder}); put it back to go on, or force=true begins again"
         )
