@@ -12,6 +12,7 @@ from typing import Any
 
 from loraexp import __version__, config
 from loraexp.config import ConfigError
+from loraexp.config.paths import spelled
 from loraexp.machine.escapes import printable
 from loraexp.machine.words import first_line, shorten
 from loraexp.records import record
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     130 and 143: told to stop, by Ctrl-C or by a signal.
     """
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+    argv = spelled(sys.argv[1:] if arguments is None else arguments)
     try:
         if argv and argv[0] in VERBS:
             return verb(argv[0])(argv[1:])

@@ -10,6 +10,7 @@ from pathlib import Path
 from loraexp import config
 from loraexp.cli.options import Parser, one_of
 from loraexp.config import ConfigError
+from loraexp.config.paths import unquoted
 from loraexp.machine.escapes import printable
 from loraexp.machine.words import reason_of, shorten
 from loraexp.sweep import reading, schema
@@ -203,7 +204,7 @@ def report(arguments: Sequence[str]) -> int:
     options.to.mkdir(parents=True, exist_ok=True)
     path = options.to / "index.html"
     said = [word.partition("=")[2] for word in overrides if schema.key_of(word) == "output_root"]
-    root = Path(said[-1] if said else "outputs").expanduser().absolute()
+    root = Path(unquoted(said[-1]) if said else "outputs").expanduser().absolute()
     runs = page.all_runs(root, options.to.absolute())
     files.replace(path, html.page(parts, overrides, runs, shorten(root)).encode())
     with_data = sum(part.table is not None for part in parts)

@@ -10,11 +10,10 @@ import gc
 import json
 import math
 import os
-import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 from loraexp import config
 from loraexp.config import ConfigError
+from loraexp.config.paths import PLACES, quoted
 from loraexp.machine.progress import notice, tally
 from loraexp.machine.signals import Interrupted, Stop, to_children, watched
 from loraexp.machine.words import reason_of
@@ -31,7 +31,6 @@ from loraexp.sweep.cells import Cell, expand, last_wins, lookup
 from loraexp.sweep.schema import Sweep
 from loraexp.sweep.watch import Watch, held, stamp, wait
 
-PATHS = ("output_root", "cache_root", "task.data_dir", "task.eval_data_dir")  # absolute for workers that start elsewhere
 REST = 60.0  # seconds in which a worker that was told to stop begins nothing
 ATTEMPTS = 2  # at a run whose process dies without a word (killed for its memory, its node lost)
 
@@ -93,8 +92,10 @@ def ordered(cells: Sequence[Cell]) -> list[Cell]:
 def rounds(watch: Watch, launch: Launch, stop: Stop | None = None) -> None:
     """Launch what nobody runs, until every cell has come to an end; cells that others hold are waited for.
 
-    A run whose process died is tried once more, by whichever command finds it, and one whose worker was told to stop goes
-    on in another. Raises: Interrupted where this command itself was told to stop, once its workers have.
+    A run whose process died is tried once more, by whichever command finds it, and alone: what died with it is not
+    suspected again. A death is charged to the runs that had begun, not to those that waited behind them. One whose worker
+    was told to stop goes on in another. Raises: Interrupted where this command itself was told to stop, once its workers
+    have.
     """
     tried: Counter[Path] = Counter()
     while left := watch.open():
@@ -104,20 +105,37 @@ def rounds(watch: Watch, launch: Launch, stop: Stop | None = None) -> None:
         if not free:
             wait()
             continue
-        reports = launch(free)
+        cells = [cell for cell in free if tried[cell.folder]][:1] or free
+        stamps = {cell.folder: stamp(cell.folder) for cell in cells}
+        reports = launch(cells)
         watch.look()
         if stop is not None and stop.name is not None:
             continue
         if any(said["outcome"] == "interrupted" for said in reports or ()):
             wait()
-        for i, cell in enumerate(free):
-            said = reports[i] if reports else {"outcome": "died"}
+        for cell, said in zip(cells, reports or (), strict=False):
             if said["outcome"] == "error":
                 watch.fail(cell.folder, said["reason"])
-            elif said["outcome"] not in ("busy", "interrupted") and cell in watch.open() and not held(cell.folder):
-                tried[cell.folder] += 1
-                if tried[cell.folder] >= ATTEMPTS:
-                    watch.fail(cell.folder, f"its process died {ATTEMPTS} times without a word: killed, perhaps for its memory")
+        for cell in dead(watch, cells, reports, stamps):
+            tried[cell.folder] += 1
+            if tried[cell.folder] >= ATTEMPTS:
+                watch.fail(cell.folder, f"its process died {ATTEMPTS} times without a word: killed, perhaps for its memory")
+
+
+def dead(watch: Watch, cells: Sequence[Cell], reports: list[Report] | None, stamps: Mapping[Path, int]) -> list[Cell]:
+    """The cells whose process died: those that wrote a record since they were launched, and came to no end.
+
+    Where the launcher says of each what became of it, it is believed. Where none had begun and none has ended, the launcher
+    itself does not work with them: then it is all of them.
+    """
+    still = {cell.folder for cell in watch.open() if not held(cell.folder)}
+    if reports is not None:
+        over = ("busy", "interrupted", "error")
+        said = zip(cells, reports, strict=True)
+        return [cell for cell, report in said if report["outcome"] not in over and cell.folder in still]
+    left = [cell for cell in cells if cell.folder in still]
+    begun = [cell for cell in left if stamp(cell.folder) != stamps[cell.folder]]
+    return begun or (left if len(left) == len(cells) else [])
 
 
 @contextmanager
@@ -167,13 +185,8 @@ def checked(report: Report, cell: Cell) -> Report:
 
 def job(cell: Cell) -> list[str]:
     """The overrides of a cell, its paths absolute."""
-    paths = {key: lookup(cell.plain, key) for key in PATHS}
+    paths = {key: lookup(cell.plain, key) for key in PLACES}  # absolute for workers that start elsewhere
     return last_wins([*cell.overrides, *(f"{key}={quoted(str(path))}" for key, path in paths.items() if path)])
-
-
-def quoted(text: str) -> str:
-    """A value that Hydra reads as this text, whatever is in it: backslashes count only before a quote."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
 
 
 def run_cell(cfg: Any, *, before: dict[str, int], parent: int) -> Report:

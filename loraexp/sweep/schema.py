@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraexp import config
+from loraexp.config.paths import unquoted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +199,7 @@ class Sweep:
     def output_root(self) -> Path:
         """Where its results are: the user's `output_root=DIR`, or outputs."""
         said = [word.partition("=")[2] for word in self.overrides if key_of(word) == "output_root"]
-        return Path(said[-1] if said else "outputs").expanduser().absolute()
+        return Path(unquoted(said[-1]) if said else "outputs").expanduser().absolute()
 
     def label_of(self, row: str) -> str:
         """A row's label, with its group where another row has the same label."""

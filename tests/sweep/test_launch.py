@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from loraexp import config
+from loraexp.config.paths import quoted
 from loraexp.machine import measure
 from loraexp.records import record
 from loraexp.run import experiment, kept
@@ -296,7 +297,7 @@ def test_interrupted_and_continued(tmp_path: Path, context) -> None:
 
 def test_paths_reach_the_workers_whatever_is_in_them(tmp_path: Path) -> None:
     for text in ("/a b/it's, [here]", "/x=1/${y}", "/back\\slash", "/end\\", "/b\\'q"):
-        cfg = config.compose([f"output_root={launch.quoted(text)}"])
+        cfg = config.compose([f"output_root={quoted(text)}"])
         assert str(cfg._get_node("output_root")._value()) == text
 
 
@@ -331,3 +332,55 @@ def test_ray_runs_cells_on_a_local_cluster(tmp_path: Path) -> None:
 
 def test_smoke_is_what_these_runs_are() -> None:
     assert set(SMOKE) <= set(TINY)
+
+
+# ------------------------------------------------------------------------------------------------------ deaths
+
+
+class Pool:
+    """A launcher of two workers: one of them dies of the cells named, and then the whole pool is gone, as joblib's is."""
+
+    def __init__(self, deadly: set[Path], width: int = 2) -> None:
+        self.deadly, self.width = deadly, width
+        self.launched: list[list[Path]] = []
+
+    def __call__(self, cells: Any) -> list[dict[str, str]] | None:
+        from tests.support.measured import put
+
+        self.launched.append([cell.folder for cell in cells])
+        for i in range(0, len(cells), self.width):
+            together = cells[i : i + self.width]
+            for cell in together:
+                put(cell, 0.5, 0.5, status="running", ended=None)
+            if self.deadly & {cell.folder for cell in together}:
+                return None
+            for cell in together:
+                put(cell, 0.5, 0.5)
+        return [{"folder": str(cell.folder), "outcome": "ended"} for cell in cells]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_a_death_is_charged_to_the_run_that_was_running(place: int, tmp_path: Path, capsys) -> None:
+    """One run kills its worker each time: it alone fails, those that ran beside it or waited behind it finish."""
+    cells = cells_of(written(tmp_path), tmp_path / "out")
+    seen = watch.Watch("mine", cells, {})
+    pool = Pool({cells[place].folder})
+    launch.rounds(seen, pool)
+    states = [seen.state[cell.folder] for cell in cells]
+    assert states.count("finished") == 3 and states[place] == "failed"
+    assert "died 2 times" in seen.reasons[cells[place].folder]
+    assert pool.launched.count([cells[place].folder]) == 1, "the second time alone"
+
+
+def test_two_deadly_runs_condemn_no_other(tmp_path: Path, capsys) -> None:
+    cells = cells_of(written(tmp_path), tmp_path / "out")
+    seen = watch.Watch("mine", cells, {})
+    launch.rounds(seen, Pool({cells[0].folder, cells[1].folder}))
+    assert [seen.state[cell.folder] for cell in cells] == ["failed", "failed", "finished", "finished"]
+
+
+def test_a_launcher_that_starts_nothing_is_given_up(tmp_path: Path, capsys) -> None:
+    cells = cells_of(written(tmp_path), tmp_path / "out")
+    seen = watch.Watch("mine", cells, {})
+    launch.rounds(seen, lambda cells: None)
+    assert set(seen.state.values()) == {"failed"}
