@@ -46,7 +46,7 @@ CG_LORA = {
     "rte": "classify the entailment of {0}\n{1}",
     "stsb": "rate the semantic similarity of {0}\n{1}",
 }
-Scoring = Literal["class_probability", "first_token"]
+Scoring = Literal["class_probability", "first_token", "exact"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,25 @@ class Protocol:
     scoring: Scoring
 
 
+# LoRA-GA (Outsider565/LoRA-GA, reproduce/utils.py at 89af7de) and LoRA-One (YuanheZ/LoRA-One, utils.py at 01bba05) have
+# both in `compute_metrics`: exact match "should be the default evaluation metric for most tasks", and the first token
+# among the labels' is "use it in cola and mrpc, because it's too hard for vanilla lora".
+RESTRICTED = ("cola", "mrpc")
 PROTOCOLS = {
     "cg_lora": Protocol(CG_LORA, "", "class_probability"),
-    "lora_ga": Protocol(LORA_GA, RESULT, "first_token"),
-    "lora_one": Protocol(LORA_GA, RESULT, "first_token"),
+    "lora_ga": Protocol(LORA_GA, RESULT, "exact"),  # on `RESTRICTED`: first_token
+    "lora_one": Protocol(LORA_GA, RESULT, "exact"),
+    "exact": Protocol(LORA_GA, RESULT, "exact"),
+    "restricted": Protocol(LORA_GA, RESULT, "first_token"),
 }
+
+
+def scoring_of(protocol: str, benchmark: str) -> Scoring:
+    """How a paper scores a benchmark."""
+    by_paper = protocol in ("lora_ga", "lora_one") and benchmark in RESTRICTED
+    return "first_token" if by_paper else PROTOCOLS[protocol].scoring
+
+
 WORDS = {"mrpc": ["different", "equivalent"], "qqp": ["different", "duplicate"]}  # where a head's classes have other names
 SAME = {"not_equivalent": "different", "not_duplicate": "different"}  # the data's words for the papers'
 SCORES = [f"{step / 5:.1f}" for step in range(26)]  # STS-B's, as T5 writes them: to the nearest 0.2 (Raffel et al. 2020)
@@ -74,7 +88,7 @@ class GlueTextKeys(GlueKeys):
 
     benchmark: str  # its name among the prompts
     label_names: list[str] | None  # type: ignore[assignment]  # None: numbers, to the nearest 0.2
-    protocol: Literal["cg_lora", "lora_ga", "lora_one"] = "lora_ga"  # type: ignore[assignment]
+    protocol: Literal["cg_lora", "lora_ga", "lora_one", "exact", "restricted"] = "lora_ga"  # type: ignore[assignment]
     selection: Literal["held_out", "paper"] = "held_out"
 
 
@@ -125,7 +139,7 @@ def of_text(keys: GlueTextKeys, given: Given) -> GlueText:
         splits=_examples(keys, chosen, names, divided(keys, train, dev, held_out=held_out), given),
         label_names=names,
         protocol=keys.protocol,
-        scoring=chosen.scoring,
+        scoring=scoring_of(keys.protocol, keys.benchmark),
     )
 
 
@@ -174,8 +188,11 @@ class GlueText(TextTask):
     """Text-to-text rows whose answer is one of a few names, scored exactly: no text is generated or parsed.
 
     `class_probability`: `log p(name, </s> | prompt)`, the sum over all of the name's tokens (CG-LoRA). `first_token`:
-    the logit of each name's first token (LoRA-GA, LoRA-One). One forward pass scores all names: an encoder runs once,
-    and its decoder takes the names side by side, padded to the longest, which a decoder that looks back never sees.
+    the logit of each name's first token (LoRA-GA, LoRA-One, on CoLA and MRPC). `exact`: is each token of the name, its
+    end included, the arg max over the whole vocabulary, so that the model would write it and nothing else (the same
+    papers, elsewhere)? A row whose arg max is no name at all is wrong, whatever its class. One forward pass scores all
+    names: an encoder runs once, and its decoder takes the names side by side, padded to the longest, which a decoder that
+    looks back never sees.
     """
 
     metrics: tuple[str, ...]
@@ -186,6 +203,8 @@ class GlueText(TextTask):
         super().__post_init__()
         self.names = self._names()
         firsts = self.names[:, 0].tolist()
+        if self.scoring == "exact" and self.problem == "regression":
+            raise ValueError(f"task={self.name}: a score has no exact match; set task.protocol=cg_lora, which compares whole names")
         if self.scoring == "first_token" and len(set(firsts)) < len(firsts):
             same = [name for name, first in zip(self.label_names, firsts, strict=True) if firsts.count(first) > 1]
             raise ValueError(
@@ -221,9 +240,7 @@ class GlueText(TextTask):
         inside = place < ends
         logits = model(input_ids=ids, attention_mask=inside.long()).logits[:, :-1]
         named = inside & (place >= lengths.repeat_interleave(len(words)).unsqueeze(1))
-        labels = ids.masked_fill(~named, IGNORED)[:, 1:]
-        losses = functional.cross_entropy(at_least_float32(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-        return -losses.view(len(prompts), len(words), -1).sum(dim=2)
+        return self._of_names(logits, ids.masked_fill(~named, IGNORED)[:, 1:], len(prompts))
 
     def _of_both(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         mask = batch["attention_mask"]
@@ -235,12 +252,22 @@ class GlueText(TextTask):
                 encoder_outputs=(read,), attention_mask=mask, decoder_input_ids=self._shifted(model, names[:1, :1].expand(len(mask), 1))
             ).logits
             return at_least_float32(logits[:, 0]).index_select(1, names[:, 0])
-        classes, length = names.shape
+        classes = len(names)
         labels = names.repeat(len(mask), 1)  # (n·C, L): all names of a row, one after another
         each = (read.repeat_interleave(classes, dim=0), mask.repeat_interleave(classes, dim=0))
         logits = model(encoder_outputs=each[:1], attention_mask=each[1], decoder_input_ids=self._shifted(model, labels)).logits
-        losses = functional.cross_entropy(at_least_float32(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-        return -losses.view(len(mask), classes, length).sum(dim=2)
+        return self._of_names(logits, labels, len(mask))
+
+    def _of_names(self, logits: Tensor, labels: Tensor, rows: int) -> Tensor:
+        """log p (n, C) of the names whose tokens are the labels (n·C, L); for exact match beside it whether each is the
+        arg max (n, 2 C)."""
+        flat = at_least_float32(logits).flatten(0, 1)
+        losses = functional.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none")
+        scores = -losses.view(rows, -1, labels.shape[1]).sum(dim=2)
+        if self.scoring != "exact":
+            return scores
+        matched = ((logits.argmax(dim=-1) == labels) | (labels == IGNORED)).all(dim=1)
+        return torch.cat([scores, matched.view(rows, -1).to(scores.dtype)], dim=1)
 
     def compute_metrics(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
         """The task's metrics of the scores (n, C) against the classes (n,), or against STS-B's real scores.
@@ -249,7 +276,11 @@ class GlueText(TextTask):
         """
         from loraexp.scoring import metrics as measures
 
-        chosen = logits.argmax(axis=-1)
+        if self.scoring == "exact":
+            logits, matched = np.split(logits, 2, axis=1)
+            chosen = np.where(matched.any(axis=1), matched.argmax(axis=1), -1)
+        else:
+            chosen = logits.argmax(axis=-1)
         if self.problem == "regression":
             return measures.compute(self.metrics, chosen / 5, labels)
         return measures.compute(self.metrics, chosen, labels.astype(np.int64)) | likelihood(logits, labels)

@@ -17,7 +17,7 @@ class GlueKeys(LabelledKeys):
     """The keys of one GLUE task, as its yaml has them."""
 
     # held_out, paper: what selects | the others, of a text model: the paper's prompt and scoring
-    protocol: Literal["held_out", "paper", "cg_lora", "lora_ga", "lora_one"] = "held_out"  # type: ignore[assignment]
+    protocol: Literal["held_out", "paper", "cg_lora", "lora_ga", "lora_one", "exact", "restricted"] = "held_out"  # type: ignore[assignment]
     source: str  # on the hub, used where data_dir is null
     config: str
     revision: str | None

@@ -414,10 +414,59 @@ def test_a_papers_prompt_needs_a_model_of_text(tmp_path: Path) -> None:
         made("task=cola", "model=tiny-bert", folder, "task.protocol=cg_lora", cache=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "protocol", "scoring"),
+    [
+        ("cola", "lora_ga", "first_token"), ("mrpc", "lora_one", "first_token"), ("mnli", "lora_ga", "exact"), ("qnli", "lora_ga", "exact"),
+        ("cola", "exact", "exact"), ("sst2", "restricted", "first_token"), ("sst2", "lora_one", "exact"),
+        ("sst2", "cg_lora", "class_probability"),
+    ],
+)  # fmt: skip
+def test_glue_by_text_is_scored_as_its_paper_does(name: str, protocol: str, scoring: str, tmp_path: Path) -> None:
+    common = (f"task={name}_t5", "model=tiny-t5", f"task.data_dir={write_glue(tmp_path / 'glue')}", "task.selection=paper")
+    task, _, _ = made(*common, f"task.protocol={protocol}", cache=tmp_path)
+    said = next(iter(task.describe().values()))
+    assert (task.scoring, said["protocol"], said["scoring"]) == (scoring, protocol, scoring)
+
+
+@pytest.mark.parametrize("kind", ["tiny-t5", "tiny-llama"])
+def test_an_exact_match_is_what_the_model_would_write(kind: str, tmp_path: Path) -> None:
+    """A model half way to its task writes names, and other texts, which are wrong; restricted to the names it writes none of these."""
+    from loraexp.scoring.generate import generate
+
+    common = ("task=cola", f"model={kind}", f"task.data_dir={write_glue(tmp_path / 'glue')}")
+    task, model, tokenizer = made(*common, "task.protocol=exact", cache=tmp_path)
+    examples, rows = task.splits["dev"], np.arange(12)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    torch.manual_seed(0)
+    written: list[str] = []
+    for _ in range(30):
+        for _ in range(3):
+            loss, _ = task.loss_sum(model, task.collate(task.splits["train"], np.arange(8)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        starts, lengths = examples.starts[rows], examples.prompts[rows]
+        prompts = [tokenizer.decode(examples.tokens[a : a + n], skip_special_tokens=True) for a, n in zip(starts, lengths, strict=True)]
+        written = [texts[0] for texts in generate(model, tokenizer, prompts, max_new_tokens=12, batch_size=12)]
+        if any(text in task.label_names for text in written):
+            break
+    scores = task.scores(model.eval(), task.collate(examples, rows)).detach().numpy()
+    found = task.compute_metrics(scores, examples.labels[rows])
+    truth = [task.label_names[int(label)] for label in examples.labels[rows]]
+    assert any(text in task.label_names for text in written)
+    assert found["accuracy"] == pytest.approx(np.mean([a == b for a, b in zip(written, truth, strict=True)]))
+    assert [task.label_names[k] if row.any() else None for k, row in zip(scores[:, 2:].argmax(1), scores[:, 2:], strict=True)] == [
+        text if text in task.label_names else None for text in written
+    ]
+
+
 def test_names_with_one_first_token_need_whole_names(tmp_path: Path) -> None:
     message = "begin with the same token, so the first token cannot tell them apart; set task.protocol=cg_lora"
     with pytest.raises(ValueError, match=message):
-        made("task=stsb_t5", "model=tiny-t5", f"task.data_dir={write_glue(tmp_path / 'glue')}", "task.protocol=lora_ga", cache=tmp_path)
+        made("task=stsb_t5", "model=tiny-t5", f"task.data_dir={write_glue(tmp_path / 'glue')}", "task.protocol=restricted", cache=tmp_path)
+    with pytest.raises(ValueError, match="a score has no exact match; set task.protocol=cg_lora"):
+        made("task=stsb_t5", "model=tiny-t5", f"task.data_dir={tmp_path / 'glue'}", "task.protocol=lora_ga", cache=tmp_path)
 
 
 # ---- real files
