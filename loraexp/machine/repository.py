@@ -24,7 +24,7 @@ from loraexp.machine.hub import SourceError
 from loraexp.machine.remedies import Keys, patiently
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-PATIENCE = 20.0  # seconds that an answer may take
+CONNECT, PATIENCE = 6.0, 20.0  # seconds that a connection may take, and then an answer
 MODEL = Keys("model.path", "model.revision", "model.path")
 PINS = "hub.json"  # in the folder of results: the commit that each revision was there
 
@@ -32,6 +32,7 @@ _folder: Path | None = None  # of results, whose pins hold
 # pins that hold before any folder's: this process's own, or those of a finished run
 _known: dict[str, str] = {}
 _open: list[dict[str, str]] = []  # what is read within each open `reading`
+_there: set[tuple[str, str, str]] = set()  # kind, id and commit of what the hub has told this process about
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Repository:
         return f"{self.kind}s/{self.id}@{self.revision or 'main'}"
 
     def _newest(self) -> str:
-        from huggingface_hub import HfApi, constants
+        from huggingface_hub import constants
 
         name = self.revision or "main"
         if constants.HF_HUB_OFFLINE:
@@ -71,8 +72,17 @@ class Repository:
             if known.is_file():
                 return known.read_text().strip()
         with self.failures():
-            ask = HfApi().repo_info
-            return str(patiently(lambda: ask(self.id, repo_type=self.kind, revision=name, timeout=PATIENCE)).sha)
+            return str(self._ask(name).sha)
+
+    def _ask(self, revision: str) -> Any:
+        """What the hub says of the repository: a question with a limit, unlike most that clients ask."""
+        from huggingface_hub import HfApi
+
+        limits: Any = (CONNECT, PATIENCE, PATIENCE, PATIENCE)
+        ask = HfApi().repo_info
+        answer = patiently(lambda: ask(self.id, repo_type=self.kind, revision=revision, timeout=limits))
+        _there.add((self.kind, self.id, str(answer.sha)))
+        return answer
 
     @property
     def folder(self) -> Path:
@@ -129,6 +139,9 @@ class Repository:
             return Path(place)
 
         with self.failures(), Download(self, which):
+            new = (self.kind, self.id, commit) not in _there
+            if new and self.tree() is None and not constants.HF_HUB_OFFLINE:
+                self._ask(commit)
             return patiently(fetch)
 
     def tree(self) -> list[Any] | None:

@@ -35,8 +35,8 @@ def records() -> list[dict[str, Any]]:
 def test_a_grid_asks_the_hub_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = ("-m", *COLA, "lr=1e-3,2e-3", "seed=0,1")
     assert main(grid) == 0
-    # as many as four runs took before there was one place that reads the hub
-    assert hub.count() <= 38
+    # 22, by the tested versions of the clients; it was 38 before there was one place that reads the hub
+    assert hub.count() <= 24
     assert len(hub.transfers) == len(set(hub.transfers)) == 7  # each file once
     kept = (".json", ".safetensors", ".parquet", "README.md")
     assert all(name.endswith(kept) for name in hub.transfers)

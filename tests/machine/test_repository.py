@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -258,6 +259,17 @@ def test_nobody_there_is_one_line_within_seconds(hub: Hub, monkeypatch: pytest.M
         match=r"acme/bert: http://127.0.0.1:9 does not answer or broke off \(ConnectError: .*refused\)",
     ):
         repository.definition(repo())
+
+
+def test_a_hub_that_never_answers_is_given_up(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for a commit, of which the client would ask without a limit."""
+    monkeypatch.setattr(repository, "PATIENCE", 0.2)
+    hub.faults = [Fault("GET /api/models", delay=20)]
+    for revision in (None, "e2da8e2f811d1448a5b465c236feacd80ffbac7b"):
+        start = time.perf_counter()
+        with pytest.raises(SourceError, match=r"does not answer or broke off \(ReadTimeout: .*\); when"):
+            repository.definition(repo("FacebookAI/roberta-base", revision))
+        assert time.perf_counter() - start < 10
 
 
 def test_a_busy_hub_is_asked_again(hub: Hub) -> None:

@@ -65,6 +65,7 @@ def hub(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr(repository, "_known", {})
+    monkeypatch.setattr(repository, "_there", set())
     HfFileSystem.clear_instance_cache()
     kept.clear()
     server.clear()
