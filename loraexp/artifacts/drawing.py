@@ -11,11 +11,14 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraexp.artifacts.figure import Panel, Picture
 from loraexp.artifacts.panels import GREY, draw
 from loraexp.machine import files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
 STYLE: dict[Any, Any] = {
@@ -54,20 +57,29 @@ def save(picture: Picture, stem: Path, formats: Sequence[str] = FORMATS) -> list
 def rendered(picture: Picture, formats: Sequence[str]) -> dict[str, bytes]:
     """The picture in each format; the same data give the same bytes of PNG and SVG."""
     import matplotlib
+
+    dates: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    drawn = figure(picture)
+    found = {}
+    with matplotlib.rc_context(STYLE):
+        for kind in formats:
+            buffer = io.BytesIO()
+            drawn.savefig(buffer, format=kind, dpi=150, metadata=dates[kind])
+            found[kind] = buffer.getvalue()
+    return found
+
+
+def figure(picture: Picture) -> Figure:
+    """The picture as matplotlib has it, on a canvas of its own: a notebook shows it, no window opens."""
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    dates: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(dpi=150)
-        FigureCanvasAgg(figure)
-        page(figure, picture)
-        found = {}
-        for kind in formats:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=150, metadata=dates[kind])
-            found[kind] = buffer.getvalue()
-    return found
+        drawn = Figure(dpi=150)
+        FigureCanvasAgg(drawn)
+        page(drawn, picture)
+    return drawn
 
 
 # ---------------------------------------------------------------------------------------------------- the page

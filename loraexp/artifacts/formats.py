@@ -95,11 +95,17 @@ def record_of(table: Table, row: str, column: str) -> dict[str, Any]:
     }
 
 
-def comma_separated(table: Table, brief: bool = False) -> str:
-    """One line for each place; of a computed sweep without places, one for each value."""
+def places(table: Table) -> list[dict[str, Any]]:
+    """Every place as plain values; of a computed sweep without places, every value by its name."""
     lines = [record_of(table, row, column) for row, column in table.entries]
     if not lines and table.results.computed is not None:
         lines = [{"name": name, "value": value} for name, value in table.results.computed.values.items()]
+    return lines
+
+
+def comma_separated(table: Table, brief: bool = False) -> str:
+    """One line for each place."""
+    lines = places(table)
     out = io.StringIO()
     writer = csv.DictWriter(out, list(lines[0]) if lines else ["name", "value"], lineterminator="\n")
     writer.writeheader()

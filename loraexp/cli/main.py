@@ -14,7 +14,7 @@ from loraexp import __version__, config
 from loraexp.config import ConfigError
 from loraexp.config.paths import spelled
 from loraexp.machine.escapes import printable
-from loraexp.machine.words import first_line, shorten
+from loraexp.machine.words import first_line, reason_of, shorten
 from loraexp.records import record
 
 # Flags of Hydra that take the next word as their value.
@@ -31,8 +31,10 @@ VERBS = {
     "export": ("finished", "export"),
     "eval": ("finished", "evaluate"),
     "align": ("finished", "align"),
+    "runs": ("runs", "runs"),
+    "new": ("new", "new"),
 }
-DONE, FAILED, WRONG = 0, 1, 2
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,6 +153,10 @@ def attempt(cfg: Any) -> int:
     """One run: its settings checked, run, and its result printed; a failure is one line, and the record has the rest."""
     try:
         settings, plain = config.check(cfg)
+    except ConfigError as error:
+        print(f"loraexp: {error}", file=sys.stderr)
+        return WRONG
+    try:
         from loraexp.cli import show
         from loraexp.run.experiment import run
 
@@ -171,6 +177,18 @@ def attempt(cfg: Any) -> int:
 
 
 def entry() -> None:
-    """The console script; what libraries announce for their next version is not this user's concern."""
+    """The console script: whatever goes wrong is one line; what libraries announce for their next version is no concern."""
     warnings.simplefilter("ignore", FutureWarning)
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to say at exit
+        status = DONE
+    except KeyboardInterrupt:
+        print("loraexp: interrupted", file=sys.stderr)
+        status = INTERRUPTED
+    except (OSError, SyntaxError, UnicodeError) as error:
+        print(f"loraexp: {reason_of(error)}", file=sys.stderr)
+        status = WRONG
+    sys.exit(status)
