@@ -7,18 +7,17 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from loraexp import __version__, config
-from loraexp.config import ConfigError
+from loraexp.config import ConfigError, search
 from loraexp.config.paths import spelled
 from loraexp.machine.escapes import printable
 from loraexp.machine.words import first_line, reason_of, shorten
 from loraexp.records import record
 
 # Flags of Hydra that take the next word as their value.
-WITH_VALUE = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c", "--info", "-i"}
+WITH_VALUE = {"--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c", "--info", "-i"}
 # verb → module of this package, and function in it: `(arguments) -> exit status`, its docstring what `help VERB` says.
 VERBS = {
     "sweep": ("sweep", "sweep"),
@@ -44,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     argv = spelled(sys.argv[1:] if arguments is None else arguments)
     try:
+        argv = own_folders(argv)
         if argv and argv[0] in VERBS:
             return verb(argv[0])(argv[1:])
         if argv and argv[0] == "help":
@@ -108,10 +108,9 @@ def grid(argv: Sequence[str]) -> int:
     """Every cell of a grid, each checked before the first one starts; one that fails does not stop the others."""
     overrides = [word for word in argv if "=" in word and not word.startswith("-")]
     cells = config.expand(overrides)
-    more = [f"hydra.searchpath=[file://{Path(folder).absolute()}]" for folder in config_folders(argv)]
     folders = []
     for cell in cells:
-        _, plain = config.check(config.compose([*more, *(word for word in cell if not word.startswith("hydra"))]))
+        _, plain = config.check(config.compose([word for word in cell if not word.startswith("hydra")]))
         folders.append(config.run_folder(plain))
     statuses: list[int] = []
 
@@ -127,10 +126,22 @@ def grid(argv: Sequence[str]) -> int:
     return max(statuses, default=DONE) or (FAILED if failed else DONE)
 
 
-def config_folders(argv: Sequence[str]) -> list[str]:
-    """The user's own configuration folders: `--config-dir DIR` or `--config-dir=DIR`."""
-    apart = [word for before, word in zip(argv, argv[1:], strict=False) if before in ("--config-dir", "-cd")]
-    return apart + [word.partition("=")[2] for word in argv if word.startswith(("--config-dir=", "-cd="))]
+def own_folders(argv: Sequence[str]) -> list[str]:
+    """The line without the user's configuration folders (`--config-dir DIR` anywhere on it, or Hydra's searchpath), which are
+    looked in from now on, whatever the verb."""
+    left: list[str] = []
+    folders: list[str] = []
+    words = iter(argv)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key in ("--config-dir", "-cd"):
+            folders.append(value if equals else next(words, ""))
+        elif key == "hydra.searchpath":
+            folders += [part.strip(" '\"").removeprefix("file://") for part in value.strip("[]").split(",")]
+        else:
+            left.append(word)
+    search.use(folders)
+    return left
 
 
 def hydra_main(task: Any, argv: Sequence[str]) -> None:
@@ -138,7 +149,7 @@ def hydra_main(task: Any, argv: Sequence[str]) -> None:
     import hydra
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, who print one line, instead of Hydra's page
-    before, sys.argv = sys.argv, ["loraexp", *argv]
+    before, sys.argv = sys.argv, ["loraexp", *argv, *search.overrides()]
     try:
         with config.translated():
             hydra.main(version_base="1.3", config_path=str(config.folder("conf")), config_name="config")(task)()

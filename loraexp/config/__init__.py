@@ -2,10 +2,11 @@
 
 from loraexp.config.check import check, checked, typed
 from loraexp.config.component import Component, signature_of, target
-from loraexp.config.compose import GROUPS, about, compose, expand, folder, known_keys, names, read_yaml, resolved, translated
+from loraexp.config.compose import GROUPS, about, compose, expand, file_of, known_keys, names, read_yaml, resolved, translated
 from loraexp.config.errors import ConfigError, nearest
 from loraexp.config.fit import build, fit, type_hints
 from loraexp.config.identity import digest, match_key, run_folder, run_id
+from loraexp.config.search import folder
 
 __all__ = [
     "GROUPS",
@@ -18,6 +19,7 @@ __all__ = [
     "compose",
     "digest",
     "expand",
+    "file_of",
     "fit",
     "folder",
     "known_keys",

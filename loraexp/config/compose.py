@@ -11,29 +11,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraexp.config import search
 from loraexp.config.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-PACKAGE = Path(__file__).resolve().parent.parent
 GROUPS = ("model", "task", "init", "optimizer", "method", "experiment")
 
 
-def folder(name: str) -> Path:
-    """`conf` or `sweeps`: inside the package when installed from a wheel, beside it in a checkout."""
-    inside = PACKAGE / name
-    return inside if inside.is_dir() else PACKAGE.parent / name
-
-
 def names(group: str) -> list[str]:
-    """The choices of a configuration group: its yaml files."""
-    return sorted(path.stem for path in (folder("conf") / group).glob("*.yaml"))
+    """The choices of a configuration group: its yaml files, ours and the user's."""
+    return sorted({path.stem for root in search.roots() for path in (root / group).glob("*.yaml")})
+
+
+def file_of(group: str, name: str) -> Path:
+    """The yaml of a choice; a path that is not there where there is none."""
+    paths = [root / group / f"{name}.yaml" for root in search.roots()]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def about(group: str, name: str) -> str:
     """The first comment of a file of a configuration group: what it is, in one line."""
-    lines = (folder("conf") / group / f"{name}.yaml").read_text().splitlines()
+    lines = file_of(group, name).read_text().splitlines()
     return next((line.lstrip("# ") for line in lines if line.startswith("# ") and not line.startswith("# @")), "")
 
 
@@ -41,7 +41,7 @@ def read_yaml(group: str, name: str) -> dict[str, Any]:
     """One file of a configuration group as it is written."""
     from omegaconf import OmegaConf
 
-    content = OmegaConf.to_container(OmegaConf.load(folder("conf") / group / f"{name}.yaml"))
+    content = OmegaConf.to_container(OmegaConf.load(file_of(group, name)))
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
@@ -51,8 +51,8 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    with initialize_config_dir(str(folder("conf")), version_base="1.3"), translated():
-        return hydra_compose("config", overrides=list(overrides))
+    with initialize_config_dir(str(search.folder("conf")), version_base="1.3"), translated():
+        return hydra_compose("config", overrides=[*search.overrides(), *overrides])
 
 
 class translated:  # noqa: N801 - reads as `with translated():`
@@ -104,7 +104,7 @@ def known_keys(near: str) -> list[str]:
 
     from omegaconf import OmegaConf
 
-    root = OmegaConf.load(folder("conf") / "config.yaml")
+    root = OmegaConf.load(search.folder("conf") / "config.yaml")
     group = near.split(".")[0]
     extra: dict[str, Any] = {}
     if group in GROUPS and group not in ("method", "experiment"):

@@ -150,7 +150,7 @@ def launcher(sweep: Sweep, before: dict[Path, int], hydra: Sequence[str]) -> Any
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
 
-    root = [f"output_root={quoted(str(sweep.output_root))}"]
+    root = [f"output_root={quoted(str(sweep.output_root))}", *config.search.overrides()]
     with initialize_config_dir(str(config.folder("conf")), job_name="loraexp", version_base="1.3"), config.translated():
         loader = GlobalHydra.instance().hydra
         assert loader is not None

@@ -11,25 +11,31 @@ from typing import Any
 import yaml
 
 from loraexp import config
-from loraexp.config import ConfigError
+from loraexp.config import ConfigError, search
 from loraexp.sweep.schema import Claim, Column, Hours, Plot, Report, Row, Select, Special, Sweep, Variant, listed
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same reader in C, several times faster
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in config.folder("sweeps").glob("*.yaml"))
+    return sorted({path.stem for place in search.sweeps() for path in place.glob("*.yaml")})
+
+
+def file_of(name: str) -> Path:
+    """The yaml of a sweep by its name; a path that is not there where there is none."""
+    paths = [place / f"{name}.yaml" for place in search.sweeps()]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def about(name: str) -> str:
     """The first comment of a sweep: what it is, in one line."""
-    lines = (config.folder("sweeps") / f"{name}.yaml").read_text().splitlines()
+    lines = file_of(name).read_text().splitlines()
     return next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
 
 
 def load(name: str, variant: str | None = None, overrides: Sequence[str] = ()) -> Sweep:
     """The sweep `sweeps/NAME.yaml`, or of a yaml file of the user's own; raises ConfigError naming file and place."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else config.folder("sweeps") / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else file_of(name)
     if not path.is_file():
         raise ConfigError(f"{name}: there is no sweep of that name and no such file; {config.nearest(name, names())}")
     try:

@@ -181,7 +181,7 @@ class Sweep:
     @property
     def words(self) -> str:
         """What it is called on the command line: `cg_lora_table1 --variant smoke`, or the path of a file of the user's own."""
-        name = self.name if self.path.parent == config.folder("sweeps") else str(self.path)
+        name = self.name if self.path.parent in config.search.sweeps() else str(self.path)
         return f"{name} --variant {self.variant}" if self.variant else name
 
     @property

@@ -1,0 +1,125 @@
+"""Things of one's own, written by `loraexp new` into a folder of any name, count for every verb."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loraexp import cli
+from loraexp.config import search
+from tests.support.helpers import REPOSITORY
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a folder of one's own in it; the search path of this process is put back."""
+    monkeypatch.setenv(search.VARIABLE, "")
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "my things"
+
+
+def written(folder: Path, *kinds: str) -> list[str]:
+    for kind in kinds:
+        assert cli.main(["new", kind, f"my_{kind}", "--to", str(folder)]) == 0
+    return ["--config-dir", str(folder / "conf")]
+
+
+def test_new_things_run_as_they_are_written_alone_and_in_a_grid(folder: Path, capsys) -> None:
+    own = written(folder, "init", "optimizer")
+    quick = ["experiment=debug", "output_root=outs", "train.eval_every=0"]
+    assert cli.main([*quick, "init=my_init", "optimizer=my_optimizer", *own]) == 0
+    assert cli.main([*own, "-m", *quick, "init=my_init", "seed=0,1"]) == 0
+    runs = sorted(Path("outs").rglob("record.json"))
+    assert len(runs) == 3
+    capsys.readouterr()
+    assert cli.main(["verify", *own, str(runs[0].parent)]) == 0
+    assert cli.main([*own, *quick, "init=my_ini"]) == 2
+    assert capsys.readouterr().err.strip().endswith("nearest: my_init")
+    sys.modules.pop("my_init", None)
+    sys.modules.pop("my_optimizer", None)
+
+
+def test_every_verb_looks_in_the_same_folders(folder: Path, capsys) -> None:
+    own = written(folder, "init", "sweep")
+    place = folder / "conf" / "sweeps"
+    place.mkdir()
+    (folder / "my_sweep.yaml").rename(place / "mine.yaml")
+    text = (place / "mine.yaml").read_text().replace("# mine: ", "mine: ")
+    (place / "mine.yaml").write_text(text)
+    capsys.readouterr()
+    for words in (["list", "inits"], ["plan", "mine"], ["table", "mine", "--format", "csv"]):
+        assert cli.main([*words, *own]) == 0
+        assert "my_init" in capsys.readouterr().out or words[0] != "list"
+    assert cli.main(["list", "sweeps"]) == 0 and "mine " in capsys.readouterr().out  # LORAEXP_CONFIG_DIR holds
+    assert cli.main(["plan", "min", *own]) == 2
+    assert "nearest: mine" in capsys.readouterr().err
+    sys.modules.pop("my_init", None)
+
+
+def test_a_folder_that_is_not_there_or_takes_a_name_is_one_line(folder: Path, capsys) -> None:
+    assert cli.main(["list", "--config-dir", "nowhere"]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    (folder / "conf" / "init").mkdir(parents=True)
+    (folder / "conf" / "init" / "lora.yaml").write_text("name: lora\n")
+    assert cli.main(["--config-dir", str(folder / "conf"), "--cfg", "job"]) == 2
+    assert "init=lora is one of loraexp itself" in capsys.readouterr().err
+
+
+def test_new_refuses_what_is_there_and_what_is_no_name(folder: Path, capsys) -> None:
+    assert cli.main(["new", "init", "lora", "--to", str(folder)]) == 2
+    assert cli.main(["new", "init", "my-init", "--to", str(folder)]) == 2
+    written(folder, "init")
+    assert cli.main(["new", "init", "my_init", "--to", str(folder)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.rpartition("; ")[2] for line in errors[:1]] == ["choose another"]
+    assert "expected a Python name" in errors[1] and "there is such a file" in errors[2]
+
+
+def test_help_version_and_a_closed_pipe(capsys) -> None:
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out.startswith("loraexp ")
+    assert cli.main(["help"]) == 0
+    page = capsys.readouterr().out
+    assert all(f"loraexp {verb} " in page for verb in cli.main.__globals__["VERBS"])
+    assert cli.main(["help", "table"]) == 0
+    assert "[KEY=VALUE ...]" in capsys.readouterr().out
+    assert cli.main(["table"]) == 2
+    assert capsys.readouterr().err == "loraexp: table: the following arguments are required: name; see loraexp table --help\n"
+    command = f"{sys.executable} -m loraexp list | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.stderr == ""
+
+
+def test_runs_lists_what_there_is(tmp_path: Path, capsys) -> None:
+    root = f"output_root={tmp_path / 'outs'}"
+    assert cli.main(["experiment=debug", root, "init=lora"]) == 0
+    assert cli.main(["experiment=debug", root, "init=lora", "seed=1", "train.batch_size=1", "lr=1e30"]) in (0, 1)
+    capsys.readouterr()
+    assert cli.main(["runs", str(tmp_path / "outs")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "dev/accuracy" in lines[1] and "finished" in lines[1]
+    assert cli.main(["runs", str(tmp_path / "nowhere")]) == 2
+
+
+def test_python_has_what_the_command_line_has(tmp_path: Path) -> None:
+    """In a process of its own, as a notebook would."""
+    code = f"""
+import loraexp
+done = loraexp.run("experiment=debug", "init=lora", "output_root={tmp_path}")
+assert done.record["status"] == "finished"
+assert list(loraexp.load_records("{tmp_path}")["init.name"]) == ["lora"]
+counts = loraexp.sweep("lora_one_slides_phase_portrait", "output_root={tmp_path}")
+assert counts["finished"] == 1
+frame = loraexp.table("lora_one_slides_phase_portrait", "output_root={tmp_path}")
+figure = loraexp.plot("lora_one_slides_phase_portrait", "output_root={tmp_path}")
+assert len(frame) and figure.get_size_inches().min() > 1
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
