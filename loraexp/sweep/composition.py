@@ -54,7 +54,7 @@ def merge_files(asked: Mapping[str, str], root: Path) -> Node:
         raise NotPlain
     files: dict[str, Node] = {}
     for group in wide:
-        content, package = read(root / group / f"{asked.get(group, usual.get(group))}.yaml")
+        content, package = read(config.file_of(group, str(asked.get(group, usual.get(group)))))
         if package != "_global_":
             raise NotPlain
         usual = usual | overridden(content)
@@ -67,7 +67,7 @@ def merge_files(asked: Mapping[str, str], root: Path) -> Node:
         if group in wide:
             result = over(result, without(files[group]))
             continue
-        result = over(result, {group: group_file(root / group, str(name))})
+        result = over(result, {group: group_file(config.file_of(group, str(name)).parent, str(name))})
     for path in (root / name for name in optional if (root / name).is_file()):
         content, package = read(path)
         if package != "_global_" or "defaults" in content:
