@@ -30,7 +30,7 @@ VERBS = {
     "export": ("finished", "export"),
     "eval": ("finished", "evaluate"),
     "align": ("finished", "align"),
-    "runs": ("runs", "runs"),
+    "runs": ("inventory", "runs"),
     "new": ("new", "new"),
 }
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130

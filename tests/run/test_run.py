@@ -206,9 +206,8 @@ def test_a_grid_makes_four_folders_and_survives_failing_runs(tmp_path: Path, cap
 def test_a_new_initializer_is_one_function_and_one_yaml(tmp_path: Path, monkeypatch, capsys) -> None:
     """The README's example, from a folder of the user's own: alone, and in a grid."""
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    function = readme.partition('@needs("gradient")')[2].partition("```")[0]
-    imports = "import torch\nfrom loraexp import linalg\nfrom loraexp.adapter.layer import Factors, Layer, Start, needs\n\n\n"
-    (tmp_path / "mine.py").write_text(f'{imports}@needs("gradient"){function}')
+    snippet = next(part for part in readme.split("```python\n") if "def my_init" in part).partition("```")[0]
+    (tmp_path / "mine.py").write_text(snippet)
     (tmp_path / "conf" / "init").mkdir(parents=True)
     (tmp_path / "conf" / "init" / "my_init.yaml").write_text("name: my_init\n_target_: mine.my_init\n_partial_: true\nstart: shifted\n")
     monkeypatch.syspath_prepend(str(tmp_path))
