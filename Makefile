@@ -1,6 +1,6 @@
 # Every command works on a fresh clone: the environment is made when it is missing.
 PYTHON ?= python3.11
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MAKEFLAGS += --no-print-directory
@@ -24,7 +24,7 @@ run: $(READY) ## one real run of the default configuration, from nothing to a re
 	$(BIN)/loraexp
 
 test: $(READY) ## the tests, in two processes (about 8 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 10
 
 slow: $(READY) ## the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
@@ -34,6 +34,7 @@ check: $(READY) ## lint, format, types, dead code
 	$(BIN)/ruff format --check loraexp tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/vulture
+	$(BIN)/lint-imports --no-cache
 
 bench: $(READY) ## the benchmarks: ratios to peers, measured in one run
 	$(BIN)/python -m benchmarks
