@@ -305,7 +305,7 @@ def test_the_command_writes_three_formats_and_prints_their_paths(tmp_path: Path,
     assert cli.main(["plot", str(found.sweep.path), root]) == 0
     stems = [tmp_path / "outputs" / "figures" / f"mine-{name}" for name in ("loss", "rate")]
     paths = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]
-    assert capsys.readouterr().out.split() == paths
+    assert [str(Path(line).resolve()) for line in capsys.readouterr().out.splitlines()] == paths  # as one types them from here
     png, svg, pdf = (Path(path).read_bytes() for path in paths[:3])
     assert png.startswith(b"\x89PNG") and struct.unpack(">I", png[16:20])[0] == 1350 and pdf.startswith(b"%PDF") and b"<svg" in svg
     into = tmp_path / "elsewhere"
