@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,10 @@ from rich.table import Table
 from loraexp.cli.options import Parser
 from loraexp.config import ConfigError
 from loraexp.machine.files import write_json
+from loraexp.machine.words import shorten
+
+if TYPE_CHECKING:
+    from loraexp.finished.opened import FinishedRun
 
 
 def verify(arguments: Sequence[str]) -> int:
@@ -22,13 +26,20 @@ def verify(arguments: Sequence[str]) -> int:
     float32 agree to 1e-5 of the largest logit. In bf16 the adapter kept apart is compared with edited weights.
     """
     parser = Parser("loraexp verify", description=verify.__doc__)
-    parser.add_argument("run", help="run folder or run id")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders or run ids")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="relative to the largest logit (default 1e-5)")
     options = parser.parse_args(arguments)
     from loraexp.finished import opened
+
+    runs = [opened.open_run(word) for word in options.runs]
+    return max([verified(run, options.tolerance) for run in runs])
+
+
+def verified(run: FinishedRun, tolerance: float) -> int:
+    """Print how far apart the ways are; 0 where they agree."""
     from loraexp.finished import verify as proof
 
-    run = opened.open_run(options.run)
+    print(f"{shorten(run.folder)}")
     errors = proof.in_float32(run)
     if "PEFT" not in errors:
         print("PEFT is not installed (pip install 'loraexp[peft]'): its way is not checked")
@@ -37,8 +48,8 @@ def verify(arguments: Sequence[str]) -> int:
     for name, error in proof.in_bf16(run).items():
         print(f"{name:<20} rms difference     {error:.1e} of the largest logit")
     worst = max(errors.values())
-    agree = worst <= options.tolerance
-    print("agree" if agree else f"DISAGREE: {worst:.1e} is above the tolerance {options.tolerance:g}")
+    agree = worst <= tolerance
+    print("agree" if agree else f"DISAGREE: {worst:.1e} is above the tolerance {tolerance:g}")
     return 0 if agree else 1
 
 

@@ -18,6 +18,7 @@ from loraexp.records import record
 
 # Flags of Hydra that take the next word as their value.
 WITH_VALUE = {"--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c", "--info", "-i"}
+FLAGS = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc"}
 # verb → module of this package, and function in it: `(arguments) -> exit status`, its docstring what `help VERB` says.
 VERBS = {
     "sweep": ("sweep", "sweep"),
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     argv = spelled(sys.argv[1:] if arguments is None else arguments)
     try:
-        argv = own_folders(argv)
+        argv = [config.readable(word) if is_override(word) else word for word in own_folders(argv)]
         if argv and argv[0] in VERBS:
             return verb(argv[0])(argv[1:])
         if argv and argv[0] == "help":
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"loraexp {__version__}")
             return DONE
         refuse_words(argv)
+        overrides = [word for word in argv if is_override(word)]
+        plus = dict(zip(overrides, config.settled(overrides), strict=True))
+        argv = [plus.get(word, word) for word in argv]
         return grid(argv) if {"-m", "--multirun"} & set(argv) else single(argv)
     except ConfigError as error:
         print(f"loraexp: {printable(str(error))}", file=sys.stderr)
@@ -59,6 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"loraexp: {error if str(error) else 'interrupted; the same command goes on'}", file=sys.stderr)
         return getattr(error, "status", 130)
+
+
+def is_override(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
 
 
 def verb(name: str) -> Callable[[Sequence[str]], int]:
@@ -85,8 +93,14 @@ def help_of(words: Sequence[str]) -> int:
 
 
 def refuse_words(argv: Sequence[str]) -> None:
-    """A bare word is neither a verb nor an override: say which verbs there are."""
+    """A bare word is neither a verb nor an override, and a flag is one of Hydra's: say which there are."""
     for before, word in zip([""] + list(argv), argv, strict=False):
+        flag, _, value = word.partition("=")
+        if word.startswith("-") and flag not in FLAGS | WITH_VALUE:
+            raise ConfigError(f"{flag}: there is no such flag; {config.nearest(flag, FLAGS | WITH_VALUE)}")
+        shown = value if flag in ("--cfg", "-c") else word if before in ("--cfg", "-c") else ""
+        if shown not in ("", "job", "hydra", "all"):
+            raise ConfigError(f"--cfg {shown}: expected job, hydra or all")
         if before in WITH_VALUE or word.startswith(("-", "~", "+")) or "=" in word:
             continue
         raise ConfigError(f"{word}: expected KEY=VALUE or a verb; {config.nearest(word, VERBS)}")
@@ -106,7 +120,9 @@ def single(argv: Sequence[str]) -> int:
 
 def grid(argv: Sequence[str]) -> int:
     """Every cell of a grid, each checked before the first one starts; one that fails does not stop the others."""
-    overrides = [word for word in argv if "=" in word and not word.startswith("-")]
+    overrides = [word for word in argv if is_override(word)]
+    if any(word.startswith("hydra/sweeper=") and word != "hydra/sweeper=basic" for word in overrides):
+        return search_space(argv)
     cells = config.expand(overrides)
     folders = []
     for cell in cells:
@@ -124,6 +140,23 @@ def grid(argv: Sequence[str]) -> int:
     if failed:
         print(f"loraexp: {len(failed)} of {len(cells)} runs failed; the same command retries only those", file=sys.stderr)
     return max(statuses, default=DONE) or (FAILED if failed else DONE)
+
+
+def search_space(argv: Sequence[str]) -> int:
+    """A sweeper that chooses the runs itself, such as Optuna's: it is told what validation selected (`best/value`)."""
+    statuses: list[int] = []
+
+    def task(cfg: Any) -> float:
+        statuses.append(attempt(cfg))
+        settings, plain = config.check(cfg)
+        content = record.read(config.run_folder(plain)) or {}
+        value = (content.get("best") or {}).get("value")
+        if value is None:
+            raise ConfigError(f"task={settings.task['name']}: nothing selects a checkpoint, so there is no value to search by")
+        return float(value)
+
+    hydra_main(task, ["--multirun", *(word for word in argv if word not in ("-m", "--multirun"))])
+    return max(statuses, default=DONE)
 
 
 def own_folders(argv: Sequence[str]) -> list[str]:

@@ -2,7 +2,21 @@
 
 from loraexp.config.check import check, checked, typed
 from loraexp.config.component import Component, signature_of, target
-from loraexp.config.compose import GROUPS, about, compose, expand, file_of, known_keys, names, read_yaml, resolved, translated
+from loraexp.config.compose import (
+    GROUPS,
+    about,
+    compose,
+    expand,
+    file_of,
+    known_keys,
+    names,
+   
+    read_yaml,
+    readable,
+    resolved,
+    settled,
+    translated,
+)
 from loraexp.config.errors import ConfigError, nearest
 from loraexp.config.fit import build, fit, type_hints
 from loraexp.config.identity import digest, match_key, run_folder, run_id
@@ -27,9 +41,11 @@ __all__ = [
     "names",
     "nearest",
     "read_yaml",
+    "readable",
     "resolved",
     "run_folder",
     "run_id",
+    "settled",
     "signature_of",
     "target",
     "translated",

@@ -12,11 +12,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraexp.config import search
+from loraexp.config.component import signature_of, target
 from loraexp.config.errors import ConfigError, nearest
+from loraexp.config.paths import quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+# What other tools call the keys.
+SPELLINGS = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "lora_alpha": "alpha",
+    "r": "rank",
+    "lora_r": "rank",
+    "lora_dropout": "dropout",
+    "dataset": "task",
+    "output_dir": "output_root",
+    "target_modules": "targets",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "warmup": "warmup_ratio",
+    "grad_clip": "max_grad_norm",
+}
+WITH_TARGET = ("task", "init", "optimizer")  # groups whose keys are keywords of a function
 GROUPS = ("model", "task", "init", "optimizer", "method", "experiment")
 
 
@@ -69,6 +88,55 @@ class translated:  # noqa: N801 - reads as `with translated():`
             raise ConfigError(explain(error)) from error
 
 
+PLAIN = re.compile(r"[\w./+:@-]*")  # what Hydra's grammar reads without quotes, whatever the key
+
+
+def readable(word: str) -> str:
+    """An override as Hydra can read it: a value that its grammar does not know, such as `~/x` or `a b`, is taken as text."""
+    key, equals, value = word.partition("=")
+    name = key.lstrip("+")
+    if name in GROUPS and equals:
+        word, key = f"{name}={value}", name  # a group is there already: `+experiment=debug` is what it says
+    if not equals or PLAIN.fullmatch(value) or not re.fullmatch(r"[~+]*[\w./@-]+", key):
+        return word
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    for candidate in (word, f"{key}={quoted(value)}"):
+        try:
+            OverridesParser.create().parse_override(candidate)
+            return candidate
+        except HydraException:
+            if "," in value:
+                break
+    return word
+
+
+def settled(words: Sequence[str]) -> list[str]:
+    """The overrides with a plus where a keyword of a function stands in no yaml: nobody has to know which yaml lists it."""
+    settled = list(words)
+    for i, word in enumerate(settled):
+        key = word.partition("=")[0]
+        group, _, name = key.partition(".")
+        if group not in WITH_TARGET or not name or "." in name:
+            continue
+        try:
+            node = resolved(compose([other for j, other in enumerate(settled) if j != i and not is_sweep(other)]))[group]
+        except ConfigError:
+            continue  # something else is wrong as well: Hydra says it
+        if name not in node and name in signature_of(target(node, group)).parameters:
+            settled[i] = f"+{word}"
+    return settled
+
+
+def is_sweep(word: str) -> bool:
+    """Whether an override has several values, for a grid."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with translated():
+        return bool(OverridesParser.create().parse_override(word).is_sweep_override())
+
+
 def explain(error: BaseException) -> str:
     """One line for an exception of Hydra or OmegaConf: the value, what was expected, the nearest names."""
     text = str(error)
@@ -82,14 +150,31 @@ def explain(error: BaseException) -> str:
         return f"{group}={name}: there is no conf/{group}/{name}.yaml; {nearest(name, names(group))}"
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found[1]
-        return f"{key}: there is no such key; {nearest(key, known_keys(key))}"
+        return f"{key}: there is no such key; {nearest_key(key)}"
+    if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
+        key, values = found.groups()
+        return f"{key}={values}: several values; add -m for a run of each, or write {key}=[{values}] for a list"
     if found := re.search(r"Could not append.*?'([^']+)'", text):
         return f"+{found[1]}: the key is there already; write {found[1]}=... without the plus"
-    if found := re.search(r"missing EQUAL at '<EOF>'|no viable alternative|mismatched input|extraneous input", text):
-        quoted = re.search(r"'([^']*)'\s*$|parsing override '([^']*)'", text.splitlines()[0])
-        word = next((g for g in quoted.groups() if g), "") if quoted else ""
-        return f"{word or text.splitlines()[0]}: expected KEY=VALUE (quote a value that has spaces or commas)"
+    if re.search(r"missing EQUAL at '<EOF>'|no viable alternative|mismatched input|extraneous input|LexerNoViable", text):
+        quoted_word = re.search(r"(?:parsing override|LexerNoViableAltException:) *'?([^'\n]*)'?", text)
+        word = (quoted_word[1] if quoted_word else text.splitlines()[0]).strip()
+        key, equals, value = word.partition("=")
+        remedy = f"""; quote it as '{key}="{value}"'""" if equals else ""
+        return f"{word}: expected KEY=VALUE{remedy}"
     return " ".join(line.strip() for line in text.splitlines()[:2] if line.strip())
+
+
+def nearest_key(word: str) -> str:
+    """The keys that `word` may have meant: another spelling, the same last part elsewhere, a library's name for it."""
+    keys = known_keys(word)
+    last = word.rpartition(".")[2].lower()
+    wanted = SPELLINGS.get(last, last)
+    same = [key for key in keys if key.lower() == word.lower() or key.rpartition(".")[2] == wanted]
+    if same:
+        return f"nearest: {', '.join(same[:4])}"
+    said = nearest(word, keys)
+    return said if said.startswith("nearest") else f"{len(keys)} keys, see loraexp list keys"
 
 
 def known_keys(near: str) -> list[str]:
@@ -120,12 +205,14 @@ def known_keys(near: str) -> list[str]:
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
     """The cells of a grid: `["lr=1,2", "seed=0,1"]` → four lists of overrides."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    with translated():
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    with initialize_config_dir(str(search.folder("conf")), version_base="1.3"), translated():
+        loader = GlobalHydra.instance().config_loader()  # which knows what `glob(...)` may mean
         axes = []
-        for override in parsed:
+        for override in OverridesParser.create(config_loader=loader).parse_overrides(list(overrides)):
             if override.is_sweep_override():
                 key = override.get_key_element()
                 axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])

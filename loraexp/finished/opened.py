@@ -175,10 +175,10 @@ def stored_config(folder: Path) -> dict[str, Any]:
 
 
 def find_run(word: str) -> tuple[Path, dict[str, Any]]:
-    """A run folder by its path, or by its id anywhere under ./outputs; with its record."""
-    folder = Path(word)
+    """A run folder by its path or a file in it, or by its id under any output root here; with its record."""
+    folder = Path(word).parent if Path(word).name == "record.json" else Path(word)
     if not folder.is_dir():
-        folders = sorted(Path("outputs").glob(f"*/*-{word}")) if "/" not in word else []
+        folders = [path.parent for path in sorted(Path().glob(f"*/*/*-{word}/record.json"))] if "/" not in word else []
         if len(folders) != 1:
             raise ConfigError(f"{word}: expected a run folder, or the id of one run under ./outputs ({len(folders)} found)")
         folder = folders[0]

@@ -37,7 +37,7 @@ def load(name: str, variant: str | None = None, overrides: Sequence[str] = ()) -
     """The sweep `sweeps/NAME.yaml`, or of a yaml file of the user's own; raises ConfigError naming file and place."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else file_of(name)
     if not path.is_file():
-        raise ConfigError(f"{name}: there is no sweep of that name and no such file; {config.nearest(name, names())}")
+        raise ConfigError(f"{name}: there is no sweep of that name and no such file; {config.nearest(name, names(), 'sweeps')}")
     try:
         content = yaml.load(path.read_text(), Loader=LOADER)
     except yaml.YAMLError as error:

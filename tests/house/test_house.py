@@ -24,7 +24,5 @@ def test_every_package_has_a_page_of_at_most_ten_lines(package: str) -> None:
 
 def test_a_file_name_is_used_once_but_for_those_that_are_meant_twice() -> None:
     methods = {"initializers", "optimizers", "tasks"}  # named after what they are about
-    names = Counter(
-        path.stem for path in REPOSITORY.glob("loraexp/*/*.py") if path.parent.name not in methods
-    )
+    names = Counter(path.stem for path in REPOSITORY.glob("loraexp/*/*.py") if path.parent.name not in methods)
     assert {name for name, count in names.items() if count > 1} <= TWICE
