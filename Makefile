@@ -33,7 +33,8 @@ check: $(READY) ## lint, format, types, dead code
 	$(BIN)/ruff check loraexp tests benchmarks
 	$(BIN)/ruff format --check loraexp tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/vulture
+	@mkdir -p build && grep -rhoE '_target_: *[A-Za-z0-9_.]+' conf sweeps | sed 's/.*\.//' | sort -u > build/named.py # what yamls call
+	$(BIN)/vulture loraexp build/named.py
 	$(BIN)/lint-imports --no-cache
 
 bench: $(READY) ## the benchmarks: ratios to peers, measured in one run

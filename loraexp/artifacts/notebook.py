@@ -8,7 +8,7 @@ from loraexp.artifacts import drawing, formats, plots
 from loraexp.artifacts import table as tables
 from loraexp.config import ConfigError
 from loraexp.results import gather
-from loraexp.sweep import schema
+from loraexp.sweep import reading
 
 if TYPE_CHECKING:
     import pandas
@@ -22,13 +22,13 @@ def table(name: str, *overrides: str, variant: str | None = None, source: str | 
     """
     import pandas
 
-    built = tables.build(gather.gather(schema.load(name, variant, overrides), source))
+    built = tables.build(gather.gather(reading.load(name, variant, overrides), source))
     return pandas.DataFrame(formats.places(built))
 
 
 def plot(name: str, *overrides: str, variant: str | None = None, source: str | None = None, which: int = 0) -> Figure:
     """The figure of sweep `name` (the first that it declares, or number `which`), to show in a notebook or to save."""
-    wanted = schema.load(name, variant, overrides)
+    wanted = reading.load(name, variant, overrides)
     if not wanted.plots:
         raise ConfigError(f"{wanted.name}: this sweep declares no plots; loraexp.table has its numbers")
     picture = plots.make(gather.gather(wanted, source), wanted.plots[which])

@@ -14,9 +14,9 @@ class _Sweep(types.ModuleType):
 
         Raises: ConfigError where the sweep or an override is wrong, or no run could be started.
         """
-        from loraexp.sweep import launch, schema
+        from loraexp.sweep import launch, reading
 
-        wanted = schema.load(name, variant, overrides)
+        wanted = reading.load(name, variant, overrides)
         if wanted.compute is not None:
             launch.compute(wanted)
             return {"finished": 1, "failed": 0, "running": 0, "todo": 0}

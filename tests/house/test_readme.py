@@ -13,7 +13,7 @@ import pytest
 
 from loraexp import config
 from loraexp.cli.main import VERBS
-from loraexp.sweep import schema
+from loraexp.sweep import reading
 from tests.support.helpers import REPOSITORY
 
 PAGES = ["README.md", "CONTRIBUTING.md", "sweeps/README.md", "benchmarks/README.md"]
@@ -42,7 +42,7 @@ def test_every_command_is_one(page: str, line: str) -> None:
     words = shlex.split(line.replace("[", "").replace("]", "") if "RUN" in line else line)[1:]
     if words and words[0] in VERBS or words[:1] == ["help"]:
         if words[0] in ("sweep", "plan", "table", "plot") and not RUN.search(line):
-            schema.load(words[1], None, [])
+            reading.load(words[1], None, [])
         return
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     flags = {word for word in words if word.startswith("-")}
