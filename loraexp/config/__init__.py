@@ -10,7 +10,6 @@ from loraexp.config.compose import (
     file_of,
     known_keys,
     names,
-   
     read_yaml,
     readable,
     resolved,
