@@ -47,18 +47,22 @@ class Bench:
         return [text for texts in generate.generate(self.model, self.tokenizer, prompts, batch_size=BATCH, **self.how) for text in texts]
 
     def transformers(self, prompts: Sequence[str]) -> list[str]:
+        from transformers import StoppingCriteriaList
+
         samples, new = self.how.get("samples", 1), self.how["max_new_tokens"]
         drawn = {"temperature": 0.8, "top_p": 0.95, "top_k": 0, "do_sample": True} if samples > 1 else {"do_sample": False}
-        stops = {"stop_strings": self.how["stop"], "tokenizer": self.tokenizer} if self.how.get("stop") else {}
         self.tokenizer.padding_side = "left"
         found, size = list[str](), max(1, BATCH // samples)
         for start in range(0, len(prompts), size):
             batch = self.tokenizer(list(prompts[start : start + size]), return_tensors="pt", padding=True)
+            before = batch["input_ids"].shape[1]
+            # Its own stop strings are matched against the whole vocabulary first, which takes minutes.
+            stops = [generate.Stops(self.tokenizer, self.how["stop"], before)] if self.how.get("stop") else []
             out = self.model.generate(
                 **batch, max_new_tokens=new, num_return_sequences=samples, eos_token_id=self.ends, pad_token_id=self.tokenizer.pad_token_id,
-                **drawn, **stops,
+                stopping_criteria=StoppingCriteriaList(stops), **drawn,
             )  # fmt: skip
-            texts = self.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            texts = self.tokenizer.batch_decode(out[:, before:], skip_special_tokens=True)
             found += [generate.cut(text, self.how.get("stop", ())) for text in texts]
         return found
 

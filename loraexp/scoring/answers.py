@@ -17,7 +17,7 @@ from math import isfinite
 from loraexp.scoring import mathematics
 from loraexp.scoring.algebra import ALGEBRA
 from loraexp.scoring.code import python_of
-from loraexp.scoring.numbers import number_in, same_number
+from loraexp.scoring.numbers import last_number, number_in, plain, same_number
 
 Read = Callable[[str], str | None]
 Compare = Callable[[str, str], bool]
@@ -113,6 +113,20 @@ def _lora_da_released(text: str) -> str | None:
     return None if after is None else _rounded_released(after.strip(), zero_below=False)
 
 
+def _last_number(text: str) -> str | None:
+    value = last_number(text)
+    return None if value is None else plain(value)
+
+
+def _last_number_released(text: str) -> str | None:
+    found = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
+    return found[-1] if found else None
+
+
+def _within_released(answer: str, truth: str) -> bool:
+    return abs(float(answer) - float(truth)) <= 0.001
+
+
 def _cot_strict(text: str) -> str | None:
     found = re.search(r"The answer is (\-?[0-9\.\,]+).", text)
     return found[1].strip() if found else None
@@ -196,6 +210,8 @@ def _extractors() -> list[Extractor]:
         Extractor(
             "gsm8k_lora_da_released", 1, _lora_da_released, "the same places; one separator only, rounded to an integer, 5/0 is nothing"
         ),
+        Extractor("gsm8k_llm_adapters", 1, _last_number, "the last number"),
+        Extractor("gsm8k_llm_adapters_released", 1, _last_number_released, "the last -?digits.digits once commas are gone; 3/4 is 4"),
         Extractor("gsm8k_cot_strict", 1, _cot_strict, "lm-eval gsm8k_cot 3.0, strict-match"),
         Extractor("gsm8k_cot_flexible", 1, _cot_flexible, "lm-eval gsm8k_cot 3.0, flexible-extract"),
         Extractor("math", 1, mathematics.final_answer, 'the last \\boxed{}, or else what follows the last "The answer is"'),
@@ -222,6 +238,7 @@ COMPARERS = {
         Comparer("exact", 1, lambda answer, truth: answer == truth, "the same characters"),
         Comparer("number", 2, same_number, "the same rational number"),
         Comparer("near_released", 1, mathematics.near_released, "relative 1e-4, and off by a factor of 100 counts as right"),
+        Comparer("within_released", 1, _within_released, "off by at most 0.001"),
         Comparer("gsm8k_cot", 1, _same_cot, "lm-eval's exact match without commas, dollars, a final stop and case"),
         Comparer(
             "math",

@@ -82,6 +82,12 @@ def first_number(text: str) -> Fraction | None:
     return None if found is None else _value(found)
 
 
+def last_number(text: str) -> Fraction | None:
+    """The last number of a text."""
+    found = list(_NUMBER.finditer(_clean(text)))
+    return _value(found[-1]) if found else None
+
+
 def whole_number(text: str) -> Fraction | None:
     """The value of a text that is one number and nothing else (but for a percent or degree sign, and a final stop)."""
     cleaned = _clean(text).strip()

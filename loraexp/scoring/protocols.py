@@ -178,6 +178,22 @@ def _gsm8k_stepwise() -> list[Protocol]:
     ]
 
 
+def _gsm8k_adapters() -> list[Protocol]:
+    adapters = Protocol(
+        benchmark="gsm8k",
+        name="llm_adapters",
+        prompt=LLM_ADAPTERS.replace("{instruction}", "{question}"),
+        decoding=Decoding(max_new_tokens=256, beams=4),
+        extractor="gsm8k_llm_adapters",
+        truth="gsm8k_lora_ga",
+        comparer="number",
+        source="LLM-Adapters, evaluate.py at 8166572: beam search over 4, last number; LoRA-DA's appendix I (its script is lora_da)",
+        differs="exact numbers; with an attention mask; the framework has no MATH",
+    )
+    released = replace(adapters, name="llm_adapters_released", extractor="gsm8k_llm_adapters_released", comparer="within_released")
+    return [adapters, replace(released, differs="with an attention mask")]
+
+
 def _gsm8k_shots() -> list[Protocol]:
     cot = Protocol(
         benchmark="gsm8k",
@@ -281,6 +297,7 @@ def _mmlu() -> list[Protocol]:
     )
     return [
         one,
+        replace(one, name="direct", shots=0, source='LoRA-One\'s words, "direct prompting": the question alone, question-weighted'),
         replace(
             one, name="lora_one_released", choice_tokens="alone", differs="the last token of the letter by itself, whatever precedes it"
         ),
@@ -323,7 +340,16 @@ def _commonsense() -> list[Protocol]:
 
 PROTOCOLS: dict[tuple[str, str], Protocol] = {
     (protocol.benchmark, protocol.name): protocol
-    for protocol in [*_gsm8k_direct(), *_gsm8k_stepwise(), *_gsm8k_shots(), *_math(), *_humaneval(), *_mmlu(), *_commonsense()]
+    for protocol in [
+        *_gsm8k_direct(),
+        *_gsm8k_stepwise(),
+        *_gsm8k_adapters(),
+        *_gsm8k_shots(),
+        *_math(),
+        *_humaneval(),
+        *_mmlu(),
+        *_commonsense(),
+    ]
 }
 
 

@@ -112,6 +112,11 @@ def test_a_row_without_a_field_or_an_answer_is_named() -> None:
         ("lora_sb_released", "The answer is: 123400", True),  # off by a factor of 100
         ("lora_da", "#### 1234", True),
         ("lora_da", "so 1234", False),
+        ("llm_adapters", "She has 2 and then $1,234.00. That is all.", True),
+        ("llm_adapters", "1234 and 5", False),
+        ("llm_adapters_released", "so 1,234.0005", True),  # within 0.001
+        ("llm_adapters_released", "so 1234.", True),
+        ("llm_adapters_released", "nothing", False),
     ],
 )
 def test_from_output_to_verdict(name: str, output: str, right: bool) -> None:
@@ -142,6 +147,8 @@ def test_mmlu_from_the_real_files() -> None:
     prompt = "".join(mmlu_parts(protocol, "high_school_biology", question, rows("dev")))
     assert prompt.startswith("The following are multiple choice questions (with answers) about  high school biology.\n\n")
     assert prompt.count("\nAnswer:") == 6 and prompt.endswith(f"\nD. {question['D']}\nAnswer:")
+    direct = "".join(mmlu_parts(find("mmlu", "direct"), "high_school_biology", question, []))
+    assert direct == prompt.partition("\n\n")[0] + "\n\n" + prompt.rpartition("\n\n")[2] and direct.count("Answer:") == 1
     assert f"Answer: {rows('dev')[0]['answer']}\n\n{rows('dev')[1]['question']}\nA. " in prompt
     with pytest.raises(ValueError, match="1 examples in its dev file; protocol lora_one shows 5"):
         mmlu_parts(protocol, "high_school_biology", question, rows("dev")[:1])
