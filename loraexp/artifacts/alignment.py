@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraexp.artifacts.figure import Line, Panel, Picture
@@ -15,12 +15,10 @@ def picture(found: Mapping[str, Any]) -> Picture:
     panels: list[Panel] = []
     if "angles" in found:
         steps = found["angles"]["steps"]
-        names = [name for name in steps[0]["classes"] if name != "mean"]
-        lines = []
-        for style, (name, factor) in enumerate((name, factor) for name in names for factor in "AB"):
-            points = [(s["step"], s["classes"][name][factor]) for s in steps if s["classes"][name][factor] is not None]
-            lines.append(Line(label=f"{name} {factor}", style=style, x=[p[0] for p in points], y=[p[1] for p in points]))
-        panels.append(Panel(title="angles to the one-step gradient", x_label="step", y_label="sine of the largest angle", lines=lines))
+        title, k = "angles to the one-step gradient", found["angles"]["directions"]
+        panels.append(Panel(title=title, x_label="step", y_label="sine of the largest angle", lines=by_factor(steps, "")))
+        title, label = "overlap with the one-step gradient", f"‖P_A P_G‖² / {k}"
+        panels.append(Panel(title=title, x_label="step", y_label=label, lines=by_factor(steps, "_overlap")))
     if "predictions" in found:
         steps = found["predictions"]["steps"]
         line = Line(label="‖f_full − f‖", x=[s["step"] for s in steps], y=[s["relative"] for s in steps], style=NEXT)
@@ -33,6 +31,17 @@ def picture(found: Mapping[str, Any]) -> Picture:
         panels.append(plane_panel(loss["plane"]))
     title = f"{found['run']}" + (f" against {found['against']}" if found["against"] else "")
     return Picture(name="align", title=title, subtitle=f"init={found['init']}", panels=panels)
+
+
+def by_factor(steps: Sequence[Mapping[str, Any]], what: str) -> list[Line]:
+    """A line for A and for B of each class of layers, through the steps that have the value."""
+    names = [name for name in steps[0]["classes"] if name != "mean"]
+    lines = []
+    for style, (name, factor) in enumerate((name, factor) for name in names for factor in "AB"):
+        values = [(s["step"], s["classes"][name].get(f"{factor}{what}")) for s in steps]
+        points = [(step, value) for step, value in values if value is not None]
+        lines.append(Line(label=f"{name} {factor}", style=style, x=[p[0] for p in points], y=[p[1] for p in points]))
+    return lines
 
 
 def plane_panel(plane: Mapping[str, Any]) -> Panel:

@@ -134,6 +134,8 @@ def show_alignment(found: Mapping[str, Any]) -> None:
             f"\nsine of the largest of {seen['directions']} principal angles to the one-step gradient ({seen['rows']} rows), means"
         )
         console.print(angle_table(seen["steps"]))
+        console.print(f"\noverlap ‖P_A P_G‖²/{seen['directions']} of the same subspaces: 1 where they are equal, 0 where orthogonal")
+        console.print(angle_table(seen["steps"], "_overlap"))
     else:
         console.print("\ninit=full: no factors, so no angles")
     if "predictions" in found:
@@ -147,13 +149,13 @@ def show_alignment(found: Mapping[str, Any]) -> None:
         console.print(f"  t {t:5.2f}   {value:.4f}")
 
 
-def angle_table(steps: Sequence[Mapping[str, Any]]) -> Table:
+def angle_table(steps: Sequence[Mapping[str, Any]], what: str = "") -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     classes = list(steps[0]["classes"])
     for column in ["step", *(f"{name} {factor}" for name in classes for factor in "AB")]:
         table.add_column(column, justify="right", no_wrap=True)
     for line in some(steps):
-        values = [line["classes"][name][factor] for name in classes for factor in "AB"]
+        values = [line["classes"][name][f"{factor}{what}"] for name in classes for factor in "AB"]
         table.add_row(str(line["step"]), *("—" if value is None else f"{value:.3f}" for value in values))
     return table
 

@@ -41,6 +41,11 @@ def sines(X: Tensor, Y: Tensor) -> Tensor:
     return torch.linalg.svdvals(X - Y @ (Y.mT @ X)).clamp(0, 1)
 
 
+def overlap(angles: Tensor) -> float:
+    """‖P_X P_Y‖²_F / k of two subspaces from the k sines of their principal angles: the mean squared cosine."""
+    return float((1 - angles.square()).mean())
+
+
 def leading_subspace(factor: Tensor, k: int) -> Tensor | None:
     """The leading k left singular vectors (d, k) of a factor (d, r); None where it has fewer directions than that (B = 0)."""
     U, S, _ = torch.linalg.svd(factor.double(), full_matrices=False)
@@ -72,7 +77,8 @@ def kept_factors(subject: FinishedRun) -> Iterator[tuple[int, Path]]:
 
 def angles(subject: FinishedRun, gradient: Mapping[str, SVD], path: Path, k: int) -> dict[str, dict[str, float | None]]:
     """Layer → `A`, `B`: sine of the largest principal angle between the leading k directions of a factor and of the gradient;
-    `A_mean`, `B_mean`: the mean over the k angles. A meets the gradient's inputs, B its outputs; None where B is zero."""
+    `A_mean`, `B_mean`: the mean over the k angles; `A_overlap`, `B_overlap`: ‖P_A P_G‖²_F / k, the mean squared cosine, 0 of
+    orthogonal subspaces, 1 of equal ones, k/d of random ones. A meets the gradient's inputs, B its outputs; None where B is zero."""
     found: dict[str, dict[str, float | None]] = {}
     with safe_open(path, framework="pt") as file:
         for name, seen in gradient.items():
@@ -83,6 +89,7 @@ def angles(subject: FinishedRun, gradient: Mapping[str, SVD], path: Path, k: int
                 measured = None if basis is None else sines(basis, directions[:, :k].double())
                 found[name][factor] = None if measured is None else float(measured[0])
                 found[name][f"{factor}_mean"] = None if measured is None else float(measured.mean())
+                found[name][f"{factor}_overlap"] = None if measured is None else overlap(measured)
     return found
 
 

@@ -58,6 +58,16 @@ def test_sines_of_planes_turned_by_known_angles() -> None:
     assert float(alignment.sines(X, Y)[0]) == pytest.approx(float(torch.linalg.matrix_norm(complement @ X, 2)))
 
 
+def test_overlap_is_the_norm_of_the_product_of_projections() -> None:
+    generator = torch.Generator().manual_seed(0)
+    X, Y = (torch.linalg.qr(torch.randn(20, 4, generator=generator).double())[0] for _ in range(2))
+    expected = float(torch.linalg.matrix_norm(X @ X.T @ Y @ Y.T).square()) / 4
+    assert alignment.overlap(alignment.sines(X, Y)) == pytest.approx(expected, abs=1e-12)
+    assert alignment.overlap(alignment.sines(X, X)) == pytest.approx(1.0)
+    half = torch.cat([X[:, :2], torch.linalg.qr(torch.cat([X, Y], dim=1))[0][:, 4:6]], dim=1)
+    assert alignment.overlap(alignment.sines(half, X)) == pytest.approx(0.5, abs=1e-9)
+
+
 def test_a_subspace_that_is_not_there_has_no_angle() -> None:
     assert alignment.leading_subspace(torch.zeros(8, 2), 1) is None
     thin = torch.outer(torch.arange(1.0, 9.0), torch.tensor([1.0, 2.0]))
@@ -166,6 +176,8 @@ def test_the_verb_writes_table_numbers_and_picture(lora: Path, full: Path, capsy
     assert [line["step"] for line in found["angles"]["steps"]] == [0, 2, 4]
     assert found["angles"]["rows"] == 16 and found["loss"]["rows"] == 16 and found["loss"]["split"] == "dev"
     assert set(found["loss"]["plane"]["points"]) == {"pretrained", "run", "full"}
+    overlaps = [line["classes"]["mean"]["A_overlap"] for line in found["angles"]["steps"]]
+    assert "overlap ‖P_A P_G‖²" in printed and f"{overlaps[-1]:.3f}" in printed and all(0 < value < 1 for value in overlaps)
     assert "query A" in printed and f"relative {found['predictions']['steps'][-1]['relative']:.3f}" in printed
     assert (lora / "align.png").read_bytes()[:4] == b"\x89PNG"
 
