@@ -50,7 +50,7 @@ def adapted(model: TwoLayer, data: Data, settings: Settings) -> Adapters:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
-    task: Any = DigitTask(data.even)
+    task = DigitTask(data.even)
     how: dict[str, Any] = {"settings": settings, "device": CPU, "processes": Processes("cpu")}
     return attach(model, initialize(model, targets, task, make(settings.init), scaling=scaling, **how).factors, scaling)
 

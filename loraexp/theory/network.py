@@ -17,6 +17,7 @@ from torch.nn import functional
 from loraexp.adapter.adapted import AdaptedLinear, train_everything
 from loraexp.config import ConfigError
 from loraexp.optimizers.adamw import adamw
+from loraexp.run.task import Task
 from loraexp.statistics import layer_generator
 from loraexp.theory.digits import PIXELS, Digits
 
@@ -56,22 +57,37 @@ class Images:
         return len(self.labels)
 
 
-class DigitTask:
+class DigitTask(Task):
     """What `initialize` asks of a task: rows, their loss, their logits."""
 
-    name, version, several_labels = "mnist", 1, False
-
     def __init__(self, train: Images) -> None:
-        self.splits = {"train": train}
+        super().__init__(
+            name="mnist",
+            version=1,
+            problem="single_label_classification",
+            metric="accuracy",
+            reports=(),
+            splits={"train": train},
+        )
 
-    def collate(self, examples: Images, rows: Any) -> dict[str, Tensor]:
+    def collate(self, examples: Images, rows: Any, *, pad_to: int | None = None) -> dict[str, Tensor]:
         return {"x": examples.x[rows], "labels": examples.labels[rows]}
 
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         return model(batch["x"])
 
+    def sample_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        return functional.cross_entropy(self.outputs(model, batch), batch["labels"], reduction="none")
+
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
-        return functional.cross_entropy(self.outputs(model, batch), batch["labels"], reduction="sum"), len(batch["labels"])
+        return self.sample_losses(model, batch).sum(), len(batch["labels"])
+
+    def label_counts(self, split: str, rows: Any) -> dict[str, int]:
+        counts = torch.bincount(self.splits[split].labels[rows], minlength=CLASSES)
+        return {str(digit): int(count) for digit, count in enumerate(counts)}
+
+    def describe(self) -> dict[str, Any]:
+        return {"train": {"rows": len(self.splits["train"])}}
 
 
 @dataclass(frozen=True)
