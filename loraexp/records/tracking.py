@@ -12,7 +12,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,8 @@ class Copy:
                 tags=list(names.values()),
                 settings=wandb.Settings(silent=True, console="off", save_code=False),
             )
+            unhook()
+            self.run.define_metric("*", step_metric="step")
 
     @contextmanager
     def second_to_disk(self) -> Iterator[None]:
@@ -66,12 +68,16 @@ class Copy:
         except Exception as error:  # noqa: BLE001 - W&B's own, of any kind
             self.run = None
             self.error = f"{type(error).__name__}: {error}"
+            let_go()
             notice(f"loraexp: W&B stopped ({self.error[:200]}); the record on disk goes on")
 
     def log(self, line: Mapping[str, Any]) -> None:
+        """A line under its own step. A run that W&B goes on with has had later ones already, after the checkpoint that this
+        one began at, and W&B drops what goes back: such a run counts for itself, and `step` is the axis."""
         if self.run is not None:
             with self.second_to_disk():
-                self.run.log({k: v for k, v in line.items() if v is not None}, step=line["step"])
+                step = line["step"] if not self.run.starting_step else None
+                self.run.log({k: v for k, v in line.items() if v is not None}, step=step)
 
     def finish(self, record: dict[str, Any]) -> None:
         """Put the record, finished or failed, into the summary, its numbers also one by one, and end."""
@@ -80,6 +86,24 @@ class Copy:
         with self.second_to_disk():
             self.run.summary.update(summary(record))
             self.run.finish(exit_code=0 if record["status"] == "finished" else 1)
+
+
+def unhook() -> None:
+    """Take W&B out of the import of other modules, where it would speak to a process that may be dead by then."""
+    try:
+        from wandb.sdk.lib import import_hooks
+
+        import_hooks.unregister_all_post_import_hooks()
+    except (ImportError, AttributeError):  # another version has none
+        return
+
+
+def let_go() -> None:
+    """End W&B's part in this process after it failed: nothing of it is left to fail again when the process ends."""
+    with suppress(Exception, SystemExit):
+        import wandb
+
+        wandb.teardown(exit_code=1)
 
 
 def flattened(evaluation: Mapping[str, Any]) -> dict[str, float]:
@@ -148,7 +172,7 @@ def project(source: str) -> Iterator[Copied]:
             state=run.state,
             config=plain(run.config),
             record=plain(run.summary).get("record"),
-            lines=lambda run=run: [line(row) for row in run.scan_history()],  # type: ignore[misc]
+            lines=lambda run=run: merged([line(row) for row in run.scan_history()]),  # type: ignore[misc]
         )
 
 
@@ -185,11 +209,20 @@ def offline(folder: Path) -> Iterator[Copied]:
 
 
 def joined(histories: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Histories one after the other, each in place of what those before it logged from its first step on."""
+    """Histories one after the other, each in place of what those before it logged after its first step."""
     lines: list[dict[str, Any]] = []
     for history in histories:
-        lines = [line for line in lines if not history or line["step"] < history[0]["step"]] + history
-    return lines
+        lines = [line for line in lines if not history or line["step"] <= history[0]["step"]] + history
+    return merged(lines)
+
+
+def merged(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line for each step, in their order; of what was sent twice the later counts."""
+    by_step: dict[Any, dict[str, Any]] = {}
+    for one in lines:
+        if "step" in one:
+            by_step[one["step"]] = by_step.get(one["step"], {}) | one
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def log_file(path: Path) -> dict[str, Any]:

@@ -199,3 +199,77 @@ def test_an_interrupted_run_goes_on_where_its_checkpoint_was() -> None:
     first = [{"step": step, "loss": float(step)} for step in (1, 2, 3, 4)]
     second = [{"step": step, "loss": -float(step)} for step in (3, 4, 5)]
     assert [line["loss"] for line in tracking.joined([first, second, []])] == [1, 2, -3, -4, -5]
+
+
+KILLER = """
+import sys
+import psutil
+from loraexp import cli
+from loraexp.run import train
+
+step = train.step
+
+def killing(run, parts, number, *rest):
+    if number == 3:
+        for process in psutil.Process().children(recursive=True):
+            if "wandb" in process.name():
+                process.kill()
+    return step(run, parts, number, *rest)
+
+train.step = killing
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_run_whose_wandb_is_killed_before_the_first_evaluation_finishes(tmp_path: Path) -> None:
+    """Its processes are killed at step 3: two runs finish, the second with a W&B of its own, and nothing fails at the end."""
+    import subprocess
+    import sys
+
+    (tmp_path / "killer.py").write_text(KILLER)
+    words = ["-m", "experiment=smoke", "device=cpu", "wandb.mode=offline", "train.max_steps=6", "seed=0,1"]
+    command = [sys.executable, str(tmp_path / "killer.py"), *words, f"output_root={tmp_path / 'out'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("record.json")]
+    assert [record["status"] for record in records] == ["finished"] * 2
+    assert all(record["wandb_error"] and record["metrics"]["dev"] for record in records)
+    assert done.stderr.count("W&B stopped") == 2 and len(list((tmp_path / "out").rglob("run-*.wandb"))) == 2
+
+
+def test_what_was_logged_after_the_checkpoint_is_sent_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """W&B drops a step that it has passed: of a run that it goes on with every line counts by its own `step`."""
+    from loraexp.config.settings import WandbSettings
+
+    class Run:
+        def __init__(self, has: int) -> None:
+            self.starting_step, self.at, self.rows = has, has, []
+
+        def define_metric(self, name: str, step_metric: str) -> None:
+            assert (name, step_metric) == ("*", "step")
+
+        def log(self, line: dict[str, Any], step: int | None) -> None:
+            if step is not None and step < self.at:
+                return  # as W&B does, with a warning
+            self.at = self.at + 1 if step is None else step
+            self.rows.append(line)
+
+    groups = {group: {"name": "x"} for group in ("task", "model", "init", "optimizer")}
+    settings = WandbSettings(mode="online", project="p", entity=None, group=None)
+    sent: list[dict[str, Any]] = []
+    for has, steps in ((0, (2, 4, 6, 8)), (9, (4, 6, 8, 10))):
+        run = Run(has)
+        monkeypatch.setattr("wandb.init", lambda run=run, **_: run)
+        copy = tracking.Copy(settings, tmp_path, "0123456789", groups)
+        copy.start()
+        for step in steps:
+            copy.log({"step": step, "loss": float(step + has)})
+        sent += run.rows
+    assert [(line["step"], line["loss"]) for line in tracking.merged(sent)] == [(2, 2.0), (4, 13.0), (6, 15.0), (8, 17.0), (10, 19.0)]
+
+
+def test_a_loss_and_an_evaluation_of_one_step_are_one_line_wherever_a_run_was_cut() -> None:
+    first = [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.5}, {"step": 4, "dev/accuracy": 0.1}, {"step": 6, "loss": 0.4}]
+    second = [{"step": 4, "dev/accuracy": 0.2}, {"step": 6, "loss": 0.3}]
+    expected = [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.5, "dev/accuracy": 0.2}, {"step": 6, "loss": 0.3}]
+    assert tracking.joined([first, second]) == expected
