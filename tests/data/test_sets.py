@@ -418,3 +418,32 @@ print(split.name, len(split.table), split.table[95]["sentence"])
     two = [start(hub, tmp_path / "shared", code) for _ in range(2)]
     said = [process.communicate(timeout=90) for process in two]
     assert said == [(f"nyu-mll/glue (cola, train) at {GLUE_COMMIT} 96 {words(95)} 0\n", "")] * 2
+
+
+def test_words_of_the_papers_stand_for_the_names_of_the_hub(hub: Hub) -> None:
+    """T5 writes `different` where MRPC's classes are `not_equivalent` and `equivalent`."""
+    from loraexp.tasks.glue_text import SAME
+
+    mrpc = Rows("nyu-mll/glue", "mrpc", "train", GLUE_COMMIT, "task.data_dir")
+    columns = {"text": ["sentence1", "sentence2"], "label": "label"}
+    head = read_hub(mrpc, names=["not_equivalent", "equivalent"], **columns)  # type: ignore[arg-type]
+    parse = label_parser("single_label_classification", ["different", "equivalent"], SAME)
+    text = labelled(mrpc, Columns(parse=parse, **columns))  # type: ignore[arg-type]
+    assert text.labels.tolist() == head.labels.tolist() and set(head.labels.tolist()) == {0.0, 1.0}
+    other = read_hub(mrpc, names=["equivalent", "not_equivalent"], **columns)  # type: ignore[arg-type]
+    assert other.labels.tolist() == (1 - head.labels).tolist()
+
+
+def test_data_of_ones_own_are_read_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+    from loraexp import config as settings
+    from loraexp.models import load
+    from loraexp.run.experiment import make_task
+
+    given = [
+        "task=data", "task.format=hub", "task.source=nyu-mll/glue", "task.config=cola", f"task.revision={GLUE_COMMIT}",
+        "task.train=train", "task.dev=validation", "task.text=[sentence]", "model=tiny-bert", f"cache_root={tmp_path}",
+    ]  # fmt: skip
+    checked, _ = settings.check(settings.compose(given))
+    task = make_task(checked, load.load_tokenizer(checked.model))
+    assert task.label_names == ["unacceptable", "acceptable"]  # as the set names its classes, in its order
+    assert len(task.splits["dev"]) == 24 and len(task.splits["train"]) == 96 - 9
