@@ -234,6 +234,25 @@ def test_what_is_too_long_is_cut_or_left_out_and_counted(tmp_path: Path) -> None
     assert len(ids) == 16 and ids[-1] == 1 and task.splits["train"].notes == ("1 prompts cut at 16 tokens",)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "rows", "said"),
+    [
+        ("llm_adapters", 20, "1 prompts cut at 128 tokens"),
+        ("lora_sb", 19, "1 rows left out: their prompt leaves no room in 128 tokens"),
+    ],
+)
+def test_a_commonsense_row_beyond_the_window_does_not_end_the_run(recipe: str, rows: int, said: str, tmp_path: Path) -> None:
+    """As a real row of 520 tokens did at a length of 512; the record counts it."""
+    short = [{"instruction": f"Is {i} even?", "input": "", "output": "the correct answer is true", "answer": "true"} for i in range(20)]
+    (tmp_path / "boolq").mkdir()
+    for name, content in (("train", [*short[:19], {**short[19], "instruction": "so " * 300}]), ("test", short[:2])):
+        (tmp_path / "boolq" / f"{name}.json").write_text(json.dumps(content))
+    given = (f"task.data_dir={tmp_path}", "task.held_out=0", "task.max_length=128", "task.benchmarks=[boolq]", "task.average=false")
+    task, _, _ = made("task=commonsense170k", "model=tiny-llama", f"task.recipe={recipe}", *given, cache=tmp_path)
+    train = task.describe()["train"]
+    assert train["rows"] == rows and said in train["notes"] and train["cut"] + train["left_out"] == 1
+
+
 def test_tokens_are_made_once_and_mapped(tmp_path: Path) -> None:
     first, _ = toy(tmp_path, "causal", ROWS)
     entries = list((tmp_path / "cache" / "tokens").iterdir())
