@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loraexp.adapter.layer import Layer
 from loraexp.statistics import layer_generator
-from loraexp.theory import alignment, estimation, initialisation, linear, operations, prediction, shifts, subspace, theorems
+from loraexp.theory import bias, estimation, initialisation, linear, operations, prediction, random_start, shifts, subspace, theorems
 from loraexp.theory.meter import prepare
 
 
@@ -24,14 +24,14 @@ def quiet(done: int, total: int) -> None:
 
 def test_the_start_of_theorem_c9_has_its_largest_variance() -> None:
     """`α = (θ/(24√d))^{3κ/2} √(λ_1/(27 d))` where r ≥ 2r*, with θ ξ/(24 r √d) below (lines 882 to 884)."""
-    assert alignment.base_of_c9(100, 8, 4, 0.25, 0.1) == pytest.approx(0.25 / 240)
-    assert alignment.base_of_c9(100, 5, 4, 0.25, 0.1) == pytest.approx(0.25 * 0.1 / (24 * 5 * 10))
+    assert random_start.base_of_c9(100, 8, 4, 0.25, 0.1) == pytest.approx(0.25 / 240)
+    assert random_start.base_of_c9(100, 5, 4, 0.25, 0.1) == pytest.approx(0.25 * 0.1 / (24 * 5 * 10))
     given = shifts.tasks(1, 100, 100, [2.0, 1.0], 3000)
     layer = given.layers()[0]
     s = torch.linalg.svdvals(layer.gradient)
     alpha = (0.25 / 240) ** float(1.5 * s[0] / s[1]) * math.sqrt(float(s[0]) / 2700)
     generator = layer_generator(0, "x")
-    factors = alignment.start_of_c9(layer, generator, rank=4, true_rank=2, theta=0.25, xi=0.1)
+    factors = random_start.start_of_c9(layer, generator, rank=4, true_rank=2, theta=0.25, xi=0.1)
     assert float(factors.A.std()) == pytest.approx(alpha, rel=0.1) and not factors.B.any()
 
 
@@ -40,11 +40,11 @@ def test_the_angle_of_B_is_that_of_dense_matrices() -> None:
     generator = torch.Generator().manual_seed(3)
 
     def away(layer: Layer, g: torch.Generator):  # a start whose B does not lie where Theorem 3.1 has it
-        factors = alignment.gaussian(layer, g, rank=3, variance=1.0)
+        factors = random_start.gaussian(layer, g, rank=3, variance=1.0)
         return dataclasses.replace(factors, B=torch.randn(6, 3, generator=generator, dtype=torch.float64))
 
     batch = linear.Batch(given, {"away": away}, 3)
-    measured = alignment.angle_of_outputs(batch, 2)(batch)
+    measured = random_start.angle_of_outputs(batch, 2)(batch)
     for i, layer in enumerate(batch.adapters):
         beyond = torch.linalg.svd(given.left[i] @ given.right[i] @ given.gram[i]).U[:, 2:]
         leading = torch.linalg.svd(layer.lora_B.detach()).U[:, :2]
@@ -53,7 +53,7 @@ def test_the_angle_of_B_is_that_of_dense_matrices() -> None:
 
 
 def test_lora_aligns_within_the_bounds_of_its_theorems() -> None:
-    values = alignment.random_start({"d": 30}, 2, {"wide": 4, "narrow": 3}, 64, 0.25, 0.1, 0.1, 2, quiet).values
+    values = random_start.random_start({"d": 30}, 2, {"wide": 4, "narrow": 3}, 64, 0.25, 0.1, 0.1, 2, quiet).values
     for name in ("wide", "narrow"):
         assert max(values[f"3.1/angle/{name}/d"]) < 1e-10  # type: ignore[arg-type]
         assert max(values[f"C.9/angle over θ/{name}/d"]) < 1  # type: ignore[arg-type]
@@ -62,8 +62,8 @@ def test_lora_aligns_within_the_bounds_of_its_theorems() -> None:
 
 def test_the_bias_of_lora_ga_is_the_root_of_the_outputs() -> None:
     """`‖A0 B0‖ = √k/c²` with c = √γ or γ (appendix F); what rank r cannot hold, from a dense SVD."""
-    released = alignment.bias_of_lora_ga(12, {"few": 16, "many": 64}, 4, 2, 400, 16.0, "released", 2, quiet).values
-    paper = alignment.bias_of_lora_ga(12, {"few": 16, "many": 64}, 4, 2, 400, 16.0, "paper", 2, quiet).values
+    released = bias.bias_of_lora_ga(12, {"few": 16, "many": 64}, 4, 2, 400, 16.0, "released", 2, quiet).values
+    paper = bias.bias_of_lora_ga(12, {"few": 16, "many": 64}, 4, 2, 400, 16.0, "paper", 2, quiet).values
     assert released["bias/few"] == pytest.approx([4 / 16] * 2) and released["bias/many"] == pytest.approx([8 / 16] * 2)
     assert paper["bias/many"] == pytest.approx([8 / 256] * 2) and released["slope"] == pytest.approx(0.5)
     assert max(released["least without/many"]) < 1e-20 < min(released["least/many"])  # type: ignore[arg-type]

@@ -1,27 +1,19 @@
-"""LoRA-One's alignment from a random start (Theorems 3.1, 3.2, C.9), and the bias that LoRA-GA
-starts with (appendix F).
-"""
+"""LoRA-One's alignment from a random start as numbers (Theorems 3.1, 3.2 and C.9)."""
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from loraexp.adapter.layer import Factors, Layer
-from loraexp.config import ConfigError
-from loraexp.initializers.lora_ga import lora_ga
-from loraexp.statistics import layer_generator
 from loraexp.sweep.computed import Computed, Curve, Progress
 from loraexp.theory import linear, shifts
 from loraexp.theory.bands import band
 from loraexp.theory.linear import Batch, descend, first_step, logs
 from loraexp.theory.starts import gaussian
-
-# ---------------------------------------------------------------------------------------- alignment
 
 
 def base_of_c9(d: int, rank: int, true_rank: int, theta: float, xi: float) -> float:
@@ -114,55 +106,4 @@ def random_start(
             progress(done, total)
         values[f"C.9/growth/{name}"] = taken[-1] / taken[0] - bounds[-1] / bounds[0]
     axes = {curve.panel: {"x": "step", "y": "sine of the principal angle of A to G♮"} for curve in curves}
-    return Computed(values=values, curves=curves, axes=axes)
-
-
-# ----------------------------------------------------------------------------------- LoRA-GA's bias
-
-
-def bias_of_lora_ga(
-    d: int,
-    outputs: dict[str, int],
-    rank: int,
-    true_rank: int,
-    rows: int,
-    gamma: float,
-    gamma_reading: Literal["paper", "released"],
-    seeds: int,
-    progress: Progress,
-) -> Computed:
-    """Appendix F: LoRA-GA learns `A0 B0 + Δ` where others learn Δ, and `‖A0 B0‖_op = √k/c²` grows
-    with the outputs k.
-
-    Δ has r* singular values 1, r ≥ r*, the scaling is 1; c is γ (paper) or √γ (released).
-    `outputs`: k by name. Values by it: `bias/…`: `‖A0 B0‖_op` of the initializer's factors over
-    ‖Δ‖_op; `least/…`: the least that any factors of rank r leave of Δ from that start, `Σ_{i>r}
-    s_i²(A0 B0 + Δ)` over ‖Δ‖²_F, and `least without/…` the same without the bias. `slope`: of log
-    bias against log k.
-    """
-    numbers = list(outputs.values())
-    if sorted(numbers) != numbers or len(numbers) < 2:
-        raise ConfigError(f"outputs={outputs}: expected two numbers or more, the smallest first")
-    values: dict[str, float | list[float]] = {}
-    columns: dict[str, list[list[float]]] = {"bias": [], "least": []}
-    for done, (name, k) in enumerate(outputs.items()):
-        given = shifts.tasks(seeds, d, k, [1.0] * true_rank, rows)
-        bias, least, without = [], [], []
-        for i, layer in enumerate(given.layers()):
-            generator = layer_generator(i, layer.name)
-            product = lora_ga(layer, rank=rank, scaling=1.0, generator=generator, gamma=gamma, flavour=gamma_reading).product()
-            shift = given.left[i] @ given.right[i]
-            whole = shift.square().sum()
-            bias.append(float(torch.linalg.matrix_norm(product, 2)))
-            least.append(float(torch.linalg.svdvals(product + shift)[rank:].square().sum() / whole))
-            without.append(float(torch.linalg.svdvals(shift)[rank:].square().sum() / whole))
-        values |= {f"bias/{name}": bias, f"least/{name}": least, f"least without/{name}": without}
-        columns["bias"].append(bias)
-        columns["least"].append(least)
-        progress(done + 1, len(outputs))
-    ends = [sum(column) / len(column) for column in (columns["bias"][0], columns["bias"][-1])]
-    values["slope"] = math.log(ends[1] / ends[0]) / math.log(numbers[-1] / numbers[0])
-    labels = {"bias": "‖A0 B0‖ over ‖Δ‖", "least": "least share of Δ that is missed"}
-    curves = [band(name, labels[name], numbers, torch.tensor(found)) for name, found in columns.items()]
-    axes = {name: {"x": "outputs k", "y": labels[name], "x_scale": "log"} for name in columns}
     return Computed(values=values, curves=curves, axes=axes)
