@@ -4,6 +4,7 @@ in the hub's layout.
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,9 +36,12 @@ class Split:
     @property
     def name(self) -> str:
         """For the record and messages; of the hub's sets with the commit that was read."""
-        config = f"{self.config}, " if self.config else ""
-        name = f"{self.source} ({config}{self.split})"
+        name = f"{self.source}{self.part}"
         return name if isinstance(self.located, Path) else f"{name} at {self.repository.commit}"
+
+    @property
+    def part(self) -> str:
+        return f" ({self.config}, {self.split})" if self.config else f" ({self.split})"
 
     @cached_property
     def located(self) -> Path | str:
@@ -50,6 +54,7 @@ class Split:
             "dataset",
             self.revision,
             Keys("task.source", "task.revision", self.folder_key),
+            self.part,
         )
 
     @cached_property
@@ -81,9 +86,7 @@ class Split:
                 return datasets.load_dataset(str(folder), self.config, split=self.split)
             except Exception as error:
                 reason = remedies.reason(error)
-                raise SourceError(
-                    f"{self.source} ({self.config}, {self.split}): {reason}; correct task.source or {self.folder_key}"
-                ) from error
+                raise SourceError(f"{self.name}: {reason}; correct task.source or {self.folder_key}") from error
 
     def _prepare(self) -> None:
         """Download the configuration's files at the commit, and have the client write its tables
@@ -95,8 +98,9 @@ class Split:
         here.snapshot("README.md")
         with silent(), here.failures():
             builder: Any = patiently(lambda: self._builder(datasets))
-        files = [str(url).partition(f"@{here.commit}/")[2] for urls in builder.config.data_files.values() for url in urls]
-        here.snapshot(*files)
+        urls = [str(url) for urls in builder.config.data_files.values() for url in urls]
+        paths = [url.partition(f"@{here.commit}/")[2] for url in urls]  # none of what lies elsewhere
+        here.snapshot(*(glob.escape(path) for path in paths if path))
         with silent(), here.failures():
             patiently(builder.download_and_prepare)
 

@@ -43,6 +43,7 @@ class Repository:
     kind: Literal["model", "dataset"]
     revision: str | None
     keys: Keys
+    part: str = ""  # what of it is wanted, for messages
 
     @property
     def commit(self) -> str:
@@ -109,7 +110,7 @@ class Repository:
             page = f"{endpoint}/{'datasets/' if self.kind == 'dataset' else ''}{self.id}"
             said = remedies.line(
                 error,
-                self.id,
+                self.id + self.part,
                 self.revision,
                 self.keys,
                 page,

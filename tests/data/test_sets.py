@@ -116,7 +116,7 @@ def test_mmlu_has_five_shots_a_subject(hub: Hub) -> None:
 
 
 def test_every_set_that_a_yaml_names_is_on_the_hub(hub: Hub) -> None:
-    named = {config("task", path.stem).get("source", "package:") for path in (CONF / "task").glob("*.yaml")}
+    named = {config("task", path.stem).get("source") or "package:" for path in (CONF / "task").glob("*.yaml")}
     sources = {source for source in named if not source.startswith("package:")} | set(pinned()) | set(ORIGINALS)
     assert sources <= {id for kind, id in hub.repositories if kind == "datasets"}
 
@@ -236,7 +236,7 @@ def test_another_commit_in_the_cache_is_never_read_in_its_place(hub: Hub, monkey
     hub.faults = [Fault("datasets/nyu-mll", status=503)]
     with pytest.raises(
         SourceError,
-        match=f"nyu-mll/glue at {GLUE_COMMIT}: 503 Service Unavailable; the hub is not well: wait, then",
+        match=rf"nyu-mll/glue \(cola, train\) at {GLUE_COMMIT}: 503 Service Unavailable; the hub is not well: wait, then",
     ):
         len(cola().table)
     hub.clear()
@@ -259,7 +259,7 @@ def test_offline_with_another_commit_alone_is_refused(hub: Hub, monkeypatch: pyt
     offline(monkeypatch)
     with pytest.raises(
         SourceError,
-        match=f"nyu-mll/glue at {GLUE_COMMIT}: not in the cache .*unset HF_HUB_OFFLINE, or set task.data_dir=DIR",
+        match=rf"nyu-mll/glue \(cola, train\) at {GLUE_COMMIT}: not in the cache .*unset HF_HUB_OFFLINE, or set task.data_dir=DIR",
     ):
         len(cola().table)
 
@@ -301,7 +301,7 @@ def test_a_columns_class_names_are_the_sets_own(hub: Hub) -> None:
 # failures
 
 
-AT, ON = r" at \w+: ", "; when it is reachable, the same command goes on"
+AT, ON = r" \(cola, train\) at \w+: ", "; when it is reachable, the same command goes on"
 BROKEN = r"http://127.0.0.1:\d+ does not answer or broke off"
 FAILURES: dict[str, tuple[dict[str, Any], list[Fault], str]] = {
     "misspelt": (
@@ -310,15 +310,15 @@ FAILURES: dict[str, tuple[dict[str, Any], list[Fault], str]] = {
     ),
     "no such commit": (
         {"revision": "0" * 40}, [],
-        r"nyu-mll/glue at 0+: 404 Invalid rev id: 0+; set task.revision to one that is there",
+        r"nyu-mll/glue \(cola, train\) at 0+: 404 Invalid rev id: 0+; set task.revision to one that is there",
     ),
     "no such configuration": (
         {"config": "colaa"}, [],
-        rf"nyu-mll/glue{AT}BuilderConfig 'colaa' not found. Available: \['cola', .*\]; correct task.config",
+        r"nyu-mll/glue \(colaa, train\) at \w+: BuilderConfig 'colaa' not found. Available: \['cola', .*\]; correct task.config",
     ),
     "no such split": (
         {"split": "dev"}, [],
-        rf"nyu-mll/glue \(cola, dev\){AT}no split dev; there are train, validation: correct task",
+        r"nyu-mll/glue \(cola, dev\) at \w+: no split dev; there are train, validation: correct task",
     ),
     "busy": (
         {}, [Fault("datasets/nyu-mll", status=429)],
@@ -355,7 +355,7 @@ def test_nobody_there_is_one_line_within_seconds(hub: Hub, monkeypatch: pytest.M
     with pytest.raises(SourceError) as caught:
         len(cola().table)
     assert re.fullmatch(
-        rf"nyu-mll/glue at {GLUE_COMMIT}: {BROKEN} \(ConnectError: .*refused\){ON} "
+        rf"nyu-mll/glue \(cola, train\) at {GLUE_COMMIT}: {BROKEN} \(ConnectError: .*refused\){ON} "
         "with the files that are complete; or set task.data_dir=DIR",
         str(caught.value),
     )
@@ -366,7 +366,7 @@ def test_a_gated_set_names_its_licence_page(hub: Hub) -> None:
     hub.repository("acme/gated", "datasets", gated=True).add(glue())
     with pytest.raises(
         SourceError,
-        match=f"acme/gated: 401 Access to dataset .* accept its licence at {hub.url}/datasets/acme/gated, then `hf auth",
+        match=rf"acme/gated \(cola, train\): 401 Access to dataset .* accept its licence at {hub.url}/datasets/acme/gated, then `hf auth",
     ):
         len(cola(source="acme/gated", revision=None).table)
 
@@ -384,7 +384,7 @@ def test_a_damaged_file_is_one_line(hub: Hub) -> None:
     hub.repository("acme/damaged", "datasets").add(files)
     with pytest.raises(
         SourceError,
-        match="acme/damaged: .*(Parquet|parquet).*; correct task.source, or set task.data_dir=DIR",
+        match=r"acme/damaged \(cola, train\): .*(Parquet|parquet).*; correct task.source, or set task.data_dir=DIR",
     ) as caught:
         len(cola(source="acme/damaged", revision=None).table)
     assert "\n" not in str(caught.value)
@@ -400,7 +400,7 @@ def test_a_benchmark_that_a_folder_lacks_names_the_key_of_its_own(tmp_path: Path
 
 def test_a_benchmark_that_the_hub_lacks_names_the_key_of_its_own(hub: Hub) -> None:
     hub.faults = [Fault("datasets/google/boolq", status=503)]
-    with pytest.raises(SourceError, match="google/boolq: 503 .*or set task.eval_data_dir=DIR"):
+    with pytest.raises(SourceError, match=r"google/boolq \(validation\): 503 .*or set task.eval_data_dir=DIR"):
         benchmarks.read(["boolq"], directory=None, key="task.data_dir", limit=None, skip_bad=False)
 
 

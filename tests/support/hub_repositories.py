@@ -395,16 +395,13 @@ def arc() -> Files:
 # the whole hub
 
 
-def pinned() -> dict[str, str]:
-    """The commit of every data set that the tasks and benchmarks pin, by its id."""
+def pinned() -> dict[str, str | None]:
+    """The commit of every data set that the tasks and benchmarks pin, by its id; None: the newest."""
     from loraexp.data import benchmarks
 
-    found = {
-        read["source"]: read["revision"]
-        for path in (CONF / "task").glob("*.yaml")
-        if "revision" in (read := yaml.safe_load(path.read_text()))
-    }
-    found |= {benchmark.hub[0]: benchmark.hub[3] for benchmark in benchmarks.BENCHMARKS.values() if benchmark.hub}
+    tasks = [yaml.safe_load(path.read_text()) for path in (CONF / "task").glob("*.yaml")]
+    found = {task["source"]: task["revision"] for task in tasks if task.get("source") and "revision" in task}
+    found |= {benchmark.hub[0]: benchmark.hub[3] for benchmark in benchmarks.BENCHMARKS.values()}
     return found | {benchmarks.MMLU_HUB[0]: benchmarks.MMLU_HUB[2]}
 
 
