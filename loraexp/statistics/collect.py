@@ -42,6 +42,7 @@ class Report:
     backward_sweeps: float = 0.0
     samples: int = 0
     tokens: int = 0
+    weighting: str = ""  # what the loss was a mean over, where a statistic is of a loss
     peak_bytes: int = 0
     state_bytes: int = 0
     cache_hit: bool = False
@@ -96,7 +97,8 @@ def collect(
     sweeper = Sweeper(model, targets, calibration, mode, seed, loss, progress)
     check_samples(sweeper.samples, sweeper.tokens, needs, request)
     warn_of_few_tokens(tokens_by_layer(sweeper), needs, request, rank)
-    report = Report(samples=sweeper.samples, tokens=sweeper.tokens)
+    of_loss = needs - {"population", "input_moment"}
+    report = Report(samples=sweeper.samples, tokens=sweeper.tokens, weighting=calibration.weighting if of_loss else "")
     entry = None
     if cache is not None and needs - {"population"}:
         parts = {

@@ -43,7 +43,9 @@ def collected(task, model, names: list[str], batches: list, weighting: str, budg
     needs = frozenset({*STATISTICS, "leading_gradient", "curvature"})
     request = {"leading_gradient": LeadingRequest(3, 8, 6), "curvature": CurvatureRequest(m=3)}
     found = {}
-    for layer in collect(model, targets, calibration, needs, request, budget=budget).layers:
+    made = collect(model, targets, calibration, needs, request, budget=budget)
+    assert made.report.weighting == weighting  # the ledger says it
+    for layer in made.layers:
         leading, seen = layer.statistics["leading_gradient"], layer.curvature
         found[layer.name] = {name: layer.statistics[name] for name in STATISTICS} | {
             "leading": (leading.U * leading.S) @ leading.Vh,
