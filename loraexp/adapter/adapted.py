@@ -9,7 +9,7 @@ the original checkpoint.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -190,7 +190,7 @@ class Adapters:
 
     def modules(self) -> list[nn.Module]:
         """The modules that hold nothing but what was added: the factors of every layer, and the new head."""
-        heads = {name.split(".")[0] for name in self.others} if self.layers else set()
+        heads = {name.rpartition(".")[0] for name in self.others} if self.layers else set()
         return [layer.factors for layer in self] + [self.model.get_submodule(name) for name in sorted(heads)]
 
     def count(self) -> dict[str, int]:
@@ -216,8 +216,19 @@ def attach(model: nn.Module, factors: Mapping[str, Factors], scaling: float, hea
         setattr(owner, child, layers[name])
     others: dict[str, nn.Parameter] = {}
     for module in head:
-        others |= dict(model.get_submodule(module).float().requires_grad_(True).named_parameters(prefix=module))
+        others |= dict(in_float32(model.get_submodule(module)).requires_grad_(True).named_parameters(prefix=module))
     return Adapters(model, layers, others)
+
+
+def in_float32(module: nn.Module) -> nn.Module:
+    """A module with float32 weights, which reads what a body of lower precision gives it."""
+    if any(p.dtype != torch.float32 for p in module.parameters()):
+        module.float().register_forward_pre_hook(_raised)
+    return module
+
+
+def _raised(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments)
 
 
 def train_everything(model: nn.Module) -> Adapters:

@@ -53,6 +53,7 @@ class ModelSettings:
     gradient_checkpointing: bool
     allow_pickle: bool  # load .bin weights when there is no safetensors file: runs code from the file
     weights_seed: int
+    head: Literal["new", "keep"] = "new"  # of a checkpoint that has one for as many classes: drawn from the seed, or its own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,8 +101,7 @@ class FinishedRun:
 
     @property
     def dtype(self) -> torch.dtype:
-        low = self.settings.precision == "bf16" and self.has_factors
-        return torch.bfloat16 if low else torch.float32
+        return load.dtype_of(self.settings.model, self.settings.precision, full=not self.has_factors)
 
     @property
     def last_step(self) -> int:

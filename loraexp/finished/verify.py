@@ -25,7 +25,9 @@ def in_float32(run: FinishedRun) -> dict[str, float]:
     if importlib.util.find_spec("peft") is not None:
         from peft import PeftModel
 
-        through = PeftModel.from_pretrained(run.base(torch.float32), run.folder / "adapter")
+        base = run.base(torch.float32)
+        load.draw_head(base, run.settings.seed + 1)  # what the run drew is in its adapter, or PEFT is another function
+        through = PeftModel.from_pretrained(base, run.folder / "adapter")
         results["PEFT"] = logits(through)
     return {name: float((found - expected).abs().max() / expected.abs().max()) for name, found in results.items()}
 

@@ -20,6 +20,7 @@ from loraexp.machine.files import sha256
 from loraexp.machine.hub import SourceError, resolve, verify
 from loraexp.machine.repository import Repository
 from loraexp.models import tokenizer as tokenizers
+from loraexp.models.weights import Loaded, inspect, untie
 
 if TYPE_CHECKING:
     from loraexp.config.settings import ModelSettings
@@ -156,6 +157,8 @@ def load_config(settings: ModelSettings, **labels: Any) -> Any:
     """The architecture: from the settings themselves, or from the files at `model.path`."""
     from transformers import AutoConfig
 
+    if "id2label" in labels:
+        labels["label2id"] = {name: i for i, name in labels["id2label"].items()}
     if settings.config is not None:
         architecture = dict(settings.config)
         return AutoConfig.for_model(architecture.pop("model_type"), **architecture, **labels)
@@ -190,17 +193,18 @@ def load_model(settings: ModelSettings, *, dtype: torch.dtype, head_seed: int, *
     The head depends on the seed alone: every initializer compared under one seed starts from the same head.
     """
     config = load_config(settings, **labels)
-    dtype = getattr(torch, settings.dtype) if settings.dtype else dtype
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.weights_seed)
         if settings.config is not None:
             if settings.quantise:
                 raise SourceError(f"model.quantise={settings.quantise}: model={settings.name} has random weights; expected null")
             model = model_class(settings.kind).from_config(config, dtype=dtype, **attention(settings))
+            model.loaded = Loaded(drawn=new_modules(model, settings.kind))
         else:
             model = pretrained(settings, config, dtype)
             check_finite(settings, model)
-        draw_head(model, settings.kind, head_seed)
+        draw_head(model, head_seed)
+    model.loaded.notes += untie(model, settings.targets)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.eval()
@@ -218,15 +222,30 @@ def check_finite(settings: ModelSettings, model: nn.Module) -> None:
         )
 
 
-def draw_head(model: Any, kind: str, seed: int) -> None:
-    """The new head's weights, drawn from `seed` alone; the global generator goes on from there."""
+def notes(model: Any) -> list[str]:
+    """What a reader must know of how a model came to its weights, one line each."""
+    return list(model.loaded.notes)
+
+
+def dtype_of(settings: ModelSettings, precision: str, *, full: bool) -> torch.dtype:
+    """What the weights of a run are held in: `model.dtype`, else float32, or bfloat16 where they are frozen and products bf16."""
+    if settings.dtype:
+        return getattr(torch, settings.dtype)
+    return torch.bfloat16 if precision == "bf16" and not full else torch.float32
+
+
+def draw_head(model: Any, seed: int) -> None:
+    """The weights of what is new, drawn from `seed` alone; the global generator goes on from there."""
     torch.manual_seed(seed)
-    for name in new_modules(model, kind):
-        model.get_submodule(name).apply(model._init_weights)
+    for name in model.loaded.drawn:
+        part = model.get_submodule(name)
+        for x in (*part.modules(), *part.parameters()):  # transformers leaves alone what it has marked as loaded
+            x.__dict__.pop("_is_hf_initialized", None)
+        part.apply(model._init_weights)
 
 
 def pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any:
-    """The weights at `model.path`, from safetensors alone unless the user trusts a pickle."""
+    """The weights at `model.path`, from safetensors alone unless the user trusts a pickle; what was found is in `loaded`."""
     place = locate(settings)
     if isinstance(place, Path) and not str(settings.path).endswith(".gguf"):
         verify(place / "model.safetensors", settings.sha256, key="model.sha256")
@@ -237,12 +256,14 @@ def pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any:
         folder = repository.checkpoint(hub(place, settings.revision), pickle=settings.allow_pickle)
     with loading():
         try:
-            return model_class(settings.kind).from_pretrained(
+            model, found = model_class(settings.kind).from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
                 use_safetensors=None if settings.allow_pickle else True,
                 trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # said in `inspect`, by key
                 **options,
             )
         except (OSError, ValueError) as error:
@@ -252,11 +273,29 @@ def pretrained(settings: ModelSettings, config: Any, dtype: torch.dtype) -> Any:
                     "model.allow_pickle=true if you trust the files (loading a .bin can run code)"
                 ) from error
             raise unreachable(settings, place, "weights", error) from error
+    head = new_modules(model, settings.kind)
+    model.loaded = inspect(settings.name, model, head, found, keep=settings.head == "keep")
+    if settings.head == "keep":
+        check_names(settings, folder, config)
+    return model
+
+
+def check_names(settings: ModelSettings, folder: Path, config: Any) -> None:
+    """A head that is kept has its classes in the order of the task: the same names in another order are refused."""
+    from transformers import AutoConfig
+
+    stored = AutoConfig.from_pretrained(folder, trust_remote_code=False).id2label
+    theirs, ours = ([str(names[i]).lower() for i in sorted(names)] for names in (stored, config.id2label))
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        raise SourceError(
+            f"model.head=keep: the checkpoint of model={settings.name} has the classes {', '.join(theirs)}, and the task "
+            f"{', '.join(ours)}; set model.head=new, or task.label_names to the checkpoint's order"
+        )
 
 
 def saved_model(settings: ModelSettings, folder: Path, *, dtype: torch.dtype) -> nn.Module:
     """A whole model that a run has saved (`init=full`), its trained head included, on the CPU, in evaluation mode."""
-    own = replace(settings, path=str(folder), config=None, revision=None, sha256=None)
+    own = replace(settings, path=str(folder), config=None, revision=None, sha256=None, head="keep")
     return pretrained(own, load_config(own), dtype).eval()
 
 
@@ -285,11 +324,13 @@ def quantised(settings: ModelSettings) -> dict[str, Any]:
 
 
 def new_modules(model: nn.Module, kind: str) -> list[str]:
-    """Top-level modules that the task added to the pretrained body: the classification head of an encoder."""
+    """Modules that train in full: the classification head of an encoder, and what of its body had no pretrained weight."""
     if kind != "encoder":
         return []
     body = getattr(model, "base_model_prefix", "")
-    return [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
+    head = [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
+    loaded = getattr(model, "loaded", None)
+    return head + [name for name in loaded.drawn if name not in head] if isinstance(loaded, Loaded) else head
 
 
 def is_linear(module: nn.Module) -> bool:

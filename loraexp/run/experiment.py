@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from loraexp import config
@@ -169,10 +168,14 @@ class Experiment:
     def model(self, task: Any) -> nn.Module:
         """The base with the task's head, on the device."""
         settings = self.settings
-        dtype = torch.bfloat16 if settings.precision == "bf16" and not self.full else torch.float32
+        dtype = load.dtype_of(settings.model, settings.precision, full=self.full)
         own = self.full or self.processes.world > 1
         model = kept.model(settings, dtype=dtype, device=self.device, labels=labels(task), own=own)
         self.head = load.new_modules(model, settings.model.kind)
+        notes = load.notes(model)
+        self.record.update(model={"notes": notes})
+        for note in notes:
+            self.say(f"model {settings.model.name}: {note}")
         return model
 
     def start(self, model: nn.Module, task: Any) -> Adapters:

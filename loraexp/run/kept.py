@@ -87,7 +87,7 @@ def fresh(pristine: nn.Module, kind: str, seed: int) -> nn.Module:
     for name in head:
         copied.get_submodule(name).cpu()  # drawn there, like that of a model that was just loaded
     with torch.random.fork_rng(devices=[]):
-        models.draw_head(copied, kind, seed)
+        models.draw_head(copied, seed)
     for name, device in places.items():
         copied.get_submodule(name).to(device)
     return copied

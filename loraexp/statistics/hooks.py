@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from loraexp.statistics.accumulators import Accumulator, Mask, Seen
+from loraexp.statistics.accumulators import Accumulator, Mask, Outer, Seen
 from loraexp.statistics.calibration import (
     Batch,
     Calibration,
@@ -125,7 +125,13 @@ class BatchHooks:
 
     def _give(self, name: str, h: Tensor, mu: Tensor) -> None:
         self.reached.add(name)
-        seen = Seen(h, mu, self._mask(name, h), samples_in(self.batch), self.first_sample, self.current)
+        try:
+            mask = self._mask(name, h)
+        except ValueError:  # rows that are no tokens: a layer that also reads relative positions (DeBERTa's shared keys)
+            if not all(isinstance(accumulator, Outer) for accumulator in self.sums[name]):
+                raise
+            mask = None  # a gradient is a sum over whatever the layer read
+        seen = Seen(h, mu, mask, samples_in(self.batch), self.first_sample, self.current)
         for accumulator in self.sums[name]:
             if self.current is None or self.current in accumulator.on:
                 accumulator.add(seen)

@@ -56,9 +56,16 @@ def test_a_tiny_model_is_the_same_every_time_and_has_its_targets(name: str) -> N
 
 
 def test_attention_and_dtype_are_configured() -> None:
-    model = load.load_model(settings_of("tiny-llama", attention="eager", dtype="bfloat16"), dtype=torch.float32, head_seed=0)
+    settings = settings_of("tiny-llama", attention="eager", dtype="bfloat16")
+    dtype = load.dtype_of(settings, "fp32", full=False)
+    assert dtype == load.dtype_of(settings, "bf16", full=True) == torch.bfloat16
+    model = load.load_model(settings, dtype=dtype, head_seed=0)
     assert model.config._attn_implementation == "eager"
     assert next(model.parameters()).dtype == torch.bfloat16
+    exact = load.load_model(settings, dtype=torch.float32, head_seed=0)  # what asks for float32 gets it
+    assert next(exact.parameters()).dtype == torch.float32
+    plain = settings_of("tiny-llama")
+    assert load.dtype_of(plain, "bf16", full=False) == torch.bfloat16 and load.dtype_of(plain, "bf16", full=True) == torch.float32
 
 
 def test_quantised_loading_is_refused_without_a_device_for_it(tmp_path: Path) -> None:
