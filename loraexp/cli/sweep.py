@@ -50,16 +50,26 @@ def sweep(arguments: Sequence[str]) -> int:
     options, overrides = named(Parser("loraexp sweep", description=sweep.__doc__), arguments)
     hydra = [word for word in overrides if of_hydra(word)]
     wanted = reading.load(options.name, options.variant, [word for word in overrides if word not in hydra])
-    from loraexp.sweep import launch
 
     if wanted.compute is None:
-        from loraexp.cli import show
-
-        watch = launch.run(wanted, hydra, show.summary_of_sweep)
-        return 1 if watch.counts()["failed"] else 0
+        return run_until_inside(wanted, hydra)
     if hydra:
         raise ConfigError(f"{hydra[0]}: {wanted.key} is computed in this process, it has no runs for a launcher; leave it out")
     return compute(wanted)
+
+
+def run_until_inside(wanted: Sweep, hydra: Sequence[str]) -> int:
+    """Every run; where a grid widens by itself, also those beyond an edge that was best, until the best is inside."""
+    from loraexp.cli import show
+    from loraexp.results.gather import gather
+    from loraexp.sweep import launch
+
+    while True:
+        watch = launch.run(wanted, hydra, show.summary_of_sweep)
+        wider = gather(wanted).sweep if wanted.extend else wanted
+        if wider.cells == wanted.cells:
+            return 1 if watch.counts()["failed"] else 0
+        wanted = wider
 
 
 def compute(wanted: Sweep) -> int:

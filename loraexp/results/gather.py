@@ -15,6 +15,7 @@ from typing import Any
 from loraexp.config import ConfigError
 from loraexp.records import reading
 from loraexp.records.reading import Found, Run, describe, number
+from loraexp.results import edges
 from loraexp.results.units import printed
 from loraexp.sweep import computed
 from loraexp.sweep.cells import Cell, expand
@@ -212,6 +213,11 @@ def gather(sweep: Sweep, source: str | None = None) -> Results:
         gather_computed(results, source)
     else:
         gather_runs(results, source)
+        while (wider := edges.widened(results.sweep, results.places.values())) is not None:
+            results = Results(sweep=wider, source=results.source)
+            gather_runs(results, source)
+        sweep = results.sweep
+        results.problems += edges.at_edge(sweep, results.places.values())
     for name, column in sweep.columns.items():
         for row in sweep.rows if column.mean_of is not None else ():
             results.problems += average(results, row, name, column.mean_of or [])

@@ -12,7 +12,7 @@ import yaml
 
 from loraexp import config
 from loraexp.config import ConfigError, search
-from loraexp.sweep.schema import Claim, Column, Hours, Plot, Report, Row, Select, Special, Sweep, Variant, listed
+from loraexp.sweep.schema import Claim, Column, Hours, Plot, Report, Row, Select, Special, Sweep, Variant, key_of, listed
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same reader in C, several times faster
 
@@ -52,7 +52,7 @@ def load(name: str, variant: str | None = None, overrides: Sequence[str] = ()) -
 
 # Where results go and who else is told: keys that concern no number, which a sweep without runs takes as every other does.
 ALL_TAKE = ("output_root", "cache_root", "wandb.mode", "wandb.project", "wandb.entity", "wandb.group")
-FILE_KEYS = {f.name for f in dataclasses.fields(Sweep)} - {"name", "variant", "means", "path", "overrides"}
+FILE_KEYS = {f.name for f in dataclasses.fields(Sweep)} - {"name", "variant", "means", "path", "overrides", "extend"}
 
 
 def read(content: dict[str, Any], path: Path, variant: str | None, overrides: list[str]) -> Sweep:
@@ -83,7 +83,8 @@ def read(content: dict[str, Any], path: Path, variant: str | None, overrides: li
         kind=content["kind"],
         base=content.get("base") or [],
         overrides=own + overrides,
-        grid=listed(content.get("grid") or {}),
+        grid=listed({key: values for key, values in (content.get("grid") or {}).items() if key != "extend"}),
+        extend=extension(content.get("grid") or {}),
         rows=each(Row, content, "rows"),
         columns=each(Column, content, "columns"),
         cells=several(Special, content, "cells"),
@@ -100,6 +101,15 @@ def read(content: dict[str, Any], path: Path, variant: str | None, overrides: li
     )
     check(sweep)
     return sweep
+
+
+def extension(grid: dict[str, Any]) -> dict[str, int]:
+    """`grid.extend`: keys of the grid with how many values more they may get."""
+    found = grid.get("extend") or {}
+    for key, most in found.items() if isinstance(found, dict) else [("", None)]:
+        if key not in grid or not isinstance(most, int) or isinstance(most, bool) or most < 0:
+            raise ConfigError(f"grid.extend: {found}: expected keys of the grid with whole numbers, such as {{lr: 3}}")
+    return dict(found)
 
 
 def patched(compute: dict[str, Any] | None, overrides: list[str]) -> dict[str, Any] | None:
@@ -215,3 +225,74 @@ def check(sweep: Sweep) -> None:
 def known_name(where: str, name: str, choices: Any, what: str) -> None:
     if name not in choices:
         raise ConfigError(f"{where}: {name}: there is no such {what}; {config.nearest(name, choices)}")
+
+
+# ---------------------------------------------------------------------------------------------------- comparing
+
+
+EQUAL = "equal_conditions"
+
+
+def comparison(mine: Sequence[str], against: Sequence[str], overrides: Sequence[str], variant: str | None = None) -> Sweep:
+    """`sweeps/equal_conditions.yaml` with rows of one's own first, beside those named (none: all of its rows).
+
+    A row of one's own is an initializer, a method, or `KEY=VALUE` words joined by commas (`init=mine,optimizer=p_lora`).
+    Raises: ConfigError for a name that is none.
+    """
+    path = config.folder("sweeps") / f"{EQUAL}.yaml"
+    content: dict[str, Any] = yaml.load(path.read_text(), Loader=LOADER)
+    rows = content["rows"]
+    for name in against:
+        known_name("--against", name, rows, "row")
+    kept = {name: rows[name] for name in against} if against else dict(rows)
+    own = {name.replace("=", "_").replace(",", "-"): {"label": name, "overrides": own_words(name)} for name in mine}
+    content["rows"] = own | {name: row for name, row in kept.items() if name not in own}
+    words = {key_of(word): word for word in overrides}
+    if "task" in words:
+        task, first = words["task"].partition("=")[2], next(iter(content["columns"]))
+        content["columns"] = columns_of(content["columns"], task)
+        content["plots"] = plots_of(content.get("plots") or [], content["columns"], first, task)
+    return read(content, path, variant, list(overrides))
+
+
+def own_words(name: str) -> list[str]:
+    if "=" in name:
+        return name.split(",")
+    for group in ("init", "method"):
+        if name in config.names(group):
+            return [f"{group}={name}"]
+    near = config.nearest(name, [*config.names("init"), *config.names("method")])
+    raise ConfigError(f"compare {name}: there is no initializer and no method of that name; {near}")
+
+
+def columns_of(columns: dict[str, Any], task: str) -> dict[str, Any]:
+    """The columns of a task; of one that the file has none for, those of its first task, read of this one."""
+    own = {name: column for name, column in columns.items() if f"task={task}" in column["overrides"]}
+    if own:
+        return own
+    key, first = next(iter(columns.items()))
+    word = next(word for word in first["overrides"] if word.startswith("task="))
+    found = {}
+    for name, column in columns.items():
+        if word in column["overrides"]:
+            others = [f"task={task}", *(other for other in column["overrides"] if other != word)]
+            label = column["label"].replace(first["label"], task)
+            found[name.replace(key, task, 1)] = {**column, "label": label, "overrides": others}
+    return found
+
+
+def plots_of(plots: list[dict[str, Any]], columns: dict[str, Any], first: str, task: str) -> list[dict[str, Any]]:
+    """The plots of what is left of the columns; those of the first task, of this one in its place."""
+
+    def here(name: str) -> str:
+        return name if name in columns else name.replace(first, task, 1)
+
+    kept = []
+    for plot in plots:
+        drawn = plot | {key: here(plot[key]) for key in ("x", "y") if plot.get("kind") == "scatter" and key in plot}
+        left = [here(name) for name in plot.get("columns") or []]
+        left = list(dict.fromkeys(name for name in left if name in columns))
+        ends = [drawn[key] for key in ("x", "y") if drawn.get("kind") == "scatter" and key in drawn]
+        if (left or not plot.get("columns")) and all("/" in name or name in columns for name in ends):
+            kept.append(drawn | ({"columns": left} if left else {}))
+    return kept

@@ -65,6 +65,7 @@ class Special:
     overrides: list[str] = field(default_factory=list)
     grid: dict[str, Any] = field(default_factory=dict)
     skip: str | None = None
+    widens: bool = False  # not of a file: a grid that grew beyond an edge (grid.extend)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +160,7 @@ class Sweep:
     base: list[str]
     overrides: list[str]  # the variant's and the user's, after everything else
     grid: dict[str, list[Any]]
+    extend: dict[str, int]  # key of the grid → how many values a place may get beyond its edges (`grid.extend`)
     rows: dict[str, Row]
     columns: dict[str, Column]
     cells: list[Special]

@@ -1,0 +1,96 @@
+"""Grids that widen where the best is at an edge, and one's own method beside the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loraexp.config import ConfigError
+from loraexp.results import gather as gathering
+from loraexp.results.gather import gather
+from loraexp.sweep import cells, reading
+from loraexp.sweep.cells import Cell, expand
+from loraexp.sweep.schema import Sweep
+from tests.support.measured import CONTENT, put
+
+WIDENING = CONTENT.replace("seed: [0, 1, 2]", "seed: [0, 1]\n  extend: {lr: 2}")
+
+
+def loaded(folder: Path, content: str = WIDENING) -> Sweep:
+    path = folder / "mine.yaml"
+    path.write_text(content)
+    return reading.load(str(path), None, [f"output_root={folder / 'outputs'}"])
+
+
+def run(wanted: Sweep, best: float) -> list[Cell]:
+    """Records of all cells, by validation the better the nearer their rate is to `best`."""
+    every = expand(wanted)
+    for cell in every:
+        put(cell, 0.7, 1 - abs(cell.point["lr"] - best))
+    return every
+
+
+@pytest.fixture(autouse=True)
+def whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "expand", cells.expand)
+
+
+def test_a_grid_widens_until_the_best_is_inside(tmp_path: Path) -> None:
+    """From 0.001 and 0.002 to 0.004; there the best is 0.003's neighbour, and 0.008 is tried too, where it is inside."""
+    wanted = loaded(tmp_path)
+    assert wanted.grid == {"lr": [1e-3, 2e-3], "seed": [0, 1]} and wanted.extend == {"lr": 2}
+    run(wanted, 0.004)
+    first = gather(wanted)
+    assert first.sweep.grid_of("plain", "first")["lr"] == [1e-3, 2e-3, 4e-3] and first.places["plain", "first"].missing == 2
+    run(first.sweep, 0.004)
+    second = gather(wanted)
+    assert second.sweep.grid_of("plain", "first")["lr"] == [1e-3, 2e-3, 4e-3, 8e-3]
+    run(second.sweep, 0.004)
+    third = gather(wanted)
+    place = third.places["gradient", "second"]
+    assert third.sweep.cells == second.sweep.cells and place.chosen == {"lr": 0.004} and place.missing == 0
+    assert not [said for said in third.problems if "edge" in said]
+
+
+def test_an_edge_that_stays_is_said(tmp_path: Path) -> None:
+    wanted = loaded(tmp_path)
+    for _ in range(4):
+        run(gather(wanted).sweep, 1.0)
+    found = gather(wanted)
+    assert found.sweep.grid_of("plain", "first")["lr"] == [1e-3, 2e-3, 4e-3, 8e-3]
+    assert "plain/first: the best is at the edge of its widened grid, lr=0.008; raise grid.extend.lr" in found.problems
+
+
+def test_a_grid_widens_downwards_and_not_before_all_have_ended(tmp_path: Path) -> None:
+    wanted = loaded(tmp_path)
+    every = run(wanted, 0.0)
+    assert gather(wanted).sweep.grid_of("plain", "first")["lr"] == [5e-4, 1e-3, 2e-3]
+    for cell in every:
+        if cell.row == "plain" and cell.column == "first" and cell.point["seed"] == 1:
+            (cell.folder / "record.json").unlink()
+    assert gather(wanted).sweep.grid_of("plain", "first")["lr"] == [1e-3, 2e-3]
+
+
+@pytest.mark.parametrize("wrong", ["{rank: 2}", "3", "{lr: -1}", "{lr: many}"])
+def test_a_wrong_extension_is_one_line(wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="grid.extend: .*expected keys of the grid with whole numbers"):
+        loaded(tmp_path, WIDENING.replace("{lr: 2}", wrong))
+
+
+def test_a_method_of_ones_own_beside_the_others() -> None:
+    found = reading.comparison(["milora", "init=lora,optimizer=p_lora"], ["lora", "pissa"], ["task=rte", "seed=0"])
+    assert list(found.rows) == ["milora", "init_lora-optimizer_p_lora", "lora", "pissa"]
+    assert list(found.columns)[:2] == ["rte", "rte_accuracy"] and [plot.name for plot in found.plots] == ["pareto", "rates"]
+    every = expand(found)
+    assert {cell.plain["task"]["name"] for cell in every} == {"rte"} and len({cell.run_id for cell in every}) == 4 * 3
+    rules = {cell.row: cell.plain["optimizer"]["name"] for cell in every}
+    assert rules["init_lora-optimizer_p_lora"] == "p_lora" and rules["lora"] == "adamw"
+    equal = {cell.run_id for cell in expand(reading.load("equal_conditions")) if cell.column == "mrpc" and cell.row == "pissa"}
+    assert equal == {
+        cell.run_id for cell in expand(reading.comparison(["pissa"], [], ["task=mrpc"])) if cell.row == "pissa" and cell.column == "mrpc"
+    }
+    with pytest.raises(ConfigError, match="compare milorra: .*nearest: milora"):
+        reading.comparison(["milorra"], [], [])
+    with pytest.raises(ConfigError, match="--against: pisa: there is no such row; nearest: pissa"):
+        reading.comparison(["milora"], ["pisa"], [])
