@@ -95,9 +95,7 @@ def main(rows: int = ROWS, blocks: int = BLOCKS, most: int | None = None) -> dic
     """`most`: new tokens, where a machine has no time for what the cases have."""
     torch.set_num_threads(THREADS)
     model, tokenizer, prompts = prepare()
-    print(
-        f"SmolLM2-135M, {rows} rows of {'GSM8K' if GSM8K.exists() else 'made-up questions'}, batches of {BATCH}, load {os.getloadavg()[0]:.1f}"
-    )
+    print(f"SmolLM2-135M, {rows} rows of {'GSM8K' if GSM8K.exists() else 'questions'}, batches of {BATCH}, load {os.getloadavg()[0]:.1f}")
     figures: dict[str, float] = {}
     for case, how in CASES.items():
         bench = Bench(model, tokenizer, how | ({"max_new_tokens": min(most, how["max_new_tokens"])} if most else {}))

@@ -8,11 +8,15 @@ number that it makes could change.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 
-from loraexp.scoring.answers import COMMONSENSE_WORDS, COMPARERS, EXTRACTORS
+import yaml
+
+from loraexp import config
+from loraexp.scoring.answers import COMPARERS, EXTRACTORS
 
 # ---------------------------------------------------------------------------------------------------- templates
 
@@ -37,8 +41,6 @@ COMPLETE_CODE = (
     "code:\n```python\n{prompt}\n```\n\n### Response:\n```python\n"
 )
 MULTIPLE_CHOICE = "{shots}{question}\nA. {A}\nB. {B}\nC. {C}\nD. {D}\nAnswer:"
-LETTERS = ("A", "B", "C", "D")
-ALPACA_STOPS = ("Instruction:", "Instruction", "Response:", "Response")
 
 
 # ---------------------------------------------------------------------------------------------------- the data
@@ -113,244 +115,60 @@ class Protocol:
         return asdict(self) | versions | ({"comparer_library": comparer.library} if comparer.library else {})
 
 
-def _gsm8k_direct() -> list[Protocol]:
-    ga = Protocol(
-        benchmark="gsm8k",
-        name="lora_ga",
-        prompt=QUESTION_ANSWER,
-        decoding=Decoding(max_new_tokens=512),
-        extractor="gsm8k_lora_ga",
-        truth="gsm8k_lora_ga",
-        comparer="number",
-        source="LoRA-GA, released reproduce/eval_gsm8k.py; greedy",
-        differs="reads signs, thousands, decimals, currency; no second space after the prompt; greedy whatever the checkpoint's defaults",
-    )
-    return [
-        ga,
-        replace(
-            ga,
-            name="lora_ga_released",
-            prompt=QUESTION_ANSWER + " ",
-            decoding=Decoding(max_new_tokens=512, temperature=0.8, top_p=0.95),
-            extractor="gsm8k_lora_ga_released",
-            truth="gsm8k_lora_ga_released",
-            comparer="exact",
-            differs="samples always (the released call does where the checkpoint's defaults sample, as LLaMA-2's do)",
-        ),
-        replace(ga, name="lora_one", source="LoRA-One, released eval_gsm8k.py; greedy"),
-        replace(
-            ga,
-            name="lora_one_released",
-            prompt=QUESTION_ANSWER + " ",
-            extractor="gsm8k_lora_ga_released",
-            truth="gsm8k_lora_ga_released",
-            comparer="exact",
-            source="LoRA-One, released eval_gsm8k.py; greedy",
-            differs="",
-        ),
-    ]
+# ---------------------------------------------------------------------------------------------------- the files
+
+TEMPLATES = {
+    "question_answer": QUESTION_ANSWER,
+    "alpaca": ALPACA,
+    "alpaca_step_by_step": STEP_BY_STEP,
+    "llm_adapters": LLM_ADAPTERS,
+    "complete_code": COMPLETE_CODE,
+    "multiple_choice": MULTIPLE_CHOICE,
+}
+_OWN = {"name", "benchmarks", "prompt", "ending", "field"}  # keys of a file that are no fields of a protocol
 
 
-def _gsm8k_stepwise() -> list[Protocol]:
-    sb = Protocol(
-        benchmark="gsm8k",
-        name="lora_sb",
-        prompt=STEP_BY_STEP,
-        decoding=Decoding(max_new_tokens=256, stop=ALPACA_STOPS),
-        extractor="gsm8k_lora_sb",
-        truth="gsm8k_lora_ga",
-        comparer="number",
-        source="LoRA-SB, LoRA-XS, PiSSA: released instruction_tuning_eval/gsm8k_eval.py",
-        differs="exact numbers: not rounded, and off by a factor of 100 is wrong",
-    )
-    da = replace(
-        sb,
-        name="lora_da",
-        decoding=Decoding(max_new_tokens=1024, stop=ALPACA_STOPS),
-        extractor="gsm8k_lora_da",
-        source="LoRA-DA, released eval_gsm8k.py (it trains on lora_ga's prompt)",
-    )
-    return [
-        sb,
-        replace(sb, name="lora_sb_released", extractor="gsm8k_lora_sb_released", comparer="near_released", differs=""),
-        da,
-        replace(da, name="lora_da_released", extractor="gsm8k_lora_da_released", comparer="near_released", differs=""),
-    ]
+def of_file(path: Path) -> list[Protocol]:
+    """The protocols of a file of `conf/protocol`, one for each of its benchmarks.
 
+    `prompt`: a template's name, or the text itself; `ending` is put behind it, and `field` is what the row's column is
+    called where the template says `instruction`. `{benchmark}` in the reader's name is the benchmark's.
 
-def _gsm8k_adapters() -> list[Protocol]:
-    adapters = Protocol(
-        benchmark="gsm8k",
-        name="llm_adapters",
-        prompt=LLM_ADAPTERS.replace("{instruction}", "{question}"),
-        decoding=Decoding(max_new_tokens=256, beams=4),
-        extractor="gsm8k_llm_adapters",
-        truth="gsm8k_lora_ga",
-        comparer="number",
-        source="LLM-Adapters, evaluate.py at 8166572: beam search over 4, last number; LoRA-DA's appendix I (its script is lora_da)",
-        differs="exact numbers; with an attention mask; the framework has no MATH",
-    )
-    released = replace(adapters, name="llm_adapters_released", extractor="gsm8k_llm_adapters_released", comparer="within_released")
-    return [adapters, replace(released, differs="with an attention mask")]
-
-
-def _gsm8k_shots() -> list[Protocol]:
-    cot = Protocol(
-        benchmark="gsm8k",
-        name="cot",
-        kind="harness",
-        task="gsm8k_cot",
-        metric="exact_match,strict-match",
-        shots=8,
-        edge="Q: ",
-        decoding=Decoding(max_new_tokens=256, stop=("Q:", "</s>", "<|im_end|>")),
-        extractor="gsm8k_cot_strict",
-        comparer="gsm8k_cot",
-        source="lm-eval gsm8k_cot 3.0, 8 shots, strict-match",
-    )
-    return [
-        cot,
-        replace(
-            cot,
-            name="cot_flexible",
-            metric="exact_match,flexible-extract",
-            extractor="gsm8k_cot_flexible",
-            source="lm-eval gsm8k_cot 3.0, 8 shots, flexible-extract",
-        ),
-    ]
-
-
-def _math() -> list[Protocol]:
-    sb = Protocol(
-        benchmark="math",
-        name="lora_sb",
-        prompt=STEP_BY_STEP,
-        decoding=Decoding(max_new_tokens=512, stop=ALPACA_STOPS),
-        extractor="math",
-        truth="math",
-        comparer="math",
-        source="LoRA-SB, released instruction_tuning_eval/MATH_eval.py",
-        differs="a box is read too, and off by a factor of 100 is wrong",
-    )
-    return [
-        sb,
-        replace(
-            sb,
-            name="lora_sb_released",
-            extractor="math_lora_sb_released",
-            truth="math_boxed",
-            comparer="math_lora_sb_released",
-            differs="no symbolic comparison: it would evaluate the model's text",
-        ),
-        replace(
-            sb,
-            name="milora",
-            decoding=Decoding(max_new_tokens=2048, stop=ALPACA_STOPS),
-            source="MiLoRA: 2048 new tokens, the prompt of the MetaMath family",
-            differs="",
-        ),
-    ]
-
-
-def _humaneval() -> list[Protocol]:
-    one = Protocol(
-        benchmark="humaneval",
-        name="lora_one",
-        version=2,  # 1 ran program and tests in one process
-        kind="code",
-        prompt=COMPLETE_CODE,
-        decoding=Decoding(max_new_tokens=512),
-        extractor="code",
-        metric="pass@1",
-        source="LoRA-One, released eval_humaneval.py: one greedy answer",
-        differs="reads the block of code itself: nothing after its fence, indentation kept; no space after the prompt",
-    )
-    released = "cuts fences and docstrings, indents anew by rank"
-    sampled = Decoding(max_new_tokens=512, temperature=0.8, top_p=0.95, samples=5)
-    ga_source = "LoRA-GA, released reproduce/eval_humaneval.py: 5 samples at T 0.8, top_p 0.95"
-    return [
-        one,
-        replace(one, name="lora_one_released", prompt=COMPLETE_CODE + " ", extractor="code_released", differs=released),
-        replace(one, name="lora_ga", decoding=sampled, source=ga_source),
-        replace(
-            one,
-            name="lora_ga_released",
-            prompt=COMPLETE_CODE + " ",
-            decoding=sampled,
-            extractor="code_released",
-            source=ga_source,
-            differs=released,
-        ),
-    ]
-
-
-def _mmlu() -> list[Protocol]:
-    one = Protocol(
-        benchmark="mmlu",
-        name="lora_one",
-        kind="choices",
-        prompt=MULTIPLE_CHOICE,
-        choices=LETTERS,
-        shots=5,
-        source="LoRA-GA and LoRA-One, released eval_mmlu.py (after Hendrycks et al. 2021): 5 shots, question-weighted",
-        differs="the letter is scored as it follows the prompt, with its space; the same token as theirs in LLaMA-2's tokenizer",
-    )
-    return [
-        one,
-        replace(one, name="direct", shots=0, source='LoRA-One\'s words, "direct prompting": the question alone, question-weighted'),
-        replace(
-            one, name="lora_one_released", choice_tokens="alone", differs="the last token of the letter by itself, whatever precedes it"
-        ),
-    ]
-
-
-def _commonsense() -> list[Protocol]:
+    Raises: ValueError naming file, key and what is expected.
+    """
+    keys = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    known = _OWN | {field.name for field in fields(Protocol)} - {"benchmark"}
+    unknown = sorted(set(keys) - known)
+    if unknown or not {"name", "benchmarks", "source"} <= set(keys):
+        said = f"has no key {unknown[0]}" if unknown else "needs name, benchmarks and source"
+        raise ValueError(f"{path}: a protocol {said}; expected some of {', '.join(sorted(known))}")
+    prompt = TEMPLATES.get(keys.get("prompt", ""), keys.get("prompt", "")) + keys.get("ending", "")
+    if "field" in keys:
+        prompt = prompt.replace("{instruction}", f"{{{keys['field']}}}")
+    how = keys.get("decoding")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items() if key not in _OWN}
+    given |= {"prompt": prompt, "decoding": Decoding(**how | {"stop": tuple(how.get("stop", ()))}) if how else None}
     made = []
-    for benchmark in COMMONSENSE_WORDS:
-        adapters = Protocol(
-            benchmark=benchmark,
-            name="llm_adapters",
-            prompt=LLM_ADAPTERS,
-            decoding=Decoding(max_new_tokens=32, beams=4),
-            extractor=f"{benchmark}_first",
-            source="LLM-Adapters, released commonsense_evaluate.py: beam search over 4",
-            differs="with an attention mask; T 0.1, top_p 0.75 and top_k 40 are passed there too and do nothing in beam search",
-        )
-        sb = replace(
-            adapters,
-            name="lora_sb",
-            prompt=ALPACA + "\n",
-            decoding=Decoding(max_new_tokens=32, stop=ALPACA_STOPS),
-            extractor=f"{benchmark}_first_lower",
-            source="LoRA-SB, released instruction_tuning_eval/commonsense_eval.py",
-            differs="greedy; the released code samples (lora_sb_released)",
-        )
-        one = replace(
-            adapters,
-            name="lora_one",
-            prompt=ALPACA + "\n",
-            decoding=Decoding(max_new_tokens=32),
-            source="LoRA-One, released eval_commonsense.py",
-            differs="greedy and with an attention mask; the released code samples in a beam search of 4 without one",
-        )
-        sampled = Decoding(max_new_tokens=32, stop=ALPACA_STOPS, temperature=0.1, top_p=0.75, top_k=40)
-        made += [adapters, sb, one, replace(sb, name="lora_sb_released", decoding=sampled, differs="")]
+    for benchmark in keys["benchmarks"]:
+        reader = given.get("extractor", "text").replace("{benchmark}", benchmark)
+        made.append(_sound(path, Protocol(**given | {"extractor": reader}, benchmark=benchmark, name=keys["name"])))
     return made
 
 
-PROTOCOLS: dict[tuple[str, str], Protocol] = {
-    (protocol.benchmark, protocol.name): protocol
-    for protocol in [
-        *_gsm8k_direct(),
-        *_gsm8k_stepwise(),
-        *_gsm8k_adapters(),
-        *_gsm8k_shots(),
-        *_math(),
-        *_humaneval(),
-        *_mmlu(),
-        *_commonsense(),
-    ]
-}
+def _sound(path: Path, protocol: Protocol) -> Protocol:
+    for key, table in (("extractor", EXTRACTORS), ("truth", EXTRACTORS), ("comparer", COMPARERS)):
+        if getattr(protocol, key) not in table:
+            raise ValueError(f"{path}: {key}={getattr(protocol, key)}; expected one of {', '.join(sorted(table))}")
+    return protocol
+
+
+def _all() -> dict[tuple[str, str], Protocol]:
+    files = [config.file_of("protocol", name) for name in config.names("protocol")]
+    made = [protocol for path in files for protocol in of_file(path)]
+    return {(protocol.benchmark, protocol.name): protocol for protocol in made}
+
+
+PROTOCOLS: dict[tuple[str, str], Protocol] = _all()
 
 
 def names(benchmark: str) -> list[str]:
@@ -363,6 +181,8 @@ def names(benchmark: str) -> list[str]:
 
 def find(benchmark: str, name: str) -> Protocol:
     """A protocol by name. Raises: ValueError that lists the names there are."""
+    if (benchmark, name) not in PROTOCOLS:  # a user's own files may have come since
+        PROTOCOLS.update({key: protocol for key, protocol in _all().items() if key not in PROTOCOLS})
     if name not in names(benchmark):
         raise ValueError(f"task.protocol={name}: {benchmark} has {', '.join(names(benchmark))}")
     return PROTOCOLS[benchmark, name]

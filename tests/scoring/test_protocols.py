@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
+from loraexp import config
 from loraexp.scoring import protocols
 from loraexp.scoring.answers import COMMONSENSE_WORDS, COMPARERS, EXTRACTORS
-from loraexp.scoring.protocols import PROTOCOLS, Protocol, find, mmlu_parts, names
+from loraexp.scoring.protocols import PROTOCOLS, Protocol, find, mmlu_parts, names, of_file
 from tests.support.helpers import shared_data
 
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -88,7 +90,7 @@ def test_decoding_is_the_papers() -> None:
 
 
 def test_unknown_names_list_what_there_is() -> None:
-    with pytest.raises(ValueError, match="task.protocol=lora_gaa: gsm8k has lora_ga, lora_ga_released, lora_one"):
+    with pytest.raises(ValueError, match="task.protocol=lora_gaa: gsm8k has cot, cot_flexible, llm_adapters, .*lora_ga, lora_ga_released"):
         find("gsm8k", "lora_gaa")
     with pytest.raises(ValueError, match="benchmark gsm9k: there is none of this name; expected ARC-Challenge"):
         find("gsm9k", "lora_ga")
@@ -152,3 +154,27 @@ def test_mmlu_from_the_real_files() -> None:
     assert f"Answer: {rows('dev')[0]['answer']}\n\n{rows('dev')[1]['question']}\nA. " in prompt
     with pytest.raises(ValueError, match="1 examples in its dev file; protocol lora_one shows 5"):
         mmlu_parts(protocol, "high_school_biology", question, rows("dev")[:1])
+
+
+def test_a_protocol_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        'name: mine\nbenchmarks: [boolq, piqa]\nprompt: llm_adapters\nending: "!"\ndecoding: {max_new_tokens: 8, stop: ["."]}\n'
+        'extractor: "{benchmark}_first"\nsource: mine\n'
+    )
+    one, two = of_file(path)
+    assert (one.benchmark, one.extractor, two.benchmark, two.extractor) == ("boolq", "boolq_first", "piqa", "piqa_first")
+    assert one.prompt.endswith("### Response:\n" + " " * 16 + "!") and one.decoding == protocols.Decoding(max_new_tokens=8, stop=(".",))
+    for line, message in (
+        ("extractor: eyes", "extractor=eyes; expected one of"),
+        ("colour: red", "a protocol has no key colour; expected"),
+    ):
+        path.write_text(f"name: mine\nbenchmarks: [gsm8k]\nprompt: text {{question}}\nsource: mine\n{line}\n")
+        with pytest.raises(ValueError, match=f"mine.yaml: {message}"):
+            of_file(path)
+
+
+def test_every_file_is_read_and_says_what_it_is() -> None:
+    files = [config.file_of("protocol", name) for name in config.names("protocol")]
+    made = [protocol for path in files for protocol in of_file(path)]
+    assert len(made) == len(PROTOCOLS) >= 54 and all(path.read_text().startswith("# ") for path in files)
