@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loraexp.adapter.layer import Factors, Layer, Training
+from loraexp.adapter.layer import Factors, Layer, Training, Weighting
 from loraexp.machine.device import autocast, to_device
 from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import bar
 from loraexp.run.batches import schedule, total_steps
 from loraexp.statistics import Calibration, Collected, Report, collect, fingerprint, layer_generator, weight
+from loraexp.statistics.calibration import Batch
 
 if TYPE_CHECKING:
     from loraexp.config.settings import CalibrationSettings, Settings
@@ -64,7 +65,7 @@ def calibration_rows(rows: int, settings: CalibrationSettings, seed: int) -> np.
 
 
 class Objective:
-    """The task's loss and outputs in the precision of the run, on the device of the model."""
+    """The task's loss and outputs in the precision of the run, on the device of the model; over rows a `Calibration`."""
 
     def __init__(self, task: Task, device: torch.device, precision: str) -> None:
         self.task, self.device, self.precision = task, device, precision
@@ -80,6 +81,11 @@ class Objective:
     def sample_losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         with autocast(self.device, self.precision):
             return self.task.sample_losses(model, batch)
+
+    def over(self, batches: Sequence[Batch], population: int, weighting: Weighting = "tokens") -> Calibration:
+        """This objective on these batches of a training set of `population` rows, for the statistics of its loss."""
+        own = self.sample_losses if self.task.several_labels else None
+        return Calibration(batches, self.loss_sum, self.outputs, population, own, weighting)
 
     def probe(self, model: nn.Module, settings: CalibrationSettings) -> float:
         """Mean loss of the model, dropout off, on the first rows of the training set, those of like length together."""
@@ -116,14 +122,7 @@ def statistics_of(
     return collect(
         model,
         targets,
-        Calibration(
-            batches=share,
-            loss_sum=objective.loss_sum,
-            outputs=objective.outputs,
-            population=len(examples),
-            sample_losses=objective.sample_losses if task.several_labels else None,
-            weighting=calibration.weighting or function.weighting,
-        ),
+        objective.over(share, len(examples), calibration.weighting or function.weighting),
         function.needs,
         function.request(settings.rank, **initializer.keywords),
         budget=calibration.memory_budget,

@@ -18,7 +18,7 @@ from loraexp.machine.device import to_device
 from loraexp.models import load
 from loraexp.run.experiment import make
 from loraexp.run.initialise import Objective
-from loraexp.statistics import Calibration, layer_generator, weight
+from loraexp.statistics import layer_generator, weight
 from loraexp.statistics.collect import like
 from loraexp.statistics.curvature import cancelling, collect_curvature
 from loraexp.statistics.hooks import Sweeper
@@ -184,7 +184,7 @@ def parts(bench: Bench, meter: Meter) -> None:
     objective = Objective(bench.task, bench.device, bench.settings.precision)
     initializer = make(bench.settings.init)
     asked = initializer.func.request(bench.settings.rank, **initializer.keywords)["curvature"]  # type: ignore[attr-defined]
-    calibration = Calibration(batches=batches, loss_sum=objective.loss_sum, outputs=objective.outputs, population=len(batches))
+    calibration = objective.over(batches, len(batches))
     with torch.no_grad(), meter.during("forward"):
         for batch in batches:
             objective.outputs(bench.model, to_device(batch, bench.device))
