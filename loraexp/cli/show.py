@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 class Screen(Observer):
     """What a person sees of a run while it goes on; of several processes the first speaks."""
 
+    layers = False  # whether a table of them is wanted
+
     def begun(self, settings: Settings, folder: Path) -> None:
+        self.layers = settings.calibration.show
         if first():
             announce(settings, folder)
 
     def initialised(self, ledger: dict[str, Any]) -> None:
         if first():
-            initialised(ledger)
+            initialised(ledger, layers=self.layers)
 
     def note(self, line: str) -> None:
         print(f"loraexp: {line}", file=sys.stderr, flush=True)
@@ -51,8 +54,8 @@ def announce(settings: Settings, folder: Path) -> None:
 LAYERS_SHOWN = 12
 
 
-def initialised(ledger: dict[str, Any]) -> None:
-    """What initialising cost and made, on standard error: a line, and where factors start away from zero a table."""
+def initialised(ledger: dict[str, Any], *, layers: bool = False) -> None:
+    """What initialising cost and made, on standard error; with `layers`, where factors start away from zero, a table."""
     statistics, loss, cost = ledger["statistics"], ledger["loss"], ledger["cost"]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     seen = f"{statistics['samples']} samples, {statistics['tokens']:,} tokens, {statistics['forward_sweeps']:.1f} passes"
@@ -65,7 +68,7 @@ def initialised(ledger: dict[str, Any]) -> None:
         console.print(f"  {statistics['way']}")
     if counts := ledger.get("rows"):
         console.print(f"  rows: {', '.join(f'{count:,} {name}' for name, count in counts.items())}")
-    if any(line["singular_values"][0] > 0 for line in ledger["layers"].values()):
+    if layers and any(line["singular_values"][0] > 0 for line in ledger["layers"].values()):
         Console(stderr=True, highlight=False, width=max(console.width, 125)).print(layer_table(ledger["layers"]))
     for warning in ledger["warnings"]:
         console.print(f"  warning: {warning}", style="yellow")

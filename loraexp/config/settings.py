@@ -66,6 +66,7 @@ class CalibrationSettings:
     mode: Literal["eval", "train"]  # dropout off or on
     memory_budget: int = number(least=0)  # bytes for the statistics' own state
     cache: bool
+    show: bool = False  # print what each layer's factors hold; init/ledger.json has it in any case
     weighting: Literal["samples", "tokens"] | None = None  # what the loss is a mean over; null: the initializer's own
 
 

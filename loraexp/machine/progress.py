@@ -1,21 +1,90 @@
-"""One progress bar for everything that takes long; silent when standard error is not a terminal."""
+"""One progress bar for everything that takes long; where standard error is no terminal, a line every half minute."""
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from loraexp.machine.words import spoken
 
 Advance = Callable[..., None]  # advance(steps=1, **columns)
 
 
 enabled = True  # false in the worker processes of a launcher, which share one terminal
+every = 30.0  # seconds between two lines where there is no bar
+_log: IO[str] | None = None  # run.log of the run that goes on
 _display: Any = None  # of the outermost bar: bars within it are lines of the same display
 
 
 def whole(number: float) -> str:
     return f"{number:.0f}"
+
+
+class Pulse:
+    """What a bar shows, as a line now and then: into the log of the run, and where there is no terminal on standard error."""
+
+    def __init__(self, description: str, total: float, done: float, spell: Callable[[float], str]) -> None:
+        self.description, self.total, self.done, self.spell = description, total, done, spell
+        self.note, self.left = "", ""
+        self.before, self.began = done, time.monotonic()
+        self.last = self.began
+
+    def advance(
+        self, steps: float = 1, total: float | None = None, left: str | None = None, **shown: float | str
+    ) -> None:
+        self.done += steps
+        self.total = self.total if total is None else total
+        self.left = self.left if left is None else left
+        self.note = columns(shown) or self.note
+        now = time.monotonic()
+        if now - self.last >= every:
+            self.last = now
+            self.say(now)
+
+    def say(self, now: float) -> None:
+        pace = (self.done - self.before) / (now - self.began)
+        left = self.left or (f"{spoken((self.total - self.done) / pace)} left" if pace > 0 else "")
+        counted = f"{self.description} {self.spell(self.done)}/{self.spell(self.total)}"
+        line = " · ".join(part for part in (counted, self.note.replace("  ", " · "), left) if part)
+        log(line)
+        if enabled and not sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+            print(line, file=sys.stderr, flush=True)
+
+
+def columns(shown: dict[str, float | str]) -> str:
+    """Names and values beside a bar."""
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Within: notices, phases and progress are also lines of a file, with the time of each; one run at a time has it."""
+    global _log
+    try:
+        file: IO[str] | None = path.open("a", encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        file = None  # the record says what is wrong with the disk
+    before, _log = _log, file
+    try:
+        yield
+    finally:
+        _log = before
+        if file is not None:
+            with suppress(OSError):
+                file.close()
+
+
+def log(line: str) -> None:
+    """A line of the log of the run that goes on, if there is one."""
+    if _log is not None:
+        with suppress(OSError, ValueError):
+            _log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+            _log.flush()
 
 
 @contextmanager
@@ -24,20 +93,21 @@ def bar(description: str, total: int, done: int = 0, *, spell: Callable[[float],
 
     `left` in the columns is shown in place of the time left that the bar's own pace gives; `spell` writes its numbers.
     """
+    pulse = Pulse(description, total, done, spell)
     if not enabled or not sys.stderr.isatty():
-        yield lambda steps=1, **columns: None
+        yield pulse.advance
         return
     with display() as progress:
         task = progress.add_task(description, total=total, completed=done, note="", left="", spell=spell)
 
         def advance(steps: float = 1, total: float | None = None, left: str | None = None, **shown: float | str) -> None:
+            pulse.advance(steps, total, left, **shown)
             if total is not None:
                 progress.update(task, total=total)
             if left is not None:
                 progress.update(task, left=left)
             if shown:
-                note = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
-                progress.update(task, advance=steps, note=note)
+                progress.update(task, advance=steps, note=columns(shown))
             else:
                 progress.update(task, advance=steps)
 
@@ -67,14 +137,14 @@ def display() -> Iterator[Any]:
             spell = task.fields["spell"]
             return Text(f"{spell(task.completed)}/{spell(task.total or 0)}")
 
-    columns = (
+    parts = (
         TextColumn("{task.description:>12}"),
         BarColumn(bar_width=30),
         Count(),
         TextColumn("{task.fields[note]}"),
         Left(compact=True),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*parts, console=Console(stderr=True), transient=True) as progress:
         _display = progress
         try:
             yield progress
@@ -115,4 +185,5 @@ def tally(description: str) -> Iterator[Callable[[int, int], None]]:
 
 def notice(line: str) -> None:
     """A line on standard error that is worth reading while something runs."""
+    log(line)
     print(line, file=sys.stderr, flush=True)

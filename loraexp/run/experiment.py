@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from loraexp.machine import repository
 from loraexp.machine.device import choose_device
 from loraexp.machine.files import folder_written, sha256
 from loraexp.machine.processes import Processes
-from loraexp.machine.progress import tally
+from loraexp.machine.progress import log, logged, tally
 from loraexp.machine.signals import Interrupted, Stop, watched
 from loraexp.models import load
 from loraexp.records import record as records
@@ -78,8 +79,10 @@ def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) 
 def recorded(settings: Settings, plain: dict[str, Any], folder: Path, observer: Observer) -> dict[str, Any]:
     """The run itself; returns its record, which is left behind also when it fails or is told to stop."""
     processes = Processes(settings.device)
+    folder.mkdir(parents=True, exist_ok=True)
     with (
         watched() as stop,
+        logged(folder / "run.log") if processes.main else nullcontext(),
         Record(folder, config.run_id(plain), plain, settings.wandb, main=processes.main, forced=settings.force) as record,
     ):
         result = Experiment(settings, record, stop, processes, observer).run()
@@ -163,6 +166,7 @@ class Experiment:
     def say(self, line: str) -> None:
         """A line for the person who watches."""
         if self.processes.main:
+            log(line)
             self.observer.note(line)
 
     def model(self, task: Any) -> nn.Module:

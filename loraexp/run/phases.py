@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from loraexp.machine.measure import asked_for, ran_out
+from loraexp.machine.progress import log
 from loraexp.machine.signals import Interrupted, Stop
 from loraexp.records.record import Record
 
@@ -42,6 +43,7 @@ class Phases:
     @contextmanager
     def __call__(self, name: str, *, patient: bool = False) -> Iterator[None]:
         """`patient`: being told to stop is only noted, because what is within looks itself."""
+        log(WORDS[name])
         try:
             with self.record.phase(name), self.stop.patiently(patient):
                 yield
