@@ -80,7 +80,7 @@ BAD = [
     (["init=lora", "init.start=shift"], "init.start=shift: expected pretrained or shifted"),
     (
         ["model=minilm", "runn"],
-        "runn: expected KEY=VALUE or a verb; choices: sweep, plan, table, plot, report, list, verify, export, eval, align",
+        "runn: expected KEY=VALUE or a verb; nearest: runs",
     ),
     (["verfy", "x"], "verfy: expected KEY=VALUE or a verb; nearest: verify"),
     (["init=full", "optimizer=p_lora"], "optimizer=p_lora trains A and B, but init=full trains W; choose optimizer=adamw|gd|sgd"),
