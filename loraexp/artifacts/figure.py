@@ -20,8 +20,8 @@ from loraexp.sweep.computed import Surface
 from loraexp.sweep.schema import Plot, Report, Sweep
 
 if TYPE_CHECKING:
-    from loraexp.records.reading import Run
     from loraexp.results.gather import Place, Results
+    from loraexp.results.matching import Run
 
 NAMES = {
     "step": "optimizer step",

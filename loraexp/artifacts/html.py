@@ -17,9 +17,9 @@ from loraexp.artifacts.figure import Picture, plain, point_label, runs_of
 from loraexp.artifacts.page import STATUSES, Part
 from loraexp.artifacts.table import Table
 from loraexp.machine.escapes import printable
-from loraexp.records.reading import Run
 from loraexp.results import units
 from loraexp.results.gather import Place
+from loraexp.results.matching import Run
 
 OPENED = ("Claims of the paper", "Problems")  # parts under a table that are not folded
 Values = dict[str, Any]

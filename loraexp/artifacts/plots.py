@@ -26,8 +26,9 @@ from loraexp.artifacts.figure import (
     style_of,
 )
 from loraexp.config import ConfigError
-from loraexp.records.reading import Run, number
+from loraexp.records.reading import number
 from loraexp.results.gather import Place, Results, points
+from loraexp.results.matching import Run
 from loraexp.results.units import printed, symbol
 from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Plot, Sweep

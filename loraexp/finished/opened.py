@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from loraexp import config
@@ -41,10 +41,7 @@ class FinishedRun:
     @classmethod
     def of(cls, folder: Path, record: dict[str, Any], changed: Mapping[str, Any] | None = None) -> FinishedRun:
         """`changed`: keys of its configuration that do not say what was trained."""
-        cfg = DictConfig(stored_config(folder))
-        for key, value in (changed or {}).items():
-            OmegaConf.update(cfg, key, value)
-        settings = settings_of(cfg)
+        settings = settings_of(replaced(stored_config(folder), changed or {}))
         repository.assume(record.get("hub", {}))  # wherever main is today
         opened = cls(folder, record, settings)
         opened.check_files(f"adapter/{RAW}")
@@ -147,12 +144,23 @@ class FinishedRun:
         return split, [to_device(self.task.collate(examples, part), self.device) for part in parts]
 
 
-def settings_of(cfg: DictConfig) -> Settings:
+def replaced(plain: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with other values at some dotted keys."""
+    whole = copy.deepcopy(dict(plain))
+    for key, value in changed.items():
+        *groups, name = key.split(".")
+        node = whole
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[name] = value
+    return whole
+
+
+def settings_of(plain: Mapping[str, Any]) -> Settings:
     """The settings of a run; the code of its initializer and optimizer, which have done their work, need not be there."""
     try:
-        return config.check(cfg)[0]
+        return config.checked(plain)[0]
     except ConfigError:
-        plain = config.resolved(cfg)
         try:
             for group in ("init", "optimizer"):
                 config.target(plain[group], group)

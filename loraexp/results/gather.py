@@ -14,8 +14,9 @@ from typing import Any
 
 from loraexp.config import ConfigError
 from loraexp.records import reading
-from loraexp.records.reading import Found, Run, describe, number
-from loraexp.results import edges
+from loraexp.records.reading import Found, number
+from loraexp.results import edges, matching
+from loraexp.results.matching import Run, describe
 from loraexp.results.units import printed
 from loraexp.sweep import computed
 from loraexp.sweep.cells import Cell, expand
@@ -234,12 +235,12 @@ def gather_runs(results: Results, source: str | None) -> None:
     sweep = results.sweep
     cells = expand(sweep)
     keys = {cell.run_id: cell.match for cell in cells}
-    found = reading.by_match(keys, candidates(cells, source), results.problems)
+    found = matching.by_match(keys, candidates(cells, source), results.problems)
     for row, column in ((row, column) for row in sweep.rows for column in sweep.columns):
         place = blank(sweep, row, column)
         results.places[row, column] = place
         place.runs = [
-            reading.settle(cell, found.get(keys[cell.run_id], []), results.problems)
+            matching.settle(cell, found.get(keys[cell.run_id], []), results.problems)
             for cell in cells
             if (cell.row, cell.column) == (row, column)
         ]

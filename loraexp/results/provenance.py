@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from loraexp.machine.words import spoken
-from loraexp.records.reading import Run, describe, run_seconds
+from loraexp.records.reading import run_seconds
 from loraexp.results.gather import Place, Results
+from loraexp.results.matching import Run, describe
 from loraexp.sweep import computed
 from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Sweep

@@ -31,7 +31,7 @@ NO_NUMBER = {
 
 def unmeasured(found: Sweep) -> Results:
     """The results of a sweep of which nothing has run, one grid point at every place."""
-    from loraexp.records.reading import Run
+    from loraexp.results.matching import Run
 
     results = Results(sweep=found, source="")
     for cell in expand(thin(found)):
