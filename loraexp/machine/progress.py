@@ -34,9 +34,7 @@ class Pulse:
         self.before, self.began = done, time.monotonic()
         self.last = self.began
 
-    def advance(
-        self, steps: float = 1, total: float | None = None, left: str | None = None, **shown: float | str
-    ) -> None:
+    def advance(self, steps: float = 1, total: float | None = None, left: str | None = None, **shown: float | str) -> None:
         self.done += steps
         self.total = self.total if total is None else total
         self.left = self.left if left is None else left

@@ -185,9 +185,7 @@ def initialize(
             plain = (Layer(name=name, W=weight(module, device)) for name, module in targets.items())
             collected = Collected(plain, Report(way="weights only"))
         for layer in collected.layers:
-            made = initializer(
-                layer, rank=settings.rank, scaling=scaling, generator=layer_generator(settings.seed, layer.name)
-            )
+            made = initializer(layer, rank=settings.rank, scaling=scaling, generator=layer_generator(settings.seed, layer.name))
             factors[layer.name] = checked(layer, made, settings)
             lines[layer.name] = describe(layer, made, scaling, settings.precision)
             advance()

@@ -150,7 +150,7 @@ def of_file(path: Path) -> list[Protocol]:
     given |= {"prompt": prompt, "decoding": Decoding(**how | {"stop": tuple(how.get("stop", ()))}) if how else None}
     made = []
     for benchmark in keys["benchmarks"]:
-        reader = given.get("extractor", "text").replace("{benchmark}", benchmark)
+        reader = str(given.get("extractor", "text")).replace("{benchmark}", benchmark)
         made.append(_sound(path, Protocol(**given | {"extractor": reader}, benchmark=benchmark, name=keys["name"])))
     return made
 
