@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from loraexp.config.fit import build
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 NOT_OF_A_RUN = ("hydra", "method", "experiment")  # they choose other keys, and are nothing themselves
 
 
@@ -38,6 +40,7 @@ def checked(composed: Mapping[str, Any]) -> tuple[schema.Settings, dict[str, Any
     task, initializer, optimizer = (Component.of(getattr(settings, group), group) for group in ("task", "init", "optimizer"))
     for component in (task, initializer, optimizer):
         component.check()
+    check_names(settings)
     check_together(settings, task, initializer, optimizer)
     return settings, plain
 
@@ -85,6 +88,7 @@ def typed(plain: Mapping[str, Any]) -> schema.Settings:
 def check_together(settings: schema.Settings, task: Component, initializer: Component, optimizer: Component) -> None:
     """Choices that exclude each other: task and model; an initializer's hyper-parameters; what it trains and the rule needs."""
     check_kinds(settings, task)
+    check_weights(settings.model, initializer)
     try:
         schema.checkpoint_seconds(settings.train.checkpoint_every)
     except ValueError as error:
@@ -110,6 +114,26 @@ def check_together(settings: schema.Settings, task: Component, initializer: Comp
             f"optimizer={optimizer.name} {optimizer.wants}, but init={initializer.name} trains "
             f"{' and '.join(sorted(initializer.trains)) or 'nothing'}; choose optimizer={'|'.join(rules)}"
         )
+
+
+def check_names(settings: schema.Settings) -> None:
+    """Names of which folders are made: of task, model and initializer."""
+    for key, name in (("model", settings.model.name), ("task", settings.task.get("name")), ("init", settings.init.get("name"))):
+        if not NAME.fullmatch(str(name)):
+            raise ConfigError(f"{key}.name={name}: expected letters, digits, '.', '_', '+' and '-': a folder is named by it")
+
+
+def check_weights(model: schema.ModelSettings, initializer: Component) -> None:
+    """Keys of the model that contradict each other, or what trains."""
+    if model.path is not None and model.config is not None:
+        raise ConfigError(
+            f"model.path={model.path}: model.config is given too, and would be built with random weights; set model.config=null to load "
+            "what is at model.path, or model.path=null"
+        )
+    if model.quantise and initializer.full:
+        raise ConfigError(f"model.quantise={model.quantise}: init={initializer.name} trains every weight; set model.quantise=null")
+    if model.head == "keep" and model.path is None:
+        raise ConfigError(f"model.head=keep: model={model.name} has random weights and no head to keep; set model.head=new")
 
 
 def check_kinds(settings: schema.Settings, task: Component) -> None:

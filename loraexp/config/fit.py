@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -67,9 +68,10 @@ def fit(key: str, value: Any, hint: Any) -> Any:
             return value
         if kind is bool and isinstance(value, bool):
             return value
-        if kind is int and not isinstance(value, bool) and isinstance(value, (int, float)) and value == int(value):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        if kind is int and number and value == int(value):
             return int(value)
-        if kind is float and not isinstance(value, bool) and isinstance(value, (int, float)):
+        if kind is float and number:
             return float(value)
         if kind in (str, list, dict) and isinstance(value, kind):
             return value

@@ -126,7 +126,7 @@ class Settings:
     evaluate: EvaluateSettings
     wandb: WandbSettings
     lr: float = number(above=0)
-    seed: int = number(least=0)
+    seed: int = number(least=0, most=2**63 - 1)  # what torch's generators take
     rank: int = number(above=0)
     alpha: float = number(above=0)
     output_root: str

@@ -51,4 +51,6 @@ def choose_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"device={name}: not available here ({str(error).splitlines()[0][:100]}); expected auto or cpu") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # libraries that load onto "the" device, and the generator of a checkpoint, go by it
     return device

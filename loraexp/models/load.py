@@ -20,7 +20,7 @@ from loraexp.machine.files import sha256
 from loraexp.machine.hub import SourceError, resolve, verify
 from loraexp.machine.repository import Repository
 from loraexp.models import tokenizer as tokenizers
-from loraexp.models.weights import Loaded, inspect, untie
+from loraexp.models.weights import DRAWN, Loaded, inspect, untie
 
 if TYPE_CHECKING:
     from loraexp.config.settings import ModelSettings
@@ -130,9 +130,47 @@ def read_tokenizer(settings: ModelSettings) -> Any:
     folder = place if isinstance(place, Path) else repository.definition(of)
     with loading():
         try:
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise unreachable(settings, place, "tokenizer", error) from error
+    check_words(settings, place, tokenizer)
+    return tokenizer
+
+
+SENTENCE = "A quick brown fox jumps over 13 lazy dogs, and 27 others."
+
+
+def check_words(settings: ModelSettings, place: Path | str, tokenizer: Any) -> None:
+    """The tokenizer knows something, or SourceError: of a folder without its files transformers makes an empty one, silently."""
+    ids = tokenizer(SENTENCE, add_special_tokens=False)["input_ids"]
+    if all(i in tokenizer.all_special_ids for i in ids):
+        raise SourceError(
+            f"model={settings.name}: the tokenizer in {place} has {len(tokenizer.get_vocab())} tokens and knows no word: its files "
+            "(tokenizer.json, vocab.txt, ...) are not there; add them, or set model.tokenizer to the one that the model was trained with"
+        )
+
+
+def check_reach(settings: ModelSettings, longest: int, types: int) -> None:
+    """Rows of `longest` tokens and of token types up to `types` are what an encoder reads, or SourceError."""
+    own = load_config(settings)
+    window = own.max_position_embeddings if getattr(own, "position_biased_input", True) else None
+    if window is not None and own.model_type in FROM_PAD:
+        window -= own.pad_token_id + 1  # its positions begin behind that of the padding
+    if window is not None and longest > window:
+        raise SourceError(
+            f"task.max_length: a row has {longest} tokens, and model={settings.name} reads {window}; set task.max_length={window} or less"
+        )
+    rows = getattr(own, "type_vocab_size", 0)
+    if rows and types >= rows:
+        raise SourceError(
+            f"model={settings.name}: its tokenizer gives the second text token type {types}, and the model has {rows} (0 to {rows - 1}): "
+            "set model.tokenizer to the one that the model was trained with"
+        )
+
+
+FROM_PAD = frozenset(
+    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text", "mpnet", "longformer"}
+)
 
 
 def check_vocabulary(settings: ModelSettings, tokenizer: Any) -> None:
@@ -161,6 +199,9 @@ def load_config(settings: ModelSettings, **labels: Any) -> Any:
         labels["label2id"] = {name: i for i, name in labels["id2label"].items()}
     if settings.config is not None:
         architecture = dict(settings.config)
+        if "model_type" not in architecture:
+            shown = "{model_type:bert,hidden_size:32,num_hidden_layers:2,num_attention_heads:2,intermediate_size:64,vocab_size:30522}"
+            raise ValueError(f"model.config has no model_type; expected an architecture, for example 'model.config={shown}'")
         return AutoConfig.for_model(architecture.pop("model_type"), **architecture, **labels)
     place = locate(settings)
     folder = place if isinstance(place, Path) else repository.definition(hub(place, settings.revision))
@@ -316,11 +357,14 @@ def quantised(settings: ModelSettings) -> dict[str, Any]:
         raise SourceError(f'model.quantise={settings.quantise}: needs bitsandbytes: pip install "loraexp[quantised]", or set it to null')
     from transformers import BitsAndBytesConfig
 
+    # What is drawn anew trains in float32; of a text model the library leaves out the output layer by itself.
+    drawn = [name.rpartition(".")[2] for name in (*new_modules(skeleton(settings), settings.kind), *DRAWN)]
+    skipped = {"llm_int8_skip_modules": drawn if settings.kind == "encoder" else None}
     if settings.quantise == "8bit":
-        how = BitsAndBytesConfig(load_in_8bit=True)
+        how = BitsAndBytesConfig(load_in_8bit=True, **skipped)
     else:
-        how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    return {"quantization_config": how, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
+        how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, **skipped)
+    return {"quantization_config": how, "device_map": {"": torch.cuda.current_device()}}
 
 
 def new_modules(model: nn.Module, kind: str) -> list[str]:
@@ -355,9 +399,17 @@ def target_layers(model: nn.Module, targets: Sequence[str], head: Sequence[str])
     return {name: module for name, module in linear.items() if name in found}
 
 
-def check_rank(targets: Mapping[str, nn.Module], rank: int) -> None:
-    """The rank fits every target, or a ValueError names the first that is smaller."""
+def check_rank(targets: Mapping[str, nn.Module], rank: int, directions: int = 0) -> None:
+    """The rank fits every target, or a ValueError names the first that is smaller.
+
+    `directions`: how many leading ones of a layer the initializer reads for this rank (2r for LoRA-GA).
+    """
     for name, module in targets.items():
         d_out, d_in = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
         if rank > min(d_out, d_in):
             raise ValueError(f"rank={rank}: layer {name} is ({d_out}, {d_in}); expected at most {min(d_out, d_in)}")
+        if directions > min(d_out, d_in):
+            most = min(d_out, d_in) * rank // directions
+            raise ValueError(
+                f"rank={rank}: init reads {directions} directions, and layer {name} is ({d_out}, {d_in}); expected at most {most}"
+            )

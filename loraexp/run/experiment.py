@@ -283,7 +283,9 @@ def check_model(settings: Settings) -> None:
     try:
         head = load.new_modules(skeleton, settings.model.kind)
         targets = load.target_layers(skeleton, settings.model.targets, head)
-        load.check_rank(targets, settings.rank)
+        initializer = config.Component.of(settings.init, "init")
+        asked = initializer.partial.func.request(settings.rank, **initializer.keywords)  # type: ignore[attr-defined]
+        load.check_rank(targets, settings.rank, max((getattr(ask, "k", 0) for ask in asked.values()), default=0))
         choose_device(settings.device)
         settled(make(settings.init), training_of(settings, rows=1))
     except ValueError as error:
@@ -295,7 +297,13 @@ def tokenise(settings: Settings) -> Any:
     tokenizer = load.load_tokenizer(settings.model)
     load.check_vocabulary(settings.model, tokenizer)
     with tally("tokenising") as progress:
-        return make_task(settings, tokenizer, progress)
+        task = make_task(settings, tokenizer, progress)
+    if settings.model.kind == "encoder":
+        read = [examples for examples in task.splits.values() if len(examples)]
+        longest = max((int(examples.lengths.max()) for examples in read), default=0)
+        types = max((int(examples.types.max()) for examples in read if examples.types is not None), default=0)
+        load.check_reach(settings.model, longest, types)
+    return task
 
 
 def make_task(settings: Settings, tokenizer: Any, progress: Any = None) -> Any:

@@ -72,6 +72,35 @@ BAD = [
     (["trian.epochs=2"], "trian.epochs: there is no such key; nearest: train.epochs"),
     (["train.epoch=2"], "train.epoch: there is no such key; nearest: train.epochs"),
     (["adapter.scaling=rs"], "adapter.scaling=rs: expected lora or rslora"),
+    (["lr=inf"], "lr=inf: expected a number"),
+    (["seed=1180591620717411303424"], "seed=1180591620717411303424: expected a number at least 0 and at most 9.22337e+18"),
+    (
+        ["init.name=../../evil"],
+        "init.name=../../evil: expected letters, digits, '.', '_', '+' and '-': a folder is named by it",
+    ),
+    (["model.name=/a/b"], "model.name=/a/b: expected letters, digits, '.', '_', '+' and '-': a folder is named by it"),
+    (
+        ["model=tiny-bert", "model.path=a/b"],
+        "model.path=a/b: model.config is given too, and would be built with random weights; set model.config=null to load what is at "
+        "model.path, or model.path=null",
+    ),
+    (
+        ["model.quantise=4bit", "init=full", "optimizer=adamw"],
+        "model.quantise=4bit: init=full trains every weight; set model.quantise=null",
+    ),
+    (
+        ["model=tiny-bert", "model.head=keep"],
+        "model.head=keep: model=tiny-bert has random weights and no head to keep; set model.head=new",
+    ),
+    (
+        ["model.path=null", "model.config={hidden_size:32}"],
+        "model=minilm: model.config has no model_type; expected an architecture, for example "
+        "'model.config={model_type:bert,hidden_size:32,num_hidden_layers:2,num_attention_heads:2,intermediate_size:64,vocab_size:30522}'",
+    ),
+    (
+        ["model=tiny-bert", "init=lora_ga", "rank=20"],
+        "rank=20: init reads 40 directions, and layer bert.encoder.layer.0.attention.self.query is (32, 32); expected at most 16",
+    ),
     (["precision=fp16"], "precision=fp16: expected fp32 or bf16"),
     (["train.warmup_ratio=2"], "train.warmup_ratio=2.0: expected a number at least 0 and at most 1"),
     (["train.length_buckets=maybe"], "train.length_buckets=maybe: expected true or false"),
