@@ -32,6 +32,7 @@ VERBS = {
     "eval": ("finished", "evaluate"),
     "align": ("finished", "align"),
     "runs": ("inventory", "runs"),
+    "show": ("rows", "show"),
     "new": ("new", "new"),
 }
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130

@@ -73,13 +73,27 @@ _target_: {name}.{name}
 _partial_: true
 ratio: 4.0
 """
-TASK_YAML = """# {name}: one line, which `loraexp list tasks` shows.
-defaults: [labelled_csv]
+TASK_YAML = """# {name}: one line, which `loraexp list tasks` shows. All keys: loraexp task=data --cfg job
+defaults: [data, _self_]
+
 name: {name}
-source: {name}.csv
+format: csv             # csv | tsv | jsonl | parquet | hub
+data_dir: {here}
+train: {name}.csv
+text: [text]            # the column of the text, or the two of a pair
+label: label            # the column of the class
+# For a model of text, in place of text and label:
+# prompt: "Question: {{question}}\\nAnswer: "
+# response: "{{answer}}"
 """
-TASK_ROWS = """text,label
-"""
+PLACES = ("here", "at home", "by the sea", "in town", "up there")
+FOOD = ("soup", "bread", "tea", "fish", "rice", "cake", "salad", "pie")
+TASK_ROWS = "text,label\n" + "".join(
+    f"the {food} {place} was {word},{label}\n"
+    for food in FOOD
+    for place in PLACES
+    for word, label in (("lovely", "good"), ("awful", "bad"))
+)
 SWEEP_YAML = """# {name}: your own table, a row a method, a column a task. `loraexp plan {here}` says what it costs.
 title: My methods under equal conditions
 paper: mine
@@ -129,7 +143,7 @@ def contents(kind: str, name: str, to: Path) -> dict[Path, str]:
         path = to / f"{name}.yaml"
         return {path: SWEEP_YAML.format(name=name, here=shorten(path))}
     if kind == "task":
-        return {yaml: TASK_YAML.format(name=name), to / f"{name}.csv": TASK_ROWS}
+        return {yaml: TASK_YAML.format(name=name, here=to.absolute()), to / f"{name}.csv": TASK_ROWS}
     code, keys = {"init": (INIT, INIT_YAML), "optimizer": (OPTIMIZER, OPTIMIZER_YAML)}[kind]
     return {to / f"{name}.py": code.format(name=name), yaml: keys.format(name=name)}
 

@@ -146,11 +146,11 @@ def of_file(path: Path) -> list[Protocol]:
     if "field" in keys:
         prompt = prompt.replace("{instruction}", f"{{{keys['field']}}}")
     how = keys.get("decoding")
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items() if key not in _OWN}
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items() if key not in _OWN}
     given |= {"prompt": prompt, "decoding": Decoding(**how | {"stop": tuple(how.get("stop", ()))}) if how else None}
     made = []
     for benchmark in keys["benchmarks"]:
-        reader = str(given.get("extractor", "text")).replace("{benchmark}", benchmark)
+        reader = given.get("extractor", "text").replace("{benchmark}", benchmark)
         made.append(_sound(path, Protocol(**given | {"extractor": reader}, benchmark=benchmark, name=keys["name"])))
     return made
 

@@ -31,11 +31,14 @@ def written(folder: Path, *kinds: str) -> list[str]:
 
 
 def test_new_things_run_as_they_are_written_alone_and_in_a_grid(folder: Path, capsys) -> None:
-    own = written(folder, "init", "optimizer")
+    own = written(folder, "init", "optimizer", "task")
     quick = ["experiment=debug", "output_root=outs", "train.eval_every=0"]
     assert cli.main([*quick, "init=my_init", "optimizer=my_optimizer", *own]) == 0
     assert cli.main([*own, "-m", *quick, "init=my_init", "seed=0,1"]) == 0
     runs = sorted(Path("outs").rglob("record.json"))
+    assert cli.main([*own, *quick, "task=my_task", "init=lora"]) == 0
+    assert cli.main([*own, "show", "task=my_task", "model=tiny-bert"]) == 0
+    assert "⟦good⟧" in capsys.readouterr().out
     assert len(runs) == 3
     capsys.readouterr()
     assert cli.main(["verify", *own, str(runs[0].parent)]) == 0
