@@ -31,9 +31,8 @@ def show(arguments: Sequence[str]) -> int:
     console = Console(highlight=False, soft_wrap=True)
     examples = task.splits["train"]
     lengths = examples.lengths
-    console.print(
-        f"{task.name} for {settings.model.name}: {len(examples):,} rows, {int(lengths.mean())} tokens on average, {int(lengths.max())} at most"
-    )
+    size = f"{len(examples):,} rows, {int(lengths.mean())} tokens on average, {int(lengths.max())} at most"
+    console.print(f"{task.name} for {settings.model.name}: {size}")
     for number, row in enumerate(preview(task, options.rows), 1):
         trained = sum(learned for _, learned in row)
         console.print(f"\nrow {number}: {len(row)} tokens, {trained} of them trained")
