@@ -22,6 +22,7 @@ FLAGS = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r"
 # verb → module of this package, and function in it: `(arguments) -> exit status`, its docstring what `help VERB` says.
 VERBS = {
     "sweep": ("sweep", "sweep"),
+    "compare": ("sweep", "compare"),
     "plan": ("sweep", "plan"),
     "table": ("sweep", "table"),
     "plot": ("sweep", "plot"),

@@ -58,6 +58,33 @@ def sweep(arguments: Sequence[str]) -> int:
     return compute(wanted)
 
 
+def compare(arguments: Sequence[str]) -> int:
+    """Initializers or methods of your own beside the others, under the conditions of sweeps/equal_conditions.yaml.
+
+    Runs what is missing, then prints the table. Runs are shared with `loraexp sweep equal_conditions`.
+    """
+    parser = Parser("loraexp compare", description=compare.__doc__)
+    help_of_words = "an initializer, a method, or init=NAME,optimizer=NAME; then overrides, such as task=mrpc"
+    parser.add_argument("words", nargs="+", metavar="INIT | KEY=VALUE", help=help_of_words)
+    parser.add_argument("--against", default="", help="rows of the table, separated by commas (default: all)")
+    parser.add_argument("--variant", help="the same under other means, such as smoke")
+    options = parser.parse_intermixed_args(arguments)
+    mine = [word for word in options.words if "=" not in word or word.startswith("init=")]
+    overrides = [word for word in options.words if word not in mine]
+    if not mine:
+        raise ConfigError(f"compare {' '.join(overrides)}: expected an initializer, a method, or init=NAME,optimizer=NAME")
+    against = [name.strip() for name in options.against.split(",") if name.strip()]
+    words = [word for word in overrides if not of_hydra(word)]
+    wanted = reading.comparison(mine, against, words, options.variant)
+    status = run_until_inside(wanted, [word for word in overrides if of_hydra(word)])
+    from loraexp.artifacts import formats
+    from loraexp.artifacts import table as tables
+    from loraexp.results import gather
+
+    print(printable(formats.markdown(tables.build(gather.gather(wanted)))), end="")
+    return status
+
+
 def run_until_inside(wanted: Sweep, hydra: Sequence[str]) -> int:
     """Every run; where a grid widens by itself, also those beyond an edge that was best, until the best is inside."""
     from loraexp.cli import show

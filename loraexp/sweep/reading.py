@@ -248,10 +248,17 @@ def comparison(mine: Sequence[str], against: Sequence[str], overrides: Sequence[
     own = {name.replace("=", "_").replace(",", "-"): {"label": name, "overrides": own_words(name)} for name in mine}
     content["rows"] = own | {name: row for name, row in kept.items() if name not in own}
     words = {key_of(word): word for word in overrides}
+    for patch in content["variants"].values():
+        if patch.get("keep_rows") is not None:
+            patch["keep_rows"] = list(content["rows"]) if against else [*own, *patch["keep_rows"]]
     if "task" in words:
         task, first = words["task"].partition("=")[2], next(iter(content["columns"]))
         content["columns"] = columns_of(content["columns"], task)
         content["plots"] = plots_of(content.get("plots") or [], content["columns"], first, task)
+        for patch in content["variants"].values():
+            kept_columns = [name.replace(first, task, 1) for name in patch.get("keep_columns") or []]
+            if kept_columns:
+                patch["keep_columns"] = [name for name in kept_columns if name in content["columns"]]
     return read(content, path, variant, list(overrides))
 
 

