@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn import functional
 
 from loraexp.adapter.layer import Factors
 from loraexp.adapter.linalg import at_least_float32
@@ -64,7 +65,7 @@ class AdaptedLinear(nn.Module):
     still move by less than a bf16 step.
     """
 
-    def __init__(self, base: nn.Module, factors: Factors, scaling: float, name: str) -> None:
+    def __init__(self, base: nn.Module, factors: Factors, scaling: float, name: str, dropout: float = 0.0) -> None:
         super().__init__()
         d_out, d_in = base.out_features, base.in_features  # type: ignore[union-attr]
         if factors.A.shape[1] != d_in or factors.B.shape[0] != d_out:
@@ -75,6 +76,7 @@ class AdaptedLinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.factors = LowRank(factors, next(base.parameters()).device)
         self.scaling = scaling
+        self.dropout = dropout
         self.name = name
 
     @property
@@ -110,6 +112,8 @@ class AdaptedLinear(nn.Module):
         """`x` (..., d_in) → (..., d_out)."""
         y = self.base(x)
         shape, y, x = y.shape, y.flatten(0, -2), x.flatten(0, -2)
+        if self.dropout and self.training:  # one mask for factors and offset: at step 0 they cancel with it as without
+            x = functional.dropout(x, self.dropout)
         low = x @ self.lora_A.to(x.dtype).mT
         if self.lora_R is not None:
             low = low @ self.lora_R.to(low.dtype).mT
@@ -201,7 +205,7 @@ class Adapters:
         return {"trainable": trainable, "total": total, "adapter": sum(adapter.values())}
 
 
-def attach(model: nn.Module, factors: Mapping[str, Factors], scaling: float, head: Iterable[str] = ()) -> Adapters:
+def attach(model: nn.Module, factors: Mapping[str, Factors], scaling: float, head: Iterable[str] = (), *, dropout: float = 0.0) -> Adapters:
     """Freeze `model`, put an adapted layer in the place of each named linear layer, and let `head` modules train.
 
     `head` are names of modules that the task added to the model: they have no pretrained weight, train in full and are
@@ -212,7 +216,7 @@ def attach(model: nn.Module, factors: Mapping[str, Factors], scaling: float, hea
     for name, made in factors.items():
         parent, _, child = name.rpartition(".")
         owner = model.get_submodule(parent)
-        layers[name] = AdaptedLinear(getattr(owner, child), made, scaling, name)
+        layers[name] = AdaptedLinear(getattr(owner, child), made, scaling, name, dropout)
         setattr(owner, child, layers[name])
     others: dict[str, nn.Parameter] = {}
     for module in head:

@@ -48,7 +48,7 @@ def save_peft(adapters: Adapters, folder: Path, *, base: str, revision: str | No
         "alpha_pattern": {name: alphas[name] for name, r in ranks.items() if r != rank},
         "modules_to_save": sorted(head) or None,
         "bias": "none",
-        "lora_dropout": 0.0,
+        "lora_dropout": max((layer.dropout for layer in adapters), default=0.0),
         "use_rslora": False,
         "fan_in_fan_out": False,
         "inference_mode": True,

@@ -73,6 +73,7 @@ class CalibrationSettings:
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
     scaling: Literal["lora", "rslora"]
+    dropout: float = field(default=0.0, metadata={"least": 0, "most": 0.99})  # of what the low-rank branch reads, in training
 
 
 @dataclass(frozen=True, kw_only=True)

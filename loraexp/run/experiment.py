@@ -193,7 +193,7 @@ class Experiment:
         if stored is not None:
             factors, extra = stored
             record.update(cost=extra["cost"])
-            return attach(model, factors, scaling, self.head)
+            return attach(model, factors, scaling, self.head, dropout=settings.adapter.dropout)
         targets = load.target_layers(model, settings.model.targets, self.head)
         made = initialize(
             model,
@@ -205,7 +205,7 @@ class Experiment:
             device=self.device,
             processes=self.processes,
         )
-        adapters = attach(model, made.factors, scaling, self.head)
+        adapters = attach(model, made.factors, scaling, self.head, dropout=settings.adapter.dropout)
         ledger = made.finish()
         record.update(cost=made.cost)
         if self.processes.main:
