@@ -230,7 +230,8 @@ def test_verify_and_export(overrides, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "agree" in capsys.readouterr().out
     assert cli.main(["export", str(outcome.folder), "--to", str(tmp_path / "merged"), "--merged"]) == 0
     assert cli.main(["export", str(outcome.folder), "--to", str(tmp_path / "peft")]) == 0
-    assert {p.name for p in (tmp_path / "peft").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    beside = {"README.md", "labels.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {p.name for p in (tmp_path / "peft").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"} | beside
     from transformers import AutoModelForSequenceClassification
 
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")

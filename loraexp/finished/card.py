@@ -1,0 +1,111 @@
+"""The model card of an exported adapter: what it is, what it reached, how it was made, how it is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from loraexp import config
+from loraexp.config import ConfigError
+from loraexp.finished.opened import FinishedRun
+
+ELSEWHERE = ("output_root", "cache_root", "wandb", "force", "device", "facts", "_target_", "_partial_", "name")
+CLASSES = {"encoder": "SequenceClassification", "seq2seq": "Seq2SeqLM", "causal": "CausalLM"}
+
+
+def card(run: FinishedRun, base: str, revision: str | None, *, adapter: bool) -> str:
+    """Markdown, with the front matter that the hub reads."""
+    record, settings = run.record, run.settings
+    names = [settings.task["name"], settings.model.name, settings.init["name"]]
+    environment = record["environment"]
+    code = f"commit {environment['commit']}" if environment.get("commit") else f"loraexp {environment['versions']['loraexp']}"
+    lines = [
+        "---",
+        f"base_model: {base}",
+        f"library_name: {'peft' if adapter else 'transformers'}",
+        "tags: [lora, loraexp]" if adapter else "tags: [loraexp]",
+        "---",
+        "",
+        f"# {' · '.join(map(str, names))}",
+        "",
+        f"Base: `{base}`{f' at `{revision}`' if revision else ''}. Run `{record['run_id']}`, {record['ended']}, {code}.",
+        "",
+        "## Result",
+        "",
+        "| split | metric | value |",
+        "|---|---|---|",
+        *(
+            f"| {split} | {name} | {value:.4f} |"
+            for split, metrics in record["metrics"].items()
+            for name, value in metrics.items()
+            if value is not None
+        ),
+        "",
+        "## Made by",
+        "",
+        "```",
+        command(run),
+        "```",
+        "",
+        "## Loading",
+        "",
+        "```python",
+        *(loading(run) if adapter else whole(run)),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def loading(run: FinishedRun) -> list[str]:
+    """The lines of Python that load the adapter, with the number and the names of its labels."""
+    name = f"AutoPeftModelFor{CLASSES[run.settings.model.kind]}"
+    lines = [f"from peft import {name}", "from transformers import AutoTokenizer", ""]
+    if run.labels():
+        read = ['labels = json.loads(Path(DIR, "labels.json").read_text())']
+        if "id2label" in run.labels():
+            read.append('labels["id2label"] = {int(number): name for number, name in labels["id2label"].items()}')
+        lines = ["import json", "from pathlib import Path", "", *lines, *read]
+        return [*lines, f"model = {name}.from_pretrained(DIR, **labels)", "tokenizer = AutoTokenizer.from_pretrained(DIR)"]
+    return [*lines, f"model = {name}.from_pretrained(DIR)", "tokenizer = AutoTokenizer.from_pretrained(DIR)"]
+
+
+def whole(run: FinishedRun) -> list[str]:
+    """The lines of Python that load a whole checkpoint."""
+    name = f"AutoModelFor{CLASSES[run.settings.model.kind]}"
+    loads = [f"model = {name}.from_pretrained(DIR)", "tokenizer = AutoTokenizer.from_pretrained(DIR)"]
+    return [f"from transformers import {name}, AutoTokenizer", "", *loads]
+
+
+def command(run: FinishedRun) -> str:
+    """What to type to make it again: the groups, and every key that differs from what they compose to."""
+    plain = run.record["config"]
+    groups = [f"{group}={plain[group]['name']}" for group in ("task", "model", "init", "optimizer")]
+    try:
+        composed = config.resolved(config.compose(groups))
+    except ConfigError:  # files of one's own that are not here
+        composed = {}
+    known = flat(composed)
+    more = [f"{key}={word(value)}" for key, value in flat(plain).items() if key not in known or known[key] != value]
+    return " ".join(["loraexp", *groups, *(more if composed else [])])
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and values, without those that say only where or how."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        if key in ELSEWHERE or key in ("hydra", "method", "experiment"):
+            continue
+        if isinstance(value, Mapping) and not (prefix == "model." and key == "config"):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def word(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, str):
+        return value if value.replace("_", "").replace("-", "").replace("/", "").replace(".", "").isalnum() else json.dumps(value)
+    return f"'{json.dumps(value)}'" if isinstance(value, (list, dict)) else json.dumps(value)
