@@ -30,8 +30,8 @@ slow: $(READY) ## the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
 
 check: $(READY) ## lint, format, types, dead code
-	$(BIN)/ruff check loraexp tests benchmarks
-	$(BIN)/ruff format --check loraexp tests benchmarks
+	$(BIN)/ruff check loraexp tests benchmarks examples
+	$(BIN)/ruff format --check loraexp tests benchmarks examples
 	$(BIN)/mypy
 	@mkdir -p build && grep -rhoE '_target_: *[A-Za-z0-9_.]+' conf sweeps | sed 's/.*\.//' | sort -u > build/named.py # what yamls call
 	$(BIN)/vulture loraexp build/named.py

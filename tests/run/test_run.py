@@ -285,3 +285,18 @@ def test_the_installed_wheel_runs_from_another_directory(tmp_path: Path) -> None
     assert next((elsewhere / "outputs").rglob("record.json"))
     file, imported = done.stdout.split()[-2:]
     assert file.startswith(str(target)) and imported == "False"  # wandb.mode=disabled imports nothing of W&B
+    examples = root / "examples"
+    words = [f"task.data_dir={examples}", "--config-dir", str(examples / "conf")]
+    lines = [
+        ["init=negative_gradient", "optimizer=faster_b", "task=meals", "experiment=debug", *words],
+        ["sweep", "meals_table", *words],
+        ["table", "meals_table", "--brief", *words],
+    ]
+    for line in lines:
+        command = [sys.executable, "-m", "loraexp", *line]
+        done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert "negative gradient" in done.stdout and "faster B" in done.stdout
+    script = [sys.executable, str(examples / "compare.py")]
+    done = subprocess.run(script, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "'finished': 12" in done.stdout, done.stderr[-2000:]

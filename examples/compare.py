@@ -1,0 +1,24 @@
+# %% [markdown]
+# A method of one's own beside LoRA, in Python: from the checkout, `python examples/compare.py`.
+
+# %%
+from pathlib import Path
+
+import loraexp
+from loraexp.config import search
+
+HERE = Path(__file__).parent
+search.use([str(HERE / "conf")])  # what `--config-dir examples/conf` does
+overrides = [f"task.data_dir={HERE}"]
+
+# %% One run, and its record
+done = loraexp.run("experiment=debug", "init=negative_gradient", "task=meals", *overrides)
+print(done.record["metrics"])
+
+# %% The table: every run that is missing, then the numbers
+print(loraexp.sweep("meals_table", *overrides))
+frame = loraexp.table("meals_table", *overrides)
+print(frame[["row_label", "mean", "std", "n", "chosen"]])
+
+# %% All records as one table
+print(loraexp.load_records("outputs").groupby("init.name")["dev/accuracy"].mean())
