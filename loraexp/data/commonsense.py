@@ -59,8 +59,9 @@ def boolq(row: Row) -> Row:
     answer = column(row, "answer")
     if not isinstance(answer, bool):
         raise BadRow(f"column 'answer' holds {answer!r}, expected true or false")
-    ask = f"Please answer the following question with true or false, question: {text(row, 'question')}?"
-    return {"instruction": f"{ask}\n\nAnswer format: true/false", "answer": str(answer).lower()}
+    ask = "Please answer the following question with true or false, question: {}?"
+    ask += "\n\nAnswer format: true/false"
+    return {"instruction": ask.format(text(row, "question")), "answer": str(answer).lower()}
 
 
 @either

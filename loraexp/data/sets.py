@@ -74,7 +74,7 @@ class Split:
         return self._read(folder)
 
     def classes(self, column: str) -> list[str] | None:
-        """The names of a column's classes, in the order of their numbers, where the set names them."""
+        """The names of a column's classes in the order of their numbers, where the set has some."""
         names = getattr(self.table.features.get(column), "names", None)
         return list(names) if names else None
 

@@ -41,8 +41,10 @@ def resolve(source: str, *, key: str, revision: str | None = None) -> Path | str
         if revision is not None and HUB_ID.fullmatch(source):
             group = key.partition(".")[0]
             raise SourceError(
-                f"{key}={source}: {path.absolute()} is a folder here, and {group}.revision={revision} names a commit of the "
-                f"hub; set {key}=./{source} {group}.revision=null to read the folder, or go to another folder to read the hub"
+                f"{key}={source}: {path.absolute()} is a folder here, and "
+                f"{group}.revision={revision} names a commit of the "
+                f"hub; set {key}=./{source} {group}.revision=null to read the folder, or go to "
+                f"another folder to read the hub"
             )
         return path
     if HUB_ID.fullmatch(source):

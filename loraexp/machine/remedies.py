@@ -122,14 +122,16 @@ def line(
     where = f"{id} at {revision}" if revision else id
     folder = f"{keys.folder}=DIR"
     if offline(error):
-        return f"{where}: not in the cache {cache}, and HF_HUB_OFFLINE is set; unset HF_HUB_OFFLINE, or set {folder}"
+        cached = f"{where}: not in the cache {cache}, and HF_HUB_OFFLINE is set"
+        return f"{cached}; unset HF_HUB_OFFLINE, or set {folder}"
     code, names = status(error), {type(one).__name__ for one in chain(error)}
     login = "`hf auth login` or set HF_TOKEN"
     if "GatedRepoError" in names:
         again = login if code == 401 else "type the same command when access is granted"
         remedy = f"accept its licence at {page}, then {again}"
     elif "RevisionNotFoundError" in names:
-        remedy = f"set {keys.revision} to one that is there, or drop it ({keys.revision}=null takes the newest)"
+        drop = f"or drop it ({keys.revision}=null takes the newest)"
+        remedy = f"set {keys.revision} to one that is there, {drop}"
     elif "RepositoryNotFoundError" in names:
         remedy = f"correct {keys.source}, or, if it is private, {login}; or set {folder}"
     elif code == 401:
@@ -141,7 +143,8 @@ def line(
     elif code is not None and code >= 500:
         remedy = f"the hub is not well: wait, then {ON}; or set {folder}"
     elif network(error) is not None:
-        return f"{where}: {endpoint} does not answer or broke off ({reason(error)}); when it is reachable, {ON}; or set {folder}"
+        broken = f"{where}: {endpoint} does not answer or broke off ({reason(error)})"
+        return f"{broken}; when it is reachable, {ON}; or set {folder}"
     else:
         wrong = keys.source.replace("source", "config") if "BuilderConfig" in reason(error) else keys.source
         remedy = f"correct {wrong}, or set {folder}"

@@ -76,7 +76,7 @@ class Repository:
             return str(self._ask(name).sha)
 
     def _ask(self, revision: str) -> Any:
-        """What the hub says of the repository: a question with a limit, unlike most that clients ask."""
+        """What the hub says of the repository: a question with a limit, unlike most of clients."""
         from huggingface_hub import HfApi
 
         limits: Any = (CONNECT, PATIENCE, PATIENCE, PATIENCE)
@@ -285,8 +285,7 @@ class Download:
         return min(done, sum(sizes.values()))
 
 
-# --------------------------------------------------------------------------------------------------
-# -- models
+# ---- -- models
 
 DEFINITION = (
     "*.json",
@@ -323,5 +322,7 @@ def _absent(repository: Repository) -> str:
     with repository.failures():
         names = patiently(lambda: HfApi().list_repo_files(repository.id, revision=repository.commit))
     if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names):
-        return "only .bin weights are there; set model.allow_pickle=true if you trust them (loading a .bin can run code)"
-    return f"no model.safetensors is there, only {', '.join(sorted(names)[:8])}; set model.path to a repository with weights"
+        trust = "set model.allow_pickle=true if you trust them (loading a .bin can run code)"
+        return f"only .bin weights are there; {trust}"
+    there = f"no model.safetensors is there, only {', '.join(sorted(names)[:8])}"
+    return f"{there}; set model.path to a repository with weights"

@@ -14,7 +14,8 @@ import pytest
 
 from loraexp.cli.main import main
 from tests.support.hub import offline
-from tests.support.hub_repositories import config, model_files
+from tests.support.hub_models import model_files
+from tests.support.hub_repositories import config
 from tests.support.hub_server import Fault, Hub
 
 TINY = ("init=lora", "train.max_steps=1", "train.batch_size=8", "wandb.mode=disabled", "device=cpu")
@@ -35,14 +36,17 @@ def records() -> list[dict[str, Any]]:
 def test_a_grid_asks_the_hub_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = ("-m", *COLA, "lr=1e-3,2e-3", "seed=0,1")
     assert main(grid) == 0
-    # 22, by the tested versions of the clients; it was 38 before there was one place that reads the hub
+    # 22, by the tested versions of the clients; it was 38 before one place read the hub
     assert hub.count() <= 24
     assert len(hub.transfers) == len(set(hub.transfers)) == 7  # each file once
     kept = (".json", ".safetensors", ".parquet", "README.md")
     assert all(name.endswith(kept) for name in hub.transfers)
     made = {name: record for record in records() for name in [record["run_id"]]}
     assert len(made) == 4 and {record["status"] for record in made.values()} == {"finished"}
-    commits = {"cola": config("task", "cola")["revision"], "model": config("model", "roberta-base")["revision"]}
+    commits = {
+        "cola": config("task", "cola")["revision"],
+        "model": config("model", "roberta-base")["revision"],
+    }
     for record in made.values():
         assert record["hub"] == {f"models/FacebookAI/roberta-base@{commits['model']}": commits["model"]} | {
             f"datasets/nyu-mll/glue@{commits['cola']}": commits["cola"]
@@ -105,10 +109,24 @@ def test_weights_of_a_folder_are_known_by_their_digest(hub: Hub, tmp_path: Path)
 
 
 def test_commonsense_is_trained_and_scored_from_the_hub_in_one_command(hub: Hub) -> None:
-    words = ("task=commonsense170k", "model=tiny-llama", "task.limit_eval=1", "train.eval_batch_size=8")
+    words = (
+        "task=commonsense170k",
+        "model=tiny-llama",
+        "task.limit_eval=1",
+        "train.eval_batch_size=8",
+    )
     assert main([*TINY, *words]) == 0
     (record,) = records()
-    names = ["boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa"]
+    names = [
+        "boolq",
+        "piqa",
+        "social_i_qa",
+        "hellaswag",
+        "winogrande",
+        "ARC-Easy",
+        "ARC-Challenge",
+        "openbookqa",
+    ]
     assert [split for split in record["metrics"] if "/" in split] == [
         *(f"{name}/llm_adapters" for name in names),
         "average/llm_adapters",

@@ -4,8 +4,6 @@ said when they fail.
 
 from __future__ import annotations
 
-import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +12,21 @@ import pytest
 from loraexp.data import benchmarks
 from loraexp.data.rows import Hub as Rows
 from loraexp.data.tables import Columns, label_parser, labelled
-from loraexp.data.tables import Rows as Labelled
 from loraexp.machine import repository
 from loraexp.machine.hub import SourceError
 from loraexp.tasks.recipes import TRAINING_SETS
-from tests.support.helpers import shared_data
 from tests.support.hub import offline, start
-from tests.support.hub_repositories import CONF, GLUE, ORIGINALS, config, glue, pinned, words
+from tests.support.hub_repositories import CONF, config, pinned
+from tests.support.hub_rows import GLUE_COMMIT, cola, read_hub
 from tests.support.hub_server import Fault, Hub
-
-GLUE_COMMIT = config("task", "cola")["revision"]
-BOOLQ = ("google/boolq", None, "validation", None)
-
-
-def cola(
-    split: str = "train",
-    revision: str | None = GLUE_COMMIT,
-    source: str = "nyu-mll/glue",
-    config: str = "cola",
-) -> Rows:
-    return Rows(source, config, split, revision, "task.data_dir")
-
-
-def read_hub(split: Rows, *, text: list[str], label: str, names: list[str] | None = None) -> Labelled:
-    """Labelled rows; scores where no names of classes are given."""
-    problem: Any = "regression" if names is None else "single_label_classification"
-    return labelled(split, Columns(text=text, label=label, parse=label_parser(problem, names or [])))
+from tests.support.hub_sets import GLUE, ORIGINALS, glue, words
 
 
 def sentences(split: Rows) -> list[Any]:
     return [text for (text,) in read_hub(split, text=["sentence"], label="label", names=["unacceptable", "acceptable"]).texts]
 
 
-# ------------------------------------------------------------------------------------------------
-# every set
+# ---- every set
 
 
 @pytest.mark.parametrize("name", GLUE)
@@ -121,106 +100,7 @@ def test_every_set_that_a_yaml_names_is_on_the_hub(hub: Hub) -> None:
     assert sources <= {id for kind, id in hub.repositories if kind == "datasets"}
 
 
-# ------------------------------------------------------------------------------------------------
-# LLM-Adapters' form
-
-
-HUB_ROWS = {
-    "boolq": (
-        {"question": "is house tax and property tax are same", "answer": True, "passage": "Property tax is …"},
-        "Please answer the following question with true or false, question: is house tax and property tax are same?\n\n"
-        "Answer format: true/false",
-        "true",
-    ),
-    "piqa": (
-        {"goal": "dresser", "sol1": "replace drawer with bobby pin ", "sol2": "finish, woodgrain with  bobby pin ", "label": 1},
-        "Please choose the correct solution to the question: dresser\n\nSolution1: replace drawer with bobby pin \n\n"
-        "Solution2: finish, woodgrain with  bobby pin \n\nAnswer format: solution1/solution2",
-        "solution2",
-    ),
-    "social_i_qa": (
-        {
-            "context": "Tracy didn't go home that evening and resisted Riley's attacks.",
-            "question": "What does Tracy need to do before this?",
-            "answerA": "make a new plan", "answerB": "Go home and see Riley", "answerC": "Find somewhere to go", "label": "3",
-        },
-        "Please choose the correct answer to the question: Tracy didn't go home that evening and resisted Riley's attacks. "
-        "What does Tracy need to do before this?\n\nAnswer1: make a new plan "
-        "Answer2: Go home and see Riley Answer3: Find somewhere to go\n\n"
-        "Answer format: answer1/answer2/answer3",
-        "answer3",
-    ),
-    "winogrande": (
-        {
-            "sentence": "Sarah was a much better surgeon than Maria so _ always got the easier cases.",
-            "option1": "Sarah", "option2": "Maria",
-            "answer": "2",
-        },
-        "Please choose the correct answer to fill in the blank to complete the given sentence: Sarah was a much better surgeon than Maria "
-        "so _ always got the easier cases.\n\nOption1: Sarah Option2: Maria Answer format: option1/option2",
-        "option2",
-    ),
-    "ARC-Easy": (
-        {
-            "id": "x", "question": "As children grow, their body height usually", "answerKey": "2",
-            "choices": {"text": ["decreases", "increases", "remains the same"], "label": ["1", "2", "3"]},
-        },
-        "Please choose the correct answer to the question: As children grow, their body height usually\n\nAnswer1: decreases "
-        "Answer2: increases Answer3: remains the same\n\nAnswer format: answer1/answer2/answer3",
-        "answer2",
-    ),
-    "openbookqa": (
-        {
-            "id": "x", "question_stem": "There is most likely going to be fog around:", "answerKey": "A",
-            "choices": {"text": ["a marsh", "a tundra", "the plains", "a desert"], "label": ["A", "B", "C", "D"]},
-        },
-        "Please choose the correct answer to the question: There is most likely going to be fog around:\n\nAnswer1: a marsh "
-        "Answer2: a tundra Answer3: the plains Answer4: a desert\n\nAnswer format: answer1/answer2/answer3/answer4",
-        "answer1",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", HUB_ROWS)
-def test_a_row_of_the_authors_becomes_that_of_llm_adapters(name: str) -> None:
-    row, instruction, answer = HUB_ROWS[name]
-    read = benchmarks.BENCHMARKS[name].row
-    assert read(row) == {"instruction": instruction, "answer": answer}
-    assert read({"instruction": instruction, "answer": answer}) == {
-        "instruction": instruction,
-        "answer": answer,
-    }
-
-
-PARTS = {  # a file of LLM-Adapters taken apart into the authors' columns
-    "boolq": r"Please answer .*?, question: (?P<question>.*)\?\n\nAnswer format.*",
-    "piqa": r"Please .*? question: (?P<goal>.*)\n\nSolution1: (?P<sol1>.*)\n\nSolution2: (?P<sol2>.*)\n\nAnswer format.*",
-    "winogrande": r"Please .*? sentence: (?P<sentence>.*)\n\nOption1: (?P<option1>.*) Option2: (?P<option2>.*) Answer format.*",
-}
-
-
-@pytest.mark.parametrize("name", PARTS)
-def test_every_row_of_llm_adapters_files_is_made_again_from_its_parts(name: str) -> None:
-    import json
-
-    rows = json.loads(shared_data("commonsense", name, "test.json").read_text())
-    label = {
-        "boolq": lambda a: a == "true",
-        "piqa": lambda a: int(a[-1]) - 1,
-        "winogrande": lambda a: a[-1],
-    }[name]
-    for row in rows:
-        parts = re.fullmatch(PARTS[name], row["instruction"], re.DOTALL)
-        assert parts is not None
-        original = parts.groupdict() | {"label" if name == "piqa" else "answer": label(row["answer"])}
-        assert benchmarks.BENCHMARKS[name].row(original) == {
-            "instruction": row["instruction"],
-            "answer": row["answer"],
-        }
-
-
-# ------------------------------------------------------------------------------------------------
-# which commit
+# ---- which commit
 
 
 def other_commit(hub: Hub) -> str:
@@ -236,7 +116,8 @@ def test_another_commit_in_the_cache_is_never_read_in_its_place(hub: Hub, monkey
     hub.faults = [Fault("datasets/nyu-mll", status=503)]
     with pytest.raises(
         SourceError,
-        match=rf"nyu-mll/glue \(cola, train\) at {GLUE_COMMIT}: 503 Service Unavailable; the hub is not well: wait, then",
+        match=rf"nyu-mll/glue \(cola, train\) at {GLUE_COMMIT}: 503 Service Unavailable; the "
+        rf"hub is not well: wait, then",
     ):
         len(cola().table)
     hub.clear()
@@ -259,7 +140,8 @@ def test_offline_with_another_commit_alone_is_refused(hub: Hub, monkeypatch: pyt
     offline(monkeypatch)
     with pytest.raises(
         SourceError,
-        match=rf"nyu-mll/glue \(cola, train\) at {GLUE_COMMIT}: not in the cache .*unset HF_HUB_OFFLINE, or set task.data_dir=DIR",
+        match=rf"nyu-mll/glue \(cola, train\) at {GLUE_COMMIT}: not in the cache .*unset "
+        rf"HF_HUB_OFFLINE, or set task.data_dir=DIR",
     ):
         len(cola().table)
 
@@ -295,113 +177,6 @@ def test_a_folder_of_the_same_name_is_not_taken_for_the_hubs(hub: Hub, tmp_path:
 def test_a_columns_class_names_are_the_sets_own(hub: Hub) -> None:
     assert cola(config="mnli").classes("label") == ["entailment", "neutral", "contradiction"]
     assert cola(config="stsb").classes("label") is None
-
-
-# ------------------------------------------------------------------------------------------------
-# failures
-
-
-AT, ON = r" \(cola, train\) at \w+: ", "; when it is reachable, the same command goes on"
-BROKEN = r"http://127.0.0.1:\d+ does not answer or broke off"
-FAILURES: dict[str, tuple[dict[str, Any], list[Fault], str]] = {
-    "misspelt": (
-        {"source": "nyu-mll/gleu"}, [],
-        rf"nyu-mll/gleu{AT}401 Repository not found; correct task.source, or, if it is private",
-    ),
-    "no such commit": (
-        {"revision": "0" * 40}, [],
-        r"nyu-mll/glue \(cola, train\) at 0+: 404 Invalid rev id: 0+; set task.revision to one that is there",
-    ),
-    "no such configuration": (
-        {"config": "colaa"}, [],
-        r"nyu-mll/glue \(colaa, train\) at \w+: BuilderConfig 'colaa' not found. Available: \['cola', .*\]; correct task.config",
-    ),
-    "no such split": (
-        {"split": "dev"}, [],
-        r"nyu-mll/glue \(cola, dev\) at \w+: no split dev; there are train, validation: correct task",
-    ),
-    "busy": (
-        {}, [Fault("datasets/nyu-mll", status=429)],
-        rf"nyu-mll/glue{AT}429 Too Many Requests; wait, then the same command",
-    ),
-    "cut off": (
-        {}, [Fault("GET /store/.*parquet", reset_after=300)],
-        rf"nyu-mll/glue{AT}{BROKEN} \(\w+: .*\){ON}",
-    ),
-    "cut short": (
-        {}, [Fault("GET /store/.*parquet", truncate_after=300)],
-        rf"nyu-mll/glue{AT}{BROKEN} \(RemoteProtocolError: .*\){ON}",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", FAILURES)
-def test_a_failure_keeps_the_reason_and_names_the_remedy(case: str, hub: Hub) -> None:
-    changed, faults, expected = FAILURES[case]
-    hub.faults = faults
-    with pytest.raises(SourceError) as caught:
-        len(cola(**changed).table)
-    assert re.match(expected, str(caught.value)), str(caught.value)
-    assert "\n" not in str(caught.value)
-    hub.faults = []
-    assert len(cola().table) == 96
-
-
-def test_nobody_there_is_one_line_within_seconds(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    start = time.perf_counter()
-    with pytest.raises(SourceError) as caught:
-        len(cola().table)
-    assert re.fullmatch(
-        rf"nyu-mll/glue \(cola, train\) at {GLUE_COMMIT}: {BROKEN} \(ConnectError: .*refused\){ON} "
-        "with the files that are complete; or set task.data_dir=DIR",
-        str(caught.value),
-    )
-    assert time.perf_counter() - start < 5
-
-
-def test_a_gated_set_names_its_licence_page(hub: Hub) -> None:
-    hub.repository("acme/gated", "datasets", gated=True).add(glue())
-    with pytest.raises(
-        SourceError,
-        match=rf"acme/gated \(cola, train\): 401 Access to dataset .* accept its licence at {hub.url}/datasets/acme/gated, then `hf auth",
-    ):
-        len(cola(source="acme/gated", revision=None).table)
-
-
-def test_a_column_that_is_not_there(hub: Hub) -> None:
-    with pytest.raises(
-        SourceError,
-        match="no column premise; its columns are sentence, label, idx: correct task.text or task.source",
-    ):
-        read_hub(cola(), text=["premise"], label="label")
-
-
-def test_a_damaged_file_is_one_line(hub: Hub) -> None:
-    files = {**glue(), "cola/train-00000-of-00001.parquet": b"PAR1 no"}
-    hub.repository("acme/damaged", "datasets").add(files)
-    with pytest.raises(
-        SourceError,
-        match=r"acme/damaged \(cola, train\): .*(Parquet|parquet).*; correct task.source, or set task.data_dir=DIR",
-    ) as caught:
-        len(cola(source="acme/damaged", revision=None).table)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_benchmark_that_a_folder_lacks_names_the_key_of_its_own(tmp_path: Path) -> None:
-    with pytest.raises(
-        SourceError,
-        match="task.data_dir=.*: none of .*boolq/test.json.* is there; .*set task.eval_data_dir=DIR to the folder",
-    ):
-        benchmarks.read(["boolq"], directory=str(tmp_path), key="task.data_dir", limit=None, skip_bad=False)
-
-
-def test_a_benchmark_that_the_hub_lacks_names_the_key_of_its_own(hub: Hub) -> None:
-    hub.faults = [Fault("datasets/google/boolq", status=503)]
-    with pytest.raises(SourceError, match=r"google/boolq \(validation\): 503 .*or set task.eval_data_dir=DIR"):
-        benchmarks.read(["boolq"], directory=None, key="task.data_dir", limit=None, skip_bad=False)
 
 
 def test_the_client_prints_nothing_of_its_own(hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
@@ -440,10 +215,21 @@ def test_data_of_ones_own_are_read_from_the_hub(hub: Hub, tmp_path: Path) -> Non
     from loraexp.run.experiment import make_task
 
     given = [
-        "task=data", "task.format=hub", "task.source=nyu-mll/glue", "task.config=cola", f"task.revision={GLUE_COMMIT}",
-        "task.train=train", "task.dev=validation", "task.text=[sentence]", "model=tiny-bert", f"cache_root={tmp_path}",
-    ]  # fmt: skip
+        "task=data",
+        "task.format=hub",
+        "task.source=nyu-mll/glue",
+        "task.config=cola",
+        f"task.revision={GLUE_COMMIT}",
+        "task.train=train",
+        "task.dev=validation",
+        "task.text=[sentence]",
+        "model=tiny-bert",
+        f"cache_root={tmp_path}",
+    ]
     checked, _ = settings.check(settings.compose(given))
     task = make_task(checked, load.load_tokenizer(checked.model))
-    assert task.label_names == ["unacceptable", "acceptable"]  # as the set names its classes, in its order
+    assert task.label_names == [
+        "unacceptable",
+        "acceptable",
+    ]  # as the set names its classes, in its order
     assert len(task.splits["dev"]) == 24 and len(task.splits["train"]) == 96 - 9

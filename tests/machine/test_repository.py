@@ -21,7 +21,7 @@ from loraexp.machine.hub import SourceError
 from loraexp.machine.repository import MODEL, Repository
 from loraexp.models import load
 from tests.support.hub import offline, start
-from tests.support.hub_repositories import KIND, MODELS, UNREAD, model_files
+from tests.support.hub_models import KIND, MODELS, UNREAD, model_files
 from tests.support.hub_server import Fault, Hub
 
 BERT = "acme/bert"
@@ -40,8 +40,7 @@ def bert(*overrides: str) -> Any:
     return settings("model=roberta-base", f"model.path={BERT}", "model.revision=null", *overrides)
 
 
-# ------------------------------------------------------------------------------------------------
-# what is read
+# ---- what is read
 
 
 @pytest.mark.parametrize("name", ["roberta-base", "t5-base", "llama-2-7b"])
@@ -96,8 +95,7 @@ def test_a_repository_without_weights_says_what_is_there(hub: Hub) -> None:
         repository.checkpoint(repo("acme/empty"), pickle=False)
 
 
-# ------------------------------------------------------------------------------------------------
-# which commit
+# ---- which commit
 
 
 def moved(hub: Hub, id: str) -> tuple[str, Callable[[], str]]:
@@ -154,8 +152,7 @@ def test_a_folder_of_the_same_name_is_not_taken_for_a_commit(hub: Hub, tmp_path:
     assert hub.count() == 0
 
 
-# ------------------------------------------------------------------------------------------------
-# failures
+# ---- failures
 
 
 @contextmanager
@@ -169,38 +166,55 @@ LLAMA = "meta-llama/Llama-2-7b-hf"
 LLAMA_COMMIT = "01c7f73d771dfac7d292323805ebc428287df4f9"
 FAILURES: dict[str, tuple[str, str | None, list[Fault], str]] = {
     "gated, no token": (
-        LLAMA, LLAMA_COMMIT, [],
-        rf"{LLAMA} at {LLAMA_COMMIT}: 401 Access to model {LLAMA} is restricted. You must have access to "
-        r"it and be authenticated to access it.; accept its licence at {url}/meta-llama/Llama-2-7b-hf, "
+        LLAMA,
+        LLAMA_COMMIT,
+        [],
+        rf"{LLAMA} at {LLAMA_COMMIT}: 401 Access to model {LLAMA} is restricted. You must have "
+        rf"access to "
+        r"it and be authenticated to access it.; accept its licence at "
+        r"{url}/meta-llama/Llama-2-7b-hf, "
         r"then `hf auth login` or set HF_TOKEN",
     ),
     "no such revision": (
-        BERT, "v9", [],
-        r"acme/bert at v9: 404 Invalid rev id: v9; set model.revision to one that is there, or drop it "
+        BERT,
+        "v9",
+        [],
+        r"acme/bert at v9: 404 Invalid rev id: v9; set model.revision to one that is there, or "
+        r"drop it "
         r"\(model.revision=null takes the newest\)",
     ),
     "no such commit": (
-        BERT, "0" * 40, [],
+        BERT,
+        "0" * 40,
+        [],
         r"acme/bert at 0{40}: 404 Invalid rev id: 0{40}; set model.revision to one that is there",
     ),
     "misspelt": (
-        "acme/brt", None, [],
+        "acme/brt",
+        None,
+        [],
         r"acme/brt: 401 Repository not found; correct model.path, or, if it is private, "
         r"`hf auth login` or set HF_TOKEN; or set model.path=DIR",
     ),
     "busy": (
-        BERT, None, [Fault("api/models", status=429, headers={"Retry-After": "7"})],
+        BERT,
+        None,
+        [Fault("api/models", status=429, headers={"Retry-After": "7"})],
         r"acme/bert: 429 Too Many Requests; wait, then the same",
     ),
     "down": (
-        BERT, None, [Fault("api/models", status=503)],
+        BERT,
+        None,
+        [Fault("api/models", status=503)],
         r"acme/bert: 503 Service Unavailable; the hub is not well: wait, then the same command",
     ),
     "cut off": (
-        BERT, None, [Fault("api/models", reset_after=0)],
+        BERT,
+        None,
+        [Fault("api/models", reset_after=0)],
         r"acme/bert: {url} does not answer or broke off \(Re\w+Error: .+\); when it is",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", FAILURES)
@@ -256,7 +270,8 @@ def test_nobody_there_is_one_line_within_seconds(hub: Hub, monkeypatch: pytest.M
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
         SourceError,
-        match=r"acme/bert: http://127.0.0.1:9 does not answer or broke off \(ConnectError: .*refused\)",
+        match=r"acme/bert: http://127.0.0.1:9 does not answer or broke off \(ConnectError: "
+        r".*refused\)",
     ):
         repository.definition(repo())
 
@@ -291,7 +306,8 @@ def test_a_download_that_breaks_off_goes_on(kind: str, hub: Hub) -> None:
     hub.faults = [Fault("GET /store/.*safetensors", **{kind: 3000})]
     with pytest.raises(
         SourceError,
-        match=r"acme/bert: .* does not answer or broke off \(\w+: .+\); when .*, the same command goes on",
+        match=r"acme/bert: .* does not answer or broke off \(\w+: .+\); when .*, the same "
+        r"command goes on",
     ) as caught:
         repository.checkpoint(repo(), pickle=False)
     assert "\n" not in str(caught.value)
@@ -308,8 +324,7 @@ def test_a_download_that_breaks_off_goes_on(kind: str, hub: Hub) -> None:
     assert repository.checkpoint(repo("acme/once"), pickle=False).is_dir()
 
 
-# ------------------------------------------------------------------------------------------------
-# what is shown
+# ---- what is shown
 
 
 def test_a_download_shows_how_much_of_how_much(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,12 +369,11 @@ def test_clients_print_nothing_of_their_own(hub: Hub, capfd: pytest.CaptureFixtu
     assert capfd.readouterr() == ("", "")
 
 
-# ------------------------------------------------------------------------------------------------
-# two at once
+# ---- two at once
 
 
 def test_two_processes_on_one_cold_cache(hub: Hub, tmp_path: Path) -> None:
-    """Both read the same commit and the same weights, also where the revision has to be asked for."""
+    """Both read the same commit and weights, also where the revision has to be asked for."""
     code = f"""
 import hashlib
 from pathlib import Path

@@ -234,8 +234,9 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if commit is None:
                 raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             if files and found.gated and token not in hub.members:
-                known = f"Access to {kind[:-1]} {id} is restricted and you are not in the authorized list."
-                unknown = f"Access to {kind[:-1]} {id} is restricted. You must have access to it and be authenticated to access it."
+                said = f"Access to {kind[:-1]} {id} is restricted"
+                known = f"{said} and you are not in the authorized list."
+                unknown = f"{said}. You must have access to it and be authenticated to access it."
                 raise Refusal(403 if token else 401, "GatedRepo", known if token else unknown)
             return found, commit
 
