@@ -95,7 +95,7 @@ def reason(error: BaseException) -> str:
         response = getattr(one, "response", None)
         if response is not None:
             message = response.headers.get("X-Error-Message") or getattr(one, "server_message", None) or response.reason_phrase
-            return f"{response.status_code} {first_line(str(message))}"
+            return f"{response.status_code} {first_line(str(message)).rstrip('.')}"
     broken = network(error)
     if broken is not None:
         return f"{type(broken).__name__}: {first_line(str(broken))}"

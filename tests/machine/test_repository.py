@@ -171,7 +171,7 @@ FAILURES: dict[str, tuple[str, str | None, list[Fault], str]] = {
         [],
         rf"{LLAMA} at {LLAMA_COMMIT}: 401 Access to model {LLAMA} is restricted. You must have "
         rf"access to "
-        r"it and be authenticated to access it.; accept its licence at "
+        r"it and be authenticated to access it; accept its licence at "
         r"{url}/meta-llama/Llama-2-7b-hf, "
         r"then `hf auth login` or set HF_TOKEN",
     ),
@@ -235,7 +235,7 @@ def test_a_token_that_may_not_read_is_told_apart_from_none(hub: Hub, monkeypatch
     with token(hub, monkeypatch, "stranger", known=True):
         with pytest.raises(
             SourceError,
-            match="403 Access to model .* not in the authorized list.; accept .* when access is granted",
+            match="403 Access to model .* not in the authorized list; accept .* when access is granted",
         ):
             repository.definition(repo(LLAMA, revision))
         with pytest.raises(SourceError, match="acme/brt: 404 Repository not found; correct model.path"):
