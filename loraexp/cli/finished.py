@@ -83,6 +83,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=" | ".join(rescore.SCORING))
     options = parser.parse_args(arguments)
     for split, values in rescore.rescore(options.run, options.overrides).items():
+        if os.environ.get("RANK", "0") != "0":
+            continue  # of several processes the first speaks
         print(f"{split:<28} " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
     return 0
 

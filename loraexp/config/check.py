@@ -89,6 +89,8 @@ def check_together(settings: schema.Settings, task: Component, initializer: Comp
     """Choices that exclude each other: task and model; an initializer's hyper-parameters; what it trains and the rule needs."""
     check_kinds(settings, task)
     check_weights(settings.model, initializer)
+    if settings.model.dtype == "float16":
+        raise ConfigError("model.dtype=float16: gradients underflow in it and the loss is not scaled; expected bfloat16 or float32")
     try:
         schema.checkpoint_seconds(settings.train.checkpoint_every)
     except ValueError as error:

@@ -97,6 +97,7 @@ class TrainSettings:
     log_every: int = number(above=0)
     patience: int | None = number(above=0)  # evaluations without a better one before stopping early; null: never
     select: Literal["best", "last"]  # whose weights are reported and saved
+    deterministic: bool = False  # only algorithms that give the same bits every time, slower on a GPU
 
 
 @dataclass(frozen=True, kw_only=True)

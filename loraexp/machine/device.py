@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +27,28 @@ class Runtime:
     def put(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch on the device."""
         return to_device(batch, self.device)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within: only algorithms that give the same bits every time; an operation that has none raises and names itself."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product on the device is made
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def name_of(device: torch.device) -> str:
+    """A device as its maker calls it; the CPU by its kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -18,7 +18,7 @@ from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_ever
 from loraexp.adapter.formats import save_peft, save_raw
 from loraexp.config.settings import Settings
 from loraexp.machine import repository
-from loraexp.machine.device import choose_device
+from loraexp.machine.device import choose_device, deterministic, name_of
 from loraexp.machine.files import folder_written, sha256
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import log, logged, tally
@@ -82,8 +82,11 @@ def recorded(settings: Settings, plain: dict[str, Any], folder: Path, observer: 
     folder.mkdir(parents=True, exist_ok=True)
     with (
         watched() as stop,
+        deterministic(settings.train.deterministic),
         logged(folder / "run.log") if processes.main else nullcontext(),
-        Record(folder, config.run_id(plain), plain, settings.wandb, main=processes.main, forced=settings.force) as record,
+        Record(
+            folder, config.run_id(plain), plain, settings.wandb, main=processes.main, forced=settings.force
+        ) as record,
     ):
         result = Experiment(settings, record, stop, processes, observer).run()
     if stop.name is not None:
@@ -106,6 +109,7 @@ class Experiment:
         """The whole story; returns the record."""
         settings, record = self.settings, self.record
         self.look_back()
+        record.update(environment=self.used())
         seed_generators(settings.seed, self.processes.rank)
         with repository.reading() as read:
             with self.phase("data"):
@@ -136,6 +140,12 @@ class Experiment:
         if self.processes.main and not settings.train.keep_checkpoint:
             self.checkpoint.remove()
         return result
+
+    def used(self) -> dict[str, Any]:
+        """What of the machine this run uses: how many processes, on which devices, by which algorithms."""
+        devices = self.processes.gather(name_of(self.device))
+        exact = self.settings.train.deterministic
+        return {"processes": self.processes.world, "devices": devices, "deterministic": exact}
 
     def look_back(self) -> None:
         """What an earlier attempt left: with `force` nothing of it is used, and what is damaged is set aside."""

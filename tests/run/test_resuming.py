@@ -241,3 +241,49 @@ def test_a_checkpoint_of_two_processes_goes_on_with_one(tmp_path: Path, monkeypa
     [entry] = again.record["resumed"]
     assert (entry["step"], entry["processes"]) == (6, 1) and "dropout draws new masks" in entry["notes"][0]
     assert [line["step"] for line in metric_lines(folder) if "loss" in line] == [2, 4, 6, 8, 10, 12]
+
+
+def test_the_record_says_what_of_the_machine_was_used_and_by_which_algorithms(tmp_path: Path) -> None:
+    import torch
+
+    during: list[bool] = []
+    plain = run("train.max_steps=1", out=tmp_path)
+    assert {plain.record["environment"][key] for key in ("processes", "deterministic")} == {1, False}
+    assert plain.record["environment"]["devices"] == ["cpu"]
+
+    def noted(*_: Any) -> None:
+        during.append(torch.are_deterministic_algorithms_enabled())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loraexp.run.train.keep_factors", noted)
+        exact = run("train.max_steps=1", "train.deterministic=true", out=tmp_path)
+    assert exact.record["environment"]["deterministic"] is True and exact.folder != plain.folder
+    assert during == [True] and not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    "word", ["train.checkpoint_every=soon", "train.checkpoint_every=0min", "train.checkpoint_every=-3", "model.dtype=float16"]
+)
+def test_what_cannot_be_kept_is_refused_before_anything_is_made(word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*SMOKE, word, f"output_root={tmp_path}"]) == 2
+    assert capsys.readouterr().err.startswith(f"loraexp: {word}: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_come_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second passes at every step: with 4s between them, checkpoints of steps 4, 8 and 12, and before the evaluation."""
+    from loraexp.machine import signals
+    from loraexp.run import train
+
+    now, saved = [0.0], []
+    step, save = train.step, Checkpoint.save
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+
+    def stepping(*arguments: Any) -> Any:
+        now[0] += 1.0
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "step", stepping)
+    monkeypatch.setattr(Checkpoint, "save", lambda self, state: (saved.append(state.progress.step), save(self, state)))
+    run("train.max_steps=14", "train.eval_every=100", "train.checkpoint_every=4s", out=tmp_path)
+    assert saved == [4, 8, 12, 14]
