@@ -34,6 +34,7 @@ VERBS = {
     "align": ("finished", "align"),
     "runs": ("inventory", "runs"),
     "show": ("rows", "show"),
+    "fetch-demo": ("demo", "fetch_demo"),
     "new": ("new", "new"),
 }
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130

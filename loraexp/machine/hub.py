@@ -68,10 +68,14 @@ def verify(path: Path, sha256: str | None, *, key: str) -> None:
 
 def _in_package(source: str, key: str) -> Path:
     name, _, inside = source.removeprefix(PACKAGE).partition("/")
-    remedy = f'pip install "loraexp[offline]", or set {key} to a local path'
+    remedy = f"loraexp fetch-demo gets it, or set {key} to a local path"
     try:
         distribution = importlib.metadata.distribution(name)
     except (importlib.metadata.PackageNotFoundError, ValueError):
+        from loraexp.machine import demo  # which needs what stands here
+
+        if (fetched := demo.find(name, inside)) is not None:
+            return fetched
         raise SourceError(f"{key}={source}: the package {name} is not installed in {sys.prefix}; {remedy}") from None
     path = Path(str(distribution.locate_file(inside)))
     if not path.exists():

@@ -66,7 +66,7 @@ def _convert(file: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False)
     except ImportError as error:
-        raise SourceError(f'model.path={file}: reading it needs the package gguf: pip install "loraexp[offline]"') from error
+        raise SourceError(f"model.path={file}: reading it needs the package gguf: pip install gguf") from error
     model.config.__dict__.pop("quantization_config", None)
     for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
         model.__dict__.pop(mark, None)

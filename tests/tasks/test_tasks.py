@@ -599,7 +599,7 @@ def test_a_file_of_a_package_is_found_without_importing_it() -> None:
 def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
     import sys
 
-    remedy = 'pip install "loraexp[offline]", or set task.source to a local path'
+    remedy = "loraexp fetch-demo gets it, or set task.source to a local path"
     cases = {
         "package:no-such-thing/data.csv": f"the package no-such-thing is not installed in {sys.prefix}; {remedy}",
         "/no/such/file": "/no/such/file does not exist; give a path that does, or a hub id (owner/name)",
