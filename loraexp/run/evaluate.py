@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,45 +17,54 @@ from loraexp.machine.progress import bar
 if TYPE_CHECKING:
     from loraexp.run.task import Task
 
+Value = TypeVar("Value")
+
 
 @torch.inference_mode()
-def predict(
+def of_batches(
     model: nn.Module,
     task: Task,
     split: str,
+    function: Callable[[dict[str, Any]], Value],
     *,
     batch_size: int,
     device: torch.device,
     precision: str,
     processes: Processes | None = None,
-) -> np.ndarray:
-    """The task's scores (rows, C) of a split, in the order of its rows.
+) -> list[tuple[np.ndarray, Value]]:
+    """The rows of every batch of a split, and what `function` makes of it, on every process in the same order.
 
     Rows are batched by length, longest first (a batch that does not fit the memory fails at once). Every process runs
-    the same number of batches, the last one again where they do not divide.
+    the same number of batches, the last one again where they do not divide: wrapped models stay in step.
     """
     examples = task.splits[split]
     order = np.argsort(-examples.lengths, kind="stable")
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     rank, world = (processes.rank, processes.world) if processes else (0, 1)
-    mine = [batches[min(i * world + rank, len(batches) - 1)] for i in range(-(-len(batches) // world))]
-    was_training = model.training
+    found: dict[int, Value] = {}
+    training = model.training
     model.eval()
-    found = []
     try:
-        with bar(f"eval {split}", len(mine)) as advance:
-            for rows in mine:
-                batch = to_device(task.collate(examples, rows), device)
+        with bar(f"eval {split}", -(-len(batches) // world)) as advance:
+            for first in range(0, len(batches), world):
+                index = min(first + rank, len(batches) - 1)
+                batch = to_device(task.collate(examples, batches[index]), device)
                 with autocast(device, precision):
-                    logits = task.scores(model, batch)
-                found.append((rows, logits.float().cpu().numpy()))
+                    found[index] = function(batch)
                 advance()
     finally:
-        model.train(was_training)
-    everything = np.zeros((len(order), found[0][1].shape[1]), dtype=np.float32)
-    for share in processes.gather(found) if processes else [found]:
-        for rows, values in share:
-            everything[rows] = values
+        model.train(training)
+    for share in processes.gather(found) if processes else []:
+        found |= share
+    return [(rows, found[index]) for index, rows in enumerate(batches)]
+
+
+def predict(model: nn.Module, task: Task, split: str, **how: Any) -> np.ndarray:
+    """The task's scores (rows, C) of a split, in the order of its rows."""
+    parts = of_batches(model, task, split, lambda batch: task.scores(model, batch).float().cpu().numpy(), **how)
+    everything = np.zeros((len(task.splits[split]), parts[0][1].shape[1]), dtype=np.float32)
+    for rows, scores in parts:
+        everything[rows] = scores
     return everything
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,12 +14,8 @@ from torch.nn import functional
 
 from loraexp.adapter.linalg import at_least_float32
 from loraexp.data.pairs import Kind, TextExamples
-from loraexp.machine.device import autocast, to_device
-from loraexp.machine.progress import bar
+from loraexp.run.evaluate import of_batches
 from loraexp.run.task import Problem, Task
-
-if TYPE_CHECKING:
-    from loraexp.machine.processes import Processes
 
 IGNORED = -100  # the label of a token that is not in the loss: padding, and prompts unless they are learnt
 KINDS = frozenset({"causal", "seq2seq"})
@@ -120,35 +116,20 @@ class TextTask(Task):
         behind = torch.arange(order.shape[1], device=labels.device) >= counts.unsqueeze(1)
         return gathered.masked_fill(behind.unsqueeze(-1), 0.0)
 
-    @torch.inference_mode()
-    def likelihood(
-        self, model: nn.Module, split: str, *, batch_size: int, device: torch.device, precision: str, processes: Processes | None = None
-    ) -> dict[str, float]:
+    def likelihood(self, model: nn.Module, split: str, **how: Any) -> dict[str, float]:
         """`log_likelihood`: the mean log-probability of a label token of the split, in nats (at most 0; higher is better).
 
-        Several processes take the batches in turn, the last one again where they do not divide: wrapped models stay in
-        step, and the batches' sums are added in one order. Raises: FloatingPointError where it is not a number.
+        The batches' sums are added in one order, whatever process made them. `how`: see `of_batches`.
+
+        Raises: FloatingPointError where it is not a number.
         """
-        examples = self.splits[split]
-        order = np.argsort(-examples.lengths, kind="stable")
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        rank, world = (processes.rank, processes.world) if processes else (0, 1)
-        found: dict[int, tuple[float, int]] = {}
-        training = model.training
-        model.eval()
-        try:
-            with bar(f"eval {split}", -(-len(batches) // world)) as advance:
-                for first in range(0, len(batches), world):
-                    index = min(first + rank, len(batches) - 1)
-                    with autocast(device, precision):
-                        loss, labels = self.loss_sum(model, to_device(self.collate(examples, batches[index]), device))
-                    found[index] = (float(loss), labels)
-                    advance()
-        finally:
-            model.train(training)
-        for part in processes.gather(found) if processes else []:
-            found |= part
-        total, count = (sum(found[index][k] for index in range(len(batches))) for k in (0, 1))
+
+        def summed(batch: Mapping[str, Tensor]) -> tuple[float, int]:
+            loss, labels = self.loss_sum(model, batch)
+            return float(loss), labels
+
+        parts = [value for _, value in of_batches(model, self, split, summed, **how)]
+        total, count = sum(loss for loss, _ in parts), sum(labels for _, labels in parts)
         if not np.isfinite(total):
             raise FloatingPointError(f"task={self.name}: the loss of {split} is {total}: it diverged, lower lr or use precision=fp32")
         return {"log_likelihood": -total / count}
