@@ -8,7 +8,6 @@ another version on its own.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import re
@@ -21,6 +20,7 @@ from typing import Any, Literal
 
 from loraexp.machine import files, progress, remedies, words
 from loraexp.machine.hub import SourceError
+from loraexp.machine.locks import locked
 from loraexp.machine.remedies import Keys, patiently
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -169,8 +169,7 @@ def _pinned(key: str, newest: Callable[[], str]) -> str:
         return _known[key]
     _folder.mkdir(parents=True, exist_ok=True)
     path = _folder / PINS
-    with (_folder / f".{PINS}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(_folder / f".{PINS}.lock"):
         pins: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
         if key not in pins:
             pins[key] = newest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ import yaml
 
 from loraexp.config import ConfigError
 from loraexp.machine.files import DiskFull, clear_temporaries, finite, on_disk, replace, set_aside, write_json
+from loraexp.machine.locks import Lock, locked
 from loraexp.records.content import SCHEMA, Content, content, sound_lines
 from loraexp.records.environment import environment
 from loraexp.records.tracking import Copy
@@ -72,7 +72,7 @@ class Record:
         self.main, self.forced, self.waits = main, forced, waits
         self.copy = Copy(wandb, folder, run_id, config)
         self.before: dict[str, Any] = {}  # what an earlier attempt at this run had recorded
-        self.lock: IO[str] | None = None
+        self.lock: Lock | None = None
         self.metrics: IO[bytes] | None = None
         self.logged, self.digest = 0, hashlib.sha256()  # bytes of metrics.jsonl, and their digest
         self.content: dict[str, Any] = {
@@ -98,12 +98,9 @@ class Record:
         if not self.main:
             return self
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = (self.folder / ".lock").open("w")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | (0 if self.waits else fcntl.LOCK_NB))
-        except OSError as error:
-            self.lock.close()
-            raise Busy(f"{self.folder}: another process is running this run; wait for it, or stop it") from error
+        self.lock = Lock(self.folder / ".lock")
+        if not self.lock.take(wait=self.waits):
+            raise Busy(f"{self.folder}: another process is running this run; wait for it, or stop it")
         try:
             self._begin()
         except BaseException:
@@ -268,8 +265,7 @@ def refuse_newer(folder: Path, found: Content) -> None:
 
 def add_evaluation(folder: Path, entry: dict[str, Any], wandb: WandbSettings | None = None) -> None:
     """Put a re-score of a finished run beside its own metrics, which never change; W&B gets it too."""
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / ".lock"):
         found = content(folder).record
         if found is None or found["status"] != "finished":
             raise ConfigError(f"{folder}: the run is being run again; score it when that has finished")

@@ -84,9 +84,7 @@ def recorded(settings: Settings, plain: dict[str, Any], folder: Path, observer: 
         watched() as stop,
         deterministic(settings.train.deterministic),
         logged(folder / "run.log") if processes.main else nullcontext(),
-        Record(
-            folder, config.run_id(plain), plain, settings.wandb, main=processes.main, forced=settings.force
-        ) as record,
+        Record(folder, config.run_id(plain), plain, settings.wandb, main=processes.main, forced=settings.force) as record,
     ):
         result = Experiment(settings, record, stop, processes, observer).run()
     if stop.name is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import statistics
 import threading
 import time
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from loraexp.machine import locks
 from loraexp.machine.escapes import printable
 from loraexp.machine.progress import bar, notice
 from loraexp.machine.words import spoken
@@ -31,14 +31,7 @@ def stamp(folder: Path) -> int:
 
 def held(folder: Path) -> bool:
     """Whether a living process is running this run: the lock of a dead one is free."""
-    try:
-        with (folder / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+    return locks.held(folder / ".lock")
 
 
 class Watch:
