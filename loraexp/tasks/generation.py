@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from loraexp.data.benchmarks import Questions
 from loraexp.data.pairs import Kind, Reading, TextExamples, encode_pairs
 from loraexp.data.rows import Files, Hub, Records, Row, find
 from loraexp.machine.progress import bar
+from loraexp.run.task import Given, of_keys
 from loraexp.scoring import backends, harness, judge, protocols, sandbox
 from loraexp.scoring.answers import COMMONSENSE_WORDS
 from loraexp.scoring.backends import Answering, Backend
@@ -190,34 +192,51 @@ def tests_inside(held: Questions) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------- building
 
 
-def generation(
-    *,
-    name: str,
-    version: int,
-    training_set: str,
-    source: str,
-    config: str | None = None,
-    revision: str | None,
-    files: list[str],
-    protocol: str | list[str],
-    recipe: str | None = None,
-    benchmarks: list[str],
-    average: bool = False,
-    rows: int | None = None,
-    held_out: int = 200,
-    max_length: int = 1024,
-    limit_train: int | None = None,
-    limit_eval: int | None = None,
-    data_dir: str | None = None,
-    eval_data_dir: str | None = None,
-    skip_bad: bool = False,
-    tokenizer: Any,
-    kind: Kind,
-    backend: Backend = "hf",
-    unsafe_code: bool = False,
-    cache_root: str | Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> GenerationTask:
+@dataclass(frozen=True, kw_only=True)
+class GenerationKeys:
+    """The keys of a set of prompts and answers, as its yaml has them."""
+
+    name: str
+    version: int
+    training_set: str  # its columns, and how each paper puts them: loraexp.tasks.recipes
+    source: str  # on the hub, used where data_dir is null
+    config: str | None = None
+    revision: str | None
+    files: list[str]  # of data_dir, the first that is there
+    protocol: str | list[str]
+    recipe: str | None = None  # how it is trained; None: the first protocol's
+    benchmarks: list[str]
+    average: bool = False
+    rows: int | None = None  # of the training set, from its head; None: the recipe's number, 0: all
+    held_out: int = 200
+    max_length: int = 1024
+    limit_train: int | None = None
+    limit_eval: int | None = None
+    data_dir: str | None = None
+    eval_data_dir: str | None = None
+    skip_bad: bool = False
+
+    @property
+    def wanted(self) -> list[str]:
+        """The protocols that score, by name."""
+        if isinstance(self.protocol, str):
+            return [word.strip() for word in self.protocol.split(",")]
+        return list(self.protocol)
+
+    @property
+    def trained_by(self) -> str:
+        """The name of the recipe. Raises: ValueError where nothing is trained by the first protocol alone."""
+        recipes = TRAINING_SETS[self.training_set]
+        usual = self.wanted[0].removesuffix("_released")
+        if self.recipe is None and usual not in recipes:
+            raise ValueError(
+                f"task.protocol={self.wanted[0]}: nothing is trained by it alone; set task.recipe to one of {', '.join(recipes)}"
+            )
+        return self.recipe or usual
+
+
+@of_keys(GenerationKeys, kinds=frozenset({"causal", "seq2seq"}))
+def generation(keys: GenerationKeys, given: Given) -> GenerationTask:
     """A set of prompts and answers, trained by a recipe and scored by protocols, e.g. GSM8K's row `question: Natalia sold clips …`.
 
     `training_set` names its recipes in `loraexp.tasks.recipes`, whose docstrings show a row of each set; by default the
@@ -227,27 +246,27 @@ def generation(
     Raises: SourceError where files or the hub's copy are missing; ValueError naming file, row and fix of a bad row, for
     a name that is none, or where no benchmark has a protocol.
     """
-    if training_set not in TRAINING_SETS:
-        raise ValueError(f"task.training_set={training_set}: expected one of {', '.join(TRAINING_SETS)}")
-    recipes = TRAINING_SETS[training_set]
-    wanted = [word.strip() for word in protocol.split(",")] if isinstance(protocol, str) else list(protocol)
-    trained_by = recipe or wanted[0].removesuffix("_released")
-    if recipe is None and trained_by not in recipes:
-        raise ValueError(f"task.protocol={wanted[0]}: nothing is trained by it alone; set task.recipe to one of {', '.join(recipes)}")
-    made = chosen(recipes, trained_by, rows)
-    check_sizes(held_out, max_length, kind, tokenizer)
-    train: Records = Hub(source, config, "train", revision, "task.data_dir")
-    if data_dir is not None:
-        train = Files(training_files(data_dir, files, benchmarks))
-    where = (eval_data_dir or data_dir, "task.eval_data_dir" if eval_data_dir else "task.data_dir")
-    asked, questions, notes = reported(wanted, benchmarks, *where, limit_eval, skip_bad)
-    how = Reading(f"{name} {trained_by}", VERSION * 1000 + version, made.pair, kind, max_length, made.below, made.rows, skip_bad, made.long)
-    everything = encode_pairs(train, how, tokenizer, cache_root=Path(cache_root), progress=progress)
+    if keys.training_set not in TRAINING_SETS:
+        raise ValueError(f"task.training_set={keys.training_set}: expected one of {', '.join(TRAINING_SETS)}")
+    kind, trained_by, tokenizer = cast(Kind, given.kind), keys.trained_by, given.tokenizer
+    made = chosen(TRAINING_SETS[keys.training_set], trained_by, keys.rows)
+    check_sizes(keys.held_out, keys.max_length, kind, tokenizer)
+    train: Records = Hub(keys.source, keys.config, "train", keys.revision, "task.data_dir")
+    if keys.data_dir is not None:
+        train = Files(training_files(keys.data_dir, keys.files, keys.benchmarks))
+    where = (keys.eval_data_dir or keys.data_dir, "task.eval_data_dir" if keys.eval_data_dir else "task.data_dir")
+    asked, questions, notes = reported(keys.wanted, keys.benchmarks, *where, keys.limit_eval, keys.skip_bad)
+    how = Reading(
+        f"{keys.name} {trained_by}", VERSION * 1000 + keys.version, made.pair, kind, keys.max_length, made.below, made.rows,
+        keys.skip_bad, made.long,
+    )  # fmt: skip
+    everything = encode_pairs(train, how, tokenizer, cache_root=Path(given.cache_root), progress=given.progress)
     return GenerationTask(
-        name=name, version=version, kind=kind, tokenizer=tokenizer, selection="held_out" if held_out else None,
-        splits=divide(everything, held_out, limit_train, limit_eval), learn_prompt=made.learn_prompt, asked=asked,
-        questions=questions, average=wanted if average else (), backend=backend, unsafe_code=unsafe_code, skip_bad=skip_bad,
-        recipe=trained_by, notes=notes,
+        name=keys.name, version=keys.version, kind=kind, tokenizer=tokenizer,
+        selection="held_out" if keys.held_out else None,
+        splits=divide(everything, keys.held_out, keys.limit_train, keys.limit_eval), learn_prompt=made.learn_prompt,
+        asked=asked, questions=questions, average=keys.wanted if keys.average else (), backend=given.backend,
+        unsafe_code=given.unsafe_code, skip_bad=keys.skip_bad, recipe=trained_by, notes=notes,
     )  # fmt: skip
 
 
