@@ -33,8 +33,8 @@ VERBS = {
     "eval": ("finished", "evaluate"),
     "align": ("finished", "align"),
     "runs": ("inventory", "runs"),
-    "show": ("rows", "show"),
-    "fetch-demo": ("demo", "fetch_demo"),
+    "show": ("preview", "show"),
+    "fetch-demo": ("fetch", "fetch_demo"),
     "new": ("new", "new"),
 }
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130

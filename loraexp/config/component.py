@@ -19,7 +19,7 @@ APART = frozenset({"_target_", "_partial_", "facts"})
 # What the run itself hands to the function behind `_target_`, never the configuration.
 GIVEN = {
     "init": {"layer", "rank", "scaling", "generator"},
-    "optimizer": {"adapters", "lr", "weight_decay"},
+    "optimizer": {"adapters", "params", "lr", "weight_decay"},
     "task": {"tokenizer", "cache_root", "progress", "kind", "backend", "unsafe_code"},
     "compute": {"progress", "output_root"},
 }

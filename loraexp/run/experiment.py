@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from loraexp import config
@@ -231,7 +232,11 @@ class Experiment:
         wrapped = self.processes.prepare(model, adapters.trainable(), adapters.modules())
         if adapters.trainable():
             rule = make(settings.optimizer)
-            optimizer = rule(adapters, lr=settings.lr, weight_decay=settings.train.weight_decay)
+            plain = inspect.isclass(rule.func) and issubclass(rule.func, torch.optim.Optimizer)  # `_target_: torch.optim.SGD`
+            steps = adapters.trainable() if plain else adapters
+            optimizer = rule(steps, lr=settings.lr, weight_decay=settings.train.weight_decay)
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])  # what the schedule multiplies
         return Loop(
             model=wrapped,
             task=task,

@@ -48,6 +48,16 @@ def test_new_things_run_as_they_are_written_alone_and_in_a_grid(folder: Path, ca
     sys.modules.pop("my_optimizer", None)
 
 
+def test_a_class_of_torch_optim_is_a_rule(folder: Path, capsys) -> None:
+    place = folder / "conf" / "optimizer"
+    place.mkdir(parents=True)
+    (place / "nadam.yaml").write_text("name: nadam\n_target_: torch.optim.NAdam\n_partial_: true\nmomentum_decay: 0.004\n")
+    own = ["--config-dir", str(folder / "conf"), "experiment=debug", "output_root=outs", "optimizer=nadam", "init=lora"]
+    assert cli.main([*own, "optimizer.momentum_decy=1"]) == 2
+    assert "momentum_decay" in capsys.readouterr().err
+    assert cli.main(own) == 0
+
+
 def test_every_verb_looks_in_the_same_folders(folder: Path, capsys) -> None:
     own = written(folder, "init", "sweep")
     place = folder / "conf" / "sweeps"

@@ -43,7 +43,7 @@ def test_every_command_is_one(page: str, line: str) -> None:
         return  # the examples are run from a wheel
     words = shlex.split(line.replace("[", "").replace("]", "") if "RUN" in line else line)[1:]
     if words and words[0] in VERBS or words[:1] == ["help"]:
-        if words[0] in ("sweep", "plan", "table", "plot") and not RUN.search(line):
+        if words[0] in ("sweep", "plan", "table", "plot") and len(words) > 1 and not RUN.search(line):
             reading.load(words[1], None, [])
         return
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
