@@ -107,6 +107,8 @@ def check_together(settings: schema.Settings, task: Component, initializer: Comp
         request(settings.rank, **initializer.keywords)
     except ValueError as error:
         raise ConfigError(f"init={initializer.name}: {error}") from error
+    if not settings.model.targets and initializer.trains & {"A", "B", "R"}:
+        raise ConfigError(f"model.targets=[]: init={initializer.name} has no layer to adapt; name some, as model.targets=[query,value]")
     keep = settings.train.keep_factors_every
     if keep and not initializer.trains & {"A", "B", "R"}:
         raise ConfigError(f"train.keep_factors_every={keep}: init={initializer.name} has no factors; set it to 0")

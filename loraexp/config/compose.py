@@ -86,6 +86,8 @@ class translated:  # noqa: N801 - reads as `with translated():`
 
         if isinstance(error, (HydraException, OmegaConfBaseException)):
             raise ConfigError(explain(error)) from error
+        if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+            raise ConfigError("a group was set to null: expected a name, as in init=lora; see loraexp list") from error
 
 
 PLAIN = re.compile(r"[\w./+:@-]*")  # what Hydra's grammar reads without quotes, whatever the key

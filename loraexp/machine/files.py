@@ -55,6 +55,8 @@ def written(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if path.is_dir() and not path.is_symlink():  # a folder in the file's place cannot be replaced
+                set_aside(path)
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -122,6 +122,8 @@ BAD = [
     (["-m", "lr=1e-4,-1"], "lr=-1.0: expected a number above 0"),
     (["list", "model"], "list model: nearest: models"),
     (["verify", "nowhere"], "nowhere: expected a run folder, or the id of one run under ./outputs (0 found)"),
+    (["model.targets=[]"], "model.targets=[]: init=cg_lora has no layer to adapt; name some, as model.targets=[query,value]"),
+    (["init=null"], "a group was set to null: expected a name, as in init=lora; see loraexp list"),
 ]
 
 

@@ -13,22 +13,10 @@ import pytest
 
 from loraexp.scoring import sandbox, seccomp
 from tests.support import ordinary
-from tests.support.attacks import GROUPS, attacks, held
+from tests.support.attacks import CAMPAIGN, GROUPS, attacks, held
 
 needs_sandbox = pytest.mark.skipif(sandbox.problem() is not None, reason=str(sandbox.problem()))
 SECRET = "do-not-tell"
-# Run by either user: a line of JSON with how each attack of a group ended.
-CAMPAIGN = """
-import json, sys
-from loraexp.scoring import sandbox
-from loraexp.scoring.sandbox import Limits
-from tests.support.attacks import attacks
-chosen = [one for one in attacks() if one.group == sys.argv[1]]
-def attempt(one):
-    return sandbox.run(one.program, limits=Limits(**({"seconds": 6.0} | one.limits)))
-outcomes = sandbox.each(attempt, chosen, 2, None)
-print(json.dumps([[one.name, outcome.status, outcome.output] for one, outcome in zip(chosen, outcomes)]))
-"""
 
 
 @pytest.fixture()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import socket
-import tempfile
 from collections import Counter, OrderedDict, deque, namedtuple
 from decimal import Decimal
 from enum import IntEnum
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +20,7 @@ from loraexp.scoring.judge import Case
 from loraexp.scoring.sandbox import Limits, Outcome, SandboxError
 from tests.support import ordinary
 from tests.support.cheats import cheats
+from tests.support.cheats import judged as judged_apart
 from tests.support.helpers import shared_data
 
 needs_sandbox = pytest.mark.skipif(sandbox.problem() is not None, reason=str(sandbox.problem()))
@@ -45,34 +43,10 @@ def tried(function: str, checks: str, name: str = "f", **limits: Any) -> Outcome
     return judge.judge(given, limits=Limits(**({"seconds": 5.0} | limits)))
 
 
-# Judges the cases of a file; prints the outcomes, the seconds, and the defunct processes that were left to this one.
-SCRIPT = """
-import ctypes, json, sys, time
-from pathlib import Path
-ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # what its children leave behind comes to it, as to the first process of a container
-from loraexp.scoring import judge
-from loraexp.scoring.sandbox import Limits
-cases = [judge.Case(**one) for one in json.loads(Path(sys.argv[1]).read_text())]
-started = time.monotonic()
-outcomes = judge.judge_all(cases, workers=2, limits=Limits(seconds=float(sys.argv[2])))
-seconds = time.monotonic() - started
-defunct = [
-    stat.parent.name for stat in Path("/proc").glob("[0-9]*/stat")
-    if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
-    and int(stat.read_text().rpartition(")")[2].split()[1]) == __import__("os").getpid()
-]
-print(json.dumps({"outcomes": [[o.status, o.detail, o.inside] for o in outcomes], "seconds": seconds, "defunct": defunct}))
-"""
-
-
 def judged(cases: list[Case], user: str, seconds: float = 10.0) -> dict[str, Any]:
     if user == "ordinary" and (reason := ordinary.hindrance()) is not None:
         pytest.skip(reason)
-    with tempfile.TemporaryDirectory() as place:
-        os.chmod(place, 0o755)
-        file = Path(place) / "cases.json"
-        file.write_text(json.dumps([vars(one) for one in cases]))
-        return json.loads(ordinary.python(SCRIPT, str(file), str(seconds), seconds=240, own=user == "own"))  # type: ignore[no-any-return]
+    return judged_apart([vars(one) for one in cases], own=user == "own", seconds=seconds)
 
 
 @needs_sandbox
