@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench slow figures clean
+.PHONY: help setup run test check campaign bench slow figures clean
 
 help: ## this page
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ check: $(READY) ## lint, format, types, dead code
 	@mkdir -p build && grep -rhoE '_target_: *[A-Za-z0-9_.]+' conf sweeps | sed 's/.*\.//' | sort -u > build/named.py # what yamls call
 	$(BIN)/vulture loraexp build/named.py
 	$(BIN)/lint-imports --no-cache
+
+campaign: $(READY) ## kills, full disks, damaged files, signals, bad inputs, attacks: a table of tried and held (about 25 minutes on 2 cores)
+	$(BIN)/python -m benchmarks.campaign
 
 bench: $(READY) ## the benchmarks: ratios to peers, measured in one run
 	$(BIN)/python -m benchmarks

@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
             like.rng.seed(f"{options.seed} {name}")
             print(f"== {name}: {PARTS[name][0]}", flush=True)
             try:
-                results[name] = tally(PARTS[name][1](like, options.small), place / name, options.only)
+                results[name] = tally(PARTS[name][1](like, options.small), place / "cases" / name, options.only)
             except disks.NotHere as reason:
                 results[name] = Tally(note=f"not tried: {reason}")
     print(f"\n{table(results)}\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks import forks
@@ -68,13 +68,7 @@ def disks(of: Reference, small: bool) -> list[Case]:
                 out = there / "out"
                 if on_the_way:
                     copy(of.stopped, out)
-                with open(there / "filling", "wb") as filling:
-                    try:
-                        while True:
-                            filling.write(bytes(PAGE))
-                            filling.flush()
-                    except OSError:
-                        pass
+                fill(there / "filling")
                 ended = forks.run(*words(out))
                 if reason := polite(ended, 1, 2) or told(ended, "space"):
                     return reason
@@ -101,6 +95,15 @@ def disks(of: Reference, small: bool) -> list[Case]:
     parts = [of.rng.uniform(0.02, 1.0) for _ in range(1 if small else 24)]
     fixed = [filled(True), filled(False), read_only(True), read_only(False)]
     return [*map(full, parts), *(fixed[:1] if small else fixed)]
+
+
+def fill(path: Path) -> None:
+    """A file that takes all the room there is."""
+    number = os.open(path, os.O_CREAT | os.O_WRONLY)
+    with suppress(OSError):
+        while True:
+            os.write(number, bytes(PAGE))
+    os.close(number)
 
 
 def told(ended: forks.Ended, word: str) -> str:

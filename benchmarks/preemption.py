@@ -66,8 +66,8 @@ def limits(of: Reference) -> list[Case]:
 
         return Case(name, tried)
 
-    files = [met(f"{n} descriptors", resource.RLIMIT_NOFILE, n, "descriptor", "open files") for n in (5, 12, 20, 40)]
-    sizes = [met(f"files of {n} bytes", resource.RLIMIT_FSIZE, n, "too large", "space", "file") for n in (0, 1000, 9000, 20_000)]
+    files = [met(f"{n} descriptors", resource.RLIMIT_NOFILE, n, "descriptor", "open files") for n in (12, 16, 24, 40)]
+    sizes = [met(f"files of {n} bytes", resource.RLIMIT_FSIZE, n, "too large", "space", "file") for n in (4096, 9000, 20_000)]
     memory = [met(f"{extra} MiB more memory", resource.RLIMIT_AS, here() + extra * 2**20, "memory") for extra in (1, 16, 64, 200)]
     return [*files, *sizes, *memory]
 

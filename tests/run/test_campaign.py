@@ -1,0 +1,50 @@
+"""A few cases of each part of the campaign (`make campaign` tries them all), in a process as a user would start it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.support.helpers import REPOSITORY
+
+
+def campaign(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.campaign", "--small", *words]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400)
+
+
+def test_what_may_befall_a_run_or_a_sandbox_is_held() -> None:
+    done = campaign("kills", "sweeps", "damage", "inputs", "sandbox")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][2:]
+    counts = {what: (int(tried), int(held)) for what, tried, held, _ in rows}
+    assert all(tried == held for tried, held in counts.values())
+    assert counts["all"][0] >= 12 and counts["a run killed with -9"][0] == 2
+
+
+def test_what_does_not_hold_is_told_with_the_words_that_try_it(monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    from benchmarks import campaign as tool
+    from benchmarks.cases import Case
+
+    def parts(of: object, small: bool) -> list[Case]:
+        return [Case("good", lambda place: ""), Case("bad", lambda place: "it broke"), Case("worse", lambda place: 1 / 0)]  # type: ignore[list-item]
+
+    monkeypatch.setattr(tool, "PARTS", {"cheats": ("three cases", parts)})
+    assert tool.main(["cheats", "--seed", "7"]) == 1
+    said = capsys.readouterr().out
+    assert "| three cases | 3 | 1 |" in said and "cheats: bad: it broke" in said and "ZeroDivisionError" in said
+    assert "python -m benchmarks.campaign cheats --seed 7 --only 'bad'" in said
+
+
+def test_the_same_seed_tries_the_same() -> None:
+    import random
+    from pathlib import Path
+
+    from benchmarks import damage, kills, mistakes
+    from benchmarks.cases import Reference
+
+    def names(seed: int) -> list[str]:
+        like = Reference(Path("a"), Path("b"), 2.0, random.Random(seed))
+        return [case.name for part in (kills.kills, kills.sweeps, damage.stopped, mistakes.mistakes) for case in part(like, True)]
+
+    assert names(0) == names(0) != names(1)
