@@ -75,7 +75,7 @@ def stopped(of: Reference, small: bool) -> list[Case]:
     pairs = [(name, kind, damage) for name in names for kind, damage in KINDS.items()]
     pairs += [("record.json", kind, damage) for kind, damage in JSON.items() if "metrics" not in kind]
     pairs += [(name, f"a bit flipped, again {n}", flipped) for name in names[:2] for n in range(4)]
-    chosen = of.rng.sample(pairs, 3) if small else pairs
+    chosen = of.rng.sample(pairs, 2) if small else pairs
     return [attempt(name, kind, damage, of.rng.randrange(2**32)) for name, kind, damage in chosen]
 
 
@@ -104,5 +104,5 @@ def finished(of: Reference, small: bool) -> list[Case]:
         (verb, name, kind, damage) for verb in ("verify", "eval", "align", "export") for name in names for kind, damage in some.items()
     ]
     triples += [("verify", "record.json", kind, damage) for kind, damage in JSON.items()]
-    chosen = of.rng.sample(triples, 3) if small else triples
+    chosen = of.rng.sample(triples, 2) if small else triples
     return [attempt(*one, of.rng.randrange(2**32)) for one in chosen]

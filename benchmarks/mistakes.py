@@ -68,7 +68,7 @@ def mistakes(of: Reference, small: bool) -> list[Case]:
         for name, text in LINES.items()
     ]
     cases += [model(name, files) for name, files in MODELS.items()]
-    return of.rng.sample(cases, 6) if small else cases
+    return of.rng.sample(cases, 4) if small else cases
 
 
 def setting(word: str) -> Case:

@@ -18,7 +18,7 @@ WITHIN = 30.0  # seconds from the signal to the end
 
 def preemption(of: Reference, small: bool) -> list[Case]:
     numbers = list(STATUS)
-    signals = [signalled(of, numbers[n % len(numbers)], of.rng.randrange(0, 11)) for n in range(2 if small else 20)]
+    signals = [signalled(of, numbers[n % len(numbers)], of.rng.randrange(0, 11)) for n in range(1 if small else 20)]
     return signals if small else [*signals, *limits(of)]
 
 

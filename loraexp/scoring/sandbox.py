@@ -94,19 +94,6 @@ def run(program: str, *, limits: Limits | None = None, unsafe_code: bool = False
     return _whole(program, limits or Limits(), walled=not unsafe_code)
 
 
-def run_all(
-    programs: Sequence[str],
-    *,
-    limits: Limits | None = None,
-    unsafe_code: bool = False,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Outcome]:
-    """Each program in a sandbox of its own; see `each`."""
-    require(unsafe_code)
-    return each(lambda program: run(program, limits=limits, unsafe_code=unsafe_code), programs, workers, progress)
-
-
 def each(
     work: Callable[[Work], Outcome],
     items: Sequence[Work],

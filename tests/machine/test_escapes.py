@@ -38,4 +38,4 @@ def test_outputs_are_escaped_in_files_and_on_the_page(tmp_path: object) -> None:
     text = (folder / "samples.jsonl").read_text()
     assert printable(text) == text and text.count("\n") == 2
     assert json.loads(text.splitlines()[0])["output"] == output
-    assert html.text(output) == "\\u001b[2J\\u009b\\u2028\\u202e end"
+    assert html.shown(output) == "\\u001b[2J\\u009b\\u2028\\u202e end"

@@ -89,3 +89,12 @@ def test_every_damage_of_a_sealed_file_is_seen(damage: str, tmp_path: Path) -> N
     path.write_bytes({"cut": content[:-1], "append": content + b"x", "empty": b"", "seal": content[: -files.SEALED]}[damage])
     with pytest.raises(files.Damaged):
         files.check_seal(path)
+
+
+def test_a_folder_in_the_place_of_a_file_is_set_aside(tmp_path: Path) -> None:
+    from loraexp.machine.files import replace
+
+    place = tmp_path / "config.yaml"
+    (place / "inside").mkdir(parents=True)
+    replace(place, b"content")
+    assert place.read_bytes() == b"content" and (tmp_path / "config.yaml.damaged" / "inside").is_dir()

@@ -214,7 +214,7 @@ def test_unsafe_code_is_the_only_way_past(monkeypatch: pytest.MonkeyPatch) -> No
     )
     assert gone(marker)
     with pytest.raises(SandboxError):
-        sandbox.run_all(["print(1)"])
+        sandbox.run("print(1)")
 
 
 @needs_sandbox
