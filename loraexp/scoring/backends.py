@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import logging
@@ -168,26 +169,36 @@ def write_merged(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _live(model: nn.Module, tokenizer: Any, how: Answering, told: Told | None, shorter: Mapping[str, str]) -> Any:
+@functools.cache
+def _live_class() -> Any:
+    """lm-eval's own model in everything but the two things that it is asked for, which each instance is given.
+
+    One class for all: a class is part of a cycle, and one made for a model would keep its weights alive.
+    """
     from lm_eval.models.huggingface import HFLM
 
     class Live(HFLM):
-        """lm-eval's own model in everything but the two things that it is asked for."""
-
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            return _generate(model, tokenizer, requests, how, told, shorter)
+            return self.written(requests)
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            return _likelihoods(model, tokenizer, requests, how, told)
+            return self.likely(requests)
 
+    return Live
+
+
+def _live(model: nn.Module, tokenizer: Any, how: Answering, told: Told | None, shorter: Mapping[str, str]) -> Any:
     with quiet():
-        return Live(
+        live = _live_class()(
             pretrained=generate.bare(model),
             tokenizer=tokenizer,
             backend="seq2seq" if generate.is_seq2seq(model) else "causal",
             batch_size=how.batch_size,
             mixed_precision_dtype="bfloat16" if how.precision == "bf16" else None,
         )
+    live.written = lambda requests: _generate(model, tokenizer, requests, how, told, shorter)
+    live.likely = lambda requests: _likelihoods(model, tokenizer, requests, how, told)
+    return live
 
 
 def _generate(
