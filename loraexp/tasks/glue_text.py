@@ -228,7 +228,7 @@ class GlueText(TextTask):
         names, lengths = self.names.to(prompt.device), prompt.sum(dim=1)
         if self.scoring == "first_token":
             width = int(lengths.max())
-            asked = {"input_ids": batch["input_ids"][:, :width], "attention_mask": prompt[:, :width].long()}
+            asked = {"input_ids": batch["input_ids"][:, :width], "attention_mask": prompt[:, :width].long(), "use_cache": False}
             last = model(**asked).logits[torch.arange(len(lengths), device=lengths.device), lengths - 1]
             return at_least_float32(last).index_select(1, names[:, 0])
         prompts = [row[:length] for row, length in zip(batch["input_ids"], lengths, strict=True)]
@@ -238,7 +238,7 @@ class GlueText(TextTask):
         ends = torch.tensor([len(row) for row in whole], device=ids.device).unsqueeze(1)
         place = torch.arange(ids.shape[1], device=ids.device)
         inside = place < ends
-        logits = model(input_ids=ids, attention_mask=inside.long()).logits[:, :-1]
+        logits = model(input_ids=ids, attention_mask=inside.long(), use_cache=False).logits[:, :-1]
         named = inside & (place >= lengths.repeat_interleave(len(words)).unsqueeze(1))
         return self._of_names(logits, ids.masked_fill(~named, IGNORED)[:, 1:], len(prompts))
 
@@ -248,14 +248,14 @@ class GlueText(TextTask):
         body: Any = getattr(model, "module", model)
         read = body.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
         if self.scoring == "first_token":
-            logits = model(
-                encoder_outputs=(read,), attention_mask=mask, decoder_input_ids=self._shifted(model, names[:1, :1].expand(len(mask), 1))
-            ).logits
+            first = self._shifted(model, names[:1, :1].expand(len(mask), 1))
+            logits = model(encoder_outputs=(read,), attention_mask=mask, decoder_input_ids=first, use_cache=False).logits
             return at_least_float32(logits[:, 0]).index_select(1, names[:, 0])
         classes = len(names)
         labels = names.repeat(len(mask), 1)  # (n·C, L): all names of a row, one after another
         each = (read.repeat_interleave(classes, dim=0), mask.repeat_interleave(classes, dim=0))
-        logits = model(encoder_outputs=each[:1], attention_mask=each[1], decoder_input_ids=self._shifted(model, labels)).logits
+        asked = {"attention_mask": each[1], "decoder_input_ids": self._shifted(model, labels), "use_cache": False}
+        logits = model(encoder_outputs=each[:1], **asked).logits
         return self._of_names(logits, labels, len(mask))
 
     def _of_names(self, logits: Tensor, labels: Tensor, rows: int) -> Tensor:

@@ -71,7 +71,7 @@ class TextTask(Task):
     def _predictions(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (n, L, V) and the labels (n, L) that each of them predicts, −100 where none."""
         labels = batch["labels"]
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
         if self.kind == "seq2seq":
             return model(**inputs, decoder_input_ids=self._shifted(model, labels)).logits, labels
         # Token t is predicted at t − 1; logits before the first label of the batch are not computed. The last position
