@@ -5,28 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-
-from loraexp.machine.processes import Processes
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """What travels together through a run: the device, the precision of the products, the group of processes."""
-
-    device: torch.device
-    precision: Literal["fp32", "bf16"] = "fp32"
-    processes: Processes = field(default_factory=Processes)
-
-    def autocast(self) -> torch.autocast:
-        return autocast(self.device, self.precision)
-
-    def put(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch on the device."""
-        return to_device(batch, self.device)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ Value = TypeVar("Value")
 WAITS = (1.0, 3.0)  # seconds before the hub is asked a second and a third time
 LONGEST = 30.0  # seconds of a `Retry-After` that are waited for
 # answers that may be another one in a moment
-NOBODY = ("ConnectError", "ConnectTimeout")
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 ON = "the same command goes on with the files that are complete"
 
