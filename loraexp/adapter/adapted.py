@@ -225,8 +225,8 @@ def attach(model: nn.Module, factors: Mapping[str, Factors], scaling: float, hea
 
 
 def in_float32(module: nn.Module) -> nn.Module:
-    """A module with float32 weights, which reads what a body of lower precision gives it."""
-    if any(p.dtype != torch.float32 for p in module.parameters()):
+    """A module with weights of float32 or better, which reads what a body of lower precision gives it."""
+    if any(p.dtype.itemsize < torch.float32.itemsize for p in module.parameters()):
         module.float().register_forward_pre_hook(_raised)
     return module
 

