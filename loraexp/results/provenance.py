@@ -98,6 +98,9 @@ def less(part: dict[str, Any]) -> str:
     """What a split's rows have lost by their length or form, in brackets."""
     words = {"cut": "cut", "left_out": "too long and left out", "skipped": "malformed and skipped"}
     told = [f"{part[key]:,} {word}" for key, word in words.items() if isinstance(part.get(key), int) and part[key]]
+    asked = {"cut": "prompts shortened", "skipped": "prompts too long and not asked"}
+    for split, counts in (part.get("protocols") or {}).items():  # of a benchmark: what each protocol had to leave out
+        told += [f"{counts[key]:,} {word} under {split}" for key, word in asked.items() if counts.get(key)]
     return f" ({', '.join(told)})" if told else ""
 
 
