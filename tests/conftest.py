@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# A test run begun by nohup, or in the background of a script, ignores these, and so would the commands that the tests start.
+if threading.current_thread() is threading.main_thread():
+    for number, ignored in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, ignored)
 
 import pytest
 import torch
