@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return WRONG
     except KeyboardInterrupt as error:
         print(f"loraexp: {error if str(error) else 'interrupted; the same command goes on'}", file=sys.stderr)
-        return getattr(error, "status", 130)
+        return getattr(error, "status", INTERRUPTED)
 
 
 def is_override(word: str) -> bool:

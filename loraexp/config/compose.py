@@ -117,17 +117,17 @@ def readable(word: str) -> str:
 def settled(words: Sequence[str]) -> list[str]:
     """The overrides with a plus where a keyword of a function stands in no yaml: nobody has to know which yaml lists it."""
     settled = list(words)
-    for i, word in enumerate(settled):
-        key = word.partition("=")[0]
-        group, _, name = key.partition(".")
-        if group not in WITH_TARGET or not name or "." in name:
-            continue
-        try:
-            node = resolved(compose([other for j, other in enumerate(settled) if j != i and not is_sweep(other)]))[group]
-        except ConfigError:
-            continue  # something else is wrong as well: Hydra says it
-        if name not in node and name in signature_of(target(node, group)).parameters:
-            settled[i] = f"+{word}"
+    keys = [word.partition("=")[0].split(".") for word in words]
+    keywords = {i: key for i, key in enumerate(keys) if len(key) == 2 and key[0] in WITH_TARGET}
+    if not keywords:
+        return settled
+    try:
+        plain = resolved(compose([word for i, word in enumerate(words) if i not in keywords and not is_sweep(word)]))
+        for i, (group, name) in keywords.items():
+            if name not in plain[group] and name in signature_of(target(plain[group], group)).parameters:
+                settled[i] = f"+{words[i]}"
+    except ConfigError:
+        return list(words)  # something else is wrong as well: Hydra says it
     return settled
 
 

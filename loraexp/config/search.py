@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraexp.config.errors import ConfigError
+from loraexp.config.paths import quoted
 
 PACKAGE = Path(__file__).resolve().parent.parent
 VARIABLE = "LORAEXP_CONFIG_DIR"
@@ -81,5 +82,5 @@ def sweeps() -> list[Path]:
 
 def overrides() -> list[str]:
     """What tells Hydra of the user's folders."""
-    places = [f"'file://{path}'".replace("\\", "\\\\") for path in own()]
+    places = [quoted(f"file://{path}") for path in own()]
     return [f"hydra.searchpath=[{','.join(places)}]"] if places else []

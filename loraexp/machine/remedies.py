@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
-from loraexp.machine.escapes import printable
+from loraexp.machine.words import first_line
 
 Value = TypeVar("Value")
 WAITS = (1.0, 3.0)  # seconds before the hub is asked a second and a third time
@@ -94,16 +94,17 @@ def reason(error: BaseException) -> str:
         response = getattr(one, "response", None)
         if response is not None:
             message = response.headers.get("X-Error-Message") or getattr(one, "server_message", None) or response.reason_phrase
-            return f"{response.status_code} {first_line(str(message)).rstrip('.')}"
+            return f"{response.status_code} {shown(message).rstrip('.')}"
     broken = network(error)
     if broken is not None:
-        return f"{type(broken).__name__}: {first_line(str(broken))}"
-    said = [first_line(str(one)) for one in chain(error) if str(one).strip()] or [type(error).__name__]
+        return f"{type(broken).__name__}: {shown(broken)}"
+    said = [shown(one) for one in chain(error) if str(one).strip()] or [type(error).__name__]
     return said[0] if len(said) == 1 or said[-1] in said[0] else f"{said[0]} ({said[-1]})"
 
 
-def first_line(text: str) -> str:
-    return next((line.strip() for line in printable(text).splitlines() if line.strip()), "no message")[:300]
+def shown(text: object) -> str:
+    """What a client said, in a line that is not endless."""
+    return first_line(text)[:300]
 
 
 def line(

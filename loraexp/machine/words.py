@@ -17,8 +17,9 @@ def spoken(seconds: float | None) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in printable(str(error)).splitlines() if line.strip()), "no message")
+def first_line(said: object) -> str:
+    """The first line of an error, or of a text, that says something."""
+    return next((line.strip() for line in printable(str(said)).splitlines() if line.strip()), "no message")
 
 
 def reason_of(error: BaseException) -> str:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import shutil
-import uuid
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr
 from functools import cache
 from pathlib import Path
 
+from loraexp.machine.files import cache_home, folder_once
 from loraexp.machine.hub import SourceError, verify
 from loraexp.machine.progress import notice
 
 MARK = "converted.txt"  # written last: a folder without it is not complete
-
-
-def home() -> Path:
-    """The cache folder for converted models: `LORAEXP_CACHE` or `~/.cache/loraexp`, whatever `cache_root` a run has."""
-    return Path(os.environ.get("LORAEXP_CACHE") or "~/.cache/loraexp").expanduser() / "models"
 
 
 @cache
@@ -38,19 +31,13 @@ def converted(file: Path, *, kind: str, sha256: str | None = None, root: Path | 
     verify(file, sha256, key="model.sha256")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    folder = (root or home()) / f"{file.stem}-{digest[:16]}"
+    folder = (root or cache_home() / "models") / f"{file.stem}-{digest[:16]}"
     if (folder / MARK).exists():
         return folder
     notice(f"converting {file.name} to {folder}, once")
-    fresh = folder.parent / f".writing-{uuid.uuid4().hex}"
-    fresh.mkdir(parents=True)
-    try:
+    with folder_once(folder) as fresh:
         _convert(file, fresh)
         (fresh / MARK).write_text(f"{file} sha256 {digest}\n")
-        with suppress(OSError):  # another process was first, with the same content
-            os.replace(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from loraexp.config import match_key
+from loraexp.machine.words import first_line
 from loraexp.records import tracking
 from loraexp.records.content import SCHEMA, content, fault, sound_lines
 
@@ -167,8 +168,7 @@ def under_another_protocol(record: Mapping[str, Any], split: str, name: str) -> 
 def failure(record: dict[str, Any]) -> str:
     """Type and first line of the error that a failed record holds."""
     error = record.get("error") or {}
-    said = next((line.strip() for line in str(error.get("message", "")).splitlines() if line.strip()), "no message")
-    return f"{error.get('type', 'error')}: {said}"
+    return f"{error.get('type', 'error')}: {first_line(error.get('message', ''))}"
 
 
 def number(value: Any) -> float | None:
