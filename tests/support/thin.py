@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -23,11 +24,16 @@ def first(grid: dict[str, Any]) -> dict[str, list[Any]]:
     return {key: values[:1] for key, values in schema.listed(grid).items()}
 
 
+def regridded(whole: Sweep, of: Callable[[dict[str, Any]], dict[str, list[Any]]]) -> Sweep:
+    """The same sweep with every grid, its own, a row's, a column's or a place's, as `of` makes it."""
+    parts = {
+        "rows": {name: replace(row, grid=of(row.grid)) for name, row in whole.rows.items()},
+        "columns": {name: replace(column, grid=of(column.grid)) for name, column in whole.columns.items()},
+        "cells": [replace(special, grid=of(special.grid)) for special in whole.cells],
+    }
+    return replace(whole, grid=of(whole.grid), **parts)
+
+
 def thin(whole: Sweep) -> Sweep:
     """The same sweep with one grid point at every place."""
-    parts = {
-        "rows": {name: replace(row, grid=first(row.grid)) for name, row in whole.rows.items()},
-        "columns": {name: replace(column, grid=first(column.grid)) for name, column in whole.columns.items()},
-        "cells": [replace(special, grid=first(special.grid)) for special in whole.cells],
-    }
-    return replace(whole, grid=first(whole.grid), **parts)
+    return regridded(whole, first)

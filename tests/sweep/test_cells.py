@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,12 @@ from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.sweep import cells, composition, reading, schema
 from loraexp.sweep.cells import Composer, expand, resolve
-from loraexp.sweep.schema import Sweep
-from tests.support.thin import loaded, variants
+from tests.support.thin import loaded, regridded, variants
 
 
 def ends(grid: dict[str, Any]) -> dict[str, list[Any]]:
     """The first and the last value of each axis."""
     return {key: values if len(values) < 3 else [values[0], values[-1]] for key, values in schema.listed(grid).items()}
-
-
-def corners(whole: Sweep) -> Sweep:
-    parts = {
-        "rows": {name: replace(row, grid=ends(row.grid)) for name, row in whole.rows.items()},
-        "columns": {name: replace(column, grid=ends(column.grid)) for name, column in whole.columns.items()},
-        "cells": [replace(special, grid=ends(special.grid)) for special in whole.cells],
-    }
-    return replace(whole, grid=ends(whole.grid), **parts)
 
 
 @pytest.mark.parametrize("name", reading.names())
@@ -40,7 +29,7 @@ def test_merged_is_composed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if found.compute is not None:
             continue
         shared: dict[tuple[str, ...], Any] = {}
-        every = expand(corners(found))
+        every = expand(regridded(found, ends))
         for cell in every[:: max(1, len(every) // 40)]:
             if cell.overrides in seen:
                 continue
