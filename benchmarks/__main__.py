@@ -13,7 +13,10 @@ PARTS = ("loop", "startup", "sweep", "initializers", "optimizers", "decoding")
 def main(names: list[str]) -> int:
     unknown = [name for name in names if name not in PARTS]
     if unknown:
-        print(f"benchmarks: {unknown[0]}: there is no such part; choices: {', '.join(PARTS)}", file=sys.stderr)
+        print(
+            f"benchmarks: {unknown[0]}: there is no such part; choices: {', '.join(PARTS)}",
+            file=sys.stderr,
+        )
         return 2
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything measured is on this machine
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,7 +1,8 @@
-"""`python -m benchmarks.campaign [PART ...]`: everything that may befall a run or a sandbox, tried; a table of what held.
+"""`python -m benchmarks.campaign [PART ...]`: everything that may befall a run or a sandbox, tried;
+a table of what held.
 
-Bounded and seeded: the same seed tries the same. Exit status 0 where all held, 1 where something did not, with the
-reason and the words that try it alone.
+Bounded and seeded: the same seed tries the same. Exit status 0 where all held, 1 where something
+did not, with the reason and the words that try it alone.
 """
 
 from __future__ import annotations
@@ -66,15 +67,34 @@ def table(results: dict[str, Tally]) -> str:
     rows = [("", "tried", "held", "seconds"), ("---", "---:", "---:", "---:")]
     for name, result in results.items():
         what = PARTS[name][0] + (f" ({result.note})" if result.note else "")
-        rows.append((what, str(result.tried), str(result.tried - len(result.failed)), f"{result.seconds:.0f}"))
-    tried, failed = sum(one.tried for one in results.values()), sum(len(one.failed) for one in results.values())
-    rows.append(("all", str(tried), str(tried - failed), f"{sum(one.seconds for one in results.values()):.0f}"))
+        rows.append(
+            (
+                what,
+                str(result.tried),
+                str(result.tried - len(result.failed)),
+                f"{result.seconds:.0f}",
+            )
+        )
+    tried, failed = (
+        sum(one.tried for one in results.values()),
+        sum(len(one.failed) for one in results.values()),
+    )
+    rows.append(
+        (
+            "all",
+            str(tried),
+            str(tried - failed),
+            f"{sum(one.seconds for one in results.values()):.0f}",
+        )
+    )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="campaign", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without one")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without one"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help="a few cases of each part")
     parser.add_argument("--only", metavar="WORDS", help="cases whose name has these words")
@@ -85,16 +105,24 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
         place = Path(folder)
         wanted = options.parts or list(PARTS)
-        like = reference(place, options.seed) if set(wanted) - {"sandbox", "cheats"} else Reference(place, place, 0.0, hostile.NO_CHANCE)
+        like = (
+            reference(place, options.seed)
+            if set(wanted) - {"sandbox", "cheats"}
+            else Reference(place, place, 0.0, hostile.NO_CHANCE)
+        )
         for name in wanted:
             like.rng.seed(f"{options.seed} {name}")
             print(f"== {name}: {PARTS[name][0]}", flush=True)
             try:
-                results[name] = tally(PARTS[name][1](like, options.small), place / "cases" / name, options.only)
+                results[name] = tally(
+                    PARTS[name][1](like, options.small), place / "cases" / name, options.only
+                )
             except disks.NotHere as reason:
                 results[name] = Tally(note=f"not tried: {reason}")
     print(f"\n{table(results)}\n")
-    failed = [(name, case, reason) for name, result in results.items() for case, reason in result.failed]
+    failed = [
+        (name, case, reason) for name, result in results.items() for case, reason in result.failed
+    ]
     for name, case, reason in failed:
         print(f"{name}: {case}: {reason}")
         print(f"  python -m benchmarks.campaign {name} --seed {options.seed} --only {case!r}")

@@ -1,4 +1,5 @@
-"""What the campaign's parts share: a case, the run that all of them disturb, and what it is compared with."""
+"""What the campaign's parts share: a case, the run that all of them disturb, and what it is
+compared with."""
 
 from __future__ import annotations
 
@@ -13,12 +14,33 @@ from typing import Any
 from benchmarks import forks
 from benchmarks.forks import Command, Ended
 
-# A run of twelve steps on the tiny model: a checkpoint after each, an evaluation after every fourth.
+# A run of twelve steps on the tiny model: a checkpoint after each, an evaluation after every
+# fourth.
 RUN = (
-    "experiment=smoke", "wandb.mode=disabled", "device=cpu", "task.limit_train=64", "task.limit_eval=32", "init=lora",
-    "init.samples=16", "train.max_steps=12", "train.eval_every=4", "train.log_every=1", "train.checkpoint_every=1",
-)  # fmt: skip
-CLOCKS = {"started", "ended", "cost", "environment", "seconds", "data", "history", "notes", "config", "identity"}
+    "experiment=smoke",
+    "wandb.mode=disabled",
+    "device=cpu",
+    "task.limit_train=64",
+    "task.limit_eval=32",
+    "init=lora",
+    "init.samples=16",
+    "train.max_steps=12",
+    "train.eval_every=4",
+    "train.log_every=1",
+    "train.checkpoint_every=1",
+)
+CLOCKS = {
+    "started",
+    "ended",
+    "cost",
+    "environment",
+    "seconds",
+    "data",
+    "history",
+    "notes",
+    "config",
+    "identity",
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +53,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Reference:
-    """The undisturbed run, how long it took, and a stopped one with a checkpoint of its sixth step."""
+    """The undisturbed run, how long it took, and a stopped one with a checkpoint of its sixth
+    step."""
 
     finished: Path
     stopped: Path
@@ -59,7 +82,10 @@ def reference(place: Path, seed: int) -> Reference:
     command.signal(9)
     command.wait()
     if ended.status != 0 or not 6 <= lines(stopped) < 12:
-        raise RuntimeError(f"the campaign's own run fails: status {ended.status}, {lines(stopped)} steps\n{ended.err}")
+        raise RuntimeError(
+            f"the campaign's own run fails: status {ended.status}, {lines(stopped)}"
+            f" steps\n{ended.err}"
+        )
     return Reference(finished, stopped, ended.seconds, random.Random(seed))
 
 
@@ -73,7 +99,8 @@ def copy(source: Path, target: Path) -> Path:
     return target
 
 
-# ---------------------------------------------------------------------------------------------------- what holds
+# --------------------------------------------------------------------------------------------------
+# what holds
 
 
 def polite(ended: Ended, *statuses: int) -> str:
@@ -81,11 +108,16 @@ def polite(ended: Ended, *statuses: int) -> str:
     last = (ended.err.strip().splitlines() or ["nothing on standard error"])[-1][:200]
     if ended.traceback:
         return f"a traceback: {last}"
-    return "" if ended.status in statuses else f"status {ended.status}, expected {' or '.join(map(str, statuses))}: {last}"
+    return (
+        ""
+        if ended.status in statuses
+        else f"status {ended.status}, expected {' or '.join(map(str, statuses))}: {last}"
+    )
 
 
 def completes(out: Path, like: Path, *, log: bool = True, seconds: float = 120.0) -> str:
-    """The same command again finishes, and its result is that of the undisturbed run, bit for bit."""
+    """The same command again finishes, and its result is that of the undisturbed run, bit for
+    bit."""
     ended = forks.run(*words(out), seconds=seconds)
     return polite(ended, 0) or same(out, like, log=log)
 
@@ -107,4 +139,7 @@ def same(out: Path, like: Path, *, log: bool = True) -> str:
 def timeless(folder: Path) -> list[dict[str, Any]]:
     """The log without its clocks."""
     text = (folder / "metrics.jsonl").read_text()
-    return [{key: value for key, value in json.loads(line).items() if key not in CLOCKS} for line in text.splitlines()]
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in CLOCKS}
+        for line in text.splitlines()
+    ]

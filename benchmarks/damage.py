@@ -1,4 +1,5 @@
-"""Files damaged in a run's folder: in a stopped run, which then goes on, and in a finished one, which is used again."""
+"""Files damaged in a run's folder: in a stopped run, which then goes on, and in a finished one,
+which is used again."""
 
 from __future__ import annotations
 
@@ -47,13 +48,19 @@ KINDS: dict[str, Damage] = {
     "bytes at its end": longer,
 }
 JSON: dict[str, Damage] = {
-    "a list": text(b"[]"), "an empty object": text(b"{}"), "null": text(b"null"), "a number": text(b"1e999"),
-    "not UTF-8": text(b'{"a": "\xff\xfe"}'), "nested deeply": text(b"[" * 100_000 + b"]" * 100_000),
+    "a list": text(b"[]"),
+    "an empty object": text(b"{}"),
+    "null": text(b"null"),
+    "a number": text(b"1e999"),
+    "not UTF-8": text(b'{"a": "\xff\xfe"}'),
+    "nested deeply": text(b"[" * 100_000 + b"]" * 100_000),
     "a long number": text(b'{"schema": ' + b"9" * 5000 + b"}"),
     "metrics that are a list": lambda path, rng: changed(path, metrics=[1]),
-    "metrics that are no numbers": lambda path, rng: changed(path, metrics={"dev": {"accuracy": "high"}}),
+    "metrics that are no numbers": lambda path, rng: changed(
+        path, metrics={"dev": {"accuracy": "high"}}
+    ),
     "an old schema": lambda path, rng: changed(path, schema=0),
-}  # fmt: skip
+}
 
 
 def changed(path: Path, **keys: object) -> None:
@@ -71,16 +78,26 @@ def stopped(of: Reference, small: bool) -> list[Case]:
 
         return Case(f"{name}: {kind}", tried)
 
-    names = ("checkpoint/state.pt", "checkpoint/factors.pt", "metrics.jsonl", "record.json", "config.yaml", "init/ledger.json")
+    names = (
+        "checkpoint/state.pt",
+        "checkpoint/factors.pt",
+        "metrics.jsonl",
+        "record.json",
+        "config.yaml",
+        "init/ledger.json",
+    )
     pairs = [(name, kind, damage) for name in names for kind, damage in KINDS.items()]
-    pairs += [("record.json", kind, damage) for kind, damage in JSON.items() if "metrics" not in kind]
+    pairs += [
+        ("record.json", kind, damage) for kind, damage in JSON.items() if "metrics" not in kind
+    ]
     pairs += [(name, f"a bit flipped, again {n}", flipped) for name in names[:2] for n in range(4)]
     chosen = of.rng.sample(pairs, 2) if small else pairs
     return [attempt(name, kind, damage, of.rng.randrange(2**32)) for name, kind, damage in chosen]
 
 
 def finished(of: Reference, small: bool) -> list[Case]:
-    """Commands on a finished run whose files are damaged: a line and a status; a damaged adapter is never proved."""
+    """Commands on a finished run whose files are damaged: a line and a status; a damaged adapter is
+    never proved."""
 
     def attempt(verb: str, name: str, kind: str, damage: Damage, seed: int) -> Case:
         def tried(place: Path) -> str:
@@ -91,17 +108,31 @@ def finished(of: Reference, small: bool) -> list[Case]:
                 return completes(out, of.finished, log=name != "metrics.jsonl")
             more = [f"--to={place}/exported"] if verb == "export" else []
             ended = forks.run(verb, str(folder), *more)
-            statuses = (1, 2) if verb == "verify" and name.endswith(".safetensors") and kind != "a bit flipped" else (0, 1, 2)
+            statuses = (
+                (1, 2)
+                if verb == "verify" and name.endswith(".safetensors") and kind != "a bit flipped"
+                else (0, 1, 2)
+            )
             return polite(ended, *statuses)
 
         return Case(f"{verb} with {name}: {kind}", tried)
 
-    names = ("record.json", "config.yaml", "adapter/adapter_model.safetensors", "adapter/factors.safetensors",
-             "adapter/adapter_config.json", "init/ledger.json", "metrics.jsonl")  # fmt: skip
+    names = (
+        "record.json",
+        "config.yaml",
+        "adapter/adapter_model.safetensors",
+        "adapter/factors.safetensors",
+        "adapter/adapter_config.json",
+        "init/ledger.json",
+        "metrics.jsonl",
+    )
     triples = [("run", "record.json", kind, damage) for kind, damage in (KINDS | JSON).items()]
     some = {kind: KINDS[kind] for kind in ("cut", "empty", "random bytes", "a folder in its place")}
     triples += [
-        (verb, name, kind, damage) for verb in ("verify", "eval", "align", "export") for name in names for kind, damage in some.items()
+        (verb, name, kind, damage)
+        for verb in ("verify", "eval", "align", "export")
+        for name in names
+        for kind, damage in some.items()
     ]
     triples += [("verify", "record.json", kind, damage) for kind, damage in JSON.items()]
     chosen = of.rng.sample(triples, 2) if small else triples

@@ -1,4 +1,5 @@
-"""Disks that are full or may not be written to, as small file systems in memory; then the space comes back."""
+"""Disks that are full or may not be written to, as small file systems in memory; then the space
+comes back."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def mount(*options: str) -> None:
 
 def used(folder: Path) -> int:
     """Bytes of a folder in pages, as a file system in memory counts them."""
-    return sum(-(-path.stat().st_size // PAGE) * PAGE for path in folder.rglob("*") if path.is_file())
+    return sum(
+        -(-path.stat().st_size // PAGE) * PAGE for path in folder.rglob("*") if path.is_file()
+    )
 
 
 def disks(of: Reference, small: bool) -> list[Case]:
@@ -75,7 +78,9 @@ def disks(of: Reference, small: bool) -> list[Case]:
                 (there / "filling").unlink()
                 return completes(out, of.finished) or left(out)
 
-        return Case(f"a disk that is full when a run {'goes on' if on_the_way else 'begins'}", tried)
+        return Case(
+            f"a disk that is full when a run {'goes on' if on_the_way else 'begins'}", tried
+        )
 
     def read_only(on_the_way: bool) -> Case:
         def tried(place: Path) -> str:
@@ -114,8 +119,14 @@ def told(ended: forks.Ended, word: str) -> str:
 
 def left(out: Path, fresh: bool = False) -> str:
     """No half-written file stays; and no record says that the run is running."""
-    halves = [path for path in out.rglob("*") if path.is_file() and (".tmp" in path.name or path.suffix == ".part")]
+    halves = [
+        path
+        for path in out.rglob("*")
+        if path.is_file() and (".tmp" in path.name or path.suffix == ".part")
+    ]
     if halves and not fresh:
         return f"{halves[0].name} was left behind"
-    running = [path for path in out.glob("*/*/record.json") if b'"status": "running"' in path.read_bytes()]
+    running = [
+        path for path in out.glob("*/*/record.json") if b'"status": "running"' in path.read_bytes()
+    ]
     return f"{running[0].parent.name} still says running" if running else ""

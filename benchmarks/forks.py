@@ -1,6 +1,8 @@
-"""Commands in processes that start at once: each is a fork of one that has everything imported, and can be killed.
+"""Commands in processes that start at once: each is a fork of one that has everything imported, and
+can be killed.
 
-The parent imports and does nothing else, so a child is what a fresh process would be after its imports.
+The parent imports and does nothing else, so a child is what a fresh process would be after its
+imports.
 """
 
 from __future__ import annotations
@@ -40,11 +42,17 @@ class Command:
     """`loraexp WORDS` in a process of its own."""
 
     def __init__(
-        self, words: list[str], *, env: Mapping[str, str] | None = None, limits: Mapping[int, int] | None = None,
+        self,
+        words: list[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        limits: Mapping[int, int] | None = None,
         before: Callable[[], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.words, self.started = words, time.monotonic()
-        self.files: tuple[IO[bytes], IO[bytes]] = (TemporaryFile(), TemporaryFile())  # noqa: SIM115 - read when it has ended
+        # read when the process has ended
+        out, err = TemporaryFile(), TemporaryFile()  # noqa: SIM115
+        self.files: tuple[IO[bytes], IO[bytes]] = (out, err)
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -52,7 +60,9 @@ class Command:
             self._child(dict(env or {}), dict(limits or {}), before)
         self.status: int | None = None
 
-    def _child(self, env: dict[str, str], limits: dict[int, int], before: Callable[[], None] | None) -> None:
+    def _child(
+        self, env: dict[str, str], limits: dict[int, int], before: Callable[[], None] | None
+    ) -> None:
         status = 70
         try:
             os.setpgid(0, 0)
@@ -68,7 +78,9 @@ class Command:
             sys.argv = ["loraexp", *self.words]
             status = main(self.words)
         except SystemExit as leaving:
-            status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+            status = (
+                leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+            )
         except BaseException:
             traceback.print_exc()
             status = 1
@@ -112,11 +124,17 @@ def run(*words: str, seconds: float = 120.0, **how: Any) -> Ended:
 
 
 def imported(*words: str) -> None:
-    """Import here what a command of these words imports, which a first fork tells: later ones need not again.
+    """Import here what a command of these words imports, which a first fork tells: later ones need
+    not again.
 
     One thread only, or a fork would lack the others.
     """
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
     importlib.import_module("torch").set_num_threads(1)
     with NamedTemporaryFile("r") as file:
 

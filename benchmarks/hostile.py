@@ -1,4 +1,5 @@
-"""The sandbox: every attack of the table and every cheat, as root and as an ordinary user. See tests/support."""
+"""The sandbox: every attack of the table and every cheat, as root and as an ordinary user. See
+tests/support."""
 
 from __future__ import annotations
 
@@ -17,10 +18,15 @@ from tests.support import cheats as wrong
 from tests.support import ordinary
 
 NO_CHANCE = random.Random(0)
-HUMANEVAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "humaneval" / "HumanEval.jsonl.gz"
+HUMANEVAL = (
+    Path(__file__).resolve().parents[2] / "shared" / "data" / "humaneval" / "HumanEval.jsonl.gz"
+)
 TASKS = {
-    "HumanEval/0": "(numbers, threshold)", "HumanEval/2": "(number,)", "HumanEval/37": "(l,)", "HumanEval/12": "(strings,)",
-}  # fmt: skip
+    "HumanEval/0": "(numbers, threshold)",
+    "HumanEval/2": "(number,)",
+    "HumanEval/37": "(l,)",
+    "HumanEval/12": "(strings,)",
+}
 
 
 def users() -> list[str]:
@@ -42,15 +48,23 @@ def attacks(of: Reference, small: bool) -> list[Case]:
 
 
 def ended(group: str, user: str) -> list[str]:
-    text = ordinary.python(table.CAMPAIGN, group, env={"WANDB_API_KEY": "do-not-tell"}, own=user == "own user")
+    text = ordinary.python(
+        table.CAMPAIGN, group, env={"WANDB_API_KEY": "do-not-tell"}, own=user == "own user"
+    )
     known = {one.name: one for one in table.attacks()}
-    return ["" if table.held(known[name], status, output) else f"{status}: {output[-200:]}" for name, status, output in json.loads(text)]
+    return [
+        "" if table.held(known[name], status, output) else f"{status}: {output[-200:]}"
+        for name, status, output in json.loads(text)
+    ]
 
 
 def cheats(of: Reference, small: bool) -> list[Case]:
     if not HUMANEVAL.exists():
         raise NotHere(f"{HUMANEVAL} is not there")
-    rows = {row["task_id"]: row for row in map(json.loads, gzip.decompress(HUMANEVAL.read_bytes()).decode().splitlines())}
+    rows = {
+        row["task_id"]: row
+        for row in map(json.loads, gzip.decompress(HUMANEVAL.read_bytes()).decode().splitlines())
+    }
     cases = []
     for user in users():
         for task, arguments in TASKS.items():
@@ -63,7 +77,9 @@ def cheats(of: Reference, small: bool) -> list[Case]:
 
 def judged(row: dict[str, Any], arguments: str, user: str) -> list[str]:
     how = {"opening": row["prompt"], "test": row["test"], "entry": row["entry_point"]}
-    cases = [{"program": cheat.program(row["prompt"], arguments), **how} for cheat in wrong.cheats()]
+    cases = [
+        {"program": cheat.program(row["prompt"], arguments), **how} for cheat in wrong.cheats()
+    ]
     found = wrong.judged(cases, own=user == "own user", seconds=3.0)
     return ["it passed" if status == "passed" else "" for status, _, _ in found["outcomes"]]
 
@@ -77,4 +93,6 @@ def together(named: list[tuple[str, Any]], work: Callable[[], list[str]]) -> lis
             reasons.extend(work())
         return reasons[number]
 
-    return [Case(name, lambda _, number=number: tried(number)) for number, (name, _) in enumerate(named)]  # type: ignore[misc]
+    return [
+        Case(name, lambda _, number=number: tried(number)) for number, (name, _) in enumerate(named)
+    ]  # type: ignore[misc]

@@ -1,9 +1,11 @@
-"""What initialising costs: in forward sweeps over the same samples, against PEFT's LoRA-GA, and in memory.
+"""What initialising costs: in forward sweeps over the same samples, against PEFT's LoRA-GA, and in
+memory.
 
-Time: a sweep is one forward pass without gradients over all calibration batches, timed right before and right after
-what is counted in it, so that a machine that slows down slows both. An initializer's time runs from the batches to the
-model with its adapters attached; PEFT's from `preprocess_loraga` to the end of `get_peft_model`.
-Memory: a process of its own for each model and initializer, see `memory`.
+Time: a sweep is one forward pass without gradients over all calibration batches, timed right before
+and right after what is counted in it, so that a machine that slows down slows both. An
+initializer's time runs from the batches to the model with its adapters attached; PEFT's from
+`preprocess_loraga` to the end of `get_peft_model`. Memory: a process of its own for each model and
+initializer, see `memory`.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ WIDE = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to measure on: how it is composed, the batches of 16 that are swept, and how often."""
+    """A model to measure on: how it is composed, the batches of 16 that are swept, and how
+    often."""
 
     title: str
     overrides: tuple[str, ...]
@@ -64,18 +67,29 @@ class Subject:
 
 
 SUBJECTS = {
-    "minilm": Subject("MiniLM, 6 layers, 384 wide", ("model=minilm",), 32, 2, ("cg_lora", "lora_one", "lora_ga"), 2),
+    "minilm": Subject(
+        "MiniLM, 6 layers, 384 wide",
+        ("model=minilm",),
+        32,
+        2,
+        ("cg_lora", "lora_one", "lora_ga"),
+        2,
+    ),
     "wide": Subject(
         "RoBERTa with random weights, 12 layers, 768 wide",
         ("model=tiny-roberta", *(f"model.config.{key}={value}" for key, value in WIDE.items())),
-        8,  # fewer than the targets are meant for, so that it ends in time: decompositions weigh four times as much
+        # fewer than the targets are meant for, so that it ends in time: decompositions weigh four
+        # times as much
+        8,
         2,
         ("cg_lora",),
         1,
     ),
 }
-DAMPED = ("init.damping_mode=relative", "init.damping=0.001")  # random weights have singular moments; the cost is the same
-KEY = ("lora_one", "lora_ga", "lora_da", "cg_lora")  # the ones with a target, timed in every round; the others once
+# random weights have singular moments; the cost is the same
+DAMPED = ("init.damping_mode=relative", "init.damping=0.001")
+# the ones with a target, timed in every round; the others once
+KEY = ("lora_one", "lora_ga", "lora_da", "cg_lora")
 FRUGAL = ("cg_lora", "lora_one", "lora_ga")
 SWEEPS = {"lora_one": 2.4, "lora_ga": 2.4, "lora_da": 2.4, "cg_lora": 3.4, "cg_lora pooled": 4.4}
 TIMES_PEFT = {"lora_one": 1.0, "lora_ga": 1.0, "lora_da": 1.0, "cg_lora": 1.4}
@@ -84,7 +98,8 @@ MEMORY = 0.05
 
 @functools.cache
 def settings_of(subject: str, initializer: str) -> Settings:
-    """The settings that the command line would run with, on CoLA where its files are, on tweets elsewhere."""
+    """The settings that the command line would run with, on CoLA where its files are, on tweets
+    elsewhere."""
     task = ("task=cola", f"task.data_dir={GLUE}") if GLUE.is_dir() else ("task=tweets",)
     damped = DAMPED if subject == "wide" and initializer in ("lora_da", "lora_da_fa") else ()
     overrides = [*SUBJECTS[subject].overrides, *task, f"init={initializer}", *damped]
@@ -92,14 +107,17 @@ def settings_of(subject: str, initializer: str) -> Settings:
 
 
 class Bench:
-    """A model, its target layers and its calibration batches: real text, the first rows of the training file."""
+    """A model, its target layers and its calibration batches: real text, the first rows of the
+    training file."""
 
     def __init__(self, subject: str, batches: int, equal_width: bool = False) -> None:
         self.subject = subject
         settings = settings_of(subject, "lora")
         tokenizer = load.load_tokenizer(settings.model)
         self.task: Any = make(settings.task)(tokenizer=tokenizer, cache_root=settings.cache_root)
-        self.model = load.load_model(settings.model, dtype=torch.float32, head_seed=0, **labels(self.task))
+        self.model = load.load_model(
+            settings.model, dtype=torch.float32, head_seed=0, **labels(self.task)
+        )
         self.head = load.new_modules(self.model, settings.model.kind)
         self.names = list(load.target_layers(self.model, settings.model.targets, self.head))
         self.rank = settings.rank
@@ -108,7 +126,8 @@ class Bench:
         examples = self.task.splits["train"]
         width = int(np.diff(examples.offsets[: len(rows) + 1]).max()) if equal_width else None
         self.batches: list[dict[str, Tensor]] = [
-            self.task.collate(examples, rows[i : i + BATCH], pad_to=width) for i in range(0, len(rows), BATCH)
+            self.task.collate(examples, rows[i : i + BATCH], pad_to=width)
+            for i in range(0, len(rows), BATCH)
         ]
 
     def targets(self) -> dict[str, nn.Module]:
@@ -121,11 +140,14 @@ class Bench:
                 self.task.outputs(self.model, batch)
 
     def factors(self, initializer: str, budget: int) -> dict[str, Factors]:
-        """The factors of every target layer, from nothing but model and batches; no cache, dropout off."""
+        """The factors of every target layer, from nothing but model and batches; no cache, dropout
+        off."""
         settings, rows = settings_of(self.subject, initializer), len(self.task.splits["train"])
         made: partial = settled(make(settings.init), training_of(settings, rows))
         function: Any = made.func
-        layers: Iterator[Layer] = (Layer(name=n, W=weight(m, CPU)) for n, m in self.targets().items())
+        layers: Iterator[Layer] = (
+            Layer(name=n, W=weight(m, CPU)) for n, m in self.targets().items()
+        )
         if function.needs:
             task = self.task
             layers = collect(
@@ -136,7 +158,12 @@ class Bench:
                 function.request(self.rank, **made.keywords),
                 budget=budget,
             ).layers
-        return {x.name: made(x, rank=self.rank, scaling=self.scaling, generator=layer_generator(0, x.name)) for x in layers}
+        return {
+            x.name: made(
+                x, rank=self.rank, scaling=self.scaling, generator=layer_generator(0, x.name)
+            )
+            for x in layers
+        }
 
     @contextmanager
     def initialized(self, initializer: str, budget: int) -> Iterator[None]:
@@ -175,7 +202,8 @@ class Bench:
         self.model.requires_grad_(True).eval()
 
 
-# ------------------------------------------------------------------------------------------------------ time
+# --------------------------------------------------------------------------------------------------
+# time
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -189,10 +217,12 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def costs(bench: Bench, work: Mapping[str, tuple[Callable[[], Any], int]]) -> dict[str, float]:
-    """The median cost of each piece of work in sweeps; `work` says how many of the rounds a piece takes part in."""
+    """The median cost of each piece of work in sweeps; `work` says how many of the rounds a piece
+    takes part in."""
     found: dict[str, list[float]] = {name: [] for name in work}
     bench.sweep()
-    warnings.simplefilter("ignore")  # PEFT's on its hooks, and remarks on statistics, in every round again
+    # PEFT's on its hooks, and remarks on statistics, in every round again
+    warnings.simplefilter("ignore")
     for round_ in range(max(rounds for _, rounds in work.values())):
         before = seconds(bench.sweep)
         for name, (piece, rounds) in work.items():
@@ -211,24 +241,31 @@ def time_of(subject: str) -> dict[str, float]:
     budget = settings_of(subject, "cg_lora").calibration.memory_budget
     tokens = sum(tokens_of(bench))
     work: dict[str, tuple[Callable[[], Any], int]] = {"peft": (bench.peft_lora_ga, about.rounds)}
-    others = [name for name in config.names("init") if name not in KEY and name != "full"]  # full has no factors to make
+    # full has no factors to make
+    others = [name for name in config.names("init") if name not in KEY and name != "full"]
     for name in [*KEY, *others]:
         work[name] = partial(bench.initialized, name, budget), about.rounds if name in KEY else 1
-    # The frugal way that keeps pooled h and δ of every sample, and the most frugal one that keeps sketches alone.
-    pooled = int(1.1 * 4 * len(tokens_of(bench)) * sum(sum(m.weight.shape) for m in bench.targets().values()))  # type: ignore[union-attr, misc, arg-type]
+    # The frugal way that keeps pooled h and δ of every sample, and the most frugal one that keeps
+    # sketches alone.
+    pooled = int(
+        1.1 * 4 * len(tokens_of(bench)) * sum(sum(m.weight.shape) for m in bench.targets().values())
+    )  # type: ignore[union-attr, misc, arg-type]
     work["cg_lora pooled"] = partial(bench.initialized, "cg_lora", pooled), about.rounds
     for name in about.frugal:
         work[f"{name} budget 0"] = partial(bench.initialized, name, 0), 1
     found = costs(bench, work)
     print(
-        f"\n{about.title}; {bench.task.name}, {about.batches * BATCH} samples as {about.batches} batches of {BATCH}, {tokens} tokens; "
-        f"{len(bench.names)} layers, rank {bench.rank}"
+        f"\n{about.title}; {bench.task.name}, {about.batches * BATCH} samples as {about.batches}"
+        f" batches of {BATCH}, {tokens} tokens; {len(bench.names)} layers, rank {bench.rank}"
     )
     print(f"{'initializer':22} {'sweeps':>8} {'target':>8} {'of PEFT LoRA-GA':>16} {'target':>8}")
     figures: dict[str, float] = {}
     for name, cost in found.items():
         ratio = cost / found["peft"]
-        line = f"{'PEFT LoRA-GA' if name == 'peft' else name:22} {cost:8.2f} {within(cost, SWEEPS.get(name)):>8} {ratio:16.2f}"
+        line = (
+            f"{'PEFT LoRA-GA' if name == 'peft' else name:22} {cost:8.2f}"
+            f" {within(cost, SWEEPS.get(name)):>8} {ratio:16.2f}"
+        )
         print(f"{line} {within(ratio, TIMES_PEFT.get(name)):>8}", flush=True)
         figures |= {f"{subject}/{name}/sweeps": cost, f"{subject}/{name}/peft": ratio}
     return figures
@@ -244,7 +281,8 @@ def within(value: float, target: float | None) -> str:
     return "" if target is None else f"≤ {target:g}{'' if value <= target else ' !'}"
 
 
-# ---------------------------------------------------------------------------------------------------- memory
+# --------------------------------------------------------------------------------------------------
+# memory
 
 
 def resident_peak(work: Callable[[], Any]) -> int:
@@ -256,11 +294,13 @@ def resident_peak(work: Callable[[], Any]) -> int:
 
 
 def memory(subject: str, initializer: str) -> dict[str, float]:
-    """Peaks of initialising at a budget of zero, and of plain forward and backward passes over the same batches.
+    """Peaks of initialising at a budget of zero, and of plain forward and backward passes over the
+    same batches.
 
-    Runs in a process of its own. "plain" is the ordinary backward pass of the mean loss, batch after batch, in two
-    versions: every weight of the model gets a gradient ("trained"), or only the target weights do ("targets", what
-    PEFT's LoRA-GA does). Everything is relative to what the process held before the model was loaded.
+    Runs in a process of its own. "plain" is the ordinary backward pass of the mean loss, batch
+    after batch, in two versions: every weight of the model gets a gradient ("trained"), or only the
+    target weights do ("targets", what PEFT's LoRA-GA does). Everything is relative to what the
+    process held before the model was loaded.
     """
     torch.set_num_threads(1)
     settings = settings_of(subject, initializer)
@@ -288,7 +328,10 @@ def memory(subject: str, initializer: str) -> dict[str, float]:
     start()  # the libraries' own buffers are there from here on
     plain(trained=True)
     twice, bench.batches = bench.batches, bench.batches[:count]
-    found = {"trained": resident_peak(lambda: plain(True)), "targets": resident_peak(lambda: plain(False))}
+    found = {
+        "trained": resident_peak(lambda: plain(True)),
+        "targets": resident_peak(lambda: plain(False)),
+    }
     found["once"] = resident_peak(start)
     bench.batches = twice
     found["twice"] = resident_peak(start)
@@ -297,10 +340,17 @@ def memory(subject: str, initializer: str) -> dict[str, float]:
 
 
 def in_own_process(subject: str, initializer: str) -> dict[str, float]:
-    """`memory` in a fresh process, whose allocator gives every freed block back: the peak is what was held at once."""
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    """`memory` in a fresh process, whose allocator gives every freed block back: the peak is what
+    was held at once."""
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "MALLOC_ARENA_MAX": "1",
+    }
     command = [sys.executable, "-m", "benchmarks.initializers", "--memory", subject, initializer]
-    done = subprocess.run(command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -308,11 +358,15 @@ def memory_of(subject: str) -> dict[str, float]:
     """Print and return the extra memory of the frugal way on one model."""
     about = SUBJECTS[subject]
     print(
-        f"\nPeak memory at memory_budget=0 on {about.title}: extra over a forward and backward pass of one batch, model\n"
-        "included (all weights with gradients; in brackets, and for twice the samples, the stricter one: only the target\n"
-        f"weights); {about.memory_batches} batches of {BATCH} and twice as many, padded to one width"
+        f"\nPeak memory at memory_budget=0 on {about.title}: extra over a forward and backward pass"
+        " of one batch, model\nincluded (all weights with gradients; in brackets, and for twice"
+        f" the samples, the stricter one: only the target\nweights); {about.memory_batches} batches"
+        f" of {BATCH} and twice as many, padded to one width"
     )
-    print(f"{'initializer':22} {'plain MiB':>16} {'init MiB':>9} {'extra':>16} {'twice the samples':>18} {'target':>8}")
+    print(
+        f"{'initializer':22} {'plain MiB':>16} {'init MiB':>9} {'extra':>16}"
+        f" {'twice the samples':>18} {'target':>8}"
+    )
     figures: dict[str, float] = {}
     for name in FRUGAL:
         found = in_own_process(subject, name)
@@ -325,12 +379,17 @@ def memory_of(subject: str) -> dict[str, float]:
         shares = f"{extra:+.1%} ({strict:+.1%})"
         line = f"{name:22} {both:>16} {found['once'] / 2**20:9.1f} {shares:>16} {twice:18.1%}"
         print(f"{line} {within(max(strict, twice), MEMORY):>8}", flush=True)
-        figures |= {f"{subject}/{name}/extra": extra, f"{subject}/{name}/extra_strict": strict, f"{subject}/{name}/extra_twice": twice}
+        figures |= {
+            f"{subject}/{name}/extra": extra,
+            f"{subject}/{name}/extra_strict": strict,
+            f"{subject}/{name}/extra_twice": twice,
+        }
     return figures
 
 
 def main() -> dict[str, float]:
-    """Print the costs of every initializer on both models; returns them by `model/initializer/what`."""
+    """Print the costs of every initializer on both models; returns them by
+    `model/initializer/what`."""
     torch.set_num_threads(THREADS)
     figures: dict[str, float] = {}
     for subject in SUBJECTS:

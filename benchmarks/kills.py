@@ -14,8 +14,9 @@ title: two initializers
 paper: none
 artifact: campaign
 kind: table
-base: [experiment=smoke, wandb.mode=disabled, device=cpu, task.limit_train=64, task.limit_eval=32, init.samples=16,
-       train.max_steps=8, train.eval_every=4, train.log_every=1, train.checkpoint_every=1]
+base: [experiment=smoke, wandb.mode=disabled, device=cpu, task.limit_train=64,
+       task.limit_eval=32, init.samples=16, train.max_steps=8, train.eval_every=4,
+       train.log_every=1, train.checkpoint_every=1]
 grid: {lr: 1.0e-3, seed: [0, 1]}
 rows:
   lora: {label: LoRA, overrides: [init=lora]}
@@ -42,11 +43,15 @@ def kills(of: Reference, small: bool) -> list[Case]:
         return Case(f"killed after {', '.join(f'{moment:.2f}' for moment in moments)} s", tried)
 
     span = of.seconds * 1.05
-    return [attempt([of.rng.uniform(0.05, 1.0) * span for _ in range(of.rng.choice((1, 1, 2, 3)))]) for _ in range(1 if small else 40)]
+    return [
+        attempt([of.rng.uniform(0.05, 1.0) * span for _ in range(of.rng.choice((1, 1, 2, 3)))])
+        for _ in range(1 if small else 40)
+    ]
 
 
 def sweeps(of: Reference, small: bool) -> list[Case]:
-    """Two commands share a sweep of four runs; one or both are killed, once or twice; then two finish it."""
+    """Two commands share a sweep of four runs; one or both are killed, once or twice; then two
+    finish it."""
     undisturbed: list[Path] = []
 
     def whole(place: Path) -> Path:
@@ -72,17 +77,26 @@ def sweeps(of: Reference, small: bool) -> list[Case]:
                     if reason := polite(one.wait(300), 0, -9):
                         return reason
                 finished |= ended_records(out, finished)
-            for ended in [one.wait(300) for one in [Command(command_of(place, out)) for _ in range(2)]]:
+            for ended in [
+                one.wait(300) for one in [Command(command_of(place, out)) for _ in range(2)]
+            ]:
                 if reason := polite(ended, 0):
                     return reason
             return equal(out, like) or again(finished)
 
-        said = ", ".join(f"{victims} of 2 after {moment * of.seconds:.1f} s" for moment, victims in rounds)
+        said = ", ".join(
+            f"{victims} of 2 after {moment * of.seconds:.1f} s" for moment, victims in rounds
+        )
         return Case(f"killed: {said}", tried)
 
     span = 4.0  # runs
     return [
-        attempt([(of.rng.uniform(0.2, span), of.rng.choice((1, 2, 2))) for _ in range(of.rng.choice((1, 2)))])
+        attempt(
+            [
+                (of.rng.uniform(0.2, span), of.rng.choice((1, 2, 2)))
+                for _ in range(of.rng.choice((1, 2)))
+            ]
+        )
         for _ in range(1 if small else 8)
     ]
 
@@ -110,7 +124,10 @@ def equal(out: Path, like: Path) -> str:
     for theirs in folders:
         mine = out / theirs.relative_to(like)
         adapter = "adapter/adapter_model.safetensors"
-        if not (mine / adapter).exists() or (mine / adapter).read_bytes() != (theirs / adapter).read_bytes():
+        if (
+            not (mine / adapter).exists()
+            or (mine / adapter).read_bytes() != (theirs / adapter).read_bytes()
+        ):
             return f"{theirs.name}: the adapter differs from that of the undisturbed sweep"
         if timeless(mine) != timeless(theirs):
             return f"{theirs.name}: metrics.jsonl differs from that of the undisturbed sweep"

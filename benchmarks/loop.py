@@ -1,8 +1,10 @@
-"""Samples per second of the training loop, beside the Trainer with PEFT and beside a bare loop, over the same rows.
+"""Samples per second of the training loop, beside the Trainer with PEFT and beside a bare loop,
+over the same rows.
 
-Every contender trains MiniLM with LoRA (rank 8 on query and value) and a new head by AdamW, batches of 32, a linear
-schedule and clipping, on two threads. They take turns, A B C … A B C …, so that a drift of the machine meets all of
-them. A round of one is a whole epoch over the same rows; only the loop is timed, without loading, evaluation or checkpoints.
+Every contender trains MiniLM with LoRA (rank 8 on query and value) and a new head by AdamW, batches
+of 32, a linear schedule and clipping, on two threads. They take turns, A B C … A B C …, so that a
+drift of the machine meets all of them. A round of one is a whole epoch over the same rows; only the
+loop is timed, without loading, evaluation or checkpoints.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ BATCH, STEPS, STEPS_PADDED_TO_128 = 32, 25, 3
 
 @dataclass(frozen=True)
 class Measured:
-    """One round of one contender; `outside` are the seconds outside forward, backward and optimizer."""
+    """One round of one contender; `outside` are the seconds outside forward, backward and
+    optimizer."""
 
     samples_per_second: float
     padding: float
@@ -51,7 +54,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Bench:
-    """What the contenders share: the settings and rows of one configuration, and a folder for what they write."""
+    """What the contenders share: the settings and rows of one configuration, and a folder for what
+    they write."""
 
     overrides: list[str]
     settings: Settings
@@ -70,7 +74,12 @@ Contender = Callable[[Bench, int, int], Measured]  # (bench, steps, seed)
 def prepare(folder: Path) -> Bench:
     data = ["task=cola", f"task.data_dir={GLUE}"] if (GLUE / "CoLA").is_dir() else ["task=tweets"]
     rows = [f"task.limit_train={BATCH * STEPS}", "task.limit_eval=32", f"train.batch_size={BATCH}"]
-    places = [f"output_root={folder}/outputs", f"cache_root={folder}/cache", "wandb.mode=disabled", "device=cpu"]
+    places = [
+        f"output_root={folder}/outputs",
+        f"cache_root={folder}/cache",
+        "wandb.mode=disabled",
+        "device=cpu",
+    ]
     overrides = ["model=minilm", *data, *rows, *places]
     settings, _ = config.check(config.compose(overrides))
     tokenizer = load.load_tokenizer(settings.model)
@@ -78,17 +87,22 @@ def prepare(folder: Path) -> Bench:
     return Bench(overrides, settings, tokenizer, task, folder)
 
 
-# ------------------------------------------------------------------------------------------------------ loraexp
+# --------------------------------------------------------------------------------------------------
+# loraexp
 
 
 def ours(bench: Bench, steps: int, seed: int, *, length_buckets: bool, parts: int = 1) -> Measured:
     """A whole run, as the command line makes it; its record says what the loop took."""
     chosen = [f"train.length_buckets={str(length_buckets).lower()}", f"train.micro_batches={parts}"]
-    settings, plain = config.check(config.compose([*bench.overrides, *chosen, f"train.max_steps={steps}", f"seed={seed}"]))
+    settings, plain = config.check(
+        config.compose([*bench.overrides, *chosen, f"train.max_steps={steps}", f"seed={seed}"])
+    )
     cost = experiment.run(settings, plain).record["cost"]
     spent = cost["loop_seconds"]
     seconds = cost["train_seconds"] - spent["checkpoint"]  # the evaluation is not in train_seconds
-    batches = epoch_batches(bench.lengths, BATCH, seed=seed, epoch=0, length_buckets=length_buckets)[:steps]
+    batches = epoch_batches(
+        bench.lengths, BATCH, seed=seed, epoch=0, length_buckets=length_buckets
+    )[:steps]
     cut = [part for rows in batches for part in micro_batches(rows, bench.lengths, parts)]
     padded = sum(len(rows) * int(bench.lengths[rows].max()) for rows in cut)
     outside = seconds - spent["forward"] - spent["backward"] - spent["optimizer"]
@@ -96,20 +110,26 @@ def ours(bench: Bench, steps: int, seed: int, *, length_buckets: bool, parts: in
     return Measured(steps * BATCH / seconds, 1 - tokens / padded, outside / seconds)
 
 
-# ---------------------------------------------------------------------------------------------------- the peers
+# --------------------------------------------------------------------------------------------------
+# the peers
 
 
-def trainer(bench: Bench, steps: int, seed: int, *, sampling: str = "random", pad_to: int | None = None) -> Measured:
+def trainer(
+    bench: Bench, steps: int, seed: int, *, sampling: str = "random", pad_to: int | None = None
+) -> Measured:
     """transformers' Trainer with PEFT's LoRA, as their documentation writes it.
 
-    `group_by_length` sorts within a quarter of its data at most, ours within 50 batches: it gets the same rows four
-    times over, so that its groups, too, are of as many batches as a round has steps.
+    `group_by_length` sorts within a quarter of its data at most, ours within 50 batches: it gets
+    the same rows four times over, so that its groups, too, are of as many batches as a round has
+    steps.
     """
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
     seen = {"tokens": 0, "cells": 0}
-    pad = DataCollatorWithPadding(bench.tokenizer, padding="max_length" if pad_to else "longest", max_length=pad_to)
+    pad = DataCollatorWithPadding(
+        bench.tokenizer, padding="max_length" if pad_to else "longest", max_length=pad_to
+    )
 
     def collate(rows: list[dict[str, Any]]) -> Any:
         batch = pad(rows)
@@ -126,13 +146,26 @@ def trainer(bench: Bench, steps: int, seed: int, *, sampling: str = "random", pa
         def on_train_end(self, *_: Any, **__: Any) -> None:
             self.ended = time.perf_counter()
 
-    adapter = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"])
+    adapter = LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"]
+    )
     arguments = TrainingArguments(
-        output_dir=str(bench.folder / "trainer"), max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=bench.settings.lr,
-        lr_scheduler_type="linear", warmup_steps=bench.settings.train.warmup_ratio, train_sampling_strategy=sampling, seed=seed,
-        eval_strategy="no", save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True,
+        output_dir=str(bench.folder / "trainer"),
+        max_steps=steps,
+        per_device_train_batch_size=BATCH,
+        learning_rate=bench.settings.lr,
+        lr_scheduler_type="linear",
+        warmup_steps=bench.settings.train.warmup_ratio,
+        train_sampling_strategy=sampling,
+        seed=seed,
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
         dataloader_pin_memory=False,
-    )  # fmt: skip
+    )
     clock = Clock()
     Trainer(
         model=get_peft_model(base_model(bench, seed), adapter),
@@ -149,7 +182,10 @@ def as_dataset(bench: Bench, copies: int) -> Any:
     from datasets import Dataset
 
     examples = bench.task.splits["train"]
-    tokens = [examples.tokens[a:b].tolist() for a, b in zip(examples.offsets[:-1], examples.offsets[1:], strict=True)]
+    tokens = [
+        examples.tokens[a:b].tolist()
+        for a, b in zip(examples.offsets[:-1], examples.offsets[1:], strict=True)
+    ]
     columns: dict[str, list[Any]] = {
         "input_ids": tokens,
         "token_type_ids": [[0] * len(row) for row in tokens],
@@ -165,17 +201,24 @@ def base_model(bench: Bench, seed: int) -> Any:
 
 
 def bare(bench: Bench, steps: int, seed: int) -> Measured:
-    """A dozen lines over the very batches of ours with length buckets, all collated beforehand, on the same layers.
+    """A dozen lines over the very batches of ours with length buckets, all collated beforehand, on
+    the same layers.
 
-    What differs from ours is the loop and the optimizer alone: no records, no clocks, torch's own AdamW.
+    What differs from ours is the loop and the optimizer alone: no records, no clocks, torch's own
+    AdamW.
     """
     settings, model = bench.settings, base_model(bench, seed)
     head = load.new_modules(model, settings.model.kind)
     scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
     generator = torch.Generator().manual_seed(seed)
     targets = load.target_layers(model, settings.model.targets, head)
-    layers = [Layer(name=name, W=weight(module, torch.device("cpu"))) for name, module in targets.items()]
-    factors = {layer.name: lora(layer, rank=settings.rank, scaling=scaling, generator=generator) for layer in layers}
+    layers = [
+        Layer(name=name, W=weight(module, torch.device("cpu"))) for name, module in targets.items()
+    ]
+    factors = {
+        layer.name: lora(layer, rank=settings.rank, scaling=scaling, generator=generator)
+        for layer in layers
+    }
     parameters = attach(model, factors, scaling, head).trainable()
     order = epoch_batches(bench.lengths, BATCH, seed=seed, epoch=0, length_buckets=True)[:steps]
     batches = [bench.task.collate(bench.task.splits["train"], rows) for rows in order]
@@ -184,7 +227,9 @@ def bare(bench: Bench, steps: int, seed: int) -> Measured:
 
     began = time.perf_counter()
     model.train()
-    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.train.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.lr, weight_decay=settings.train.weight_decay, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     for batch in batches:
         labels = batch.pop("labels")
@@ -197,14 +242,23 @@ def bare(bench: Bench, steps: int, seed: int) -> Measured:
     return Measured(steps * BATCH / (time.perf_counter() - began), 1 - tokens / cells)
 
 
-# ----------------------------------------------------------------------------------------------------- the bench
+# --------------------------------------------------------------------------------------------------
+# the bench
 
 CONTENDERS: dict[str, tuple[str, Contender, int]] = {
     "buckets": ("ours, length buckets", partial(ours, length_buckets=True), STEPS),
     "plain": ("ours, plain shuffle", partial(ours, length_buckets=False), STEPS),
-    "micro": ("ours, plain shuffle, 4 micro-batches", partial(ours, length_buckets=False, parts=4), STEPS),
+    "micro": (
+        "ours, plain shuffle, 4 micro-batches",
+        partial(ours, length_buckets=False, parts=4),
+        STEPS,
+    ),
     "trainer_dynamic": ("Trainer, dynamic padding", trainer, STEPS),
-    "trainer_grouped": ("Trainer, group_by_length", partial(trainer, sampling="group_by_length"), STEPS),
+    "trainer_grouped": (
+        "Trainer, group_by_length",
+        partial(trainer, sampling="group_by_length"),
+        STEPS,
+    ),
     "trainer_padded": ("Trainer, padded to 128", partial(trainer, pad_to=128), STEPS_PADDED_TO_128),
     "bare": ("bare loop, the batches of length buckets", bare, STEPS),
 }
@@ -234,7 +288,10 @@ def measure(bench: Bench) -> dict[str, list[Measured]]:
     found: dict[str, list[Measured]] = {name: [] for name in CONTENDERS}
     for seed in range(ROUNDS + 1):
         for name, (_, contender, steps) in CONTENDERS.items():
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 measured = contender(bench, steps if seed else WARM_UP, seed)
             if seed:
                 found[name].append(measured)
@@ -244,8 +301,12 @@ def measure(bench: Bench) -> dict[str, list[Measured]]:
 def main() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, threads(THREADS):
         bench = prepare(Path(folder))
-        what = f"minilm, {bench.task.name}, {STEPS} steps of {BATCH} (padded to 128: {STEPS_PADDED_TO_128})"
-        busy = f"load before {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"  # beyond 0.5 the figures mean little
+        what = (
+            f"minilm, {bench.task.name}, {STEPS} steps of {BATCH} (padded to 128:"
+            f" {STEPS_PADDED_TO_128})"
+        )
+        # beyond 0.5 the figures mean little
+        busy = f"load before {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
         print(f"{what}, {THREADS} threads, median of {ROUNDS} rounds, {busy}", flush=True)
         found = measure(bench)
     figures: dict[str, float] = {}
@@ -263,5 +324,8 @@ def main() -> dict[str, float]:
         spread = f"({min(ratios):.2f} … {max(ratios):.2f})"
         print(f"{words:<66} {middle:6.2f} {spread:<16} {verdict(middle, least=least)}".rstrip())
     outside = figures["outside_share"] = statistics.median(m.outside for m in found["buckets"])
-    print(f"{'loop outside forward, backward, optimizer':<66} {outside:6.2%} {'':<16} {verdict(100 * outside, most=3, unit=' %')}")
+    print(
+        f"{'loop outside forward, backward, optimizer':<66} {outside:6.2%} {'':<16}"
+        f" {verdict(100 * outside, most=3, unit=' %')}"
+    )
     return figures

@@ -1,8 +1,10 @@
-"""What a step costs: every training rule against PyTorch's AdamW and PEFT's Riemannian optimizer on the same parameters.
+"""What a step costs: every training rule against PyTorch's AdamW and PEFT's Riemannian optimizer on
+the same parameters.
 
-Each contestant has its own copy of the factors of n adapted layers (768 × 768, rank 8) and steps on the same gradients,
-which are written anew before every step: PEFT's changes them in place. Steps alternate with AdamW's, in its fused or
-foreach form, whichever is faster here; a figure is the median over the rounds of `time / AdamW's time in that round`.
+Each contestant has its own copy of the factors of n adapted layers (768 × 768, rank 8) and steps on
+the same gradients, which are written anew before every step: PEFT's changes them in place. Steps
+alternate with AdamW's, in its fused or foreach form, whichever is faster here; a figure is the
+median over the rounds of `time / AdamW's time in that round`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ SLOW_ROUNDS = 3  # of rules whose step takes longer than SLOW seconds
 SLOW = 0.2
 LR = 1e-5  # small, so that many steps on the same gradients change nothing that matters for time
 TARGETS = {"adamw": 1.0, "lora_plus": 1.05, "p_lora": 1.5}
-NOISE = 0.05  # what two runs of the same thing differ by: the allowance on a target that is an equality
+# what two runs of the same thing differ by: the allowance on a target that is an equality
+NOISE = 0.05
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Contestant:
 
     def step(self) -> float:
         """The seconds of one step on fresh gradients."""
-        torch._foreach_copy_([p.grad for p in self.parameters if p.grad is not None], list(self.gradients))
+        torch._foreach_copy_(
+            [p.grad for p in self.parameters if p.grad is not None], list(self.gradients)
+        )
         began = time.perf_counter()
         self.optimizer.step()
         return time.perf_counter() - began
@@ -68,7 +73,10 @@ def adapted(layers: int, train: frozenset[str]) -> Adapters:
     base = nn.Linear(WIDTH, WIDTH, bias=False)
     made = {}
     for index in range(layers):
-        A, B = torch.randn(RANK, WIDTH, generator=generator), torch.randn(WIDTH, RANK, generator=generator)
+        A, B = (
+            torch.randn(RANK, WIDTH, generator=generator),
+            torch.randn(WIDTH, RANK, generator=generator),
+        )
         factors = Factors(A=A / WIDTH**0.5, B=B / WIDTH**0.5, start="shifted", train=train)
         made[f"layers.{index}"] = AdaptedLinear(base, factors, SCALING, f"layers.{index}")
     return Adapters(nn.ModuleList(made.values()), made, {})
@@ -85,11 +93,17 @@ def ours(name: str, layers: int) -> Contestant:
 def torch_adamw(layers: int, train: frozenset[str], form: str) -> Contestant:
     """PyTorch's AdamW on the same parameters."""
     parameters = adapted(layers, train).trainable()
-    return contestant(torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0, fused=form == "fused", foreach=form == "foreach"), parameters)
+    return contestant(
+        torch.optim.AdamW(
+            parameters, lr=LR, weight_decay=0.0, fused=form == "fused", foreach=form == "foreach"
+        ),
+        parameters,
+    )
 
 
 def peft_riemannian(layers: int, form: str) -> Contestant:
-    """PEFT's preconditioned AdamW on a PEFT model of the same layers, over one shared weight too."""
+    """PEFT's preconditioned AdamW on a PEFT model of the same layers, over one shared weight
+    too."""
     from peft import LoraConfig, get_peft_model
     from peft.optimizers import create_riemannian_optimizer
 
@@ -97,14 +111,22 @@ def peft_riemannian(layers: int, form: str) -> Contestant:
     weight = nn.Parameter(torch.randn(WIDTH, WIDTH))
     for linear in plain:
         linear.weight = weight
-    said = LoraConfig(r=RANK, lora_alpha=int(SCALING * RANK), target_modules=[str(i) for i in range(layers)], init_lora_weights=False)
+    said = LoraConfig(
+        r=RANK,
+        lora_alpha=int(SCALING * RANK),
+        target_modules=[str(i) for i in range(layers)],
+        init_lora_weights=False,
+    )
     model: Any = get_peft_model(plain, said)  # type: ignore[arg-type]
-    optimizer = create_riemannian_optimizer(model, torch.optim.AdamW, lr=LR, weight_decay=0.0, **{form: True})
+    optimizer = create_riemannian_optimizer(
+        model, torch.optim.AdamW, lr=LR, weight_decay=0.0, **{form: True}
+    )
     return contestant(optimizer, [p for p in model.parameters() if p.requires_grad])
 
 
 def paired(one: Contestant, reference: Contestant, rounds: int) -> tuple[float, float]:
-    """The median seconds of a step, and the median of its ratios to the reference's steps right before and after it."""
+    """The median seconds of a step, and the median of its ratios to the reference's steps right
+    before and after it."""
     times, ratios = [], []
     before = reference.step()
     for _ in range(rounds):
@@ -118,17 +140,24 @@ def paired(one: Contestant, reference: Contestant, rounds: int) -> tuple[float, 
 
 def faster_form(layers: int) -> str:
     """`fused` or `foreach`, whichever AdamW is faster here."""
-    fused, foreach = (torch_adamw(layers, frozenset({"A", "B"}), form) for form in ("fused", "foreach"))
+    fused, foreach = (
+        torch_adamw(layers, frozenset({"A", "B"}), form) for form in ("fused", "foreach")
+    )
     fused.step(), foreach.step()
     return "fused" if paired(fused, foreach, ROUNDS)[1] < 1 else "foreach"
 
 
-def measure(build: Callable[[], Contestant], reference: Contestant, rounds: int) -> tuple[float, float, int]:
+def measure(
+    build: Callable[[], Contestant], reference: Contestant, rounds: int
+) -> tuple[float, float, int]:
     """Seconds of a step, its ratio to the reference's and the bytes of its state."""
     one = build()
     reference.step(), one.step()
     slow = one.step() > SLOW
-    found = (*paired(one, reference, min(rounds, SLOW_ROUNDS) if slow else rounds), one.state_bytes())
+    found = (
+        *paired(one, reference, min(rounds, SLOW_ROUNDS) if slow else rounds),
+        one.state_bytes(),
+    )
     del one
     gc.collect()
     return found
@@ -148,9 +177,16 @@ def steps_of(layers: int, rounds: int = ROUNDS) -> dict[str, float]:
             found = peft
         else:
             rule: Any = make(config.read_yaml("optimizer", name)).func
-            found = measure(lambda name=name: ours(name, layers), alone if "A" in rule.needs_frozen else both, rounds)  # type: ignore[misc]
+            found = measure(
+                lambda name=name: ours(name, layers),
+                alone if "A" in rule.needs_frozen else both,
+                rounds,
+            )  # type: ignore[misc]
         taken, ratio, size = found
-        line = f"{'PEFT Riemannian' if name == 'peft_riemannian' else name:22} {taken * 1e3:9.2f} {ratio:9.2f} {within(name, ratio):>9}"
+        line = (
+            f"{'PEFT Riemannian' if name == 'peft_riemannian' else name:22} {taken * 1e3:9.2f}"
+            f" {ratio:9.2f} {within(name, ratio):>9}"
+        )
         note = f"  {ratio / peft[1]:.2f} of PEFT's (target < 1)" if name == "p_lora" else ""
         print(f"{line} {size / 2**20:10.2f}{note}", flush=True)
         figures |= {f"{name}/{layers}": ratio, f"{name}/{layers}/bytes": float(size)}
@@ -166,7 +202,8 @@ def within(name: str, ratio: float) -> str:
 
 
 def main() -> dict[str, float]:
-    """Print the cost of a step of every rule; returns ratios to AdamW by `rule/layers`, and bytes of state."""
+    """Print the cost of a step of every rule; returns ratios to AdamW by `rule/layers`, and bytes
+    of state."""
     torch.set_num_threads(THREADS)
     figures: dict[str, float] = {}
     for layers in LAYERS:

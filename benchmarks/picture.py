@@ -1,4 +1,5 @@
-"""`python -m benchmarks.picture`: the README's picture, from the numbers in `sweeps/pictures/equal_conditions_sst2.csv`."""
+"""`python -m benchmarks.picture`: the README's picture, from the numbers in
+`sweeps/pictures/equal_conditions_sst2.csv`."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def pipeline(axes: Any) -> None:
     axes.set(xlim=(0, len(BOXES)), ylim=(0, 1))
     axes.axis("off")
     for i, (name, said) in enumerate(BOXES):
-        box = FancyBboxPatch((i + 0.06, 0.12), 0.82, 0.76, boxstyle="round,pad=0.02", fc="#EEF3FA", ec="#4C72B0")
+        box = FancyBboxPatch(
+            (i + 0.06, 0.12), 0.82, 0.76, boxstyle="round,pad=0.02", fc="#EEF3FA", ec="#4C72B0"
+        )
         axes.add_patch(box)
         axes.text(i + 0.47, 0.68, name, ha="center", va="center", weight="bold")
         axes.text(i + 0.47, 0.36, said, ha="center", va="center", fontsize=7.5)
@@ -55,11 +58,15 @@ def dots(axes: Any, rows: list[dict[str, str]]) -> None:
     for y, row in enumerate(rows):
         mean, half = float(row["accuracy"]), T * float(row["std"]) / SEEDS**0.5
         colour = "#C44E52" if row["init"] in ("full", "lora") else "#4C72B0"
-        axes.errorbar(mean, y, xerr=half, fmt="o", color=colour, markersize=5, elinewidth=1.2, capsize=3)
+        axes.errorbar(
+            mean, y, xerr=half, fmt="o", color=colour, markersize=5, elinewidth=1.2, capsize=3
+        )
     axes.set_yticks(range(len(rows)), [row["init"] for row in rows])
     axes.axvline(0.509, color="#999999", linestyle=":", linewidth=1)
     axes.text(0.512, 0, "majority class", color="#777777", fontsize=8, va="center")
-    axes.set_xlabel("dev accuracy on SST-2, MiniLM, 2,048 rows, 64 steps: mean of 3 seeds, 95 % t interval")
+    axes.set_xlabel(
+        "dev accuracy on SST-2, MiniLM, 2,048 rows, 64 steps: mean of 3 seeds, 95 % t interval"
+    )
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 

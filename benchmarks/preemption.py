@@ -1,4 +1,5 @@
-"""Signals that ask a run to end, as Slurm, a closed terminal and Ctrl-C send them; and limits that it meets."""
+"""Signals that ask a run to end, as Slurm, a closed terminal and Ctrl-C send them; and limits that
+it meets."""
 
 from __future__ import annotations
 
@@ -18,17 +19,23 @@ WITHIN = 30.0  # seconds from the signal to the end
 
 def preemption(of: Reference, small: bool) -> list[Case]:
     numbers = list(STATUS)
-    signals = [signalled(of, numbers[n % len(numbers)], of.rng.randrange(0, 11)) for n in range(1 if small else 20)]
+    signals = [
+        signalled(of, numbers[n % len(numbers)], of.rng.randrange(0, 11))
+        for n in range(1 if small else 20)
+    ]
     return signals if small else [*signals, *limits(of)]
 
 
 def signalled(of: Reference, number: signal.Signals, step: int) -> Case:
-    """After a step, a signal: the step is finished, a checkpoint written, and the same command goes on from it."""
+    """After a step, a signal: the step is finished, a checkpoint written, and the same command goes
+    on from it."""
 
     def tried(place: Path) -> str:
         out = place / "out"
         command = Command(words(out))
-        while command.poll() is None and not (lines(out) >= step and list(out.glob("*/*/record.json"))):
+        while command.poll() is None and not (
+            lines(out) >= step and list(out.glob("*/*/record.json"))
+        ):
             time.sleep(0.002)
         command.signal(number)
         sent = time.monotonic()
@@ -66,9 +73,18 @@ def limits(of: Reference) -> list[Case]:
 
         return Case(name, tried)
 
-    files = [met(f"{n} descriptors", resource.RLIMIT_NOFILE, n, "descriptor", "open files") for n in (12, 16, 24, 40)]
-    sizes = [met(f"files of {n} bytes", resource.RLIMIT_FSIZE, n, "too large", "space", "file") for n in (4096, 9000, 20_000)]
-    memory = [met(f"{extra} MiB more memory", resource.RLIMIT_AS, here() + extra * 2**20, "memory") for extra in (1, 16, 64, 200)]
+    files = [
+        met(f"{n} descriptors", resource.RLIMIT_NOFILE, n, "descriptor", "open files")
+        for n in (12, 16, 24, 40)
+    ]
+    sizes = [
+        met(f"files of {n} bytes", resource.RLIMIT_FSIZE, n, "too large", "space", "file")
+        for n in (4096, 9000, 20_000)
+    ]
+    memory = [
+        met(f"{extra} MiB more memory", resource.RLIMIT_AS, here() + extra * 2**20, "memory")
+        for extra in (1, 16, 64, 200)
+    ]
     return [*files, *sizes, *memory]
 
 

@@ -1,4 +1,5 @@
-"""What a sweep in one process saves: six runs of MiniLM through the basic launcher against six processes of their own."""
+"""What a sweep in one process saves: six runs of MiniLM through the basic launcher against six
+processes of their own."""
 
 from __future__ import annotations
 
@@ -13,8 +14,16 @@ import yaml
 from benchmarks import verdict
 
 LORAEXP = str(Path(sys.executable).with_name("loraexp"))
-# Short runs, as the cells of a reduced table are: what the process saves is its start, the weights and the tokens.
-RUN = ["model=minilm", "task=tweets", "init=lora", "task.limit_train=320", "task.limit_eval=64", "train.eval_every=1000"]
+# Short runs, as the cells of a reduced table are: what the process saves is its start, the weights
+# and the tokens.
+RUN = [
+    "model=minilm",
+    "task=tweets",
+    "init=lora",
+    "task.limit_train=320",
+    "task.limit_eval=64",
+    "train.eval_every=1000",
+]
 RUN += ["wandb.mode=disabled", "device=cpu", "train.max_steps=10"]
 SEEDS, RATES = (0, 1, 2), (5e-4, 1e-3)
 REPEATS = 3
@@ -31,23 +40,42 @@ def once(folder: Path, number: int) -> tuple[float, float]:
     """Seconds of the sweep, and of the same six runs one by one."""
     path = folder / "six.yaml"
     grid = {"lr": list(RATES), "seed": list(SEEDS)}
-    rows, columns = {"lora": {"label": "LoRA"}}, {"tweets": {"label": "Tweets", "value": "dev/accuracy"}}
-    content = {"title": "six runs", "paper": "none", "artifact": "bench", "kind": "table", "base": RUN, "grid": grid}
+    rows, columns = (
+        {"lora": {"label": "LoRA"}},
+        {"tweets": {"label": "Tweets", "value": "dev/accuracy"}},
+    )
+    content = {
+        "title": "six runs",
+        "paper": "none",
+        "artifact": "bench",
+        "kind": "table",
+        "base": RUN,
+        "grid": grid,
+    }
     path.write_text(yaml.safe_dump(content | {"rows": rows, "columns": columns}))
     together = seconds([LORAEXP, "sweep", str(path), f"output_root={folder / f'sweep{number}'}"])
     points = [[f"lr={lr}", f"seed={seed}"] for lr in RATES for seed in SEEDS]
-    apart = seconds(*([LORAEXP, *RUN, *point, f"output_root={folder / f'alone{number}'}"] for point in points))
+    apart = seconds(
+        *([LORAEXP, *RUN, *point, f"output_root={folder / f'alone{number}'}"] for point in points)
+    )
     return together, apart
 
 
 def main() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        seconds([LORAEXP, *RUN, "train.max_steps=0", f"output_root={folder / 'warm'}"])  # the tokens are cached for both
+        # the tokens are cached for both
+        seconds([LORAEXP, *RUN, "train.max_steps=0", f"output_root={folder / 'warm'}"])
         measured = [once(folder, number) for number in range(REPEATS)]
     ratios = sorted(together / apart for together, apart in measured)
     middle = ratios[len(ratios) // 2]
     for together, apart in measured:
-        print(f"six runs of MiniLM: {together:5.1f} s in one sweep, {apart:5.1f} s in six processes, ratio {together / apart:.2f}")
-    print(f"{'sweep of six runs / six processes':<44} {middle:5.2f}    {verdict(middle, most=0.7)}", flush=True)
+        print(
+            f"six runs of MiniLM: {together:5.1f} s in one sweep, {apart:5.1f} s in six processes,"
+            f" ratio {together / apart:.2f}"
+        )
+    print(
+        f"{'sweep of six runs / six processes':<44} {middle:5.2f}    {verdict(middle, most=0.7)}",
+        flush=True,
+    )
     return {"sweep_ratio": middle}

@@ -10,7 +10,9 @@ from loraexp.optimizers.stepping import AdamW, AdapterOptimizer, factor_blocks, 
 
 
 @rule("A", "B")  # the factors that must train for it; frozen=("A",) for those that must not
-def faster_b(adapters: Adapters, *, lr: float, weight_decay: float, ratio: float = 4.0) -> torch.optim.Optimizer:
+def faster_b(
+    adapters: Adapters, *, lr: float, weight_decay: float, ratio: float = 4.0
+) -> torch.optim.Optimizer:
     """AdamW in which B learns `ratio` times as fast as A; the new head keeps `lr`."""
     sections = [
         (factor_blocks(adapters, ("A", "R")), lr),

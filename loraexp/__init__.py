@@ -1,7 +1,8 @@
 """loraexp: honest, resumable, fully recorded experiments with low-rank adaptation.
 
-In Python, as on the command line: `loraexp.run("init=cg_lora", "task=cola")`, `loraexp.sweep("cg_lora_table1")`,
-`load_records()`, `table(NAME)` as a DataFrame, `plot(NAME)` as a figure.
+In Python, as on the command line: `loraexp.run("init=cg_lora", "task=cola")`,
+`loraexp.sweep("cg_lora_table1")`, `load_records()`, `table(NAME)` as a DataFrame, `plot(NAME)` as a
+figure.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# What is imported only when it is asked for: pandas, torch and matplotlib are not needed to print a help page.
+# What is imported only when it is asked for: pandas, torch and matplotlib are not needed to print a
+# help page.
 LAZY = {
     "load_records": "loraexp.records.reading",
     "table": "loraexp.artifacts.notebook",

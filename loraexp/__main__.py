@@ -1,4 +1,5 @@
-"""`python -m loraexp`, `torchrun -m loraexp`, `accelerate launch -m loraexp`: the command `loraexp`."""
+"""`python -m loraexp`, `torchrun -m loraexp`, `accelerate launch -m loraexp`: the command
+`loraexp`."""
 
 from loraexp.cli.main import entry
 

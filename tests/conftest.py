@@ -10,9 +10,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-# A test run begun by nohup, or in the background of a script, ignores these, and so would the commands that the tests start.
+# A test run begun by nohup, or in the background of a script, ignores these, and so would the
+# commands that the tests start.
 if threading.current_thread() is threading.main_thread():
-    for number, ignored in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    for number, ignored in (
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+    ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, ignored)
 

@@ -1,9 +1,9 @@
 """The adapted linear layer, and the set of them in a model.
 
-`y = W0 x + η B R A x − η B0 A0 x`: the last term, the offset, is there only when training starts at the pretrained
-weight although `B0 A0` is not zero. It is kept as a frozen low-rank pair and never edited into the weight: exact in
-bf16, possible on a quantised base, and saved as `[A; A0]`, `[B, −B0]`, an ordinary LoRA of twice the rank that loads on
-the original checkpoint.
+`y = W0 x + η B R A x − η B0 A0 x`: the last term, the offset, is there only when training starts at
+the pretrained weight although `B0 A0` is not zero. It is kept as a frozen low-rank pair and never
+edited into the weight: exact in bf16, possible on a quantised base, and saved as `[A; A0]`, `[B,
+−B0]`, an ordinary LoRA of twice the rank that loads on the original checkpoint.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ def scaling_factor(rule: Scaling, alpha: float, rank: int) -> float:
 
 
 class LowRank(nn.Module):
-    """The factors beside one layer: a module of their own, so that what shards the base can leave them whole.
+    """The factors beside one layer: a module of their own, so that what shards the base can leave
+    them whole.
 
-    `lora_A` (r, d_in), `lora_B` (d_out, r) and the optional `lora_R` (r, r) are parameters whether they train or not;
-    `offset_A`, `offset_B` are buffers. All are at least float32.
+    `lora_A` (r, d_in), `lora_B` (d_out, r) and the optional `lora_R` (r, r) are parameters whether
+    they train or not; `offset_A`, `offset_B` are buffers. All are at least float32.
     """
 
     lora_R: nn.Parameter | None
@@ -50,9 +51,15 @@ class LowRank(nn.Module):
 
         self.lora_A = nn.Parameter(own(factors.A), requires_grad="A" in factors.train)
         self.lora_B = nn.Parameter(own(factors.B), requires_grad="B" in factors.train)
-        R = None if factors.R is None else nn.Parameter(own(factors.R), requires_grad="R" in factors.train)
+        R = (
+            None
+            if factors.R is None
+            else nn.Parameter(own(factors.R), requires_grad="R" in factors.train)
+        )
         self.register_parameter("lora_R", R)
-        has_offset = factors.start == "pretrained" and bool(factors.B.any()) and bool(factors.A.any())
+        has_offset = (
+            factors.start == "pretrained" and bool(factors.B.any()) and bool(factors.A.any())
+        )
         folded = factors.B if factors.R is None else factors.B @ factors.R
         self.register_buffer("offset_A", own(factors.A) if has_offset else None)
         self.register_buffer("offset_B", own(folded) if has_offset else None)
@@ -61,17 +68,20 @@ class LowRank(nn.Module):
 class AdaptedLinear(nn.Module):
     """A frozen linear layer with a trained low-rank update beside it.
 
-    The products run in the dtype of the input (or of autocast), so a bf16 base costs bf16 time, and the float32 factors
-    still move by less than a bf16 step.
+    The products run in the dtype of the input (or of autocast), so a bf16 base costs bf16 time, and
+    the float32 factors still move by less than a bf16 step.
     """
 
-    def __init__(self, base: nn.Module, factors: Factors, scaling: float, name: str, dropout: float = 0.0) -> None:
+    def __init__(
+        self, base: nn.Module, factors: Factors, scaling: float, name: str, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         d_out, d_in = base.out_features, base.in_features  # type: ignore[union-attr]
         if factors.A.shape[1] != d_in or factors.B.shape[0] != d_out:
             raise ValueError(
-                f"layer {name}: factors A {tuple(factors.A.shape)}, B {tuple(factors.B.shape)} do not fit a weight of "
-                f"shape ({d_out}, {d_in}): expected A (r, {d_in}) and B ({d_out}, r)"
+                f"layer {name}: factors A {tuple(factors.A.shape)}, B {tuple(factors.B.shape)} do"
+                f" not fit a weight of shape ({d_out}, {d_in}): expected A (r, {d_in}) and B"
+                f" ({d_out}, r)"
             )
         self.base = base.requires_grad_(False)
         self.factors = LowRank(factors, next(base.parameters()).device)
@@ -112,7 +122,8 @@ class AdaptedLinear(nn.Module):
         """`x` (..., d_in) → (..., d_out)."""
         y = self.base(x)
         shape, y, x = y.shape, y.flatten(0, -2), x.flatten(0, -2)
-        if self.dropout and self.training:  # one mask for factors and offset: at step 0 they cancel with it as without
+        # one mask for factors and offset: at step 0 they cancel with it as without
+        if self.dropout and self.training:
             x = functional.dropout(x, self.dropout)
         low = x @ self.lora_A.to(x.dtype).mT
         if self.lora_R is not None:
@@ -124,7 +135,8 @@ class AdaptedLinear(nn.Module):
         return y.view(shape)
 
     def plain_pair(self) -> tuple[Tensor, Tensor]:
-        """The whole update as one ordinary LoRA pair on the original weight: `[A; A0]` and `[B R, −B0]`, float32."""
+        """The whole update as one ordinary LoRA pair on the original weight: `[A; A0]` and `[B R,
+        −B0]`, float32."""
         A, B = self.lora_A.detach(), self.lora_B.detach()
         if self.lora_R is not None:
             B = B @ self.lora_R.detach()
@@ -138,7 +150,10 @@ class AdaptedLinear(nn.Module):
         return self.scaling * (B @ A)
 
     def extra_repr(self) -> str:
-        return f"rank={self.rank}, scaling={self.scaling:.4g}, R={self.lora_R is not None}, offset={self.offset_A is not None}"
+        return (
+            f"rank={self.rank}, scaling={self.scaling:.4g}, R={self.lora_R is not None},"
+            f" offset={self.offset_A is not None}"
+        )
 
 
 def whole(x: Tensor) -> Tensor:
@@ -147,15 +162,22 @@ def whole(x: Tensor) -> Tensor:
 
 
 class Adapters:
-    """What trains in a model: the adapted layers as (A, B, R) groups, and every other trained weight (the new head).
+    """What trains in a model: the adapted layers as (A, B, R) groups, and every other trained
+    weight (the new head).
 
     Optimizers are handed this object, so A and B come as pairs and nobody searches parameter names.
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, AdaptedLinear], others: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, AdaptedLinear],
+        others: Mapping[str, nn.Parameter],
+    ) -> None:
         self.model = model
         self.layers = dict(layers)  # name in the original model → adapted layer
-        self.others = dict(others)  # name in the original model → parameter: the head, or every weight (init=full)
+        # name in the original model → parameter: the head, or every weight (init=full)
+        self.others = dict(others)
 
     def __iter__(self) -> Iterator[AdaptedLinear]:
         return iter(self.layers.values())
@@ -183,8 +205,14 @@ class Adapters:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         named = self.named_trainable()
         if named.keys() != state.keys():
-            missing, extra = sorted(named.keys() - state.keys()), sorted(state.keys() - named.keys())
-            raise ValueError(f"the checkpoint does not fit this run: missing {missing[:3]}, not expected {extra[:3]}")
+            missing, extra = (
+                sorted(named.keys() - state.keys()),
+                sorted(state.keys() - named.keys()),
+            )
+            raise ValueError(
+                f"the checkpoint does not fit this run: missing {missing[:3]}, not expected"
+                f" {extra[:3]}"
+            )
         with torch.no_grad():
             for name, parameter in named.items():
                 value = state[name].to(parameter.device)
@@ -193,9 +221,12 @@ class Adapters:
                 parameter.copy_(value)
 
     def modules(self) -> list[nn.Module]:
-        """The modules that hold nothing but what was added: the factors of every layer, and the new head."""
+        """The modules that hold nothing but what was added: the factors of every layer, and the new
+        head."""
         heads = {name.rpartition(".")[0] for name in self.others} if self.layers else set()
-        return [layer.factors for layer in self] + [self.model.get_submodule(name) for name in sorted(heads)]
+        return [layer.factors for layer in self] + [
+            self.model.get_submodule(name) for name in sorted(heads)
+        ]
 
     def count(self) -> dict[str, int]:
         """Numbers of parameters: `trainable`, `total`, `adapter`."""
@@ -205,11 +236,19 @@ class Adapters:
         return {"trainable": trainable, "total": total, "adapter": sum(adapter.values())}
 
 
-def attach(model: nn.Module, factors: Mapping[str, Factors], scaling: float, head: Iterable[str] = (), *, dropout: float = 0.0) -> Adapters:
-    """Freeze `model`, put an adapted layer in the place of each named linear layer, and let `head` modules train.
+def attach(
+    model: nn.Module,
+    factors: Mapping[str, Factors],
+    scaling: float,
+    head: Iterable[str] = (),
+    *,
+    dropout: float = 0.0,
+) -> Adapters:
+    """Freeze `model`, put an adapted layer in the place of each named linear layer, and let `head`
+    modules train.
 
-    `head` are names of modules that the task added to the model: they have no pretrained weight, train in full and are
-    saved with the adapter. Trained weights are float32 whatever the base is.
+    `head` are names of modules that the task added to the model: they have no pretrained weight,
+    train in full and are saved with the adapter. Trained weights are float32 whatever the base is.
     """
     model.requires_grad_(False)
     layers: dict[str, AdaptedLinear] = {}
@@ -220,19 +259,26 @@ def attach(model: nn.Module, factors: Mapping[str, Factors], scaling: float, hea
         setattr(owner, child, layers[name])
     others: dict[str, nn.Parameter] = {}
     for module in head:
-        others |= dict(in_float32(model.get_submodule(module)).requires_grad_(True).named_parameters(prefix=module))
+        others |= dict(
+            in_float32(model.get_submodule(module))
+            .requires_grad_(True)
+            .named_parameters(prefix=module)
+        )
     return Adapters(model, layers, others)
 
 
 def in_float32(module: nn.Module) -> nn.Module:
-    """A module with weights of float32 or better, which reads what a body of lower precision gives it."""
+    """A module with weights of float32 or better, which reads what a body of lower precision gives
+    it."""
     if any(p.dtype.itemsize < torch.float32.itemsize for p in module.parameters()):
         module.float().register_forward_pre_hook(_raised)
     return module
 
 
 def _raised(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments)
+    return tuple(
+        x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments
+    )
 
 
 def train_everything(model: nn.Module) -> Adapters:

@@ -1,4 +1,5 @@
-"""Adapters on disk: PEFT's format, which loads on the original base, and ours, which keeps R and offset apart; merged weights."""
+"""Adapters on disk: PEFT's format, which loads on the original base, and ours, which keeps R and
+offset apart; merged weights."""
 
 from __future__ import annotations
 
@@ -17,11 +18,20 @@ from loraexp.adapter.layer import Factors
 from loraexp.adapter.linalg import at_least_float32
 
 
-def save_peft(adapters: Adapters, folder: Path, *, base: str, revision: str | None, task_type: str, head: Iterable[str]) -> int:
-    """Write `adapter_config.json` and `adapter_model.safetensors` as PEFT reads them; returns the bytes of the weights.
+def save_peft(
+    adapters: Adapters,
+    folder: Path,
+    *,
+    base: str,
+    revision: str | None,
+    task_type: str,
+    head: Iterable[str],
+) -> int:
+    """Write `adapter_config.json` and `adapter_model.safetensors` as PEFT reads them; returns the
+    bytes of the weights.
 
-    Every layer is written as the ordinary pair of `plain_pair()`, its own rank and alpha in PEFT's patterns, so the
-    folder loads on the original base whatever R or offset the training used.
+    Every layer is written as the ordinary pair of `plain_pair()`, its own rank and alpha in PEFT's
+    patterns, so the folder loads on the original base whatever R or offset the training used.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
@@ -63,15 +73,21 @@ RAW = ("lora_A", "lora_B", "lora_R", "offset_A", "offset_B")
 
 
 def save_raw(adapters: Adapters, path: Path) -> None:
-    """The factors as they trained, R and offset apart: what `load_raw` puts back, and PEFT's files cannot tell."""
+    """The factors as they trained, R and offset apart: what `load_raw` puts back, and PEFT's files
+    cannot tell."""
     tensors = {
         f"{name}.{part}": getattr(layer, part).detach().cpu().contiguous()
         for name, layer in adapters.layers.items()
         for part in RAW
         if getattr(layer, part) is not None
     }
-    said = {"scalings": {name: layer.scaling for name, layer in adapters.layers.items()}, "others": list(adapters.others)}
-    tensors |= {f"{name}.weight": p.detach().cpu().contiguous() for name, p in adapters.others.items()}
+    said = {
+        "scalings": {name: layer.scaling for name, layer in adapters.layers.items()},
+        "others": list(adapters.others),
+    }
+    tensors |= {
+        f"{name}.weight": p.detach().cpu().contiguous() for name, p in adapters.others.items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"loraexp": json.dumps(said)})
 
@@ -84,7 +100,12 @@ def load_raw(model: nn.Module, path: Path) -> Adapters:
     adapters = Adapters(model, {}, {})
     for name, scaling in said["scalings"].items():
         parts = {part: tensors.get(f"{name}.{part}") for part in RAW}
-        factors = Factors(A=tensors[f"{name}.lora_A"], B=tensors[f"{name}.lora_B"], R=parts["lora_R"], start="shifted")
+        factors = Factors(
+            A=tensors[f"{name}.lora_A"],
+            B=tensors[f"{name}.lora_B"],
+            R=parts["lora_R"],
+            start="shifted",
+        )
         adapters.layers |= attach(model, {name: factors}, scaling).layers
         own = adapters.layers[name].factors
         own.offset_A, own.offset_B = parts["offset_A"], parts["offset_B"]
@@ -97,12 +118,16 @@ def load_raw(model: nn.Module, path: Path) -> Adapters:
 
 
 def merge(adapters: Adapters) -> nn.Module:
-    """Add each update to its weight, once and in float32, and put the plain layers back; returns the model."""
+    """Add each update to its weight, once and in float32, and put the plain layers back; returns
+    the model."""
     with torch.no_grad():
         for name, layer in adapters.layers.items():
             weight = layer.base.weight
             if not isinstance(weight, Tensor) or not weight.dtype.is_floating_point:
-                raise ValueError(f"layer {name}: a weight of type {weight.dtype} cannot be merged; load the base unquantised")
+                raise ValueError(
+                    f"layer {name}: a weight of type {weight.dtype} cannot be merged; load the base"
+                    " unquantised"
+                )
             weight.copy_((at_least_float32(weight) + layer.update()).to(weight.dtype))
             parent, _, child = name.rpartition(".")
             setattr(adapters.model.get_submodule(parent), child, layer.base)

@@ -1,7 +1,8 @@
-"""Truncated SVD, inverse roots, sketches: the linear algebra that initializers and optimizers share.
+"""Truncated SVD, inverse roots, sketches: the linear algebra that initializers and optimizers
+share.
 
-Everything here works in float32 or float64, on any device, with an explicit generator, and says in its docstring
-which slow reference the tests hold it against.
+Everything here works in float32 or float64, on any device, with an explicit generator, and says in
+its docstring which slow reference the tests hold it against.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor
 
 
 class SVD(NamedTuple):
-    """Thin singular value decomposition `U diag(S) Vh`; S descending, columns of U and rows of Vh orthonormal."""
+    """Thin singular value decomposition `U diag(S) Vh`; S descending, columns of U and rows of Vh
+    orthonormal."""
 
     U: Tensor  # (d_out, k)
     S: Tensor  # (k,)
@@ -40,7 +42,8 @@ def gaussian(rows: int, columns: int, generator: torch.Generator | None, like: T
 
 
 def factor(x: Tensor, W: Tensor) -> Tensor:
-    """`x` as an adapter factor of the weight `W`: on its device, in float64 if `W` is and in float32 otherwise.
+    """`x` as an adapter factor of the weight `W`: on its device, in float64 if `W` is and in
+    float32 otherwise.
 
     Always a compact copy: a slice of a decomposition would keep the whole decomposition in memory.
     """
@@ -49,9 +52,13 @@ def factor(x: Tensor, W: Tensor) -> Tensor:
 
 
 def check_rank(layer: str, rank: int, available: int, what: str) -> None:
-    """Refuse a rank that asks for more directions than there are; `what` names them and how many the rank takes."""
+    """Refuse a rank that asks for more directions than there are; `what` names them and how many
+    the rank takes."""
     if rank < 1 or rank > available:
-        raise ValueError(f"layer {layer}: rank={rank}, expected 1 to {available} ({what}); choose a rank in that range")
+        raise ValueError(
+            f"layer {layer}: rank={rank}, expected 1 to {available} ({what}); choose a rank in that"
+            " range"
+        )
 
 
 def check_positive(**values: float) -> None:
@@ -65,29 +72,39 @@ def check_choice(*expected: str, **values: str) -> None:
     """Refuse a named choice that is not one of the expected ones."""
     for name, value in values.items():
         if value not in expected:
-            raise ValueError(f"{name}={value!r}: expected {', '.join(expected[:-1])} or {expected[-1]}")
+            raise ValueError(
+                f"{name}={value!r}: expected {', '.join(expected[:-1])} or {expected[-1]}"
+            )
 
 
 def svd(matrix: Tensor) -> SVD:
-    """Every singular triplet, in float32 or better: for the methods that want an exact one, or the smallest ones."""
+    """Every singular triplet, in float32 or better: for the methods that want an exact one, or the
+    smallest ones."""
     return SVD(*torch.linalg.svd(at_least_float32(matrix), full_matrices=False))
 
 
 class Product(NamedTuple):
-    """A product that a subspace iteration asks for: `G @ block` where `side` is "right", `Gᵀ @ block` where "left"."""
+    """A product that a subspace iteration asks for: `G @ block` where `side` is "right", `Gᵀ @
+    block` where "left"."""
 
     side: str
     block: Tensor
 
 
 def randomized_svd_steps(
-    d_out: int, d_in: int, k: int, oversample: int, iterations: int, generator: torch.Generator | None, like: Tensor
+    d_out: int,
+    d_in: int,
+    k: int,
+    oversample: int,
+    iterations: int,
+    generator: torch.Generator | None,
+    like: Tensor,
 ) -> Generator[Product, Tensor, SVD]:
     """Randomised SVD of a matrix that is only known through its products.
 
-    Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1.
-    Yields each product it needs and is sent the answer, so that one iteration serves a matrix in memory and a gradient
-    that is streamed from the calibration batches alike. Takes `2 + 2·iterations` products.
+    Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1. Yields each product it needs and is sent
+    the answer, so that one iteration serves a matrix in memory and a gradient that is streamed from
+    the calibration batches alike. Takes `2 + 2·iterations` products.
     """
     width = min(k + oversample, d_out, d_in)
     Y = yield Product("right", gaussian(d_in, width, generator, like))
@@ -101,15 +118,20 @@ def randomized_svd_steps(
     return SVD((Q @ U)[:, :k], S[:k], Vh[:k])
 
 
-def randomized_svd(matrix: Tensor, k: int, oversample: int, iterations: int, generator: torch.Generator | None) -> SVD:
-    """Leading `k` singular triplets of `matrix` by randomised subspace iteration; reference: `torch.linalg.svd`."""
+def randomized_svd(
+    matrix: Tensor, k: int, oversample: int, iterations: int, generator: torch.Generator | None
+) -> SVD:
+    """Leading `k` singular triplets of `matrix` by randomised subspace iteration; reference:
+    `torch.linalg.svd`."""
     matrix = at_least_float32(matrix)
     d_out, d_in = matrix.shape
     steps = randomized_svd_steps(d_out, d_in, k, oversample, iterations, generator, matrix)
     try:
         product = next(steps)
         while True:
-            answer = matrix @ product.block if product.side == "right" else matrix.mT @ product.block
+            answer = (
+                matrix @ product.block if product.side == "right" else matrix.mT @ product.block
+            )
             product = steps.send(answer)
     except StopIteration as stop:
         return stop.value
@@ -121,24 +143,28 @@ def double(x: Tensor) -> Tensor:
 
 
 def inverse_square_root(matrix: Tensor, floor: float) -> Tensor:
-    """A root `X` (m, k) of the pseudo-inverse of a symmetric positive matrix: `X Xᵀ = matrix⁺`, `Xᵀ matrix X = I`.
+    """A root `X` (m, k) of the pseudo-inverse of a symmetric positive matrix: `X Xᵀ = matrix⁺`, `Xᵀ
+    matrix X = I`.
 
-    Eigenvalues not above `floor` times the largest count as zero, and have no column in `X`. The symmetric root is
-    `X` times an orthogonal matrix. Reference: the dense pseudo-inverse.
+    Eigenvalues not above `floor` times the largest count as zero, and have no column in `X`. The
+    symmetric root is `X` times an orthogonal matrix. Reference: the dense pseudo-inverse.
     """
     values, U = torch.linalg.eigh(matrix)
     kept = values > floor * values.max().clamp_min(0)
     return U[:, kept] * values[kept].rsqrt()
 
 
-def leading_eigenpairs(apply: Callable[[Tensor], Tensor], start: Tensor, k: int, tolerance: float = 1e-9) -> tuple[Tensor, Tensor]:
-    """The `k` largest eigenvalues, descending, and eigenvectors (size, k) of a symmetric operator given by products.
+def leading_eigenpairs(
+    apply: Callable[[Tensor], Tensor], start: Tensor, k: int, tolerance: float = 1e-9
+) -> tuple[Tensor, Tensor]:
+    """The `k` largest eigenvalues, descending, and eigenvectors (size, k) of a symmetric operator
+    given by products.
 
-    Block Krylov subspace of `apply` from the columns of `start` (size, b), fully reorthogonalised, with Rayleigh-Ritz
-    (Golub and Van Loan, Matrix Computations, section 10.3). It ends when the residuals of all k pairs are below
-    `tolerance` times the largest of their eigenvalues. An operator that would need more than half of its space is
-    formed and decomposed densely: slow, never inexact.
-    Reference: `torch.linalg.eigh`.
+    Block Krylov subspace of `apply` from the columns of `start` (size, b), fully reorthogonalised,
+    with Rayleigh-Ritz (Golub and Van Loan, Matrix Computations, section 10.3). It ends when the
+    residuals of all k pairs are below `tolerance` times the largest of their eigenvalues. An
+    operator that would need more than half of its space is formed and decomposed densely: slow,
+    never inexact. Reference: `torch.linalg.eigh`.
     """
     size = start.shape[0]
     V = Q = torch.linalg.qr(start).Q
@@ -155,7 +181,8 @@ def leading_eigenpairs(apply: Callable[[Tensor], Tensor], start: Tensor, k: int,
             if errors.max() <= tolerance * values[-k:].abs().max():
                 return values[-k:].flip(0), (V @ X[:, -k:]).flip(1)
             due = len(T) + len(T) // 8  # the cost of all checks stays that of a few
-        Q = torch.linalg.qr(block - V @ (V.mT @ block)).Q  # orthogonal to V a second time: twice is enough
+        # orthogonal to V a second time: twice is enough
+        Q = torch.linalg.qr(block - V @ (V.mT @ block)).Q
         V = torch.cat([V, Q], 1)
     dense = apply(torch.eye(size, dtype=start.dtype, device=start.device))
     values, X = torch.linalg.eigh((dense + dense.mT) / 2)

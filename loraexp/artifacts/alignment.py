@@ -16,17 +16,50 @@ def picture(found: Mapping[str, Any]) -> Picture:
     if "angles" in found:
         steps = found["angles"]["steps"]
         title, k = "angles to the one-step gradient", found["angles"]["directions"]
-        panels.append(Panel(title=title, x_label="step", y_label="sine of the largest angle", lines=by_factor(steps, "")))
+        panels.append(
+            Panel(
+                title=title,
+                x_label="step",
+                y_label="sine of the largest angle",
+                lines=by_factor(steps, ""),
+            )
+        )
         title, label = "overlap with the one-step gradient", f"‖P_A P_G‖² / {k}"
-        panels.append(Panel(title=title, x_label="step", y_label=label, lines=by_factor(steps, "_overlap")))
+        panels.append(
+            Panel(title=title, x_label="step", y_label=label, lines=by_factor(steps, "_overlap"))
+        )
     if "predictions" in found:
         steps = found["predictions"]["steps"]
-        line = Line(label="‖f_full − f‖", x=[s["step"] for s in steps], y=[s["relative"] for s in steps], style=NEXT)
+        line = Line(
+            label="‖f_full − f‖",
+            x=[s["step"] for s in steps],
+            y=[s["relative"] for s in steps],
+            style=NEXT,
+        )
         level = Line(label="pretrained weights", kind="level", x=[0], y=[1.0])
-        panels.append(Panel(title="predictions against full", x_label="step", y_label="‖f_full − f‖ / ‖f_full − f₀‖", lines=[line, level]))
+        panels.append(
+            Panel(
+                title="predictions against full",
+                x_label="step",
+                y_label="‖f_full − f‖ / ‖f_full − f₀‖",
+                lines=[line, level],
+            )
+        )
     loss = found["loss"]
-    way = Line(label=f"loss on {loss['split']}", x=loss["line"]["t"], y=loss["line"]["loss"], style=NEXT + 1)
-    panels.append(Panel(title="loss between the weights", x_label="t (0: pretrained, 1: the run)", y_label="loss", lines=[way]))
+    way = Line(
+        label=f"loss on {loss['split']}",
+        x=loss["line"]["t"],
+        y=loss["line"]["loss"],
+        style=NEXT + 1,
+    )
+    panels.append(
+        Panel(
+            title="loss between the weights",
+            x_label="t (0: pretrained, 1: the run)",
+            y_label="loss",
+            lines=[way],
+        )
+    )
     if "plane" in loss:
         panels.append(plane_panel(loss["plane"]))
     title = f"{found['run']}" + (f" against {found['against']}" if found["against"] else "")
@@ -40,7 +73,14 @@ def by_factor(steps: Sequence[Mapping[str, Any]], what: str) -> list[Line]:
     for style, (name, factor) in enumerate((name, factor) for name in names for factor in "AB"):
         values = [(s["step"], s["classes"][name].get(f"{factor}{what}")) for s in steps]
         points = [(step, value) for step, value in values if value is not None]
-        lines.append(Line(label=f"{name} {factor}", style=style, x=[p[0] for p in points], y=[p[1] for p in points]))
+        lines.append(
+            Line(
+                label=f"{name} {factor}",
+                style=style,
+                x=[p[0] for p in points],
+                y=[p[1] for p in points],
+            )
+        )
     return lines
 
 
@@ -52,4 +92,9 @@ def plane_panel(plane: Mapping[str, Any]) -> Panel:
     ]
     surface = Surface(panel="plane", x=plane["x"], y=plane["y"], z=plane["loss"], label="loss")
     drawn: dict[str, Any] = {"lines": lines, "surfaces": [surface]}
-    return Panel(title="loss over the plane", x_label="along the run (‖ΔW‖)", y_label="beside it, to full (‖ΔW‖)", **drawn)
+    return Panel(
+        title="loss over the plane",
+        x_label="along the run (‖ΔW‖)",
+        y_label="beside it, to full (‖ΔW‖)",
+        **drawn,
+    )

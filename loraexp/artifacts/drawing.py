@@ -1,7 +1,8 @@
-"""Pictures drawn with matplotlib: PNG, SVG and PDF that are readable in black and white and when shown small.
+"""Pictures drawn with matplotlib: PNG, SVG and PDF that are readable in black and white and when
+shown small.
 
-A page is stacked from measured blocks (title, panels, legend, notes), so nothing overlaps. The same label has the same colour,
-line style and marker in every panel.
+A page is stacked from measured blocks (title, panels, legend, notes), so nothing overlaps. The same
+label has the same colour, line style and marker in every panel.
 """
 
 from __future__ import annotations
@@ -58,7 +59,11 @@ def rendered(picture: Picture, formats: Sequence[str]) -> dict[str, bytes]:
     """The picture in each format; the same data give the same bytes of PNG and SVG."""
     import matplotlib
 
-    dates: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    dates: dict[str, dict[str, None]] = {
+        "svg": {"Date": None},
+        "pdf": {"CreationDate": None},
+        "png": {},
+    }
     drawn = figure(picture)
     found = {}
     with matplotlib.rc_context(STYLE):
@@ -70,7 +75,8 @@ def rendered(picture: Picture, formats: Sequence[str]) -> dict[str, bytes]:
 
 
 def figure(picture: Picture) -> Figure:
-    """The picture as matplotlib has it, on a canvas of its own: a notebook shows it, no window opens."""
+    """The picture as matplotlib has it, on a canvas of its own: a notebook shows it, no window
+    opens."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -82,7 +88,8 @@ def figure(picture: Picture) -> Figure:
     return drawn
 
 
-# ---------------------------------------------------------------------------------------------------- the page
+# --------------------------------------------------------------------------------------------------
+# the page
 
 
 def page(figure: Any, picture: Picture) -> None:
@@ -92,9 +99,16 @@ def page(figure: Any, picture: Picture) -> None:
     down = math.ceil(len(panels) / across)
     width = 7.2 if across == 1 else 9.0
     figure.set_size_inches(width, 10)
-    axes = figure.subplots(down, across, squeeze=False, sharex=picture.share, sharey=picture.share or is_bars(panels)).ravel()
+    axes = figure.subplots(
+        down, across, squeeze=False, sharex=picture.share, sharey=picture.share or is_bars(panels)
+    ).ravel()
     for i, (panel, ax) in enumerate(zip(panels, axes, strict=False)):
-        draw(ax, panel, inner=(picture.share or is_bars(panels)) and i % across > 0, above=picture.share and i + across < len(panels))
+        draw(
+            ax,
+            panel,
+            inner=(picture.share or is_bars(panels)) and i % across > 0,
+            above=picture.share and i + across < len(panels),
+        )
     for ax in axes[len(panels) :]:
         ax.remove()
     tall = max(panel_height(panel, across) for panel in panels)
@@ -104,19 +118,54 @@ def page(figure: Any, picture: Picture) -> None:
     characters = int(width * 15.5)
     title = textwrap.wrap(picture.title, int(width * 9.4)) or [""]
     subtitle = textwrap.wrap(picture.subtitle, int(width * 14.5)) or [""]
-    notes = [line for note in picture.notes for line in textwrap.wrap(note, characters, subsequent_indent="   ")]
+    notes = [
+        line
+        for note in picture.notes
+        for line in textwrap.wrap(note, characters, subsequent_indent="   ")
+    ]
     legend = legend_of(figure, axes[: len(panels)], width)
-    legend_height = legend.get_window_extent().height / figure.dpi + PAD if legend is not None else 0.0
-    head, foot = 0.22 * len(title) + 0.165 * len(subtitle) + 0.195, 0.165 * len(notes) + (PAD if notes else 0.0)
+    legend_height = (
+        legend.get_window_extent().height / figure.dpi + PAD if legend is not None else 0.0
+    )
+    head, foot = (
+        0.22 * len(title) + 0.165 * len(subtitle) + 0.195,
+        0.165 * len(notes) + (PAD if notes else 0.0),
+    )
     height = head + tall * down + legend_height + foot + PAD
     figure.set_size_inches(width, height)
-    figure.text(0.12 / width, 1 - 0.1 / height, "\n".join(title), va="top", fontsize=12, fontweight="bold", linespacing=1.25)
-    figure.text(0.12 / width, 1 - (head - 0.06) / height, "\n".join(subtitle), va="bottom", fontsize=9, color=GREY, linespacing=1.25)
-    figure.text(0.12 / width, PAD / 2 / height, "\n".join(notes), va="bottom", fontsize=8.5, color=GREY, linespacing=1.3)
+    figure.text(
+        0.12 / width,
+        1 - 0.1 / height,
+        "\n".join(title),
+        va="top",
+        fontsize=12,
+        fontweight="bold",
+        linespacing=1.25,
+    )
+    figure.text(
+        0.12 / width,
+        1 - (head - 0.06) / height,
+        "\n".join(subtitle),
+        va="bottom",
+        fontsize=9,
+        color=GREY,
+        linespacing=1.25,
+    )
+    figure.text(
+        0.12 / width,
+        PAD / 2 / height,
+        "\n".join(notes),
+        va="bottom",
+        fontsize=8.5,
+        color=GREY,
+        linespacing=1.3,
+    )
     if legend is not None:
         legend.set_bbox_to_anchor((0.5, (foot + PAD / 2) / height), figure.transFigure)
     bottom = (foot + legend_height) / height
-    figure.set_layout_engine("constrained", rect=(0, bottom, 1, 1 - bottom - head / height), w_pad=0.08, h_pad=0.08)
+    figure.set_layout_engine(
+        "constrained", rect=(0, bottom, 1, 1 - bottom - head / height), w_pad=0.08, h_pad=0.08
+    )
 
 
 def is_bars(panels: Sequence[Panel]) -> bool:
@@ -131,7 +180,8 @@ def panel_height(panel: Panel, across: int) -> float:
 
 
 def legend_of(figure: Any, axes: Sequence[Any], width: float) -> Any:
-    """One legend for all panels, below them; none where there is one thing, or where the bars are named on their axis."""
+    """One legend for all panels, below them; none where there is one thing, or where the bars are
+    named on their axis."""
     handles: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):

@@ -1,6 +1,7 @@
 """A figure as data: panels of lines, bands, bars and surfaces, made from what a sweep measured.
 
-Nothing here draws: `drawing.py` does, and tests read the numbers of a picture without looking at it.
+Nothing here draws: `drawing.py` does, and tests read the numbers of a picture without looking at
+it.
 """
 
 from __future__ import annotations
@@ -39,13 +40,15 @@ NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One labelled thing of a panel; `style` gives its colour, line style and marker, the same in every panel."""
+    """One labelled thing of a panel; `style` gives its colour, line style and marker, the same in
+    every panel."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     style: int = 0
-    kind: str = "line"  # line | points | trajectory | level | histogram (y: the sample) | bar (y: one length) | front
+    # line | points | trajectory | level | histogram (y: the sample) | bar (y: one length) | front
+    kind: str = "line"
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     x_error: Sequence[float] | None = None
@@ -80,14 +83,19 @@ class Picture:
 
 
 class Drawn:
-    """A picture in the making: its sweep, plot, rows and panels, how many seeds it shows, and what it lacks and why."""
+    """A picture in the making: its sweep, plot, rows and panels, how many seeds it shows, and what
+    it lacks and why."""
 
     def __init__(self, results: Results, plot: Plot) -> None:
         self.results, self.plot, self.sweep = results, plot, results.sweep
         self.rows = plot.rows or list(self.sweep.rows)
         # A panel for each column; a mean of columns has no runs of its own, only a value.
         chosen = plot.columns or list(self.sweep.columns)
-        self.columns = [name for name in chosen if plot.kind == "bar" or self.sweep.columns[name].mean_of is None]
+        self.columns = [
+            name
+            for name in chosen
+            if plot.kind == "bar" or self.sweep.columns[name].mean_of is None
+        ]
         self.seeds: set[int] = set()
         self.lacking: dict[tuple[str, str], list[str]] = {}  # (panel, reason) → rows
         self.said: list[str] = []
@@ -96,9 +104,24 @@ class Drawn:
         reason = textwrap.shorten(reason, 160, placeholder=" …")
         self.lacking.setdefault((panel, reason), []).append(self.sweep.label_of(row))
 
-    def panel(self, title: str, x_label: str, y_label: str, lines: list[Line], ticks: list[float] | None = None) -> Panel:
+    def panel(
+        self,
+        title: str,
+        x_label: str,
+        y_label: str,
+        lines: list[Line],
+        ticks: list[float] | None = None,
+    ) -> Panel:
         x_scale, y_scale = self.plot.x_scale, self.plot.y_scale
-        return Panel(title=title, x_label=x_label, y_label=y_label, x_scale=x_scale, y_scale=y_scale, lines=lines, ticks=ticks)
+        return Panel(
+            title=title,
+            x_label=x_label,
+            y_label=y_label,
+            x_scale=x_scale,
+            y_scale=y_scale,
+            lines=lines,
+            ticks=ticks,
+        )
 
     def notes(self, panels: Sequence[Panel], spreads: str | None) -> list[str]:
         """What stands under the picture."""
@@ -106,7 +129,9 @@ class Drawn:
         if self.seeds and spreads is not None:
             low, high = min(self.seeds), max(self.seeds)
             many = f"{low} seed{'s' * (low > 1)}" if low == high else f"{low} to {high} seeds"
-            found.insert(0, f"{spreads} {many}" if high > 1 else "one seed: the spread is not known")
+            found.insert(
+                0, f"{spreads} {many}" if high > 1 else "one seed: the spread is not known"
+            )
         together: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         for (panel, reason), rows in self.lacking.items():
             together.setdefault((reason, tuple(dict.fromkeys(rows))), []).append(panel)
@@ -119,7 +144,10 @@ class Drawn:
 
 def point_label(point: dict[str, Any]) -> str:
     """A grid point as a reader takes it in: `learning rate 5e-5`."""
-    return ", ".join(f"{NAMES.get(key, key)} {plain(value) if isinstance(value, (int, float)) else value}" for key, value in point.items())
+    return ", ".join(
+        f"{NAMES.get(key, key)} {plain(value) if isinstance(value, (int, float)) else value}"
+        for key, value in point.items()
+    )
 
 
 def plain(value: float) -> str:
@@ -136,7 +164,8 @@ def style_of(sweep: Sweep, row: str) -> int:
 
 
 def report_for(sweep: Sweep, path: str | None, column: str) -> Report:
-    """The unit of a value: the column's own, or that of another column with this path, or what the path's name tells."""
+    """The unit of a value: the column's own, or that of another column with this path, or what the
+    path's name tells."""
     own = sweep.report_of(column)
     if path is None or path == sweep.columns[column].value:
         return own
@@ -146,9 +175,19 @@ def report_for(sweep: Sweep, path: str | None, column: str) -> Report:
     if path.startswith("parameters/"):
         return Report(unit="million", goal="min")
     if path.startswith("cost/"):
-        unit = "seconds" if path.endswith("_seconds") else "GiB" if path.endswith("_bytes") else "count"
+        unit = (
+            "seconds"
+            if path.endswith("_seconds")
+            else "GiB"
+            if path.endswith("_bytes")
+            else "count"
+        )
         return Report(unit=unit, goal="max" if path.endswith("per_second") else "min")
-    return own if "/" in path and own.unit in ("percent", "fraction") else Report(unit="fraction", goal="none")
+    return (
+        own
+        if "/" in path and own.unit in ("percent", "fraction")
+        else Report(unit="fraction", goal="none")
+    )
 
 
 def axis(path: str, report: Report | None = None, said: str | None = None) -> str:
@@ -165,11 +204,13 @@ def runs_of(place: Place) -> list[Run]:
     return choose(place.runs, place.select)[1] if place.runs else []
 
 
-# ---------------------------------------------------------------------------------------------------- spreads
+# --------------------------------------------------------------------------------------------------
+# spreads
 
 
 def spread(values: Sequence[float], band: str) -> float:
-    """Half the height of a band: standard deviation over seeds (n − 1), or t_{0.975, n−1} · std / √n; 0 of one value."""
+    """Half the height of a band: standard deviation over seeds (n − 1), or t_{0.975, n−1} · std /
+    √n; 0 of one value."""
     if len(values) < 2 or band == "none":
         return 0.0
     return statistics.stdev(values) if band == "std" else half_width(values)
@@ -180,14 +221,24 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
     return [statistics.fmean(values[max(0, i + 1 - width) : i + 1]) for i in range(len(values))]
 
 
-def banded(label: str, style: int, samples: Iterable[tuple[float, Sequence[float]]], band: str, scale: str = "linear") -> Line:
-    """A line through the means of (x, values over seeds), with its band; on a logarithmic scale both are of the logarithms."""
+def banded(
+    label: str,
+    style: int,
+    samples: Iterable[tuple[float, Sequence[float]]],
+    band: str,
+    scale: str = "linear",
+) -> Line:
+    """A line through the means of (x, values over seeds), with its band; on a logarithmic scale
+    both are of the logarithms."""
     samples = [(x, list(values)) for x, values in samples]
     log = scale == "log" and all(value > 0 for _, values in samples for value in values)
     read, write = (math.log, math.exp) if log else (float, float)
     found = []
     for x, values in samples:
-        mean, half = statistics.fmean(map(read, values)), spread([read(value) for value in values], band)
+        mean, half = (
+            statistics.fmean(map(read, values)),
+            spread([read(value) for value in values], band),
+        )
         found.append((x, write(mean), write(mean - half), write(mean + half)))
     several = band != "none" and any(len(values) > 1 for _, values in samples)
     return Line(
@@ -200,7 +251,8 @@ def banded(label: str, style: int, samples: Iterable[tuple[float, Sequence[float
     )
 
 
-# ---------------------------------------------------------------------------------------------------- computed
+# --------------------------------------------------------------------------------------------------
+# computed
 
 
 def of_computed(results: Results, plot: Plot, picture: Picture) -> Picture:
@@ -208,13 +260,23 @@ def of_computed(results: Results, plot: Plot, picture: Picture) -> Picture:
     made = results.computed
     if made is None:
         return picture
-    there = list(dict.fromkeys([curve.panel for curve in made.curves] + [surface.panel for surface in made.surfaces]))
+    there = list(
+        dict.fromkeys(
+            [curve.panel for curve in made.curves] + [surface.panel for surface in made.surfaces]
+        )
+    )
     for name in plot.panels or []:
         if name not in there:
             where = f"{results.sweep.path.name}: plot {plot.name}: panels"
-            raise ConfigError(f"{where}: {name}: the result has no such panel; choices: {', '.join(there)}")
+            raise ConfigError(
+                f"{where}: {name}: the result has no such panel; choices: {', '.join(there)}"
+            )
     shown = plot.panels or there
-    labels = list(dict.fromkeys(curve.label for curve in made.curves if curve.kind != "level" and curve.panel in shown))
+    labels = list(
+        dict.fromkeys(
+            curve.label for curve in made.curves if curve.kind != "level" and curve.panel in shown
+        )
+    )
     panels = []
     for name in shown:
         axes = made.axes.get(name, {})
@@ -236,12 +298,21 @@ def of_computed(results: Results, plot: Plot, picture: Picture) -> Picture:
 def of_curve(curve: Any, labels: Sequence[str]) -> Line:
     """A computed curve as a line of a picture; the same label looks the same in every panel."""
     fields = ("label", "x", "y", "kind", "low", "high", "diverged_at")
-    return Line(style=labels.index(curve.label) if curve.label in labels else 0, **{name: getattr(curve, name) for name in fields})
+    return Line(
+        style=labels.index(curve.label) if curve.label in labels else 0,
+        **{name: getattr(curve, name) for name in fields},
+    )
 
 
 def about_curves(panels: Sequence[Panel]) -> list[str]:
     """What the marks of computed curves mean."""
     lines = [line for panel in panels for line in panel.lines]
-    notes = ["ring: start of a trajectory · star: its end"] if any(line.kind == "trajectory" for line in lines) else []
-    diverged = dict.fromkeys(f"{line.label} at {line.diverged_at:g}" for line in lines if line.diverged_at is not None)
+    notes = (
+        ["ring: start of a trajectory · star: its end"]
+        if any(line.kind == "trajectory" for line in lines)
+        else []
+    )
+    diverged = dict.fromkeys(
+        f"{line.label} at {line.diverged_at:g}" for line in lines if line.diverged_at is not None
+    )
     return [*notes, *([f"× diverged: {', '.join(diverged)}"] if diverged else [])]

@@ -1,4 +1,5 @@
-"""A table in Markdown, CSV and JSON, and by name also in LaTeX; what is in it is decided in table.py."""
+"""A table in Markdown, CSV and JSON, and by name also in LaTeX; what is in it is decided in
+table.py."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from loraexp.machine.files import finite
 from loraexp.results.assumptions import assumptions
 from loraexp.results.provenance import deviations, environments, protocol
 
-# ---------------------------------------------------------------------------------------------------- Markdown
+# --------------------------------------------------------------------------------------------------
+# Markdown
 
 
 def markdown(table: Table, brief: bool = False) -> str:
@@ -42,7 +44,9 @@ def body(table: Table) -> list[list[str]]:
         if row.group != group:
             group = row.group
             lines.append([f"*{escaped(group)}*" if group else "", *("" for _ in sweep.columns)])
-        lines.append([escaped(row.label), *(cell(table.entries[name, column]) for column in sweep.columns)])
+        lines.append(
+            [escaped(row.label), *(cell(table.entries[name, column]) for column in sweep.columns)]
+        )
     return lines
 
 
@@ -61,7 +65,8 @@ def escaped(text: str) -> str:
     return text.replace("\n", " ").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
 
 
-# ---------------------------------------------------------------------------------------------------- CSV and JSON
+# --------------------------------------------------------------------------------------------------
+# CSV and JSON
 
 
 def record_of(table: Table, row: str, column: str) -> dict[str, Any]:
@@ -99,7 +104,9 @@ def places(table: Table) -> list[dict[str, Any]]:
     """Every place as plain values; of a computed sweep without places, every value by its name."""
     lines = [record_of(table, row, column) for row, column in table.entries]
     if not lines and table.results.computed is not None:
-        lines = [{"name": name, "value": value} for name, value in table.results.computed.values.items()]
+        lines = [
+            {"name": name, "value": value} for name, value in table.results.computed.values.items()
+        ]
     return lines
 
 
@@ -107,7 +114,9 @@ def comma_separated(table: Table, brief: bool = False) -> str:
     """One line for each place."""
     lines = places(table)
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(lines[0]) if lines else ["name", "value"], lineterminator="\n")
+    writer = csv.DictWriter(
+        out, list(lines[0]) if lines else ["name", "value"], lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(lines)
     return out.getvalue()
@@ -120,7 +129,13 @@ def as_json(table: Table, brief: bool = False) -> str:
         place = found.places[row, column]
         runs = [run.record["run_id"] for run in place.runs if run.record is not None]
         values = {str(seed): value for seed, value in place.values.items()}
-        more = {"path": place.path, "values_by_seed": values, "chosen": place.chosen, "tried": place.tried, "runs": runs}
+        more = {
+            "path": place.path,
+            "values_by_seed": values,
+            "chosen": place.chosen,
+            "tried": place.tried,
+            "runs": runs,
+        }
         places.append(record_of(table, row, column) | more)
     content = {
         **{key: getattr(sweep, key) for key in ("name", "variant", "title", "paper", "artifact")},
@@ -135,8 +150,16 @@ def as_json(table: Table, brief: bool = False) -> str:
         "source": source(found),
     }
     if brief:
-        content = {key: content[key] for key in ("name", "variant", "title", "paper", "artifact", "cells", "computed")}
+        content = {
+            key: content[key]
+            for key in ("name", "variant", "title", "paper", "artifact", "cells", "computed")
+        }
     return json.dumps(finite(content), indent=2, default=str, ensure_ascii=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[Table, bool], str]] = {"md": markdown, "tex": latex, "csv": comma_separated, "json": as_json}
+FORMATS: dict[str, Callable[[Table, bool], str]] = {
+    "md": markdown,
+    "tex": latex,
+    "csv": comma_separated,
+    "json": as_json,
+}

@@ -1,4 +1,5 @@
-"""What the report page's template is filled with: tables, figures, runs and the state of every sweep; the template escapes."""
+"""What the report page's template is filled with: tables, figures, runs and the state of every
+sweep; the template escapes."""
 
 from __future__ import annotations
 
@@ -25,11 +26,20 @@ OPENED = ("Claims of the paper", "Problems")  # parts under a table that are not
 Values = dict[str, Any]
 
 
-def page(parts: Sequence[Part], overrides: Sequence[str], runs: Sequence[Mapping[str, Any]] = (), root: str = "") -> str:
+def page(
+    parts: Sequence[Part],
+    overrides: Sequence[str],
+    runs: Sequence[Mapping[str, Any]] = (),
+    root: str = "",
+) -> str:
     """The whole document: every sweep with data, all runs, and the state of the rest."""
     folder = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, finalize=shown, keep_trailing_newline=True
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=shown,
+        keep_trailing_newline=True,
     )
     with_data = [part for part in parts if part.table is not None]
     return environment.get_template("page.html").render(
@@ -51,30 +61,46 @@ def shown(value: Any) -> Any:
 
 def identifier(*words: str) -> str:
     """Words as an id that a link can name."""
-    return "-".join(re.sub(r"[^A-Za-z0-9_.]", lambda found: f"_{ord(found[0]):x}", word) for word in words)
+    return "-".join(
+        re.sub(r"[^A-Za-z0-9_.]", lambda found: f"_{ord(found[0]):x}", word) for word in words
+    )
 
 
 def summary(parts: Sequence[Part], with_data: Sequence[Part]) -> str:
     artifacts = {part.name for part in parts}
     there = {part.name for part in with_data}
-    counts = {status: sum(part.counts[status] for part in with_data) for status in ("finished", "failed", "running")}
+    counts = {
+        status: sum(part.counts[status] for part in with_data)
+        for status in ("finished", "failed", "running")
+    }
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    return f"{len(there)} of {len(artifacts)} artifacts have data" + (f" · runs: {told}" if told else "")
+    return f"{len(there)} of {len(artifacts)} artifacts have data" + (
+        f" · runs: {told}" if told else ""
+    )
 
 
 def filters(parts: Sequence[Part], with_data: Sequence[Part]) -> list[tuple[str, list[str]]]:
     """The choices of the three lists."""
     papers = sorted({part.sweep.paper for part in parts if part.sweep is not None})
     tasks = sorted({task for part in parts for task in part.tasks})
-    labels = {row.label for part in with_data if part.sweep is not None for row in part.sweep.rows.values()}
+    labels = {
+        row.label
+        for part in with_data
+        if part.sweep is not None
+        for row in part.sweep.rows.values()
+    }
     return [("paper", papers), ("task", tasks), ("method", sorted(labels, key=str.casefold))]
 
 
 def counted(part: Part) -> str:
-    return ", ".join(f"{part.counts[status]} {status}" for status in STATUSES if part.counts[status]) or "no runs"
+    return (
+        ", ".join(f"{part.counts[status]} {status}" for status in STATUSES if part.counts[status])
+        or "no runs"
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- a sweep
+# --------------------------------------------------------------------------------------------------
+# a sweep
 
 
 def of_part(part: Part) -> Values:
@@ -84,7 +110,9 @@ def of_part(part: Part) -> Values:
     groups: dict[str | None, list[tuple[str, list[Values]]]] = {}
     if table.entries:
         for row, own in wanted.rows.items():
-            groups.setdefault(own.group, []).append((own.label, [of_cell(table, row, column) for column in wanted.columns]))
+            groups.setdefault(own.group, []).append(
+                (own.label, [of_cell(table, row, column) for column in wanted.columns])
+            )
     return {
         "id": identifier(wanted.key),
         "key": wanted.key,
@@ -99,7 +127,10 @@ def of_part(part: Part) -> Values:
         "columns": [(table.header(name), task_of(table, name)) for name in wanted.columns],
         "groups": list(groups.items()),
         "legend": table.legend,
-        "figures": [figure(picture, svg, identifier(wanted.key, picture.name)) for picture, svg in part.figures],
+        "figures": [
+            figure(picture, svg, identifier(wanted.key, picture.name))
+            for picture, svg in part.figures
+        ],
         "sections": table.sections,
         "places": [of_place(table, place) for place in table.results.places.values() if place.runs],
         "records": [(run, record.get("status")) for run, record in table.results.records.items()],
@@ -111,13 +142,17 @@ def task_of(table: Table, column: str) -> str | None:
     found = table.results
     columns = table.sweep.columns[column].mean_of or [column]
     places = [found.places[row, name] for row in table.sweep.rows for name in columns]
-    return " ".join(sorted({run.cell.plain["task"]["name"] for place in places for run in place.runs})) or None
+    return (
+        " ".join(sorted({run.cell.plain["task"]["name"] for place in places for run in place.runs}))
+        or None
+    )
 
 
 def of_cell(table: Table, row: str, column: str) -> Values:
     """One place: the number leads to its runs; of a gap, why it is one."""
     entry, place = table.entries[row, column], table.results.places[row, column]
-    reason = textwrap.shorten(entry.reason or "", 60, placeholder=" …")  # the whole reason is under the table
+    # the whole reason is under the table
+    reason = textwrap.shorten(entry.reason or "", 60, placeholder=" …")
     return {
         "value": entry.value,
         "best": entry.best,
@@ -130,18 +165,22 @@ def of_cell(table: Table, row: str, column: str) -> Values:
 
 
 def figure(picture: Picture, svg: str, key: str) -> Markup:
-    """A picture as part of the page: its ids are its own, and a screen reader is told what it shows."""
+    """A picture as part of the page: its ids are its own, and a screen reader is told what it
+    shows."""
     svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{key}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{key}-", svg)
     svg = re.sub(r'(?<= d=")[^"]*', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
-    said = "; ".join([picture.title, *(panel.title for panel in picture.panels if panel.title), *picture.notes])
+    said = "; ".join(
+        [picture.title, *(panel.title for panel in picture.panels if panel.title), *picture.notes]
+    )
     label = html.escape(printable(said), quote=True)
     return Markup(re.sub("<svg ", lambda _: f'<svg role="img" aria-label="{label}" ', svg, count=1))  # noqa: S704
 
 
-# ---------------------------------------------------------------------------------------------------- runs
+# --------------------------------------------------------------------------------------------------
+# runs
 
 
 def of_place(table: Table, place: Place) -> Values:
@@ -160,7 +199,9 @@ def of_place(table: Table, place: Place) -> Values:
         "title": f"{wanted.rows[place.row].label} · {wanted.columns[place.column].label}: {done}",
         "heads": ["Run", *keys, value, "Status", "Folder"],
         "numbers": [*keys, value],
-        "runs": [of_run(table, place, run, keys, chosen=run.cell.run_id in chosen) for run in place.runs],
+        "runs": [
+            of_run(table, place, run, keys, chosen=run.cell.run_id in chosen) for run in place.runs
+        ],
         "note": how if place.chosen and chosen else "",
     }
 
@@ -184,11 +225,13 @@ def of_run(table: Table, place: Place, run: Run, keys: Sequence[str], *, chosen:
     }
 
 
-# ---------------------------------------------------------------------------------------------------- the state of all
+# --------------------------------------------------------------------------------------------------
+# the state of all
 
 
 def states(parts: Sequence[Part], overrides: Sequence[str]) -> Values:
-    """One line for each sweep and variant: how much of it is done, what it costs, and the command that runs it."""
+    """One line for each sweep and variant: how much of it is done, what it costs, and the command
+    that runs it."""
     counts = ["Done", "Failed", "Running", "Missing", "Stated hours"]
     heads = ["Artifact", "Title", "Variant", *counts, "Command"]
     return {"heads": heads, "numbers": counts, "lines": [state(part, overrides) for part in parts]}
@@ -203,11 +246,18 @@ def state(part: Part, overrides: Sequence[str]) -> Values:
         "title": wanted.heading if wanted is not None else "",
         "problem": part.problem,
         "variant": part.variant or "",
-        "counts": [counts["finished"], counts["failed"] + counts["unreadable"], counts["running"], counts["missing"]],
+        "counts": [
+            counts["finished"],
+            counts["failed"] + counts["unreadable"],
+            counts["running"],
+            counts["missing"],
+        ],
         "hours": None if hours is None else hours.hours,
         "hardware": "" if hours is None else hours.hardware,
         "command": " ".join([part.command, *overrides]),
         "paper": wanted.paper if wanted is not None else "",
         "tasks": " ".join(part.tasks),
-        "methods": "\n".join(row.label for row in wanted.rows.values()) if wanted is not None else "",
+        "methods": (
+            "\n".join(row.label for row in wanted.rows.values()) if wanted is not None else ""
+        ),
     }

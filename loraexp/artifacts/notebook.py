@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def table(name: str, *overrides: str, variant: str | None = None, source: str | None = None) -> pandas.DataFrame:
-    """One row for each place of the table of sweep `name`: row, column, mean, std, n, published, and what was chosen.
+def table(
+    name: str, *overrides: str, variant: str | None = None, source: str | None = None
+) -> pandas.DataFrame:
+    """One row for each place of the table of sweep `name`: row, column, mean, std, n, published,
+    and what was chosen.
 
-    `overrides` are those of `loraexp table`, such as `output_root=DIR`; `source` is `wandb:ENTITY/PROJECT`.
+    `overrides` are those of `loraexp table`, such as `output_root=DIR`; `source` is
+    `wandb:ENTITY/PROJECT`.
     """
     import pandas
 
@@ -26,10 +30,19 @@ def table(name: str, *overrides: str, variant: str | None = None, source: str | 
     return pandas.DataFrame(formats.places(built))
 
 
-def plot(name: str, *overrides: str, variant: str | None = None, source: str | None = None, which: int = 0) -> Figure:
-    """The figure of sweep `name` (the first that it declares, or number `which`), to show in a notebook or to save."""
+def plot(
+    name: str,
+    *overrides: str,
+    variant: str | None = None,
+    source: str | None = None,
+    which: int = 0,
+) -> Figure:
+    """The figure of sweep `name` (the first that it declares, or number `which`), to show in a
+    notebook or to save."""
     wanted = reading.load(name, variant, overrides)
     if not wanted.plots:
-        raise ConfigError(f"{wanted.name}: this sweep declares no plots; loraexp.table has its numbers")
+        raise ConfigError(
+            f"{wanted.name}: this sweep declares no plots; loraexp.table has its numbers"
+        )
     picture = plots.make(gather.gather(wanted, source), wanted.plots[which])
     return drawing.figure(picture)

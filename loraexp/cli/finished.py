@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 def verify(arguments: Sequence[str]) -> int:
     """Prove that a run's saved adapter is the same function on the original base every way.
 
-    Logits of the same tokens through this project's layer (R and offset apart), through PEFT, and merged once in
-    float32 agree to 1e-5 of the largest logit. In bf16 the adapter kept apart is compared with edited weights.
+    Logits of the same tokens through this project's layer (R and offset apart), through PEFT, and
+    merged once in float32 agree to 1e-5 of the largest logit. In bf16 the adapter kept apart is
+    compared with edited weights.
     """
     parser = Parser("loraexp verify", description=verify.__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders or run ids")
-    parser.add_argument("--tolerance", type=float, default=1e-5, help="relative to the largest logit (default 1e-5)")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-5, help="relative to the largest logit (default 1e-5)"
+    )
     options = parser.parse_args(arguments)
     from loraexp.finished import opened
 
@@ -58,7 +61,9 @@ def export(arguments: Sequence[str]) -> int:
     parser = Parser("loraexp export", description=export.__doc__)
     parser.add_argument("run", help="run folder or run id")
     parser.add_argument("--to", required=True, type=Path, help="a folder that does not exist yet")
-    parser.add_argument("--merged", action="store_true", help="a whole checkpoint instead of an adapter")
+    parser.add_argument(
+        "--merged", action="store_true", help="a whole checkpoint instead of an adapter"
+    )
     options = parser.parse_args(arguments)
     from loraexp.finished import export as exporting
     from loraexp.finished import opened
@@ -73,14 +78,17 @@ def export(arguments: Sequence[str]) -> int:
 def evaluate(arguments: Sequence[str]) -> int:
     """Score a finished run's adapter again, under other protocols or limits.
 
-    The run's own metrics never change: the new ones stand in the record's `evaluations`, with the protocol, limits, rows
-    and versions that made them, in W&B and in `load_records` (`evaluations/KEY/SPLIT/METRIC`).
+    The run's own metrics never change: the new ones stand in the record's `evaluations`, with the
+    protocol, limits, rows and versions that made them, in W&B and in `load_records`
+    (`evaluations/KEY/SPLIT/METRIC`).
     """
     from loraexp.finished import rescore
 
     parser = Parser("loraexp eval", description=evaluate.__doc__)
     parser.add_argument("run", help="run folder or run id")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=" | ".join(rescore.SCORING))
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help=" | ".join(rescore.SCORING)
+    )
     options = parser.parse_args(arguments)
     for split, values in rescore.rescore(options.run, options.overrides).items():
         if os.environ.get("RANK", "0") != "0":
@@ -91,23 +99,44 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 def align(arguments: Sequence[str]) -> int:
     """Principal angles between the factors and the one-step gradient, at every kept step
-    (train.keep_factors_every); with a finished run of init=full, how far the predictions are from its own; and the loss
-    on the way from the pretrained weights to the run's."""
+    (train.keep_factors_every); with a finished run of init=full, how far the predictions are from
+    its own; and the loss on the way from the pretrained weights to the run's."""
     from loraexp.finished.diagnose import WHERE
 
     parser = Parser("loraexp align", description=align.__doc__)
     parser.add_argument("run", help="run folder or run id")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=" | ".join(WHERE))
-    parser.add_argument("--against", metavar="FULL_RUN", help="a finished run with init=full of the same model and task")
-    parser.add_argument("--rows", type=int, default=512, help="training rows of the one-step gradient (default 512)")
-    parser.add_argument("--held-out", type=int, default=128, help="held-out rows for predictions and losses (default 128)")
-    parser.add_argument("--directions", type=int, help="leading directions that are compared (default: the rank)")
-    parser.add_argument("--points", type=int, default=9, help="points of each side of the plane (default 9; the line has 13)")
+    parser.add_argument(
+        "--against",
+        metavar="FULL_RUN",
+        help="a finished run with init=full of the same model and task",
+    )
+    parser.add_argument(
+        "--rows", type=int, default=512, help="training rows of the one-step gradient (default 512)"
+    )
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=128,
+        help="held-out rows for predictions and losses (default 128)",
+    )
+    parser.add_argument(
+        "--directions", type=int, help="leading directions that are compared (default: the rank)"
+    )
+    parser.add_argument(
+        "--points",
+        type=int,
+        default=9,
+        help="points of each side of the plane (default 9; the line has 13)",
+    )
     options = parser.parse_intermixed_args(arguments)
     for name in ("rows", "held_out", "points", "directions"):
         value = getattr(options, name)
         if value is not None and value < (2 if name == "points" else 1):
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected a whole number of at least {2 if name == 'points' else 1}")
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {value}: expected a whole number of at least"
+                f" {2 if name == 'points' else 1}"
+            )
     from loraexp.artifacts import alignment, drawing
     from loraexp.finished import diagnose, opened
 
@@ -115,7 +144,12 @@ def align(arguments: Sequence[str]) -> int:
     subject = opened.open_run(options.run, changed)
     full = opened.open_run(options.against, changed) if options.against else None
     diagnose.check(subject, full, options.directions)
-    extent = diagnose.Extent(rows=options.rows, held_out=options.held_out, directions=options.directions, points=options.points)
+    extent = diagnose.Extent(
+        rows=options.rows,
+        held_out=options.held_out,
+        directions=options.directions,
+        points=options.points,
+    )
     measured = diagnose.diagnose(subject, full, extent)
     write_json(subject.folder / "align.json", measured)
     show_alignment(measured)
@@ -133,20 +167,32 @@ def show_alignment(found: Mapping[str, Any]) -> None:
     if "angles" in found:
         seen = found["angles"]
         console.print(
-            f"\nsine of the largest of {seen['directions']} principal angles to the one-step gradient ({seen['rows']} rows), means"
+            f"\nsine of the largest of {seen['directions']} principal angles to the one-step"
+            f" gradient ({seen['rows']} rows), means"
         )
         console.print(angle_table(seen["steps"]))
-        console.print(f"\noverlap ‖P_A P_G‖²/{seen['directions']} of the same subspaces: 1 where they are equal, 0 where orthogonal")
+        console.print(
+            f"\noverlap ‖P_A P_G‖²/{seen['directions']} of the same subspaces: 1 where they are"
+            " equal, 0 where orthogonal"
+        )
         console.print(angle_table(seen["steps"], "_overlap"))
     else:
         console.print("\ninit=full: no factors, so no angles")
     if "predictions" in found:
         seen = found["predictions"]
-        console.print(f"\n‖f_full − f‖ on held-out inputs, rms per logit; pretrained {seen['pretrained_rms']:.4g} (relative 1)")
+        console.print(
+            "\n‖f_full − f‖ on held-out inputs, rms per logit; pretrained"
+            f" {seen['pretrained_rms']:.4g} (relative 1)"
+        )
         for line in some(seen["steps"]):
-            console.print(f"  step {line['step']:<7} {line['rms']:.4g}  relative {line['relative']:.3f}")
+            console.print(
+                f"  step {line['step']:<7} {line['rms']:.4g}  relative {line['relative']:.3f}"
+            )
     loss, line = found["loss"], found["loss"]["line"]
-    console.print(f"\nloss on {loss['rows']} rows of {loss['split']} from the pretrained weights (t = 0) to the run's (t = 1)")
+    console.print(
+        f"\nloss on {loss['rows']} rows of {loss['split']} from the pretrained weights (t = 0) to"
+        " the run's (t = 1)"
+    )
     for t, value in some(list(zip(line["t"], line["loss"], strict=True))):
         console.print(f"  t {t:5.2f}   {value:.4f}")
 
@@ -158,7 +204,9 @@ def angle_table(steps: Sequence[Mapping[str, Any]], what: str = "") -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for line in some(steps):
         values = [line["classes"][name][f"{factor}{what}"] for name in classes for factor in "AB"]
-        table.add_row(str(line["step"]), *("—" if value is None else f"{value:.3f}" for value in values))
+        table.add_row(
+            str(line["step"]), *("—" if value is None else f"{value:.3f}" for value in values)
+        )
     return table
 
 

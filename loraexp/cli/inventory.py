@@ -20,11 +20,20 @@ UNFINISHED = ("failed", "interrupted", "unreadable")
 
 
 def runs(arguments: Sequence[str]) -> int:
-    """The runs on disk, with state, metric, cost and age; --failed those to look at, --clean removes what those left."""
+    """The runs on disk, with state, metric, cost and age; --failed those to look at, --clean
+    removes what those left."""
     parser = Parser("loraexp runs", description=runs.__doc__)
-    parser.add_argument("root", nargs="?", type=Path, default=Path("outputs"), help="output_root (default: outputs)")
-    parser.add_argument("--failed", action="store_true", help="only those that failed, were interrupted or cannot be read")
-    parser.add_argument("--clean", action="store_true", help="with --failed: remove their folders; asks for --yes")
+    parser.add_argument(
+        "root", nargs="?", type=Path, default=Path("outputs"), help="output_root (default: outputs)"
+    )
+    parser.add_argument(
+        "--failed",
+        action="store_true",
+        help="only those that failed, were interrupted or cannot be read",
+    )
+    parser.add_argument(
+        "--clean", action="store_true", help="with --failed: remove their folders; asks for --yes"
+    )
     parser.add_argument("--yes", action="store_true", help="with --clean: really remove them")
     options = parser.parse_args(arguments)
     if options.clean and not options.failed:
@@ -45,7 +54,8 @@ def runs(arguments: Sequence[str]) -> int:
 
 
 def rows(root: Path) -> list[dict[str, Any]]:
-    """The runs under `root` as `load_records` has them, the oldest first; raises ConfigError where there is no such folder."""
+    """The runs under `root` as `load_records` has them, the oldest first; raises ConfigError where
+    there is no such folder."""
     if not root.is_dir():
         raise ConfigError(f"{root}: there is no such folder; give the output_root of your runs")
     from loraexp.records.reading import load_records
@@ -64,7 +74,9 @@ def table(lines: Sequence[dict[str, Any]]) -> Table:
     """Folder, state, the selected metric, seconds of training and age."""
     shown = Table(box=None, pad_edge=False, padding=(0, 2))
     for column in ("run", "state", "metric", "time", "age"):
-        shown.add_column(column, no_wrap=True, justify="left" if column in ("run", "state") else "right")
+        shown.add_column(
+            column, no_wrap=True, justify="left" if column in ("run", "state") else "right"
+        )
     for line in lines:
         seconds = [line.get(f"cost/{part}_seconds") for part in ("init", "train", "eval")]
         known = [value for value in seconds if isinstance(value, float) and not math.isnan(value)]
@@ -78,7 +90,11 @@ def table(lines: Sequence[dict[str, Any]]) -> Table:
 def metric(line: dict[str, Any]) -> str:
     """The value of the task's metric on the first reported split: what a table would print."""
     name = line.get("task.metric")
-    values = {key: value for key, value in line.items() if isinstance(value, float) and key.endswith(f"/{name}") and not math.isnan(value)}
+    values = {
+        key: value
+        for key, value in line.items()
+        if isinstance(value, float) and key.endswith(f"/{name}") and not math.isnan(value)
+    }
     key = next((key for key in values if not key.startswith("held_out")), None)
     return f"{key} {values[key]:.4f}" if key else "—"
 

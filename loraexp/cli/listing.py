@@ -10,11 +10,18 @@ from loraexp.cli.options import Parser
 from loraexp.config import ConfigError
 from loraexp.sweep import reading
 
-PLURALS = {"models": "model", "tasks": "task", "inits": "init", "optimizers": "optimizer", "methods": "method"}
+PLURALS = {
+    "models": "model",
+    "tasks": "task",
+    "inits": "init",
+    "optimizers": "optimizer",
+    "methods": "method",
+}
 
 
 def choices(arguments: Sequence[str]) -> int:
-    """`loraexp list [models|tasks|inits|optimizers|methods|sweeps]`: name and first comment of every file."""
+    """`loraexp list [models|tasks|inits|optimizers|methods|sweeps]`: name and first comment of
+    every file."""
     parser = Parser("loraexp list", description=choices.__doc__)
     groups = [*PLURALS, "sweeps", "keys"]
     parser.add_argument("what", nargs="?", help=" | ".join(groups))

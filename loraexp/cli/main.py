@@ -1,4 +1,5 @@
-"""The command `loraexp`: a run or a grid through Hydra, and the verbs that work on what runs left behind."""
+"""The command `loraexp`: a run or a grid through Hydra, and the verbs that work on what runs left
+behind."""
 
 from __future__ import annotations
 
@@ -17,9 +18,33 @@ from loraexp.machine.words import first_line, reason_of, shorten
 from loraexp.records import record
 
 # Flags of Hydra that take the next word as their value.
-WITH_VALUE = {"--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c", "--info", "-i"}
-FLAGS = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc"}
-# verb → module of this package, and function in it: `(arguments) -> exit status`, its docstring what `help VERB` says.
+WITH_VALUE = {
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--package",
+    "-p",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+}
+FLAGS = {
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--resolve",
+    "--run",
+    "-r",
+    "--multirun",
+    "-m",
+    "--shell-completion",
+    "-sc",
+}
+# verb → module of this package, and function in it: `(arguments) -> exit status`, its docstring
+# what `help VERB` says.
 VERBS = {
     "sweep": ("sweep", "sweep"),
     "compare": ("sweep", "compare"),
@@ -41,7 +66,8 @@ DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done (also when the run was finished already), 1 a run failed, 2 the arguments are wrong.
+    """Exit status: 0 done (also when the run was finished already), 1 a run failed, 2 the arguments
+    are wrong.
 
     130 and 143: told to stop, by Ctrl-C or by a signal.
     """
@@ -64,7 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"loraexp: {printable(str(error))}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt as error:
-        print(f"loraexp: {error if str(error) else 'interrupted; the same command goes on'}", file=sys.stderr)
+        print(
+            f"loraexp: {error if str(error) else 'interrupted; the same command goes on'}",
+            file=sys.stderr,
+        )
         return getattr(error, "status", INTERRUPTED)
 
 
@@ -82,7 +111,9 @@ def help_of(words: Sequence[str]) -> int:
     """`loraexp help [VERB]`: the verbs with a line each, or the options of one."""
     if words:
         if words[0] not in VERBS:
-            raise ConfigError(f"help {words[0]}: there is no such verb; {config.nearest(words[0], VERBS)}")
+            raise ConfigError(
+                f"help {words[0]}: there is no such verb; {config.nearest(words[0], VERBS)}"
+            )
         try:
             return verb(words[0])(["--help"])
         except SystemExit:  # argparse leaves after a help page
@@ -96,11 +127,14 @@ def help_of(words: Sequence[str]) -> int:
 
 
 def refuse_words(argv: Sequence[str]) -> None:
-    """A bare word is neither a verb nor an override, and a flag is one of Hydra's: say which there are."""
+    """A bare word is neither a verb nor an override, and a flag is one of Hydra's: say which there
+    are."""
     for before, word in zip([""] + list(argv), argv, strict=False):
         flag, _, value = word.partition("=")
         if word.startswith("-") and flag not in FLAGS | WITH_VALUE:
-            raise ConfigError(f"{flag}: there is no such flag; {config.nearest(flag, FLAGS | WITH_VALUE)}")
+            raise ConfigError(
+                f"{flag}: there is no such flag; {config.nearest(flag, FLAGS | WITH_VALUE)}"
+            )
         shown = value if flag in ("--cfg", "-c") else word if before in ("--cfg", "-c") else ""
         if shown not in ("", "job", "hydra", "all"):
             raise ConfigError(f"--cfg {shown}: expected job, hydra or all")
@@ -122,14 +156,19 @@ def single(argv: Sequence[str]) -> int:
 
 
 def grid(argv: Sequence[str]) -> int:
-    """Every cell of a grid, each checked before the first one starts; one that fails does not stop the others."""
+    """Every cell of a grid, each checked before the first one starts; one that fails does not stop
+    the others."""
     overrides = [word for word in argv if is_override(word)]
-    if any(word.startswith("hydra/sweeper=") and word != "hydra/sweeper=basic" for word in overrides):
+    if any(
+        word.startswith("hydra/sweeper=") and word != "hydra/sweeper=basic" for word in overrides
+    ):
         return search_space(argv)
     cells = config.expand(overrides)
     folders = []
     for cell in cells:
-        _, plain = config.check(config.compose([word for word in cell if not word.startswith("hydra")]))
+        _, plain = config.check(
+            config.compose([word for word in cell if not word.startswith("hydra")])
+        )
         folders.append(config.run_folder(plain))
     statuses: list[int] = []
 
@@ -139,14 +178,21 @@ def grid(argv: Sequence[str]) -> int:
 
     hydra_main(task, ["--multirun", *(word for word in argv if word not in ("-m", "--multirun"))])
     # A launcher may have run the cells in processes of its own: what became of them is on disk.
-    failed = [folder for folder in folders if (record.read(folder) or {}).get("status") != "finished"]
+    failed = [
+        folder for folder in folders if (record.read(folder) or {}).get("status") != "finished"
+    ]
     if failed:
-        print(f"loraexp: {len(failed)} of {len(cells)} runs failed; the same command retries only those", file=sys.stderr)
+        print(
+            f"loraexp: {len(failed)} of {len(cells)} runs failed; the same command retries only"
+            " those",
+            file=sys.stderr,
+        )
     return max(statuses, default=DONE) or (FAILED if failed else DONE)
 
 
 def search_space(argv: Sequence[str]) -> int:
-    """A sweeper that chooses the runs itself, such as Optuna's: it is told what validation selected (`best/value`)."""
+    """A sweeper that chooses the runs itself, such as Optuna's: it is told what validation selected
+    (`best/value`)."""
     statuses: list[int] = []
 
     def task(cfg: Any) -> float:
@@ -155,7 +201,10 @@ def search_space(argv: Sequence[str]) -> int:
         content = record.read(config.run_folder(plain)) or {}
         value = (content.get("best") or {}).get("value")
         if value is None:
-            raise ConfigError(f"task={settings.task['name']}: nothing selects a checkpoint, so there is no value to search by")
+            raise ConfigError(
+                f"task={settings.task['name']}: nothing selects a checkpoint, so there is no value"
+                " to search by"
+            )
         return float(value)
 
     hydra_main(task, ["--multirun", *(word for word in argv if word not in ("-m", "--multirun"))])
@@ -163,8 +212,8 @@ def search_space(argv: Sequence[str]) -> int:
 
 
 def own_folders(argv: Sequence[str]) -> list[str]:
-    """The line without the user's configuration folders (`--config-dir DIR` anywhere on it, or Hydra's searchpath), which are
-    looked in from now on, whatever the verb."""
+    """The line without the user's configuration folders (`--config-dir DIR` anywhere on it, or
+    Hydra's searchpath), which are looked in from now on, whatever the verb."""
     left: list[str] = []
     folders: list[str] = []
     words = iter(argv)
@@ -173,7 +222,9 @@ def own_folders(argv: Sequence[str]) -> list[str]:
         if key in ("--config-dir", "-cd"):
             folders.append(value if equals else next(words, ""))
         elif key == "hydra.searchpath":
-            folders += [part.strip(" '\"").removeprefix("file://") for part in value.strip("[]").split(",")]
+            folders += [
+                part.strip(" '\"").removeprefix("file://") for part in value.strip("[]").split(",")
+            ]
         else:
             left.append(word)
     search.use(folders)
@@ -181,14 +232,18 @@ def own_folders(argv: Sequence[str]) -> list[str]:
 
 
 def hydra_main(task: Any, argv: Sequence[str]) -> None:
-    """Hand `argv` to Hydra with `conf/` as the configuration folder; its errors become ConfigError."""
+    """Hand `argv` to Hydra with `conf/` as the configuration folder; its errors become
+    ConfigError."""
     import hydra
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, who print one line, instead of Hydra's page
+    # exceptions come to us, who print one line, instead of Hydra's page
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     before, sys.argv = sys.argv, ["loraexp", *argv, *search.overrides()]
     try:
         with config.translated():
-            hydra.main(version_base="1.3", config_path=str(config.folder("conf")), config_name="config")(task)()
+            hydra.main(
+                version_base="1.3", config_path=str(config.folder("conf")), config_name="config"
+            )(task)()
     except SystemExit as error:
         if error.code not in (None, 0):
             raise ConfigError(f"{' '.join(argv)}: not understood; see loraexp --help") from error
@@ -197,7 +252,8 @@ def hydra_main(task: Any, argv: Sequence[str]) -> None:
 
 
 def attempt(cfg: Any) -> int:
-    """One run: its settings checked, run, and its result printed; a failure is one line, and the record has the rest."""
+    """One run: its settings checked, run, and its result printed; a failure is one line, and the
+    record has the rest."""
     try:
         settings, plain = config.check(cfg)
     except ConfigError as error:
@@ -216,7 +272,11 @@ def attempt(cfg: Any) -> int:
         content = record.read(path.parent) or {}
         saved = content.get("phase") == "evaluation" and "adapter" in content
         more = "; the adapter is saved, and the same command only evaluates" if saved else ""
-        where = f" (record: {shorten(path)}{more})" if path.exists() else " (no record could be written)"
+        where = (
+            f" (record: {shorten(path)}{more})"
+            if path.exists()
+            else " (no record could be written)"
+        )
         print(f"loraexp: {type(error).__name__}: {first_line(error)}{where}", file=sys.stderr)
         return FAILED
     show.result(outcome)
@@ -224,13 +284,15 @@ def attempt(cfg: Any) -> int:
 
 
 def entry() -> None:
-    """The console script: whatever goes wrong is one line; what libraries announce for their next version is no concern."""
+    """The console script: whatever goes wrong is one line; what libraries announce for their next
+    version is no concern."""
     warnings.simplefilter("ignore", FutureWarning)
     try:
         status = main()
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to say at exit
+        # nothing is left to say at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = DONE
     except KeyboardInterrupt:
         print("loraexp: interrupted", file=sys.stderr)

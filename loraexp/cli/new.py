@@ -1,4 +1,5 @@
-"""`loraexp new`: the file and the yaml that something of one's own begins with, complete and running as written."""
+"""`loraexp new`: the file and the yaml that something of one's own begins with, complete and
+running as written."""
 
 from __future__ import annotations
 
@@ -28,10 +29,11 @@ from loraexp.initializers import Factors, Layer, needs
 def {name}(
     layer: Layer, *, rank: int, scaling: float, generator: torch.Generator, start: Start = "shifted"
 ) -> Factors:
-    """The best rank-r step down the gradient: `scaling · B A = −G_r`, from the singular values of `G = U S Vh`.
+    """The best rank-r step down the gradient, from its SVD `G = U S Vh`: `scaling · B A = −G_r`.
 
-    Shapes: W, G (d_out, d_in) → A (r, d_in), B (d_out, r). `start`: train from `W0 + scaling · B A` ("shifted"), or from
-    W0 with the product taken out again ("pretrained"). Draw random numbers from `generator` alone.
+    Shapes: W, G (d_out, d_in) → A (r, d_in), B (d_out, r). `start`: train from
+    `W0 + scaling · B A` ("shifted"), or from W0 with the product taken out again ("pretrained").
+    Draw random numbers from `generator` alone.
     """
     U, S, Vh = linalg.svd(-layer.gradient).leading(rank)
     return Factors(A=Vh, B=U * S / scaling, start=start)
@@ -73,7 +75,8 @@ _target_: {name}.{name}
 _partial_: true
 ratio: 4.0
 """
-TASK_YAML = """# {name}: one line, which `loraexp list tasks` shows. All keys: loraexp task=data --cfg job
+TASK_YAML = """# {name}: one line, which `loraexp list tasks` shows.
+# All keys: loraexp task=data --cfg job
 defaults: [data, _self_]
 
 name: {name}
@@ -94,7 +97,8 @@ TASK_ROWS = "text,label\n" + "".join(
     for place in PLACES
     for word, label in (("lovely", "good"), ("awful", "bad"))
 )
-SWEEP_YAML = """# {name}: your own table, a row a method, a column a task. `loraexp plan {here}` says what it costs.
+SWEEP_YAML = """# {name}: your own table, a row a method, a column a task.
+# `loraexp plan {here}` says what it costs.
 title: My methods under equal conditions
 paper: mine
 artifact: {name}
@@ -113,21 +117,28 @@ report: {{unit: percent, digits: 2}}
 
 
 def new(arguments: Sequence[str]) -> int:
-    """Write the file and the yaml that an initializer, an optimizer, a task or a sweep of your own begins with."""
+    """Write the file and the yaml that an initializer, an optimizer, a task or a sweep of your own
+    begins with."""
     parser = Parser("loraexp new", description=new.__doc__)
     parser.add_argument("kind", choices=KINDS, metavar="|".join(KINDS))
     parser.add_argument("name", metavar="NAME", help="a Python name, such as my_init")
-    parser.add_argument("--to", type=Path, default=Path(), help="the folder to begin in (default: here)")
+    parser.add_argument(
+        "--to", type=Path, default=Path(), help="the folder to begin in (default: here)"
+    )
     options = parser.parse_args(arguments)
     kind, name = options.kind, options.name
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise ConfigError(f"new {kind} {name}: expected a Python name, letters, digits and underscores")
+        raise ConfigError(
+            f"new {kind} {name}: expected a Python name, letters, digits and underscores"
+        )
     if kind != "sweep" and name in config.names(kind):
         raise ConfigError(f"new {kind} {name}: there is one of that name already; choose another")
     files = contents(kind, name, options.to)
     for path in files:
         if path.exists():
-            raise ConfigError(f"{path}: there is such a file; choose another name, or --to another folder")
+            raise ConfigError(
+                f"{path}: there is such a file; choose another name, or --to another folder"
+            )
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -143,7 +154,10 @@ def contents(kind: str, name: str, to: Path) -> dict[Path, str]:
         path = to / f"{name}.yaml"
         return {path: SWEEP_YAML.format(name=name, here=shorten(path))}
     if kind == "task":
-        return {yaml: TASK_YAML.format(name=name, here=to.absolute()), to / f"{name}.csv": TASK_ROWS}
+        return {
+            yaml: TASK_YAML.format(name=name, here=to.absolute()),
+            to / f"{name}.csv": TASK_ROWS,
+        }
     code, keys = {"init": (INIT, INIT_YAML), "optimizer": (OPTIMIZER, OPTIMIZER_YAML)}[kind]
     return {to / f"{name}.py": code.format(name=name), yaml: keys.format(name=name)}
 

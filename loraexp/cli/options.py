@@ -13,7 +13,9 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaint is one line of ours, with exit status 2."""
 
     def error(self, message: str) -> Any:
-        raise ConfigError(f"{self.prog.removeprefix('loraexp ')}: {message}; see {self.prog} --help")
+        raise ConfigError(
+            f"{self.prog.removeprefix('loraexp ')}: {message}; see {self.prog} --help"
+        )
 
 
 def one_of(option: str, word: str, choices: Sequence[str]) -> list[str]:
@@ -21,5 +23,7 @@ def one_of(option: str, word: str, choices: Sequence[str]) -> list[str]:
     words = [part.strip() for part in word.split(",") if part.strip()]
     for part in words or [word]:
         if part not in choices:
-            raise ConfigError(f"{option} {part}: expected some of {', '.join(choices)}; {nearest(part, choices)}")
+            raise ConfigError(
+                f"{option} {part}: expected some of {', '.join(choices)}; {nearest(part, choices)}"
+            )
     return words

@@ -1,4 +1,5 @@
-"""`loraexp show`: the first rows of a task as the model is given them, and what of them is trained."""
+"""`loraexp show`: the first rows of a task as the model is given them, and what of them is
+trained."""
 
 from __future__ import annotations
 
@@ -13,9 +14,12 @@ from loraexp.config import ConfigError
 
 
 def show(arguments: Sequence[str]) -> int:
-    """The first rows of a task as they are tokenised and masked: what is trained is underlined, or between ⟦ and ⟧."""
+    """The first rows of a task as they are tokenised and masked: what is trained is underlined, or
+    between ⟦ and ⟧."""
     parser = Parser("loraexp show", description=show.__doc__)
-    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="task=NAME, model=NAME, …")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="task=NAME, model=NAME, …"
+    )
     parser.add_argument("--rows", type=int, default=3, help="how many (default 3)")
     options = parser.parse_intermixed_args(arguments)
     if options.rows < 1:
@@ -31,7 +35,10 @@ def show(arguments: Sequence[str]) -> int:
     console = Console(highlight=False, soft_wrap=True)
     examples = task.splits["train"]
     lengths = examples.lengths
-    size = f"{len(examples):,} rows, {int(lengths.mean())} tokens on average, {int(lengths.max())} at most"
+    size = (
+        f"{len(examples):,} rows, {int(lengths.mean())} tokens on average, {int(lengths.max())} at"
+        " most"
+    )
     console.print(f"{task.name} for {settings.model.name}: {size}")
     for number, row in enumerate(preview(task, options.rows), 1):
         trained = sum(learned for _, learned in row)

@@ -47,46 +47,79 @@ def first() -> bool:
 
 
 def announce(settings: Settings, folder: Path) -> None:
-    names = " · ".join(str(x) for x in (settings.model.name, settings.task["name"], settings.init["name"], settings.optimizer["name"]))
-    print(f"{names} · lr {settings.lr:g} · rank {settings.rank} · seed {settings.seed} → {os.path.relpath(folder)}", file=sys.stderr)
+    names = " · ".join(
+        str(x)
+        for x in (
+            settings.model.name,
+            settings.task["name"],
+            settings.init["name"],
+            settings.optimizer["name"],
+        )
+    )
+    print(
+        f"{names} · lr {settings.lr:g} · rank {settings.rank} · seed {settings.seed} →"
+        f" {os.path.relpath(folder)}",
+        file=sys.stderr,
+    )
 
 
 LAYERS_SHOWN = 12
 
 
 def initialised(ledger: dict[str, Any], *, layers: bool = False) -> None:
-    """What initialising cost and made, on standard error; with `layers`, where factors start away from zero, a table."""
+    """What initialising cost and made, on standard error; with `layers`, where factors start away
+    from zero, a table."""
     statistics, loss, cost = ledger["statistics"], ledger["loss"], ledger["cost"]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    seen = f"{statistics['samples']} samples, {statistics['tokens']:,} tokens, {statistics['forward_sweeps']:.1f} passes"
+    seen = (
+        f"{statistics['samples']} samples, {statistics['tokens']:,} tokens,"
+        f" {statistics['forward_sweeps']:.1f} passes"
+    )
     seen += ", from the cache" if statistics["cache_hit"] else ""
     console.print(
-        f"init {ledger['initializer']}: {spoken(cost['init_seconds'])}, peak {cost['init_peak_bytes'] / 2**20:.0f} MiB; "
-        f"{seen if statistics['samples'] else 'from the weights alone'}; loss {loss['before']:.4f} → {loss['after']:.4f}"
+        f"init {ledger['initializer']}: {spoken(cost['init_seconds'])}, peak"
+        f" {cost['init_peak_bytes'] / 2**20:.0f} MiB;"
+        f" {seen if statistics['samples'] else 'from the weights alone'}; loss {loss['before']:.4f}"
+        f" → {loss['after']:.4f}"
     )
     if statistics["samples"]:
         console.print(f"  {statistics['way']}")
     if counts := ledger.get("rows"):
         console.print(f"  rows: {', '.join(f'{count:,} {name}' for name, count in counts.items())}")
     if layers and any(line["singular_values"][0] > 0 for line in ledger["layers"].values()):
-        Console(stderr=True, highlight=False, width=max(console.width, 125)).print(layer_table(ledger["layers"]))
+        Console(stderr=True, highlight=False, width=max(console.width, 125)).print(
+            layer_table(ledger["layers"])
+        )
     for warning in ledger["warnings"]:
         console.print(f"  warning: {warning}", style="yellow")
 
 
 def layer_table(layers: dict[str, Any]) -> Table:
-    """Per layer: size of the update against the weight, its spectrum, the energy it holds; quartiles where there are many."""
+    """Per layer: size of the update against the weight, its spectrum, the energy it holds;
+    quartiles where there are many."""
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     for column in ("layer", "‖ηB0A0‖/‖W0‖", "leading singular values", "energy held"):
         table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
-    rows = sorted(layers.items(), key=lambda item: item[1]["relative_norm"] or 0.0) if len(layers) > LAYERS_SHOWN else list(layers.items())
+    rows = (
+        sorted(layers.items(), key=lambda item: item[1]["relative_norm"] or 0.0)
+        if len(layers) > LAYERS_SHOWN
+        else list(layers.items())
+    )
     if len(rows) > LAYERS_SHOWN:
         rows = [rows[round(q * (len(rows) - 1))] for q in (0, 0.25, 0.5, 0.75, 1)]
-        table.caption = f"the least, the quartiles and the largest of {len(layers)} layers; all are in init/ledger.json"
+        table.caption = (
+            f"the least, the quartiles and the largest of {len(layers)} layers; all are in"
+            " init/ledger.json"
+        )
     for name, line in rows:
         energy = line.get("energy")
         values = " ".join(f"{s:.2g}" for s in line["singular_values"][:4])
-        table.add_row(name, f"{line['relative_norm'] or 0:.2g}", values, f"{energy['share']:.1%} of {energy['of']}" if energy else "—")
+        table.add_row(
+            name,
+            f"{line['relative_norm'] or 0:.2g}",
+            values,
+            f"{energy['share']:.1%} of {energy['of']}" if energy else "—",
+        )
     return table
 
 
@@ -106,7 +139,9 @@ def result(outcome: Outcome) -> None:
         table.add_column(name, justify="right")
     for split, values in record["metrics"].items():
         chosen = f" (selected step {best['step']})" if split == best.get("split") else ""
-        table.add_row(f"{split}{chosen}", *(f"{values[m]:.4f}" if m in values else "" for m in metrics))
+        table.add_row(
+            f"{split}{chosen}", *(f"{values[m]:.4f}" if m in values else "" for m in metrics)
+        )
     console.print(table)
     console.print(summary(record))
     console.print(f"record: {os.path.relpath(outcome.folder)}/record.json")
@@ -122,14 +157,18 @@ def summary(record: dict[str, Any]) -> str:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- sweep
+# --------------------------------------------------------------------------------------------------
+# sweep
 
 
 def summary_of_sweep(sweep: Sweep, watch: Watch) -> None:
     """How it ended: the counts, each failure with its reason, and what to type next."""
     counts = watch.counts()
     left = counts["todo"] + counts["running"]
-    words = [f"{counts['finished']} of {len(watch.cells)} runs finished", f"{counts['failed']} failed"]
+    words = [
+        f"{counts['finished']} of {len(watch.cells)} runs finished",
+        f"{counts['failed']} failed",
+    ]
     words += [f"{left} left"] * bool(left)
     print(f"{sweep.key}: {', '.join(words)}", file=sys.stderr)
     for folder, reason in watch.reasons.items():
@@ -143,7 +182,8 @@ def summary_of_sweep(sweep: Sweep, watch: Watch) -> None:
         print(f"loraexp {verb} {sweep.words} shows the result", file=sys.stderr)
 
 
-# ------------------------------------------------------------------------------------------------------------ plan
+# --------------------------------------------------------------------------------------------------
+# plan
 
 
 def plan_of_computed(sweep: Sweep) -> None:
@@ -181,12 +221,19 @@ def times_said(sweep: Sweep, costs: Costs, todo: int, total: int) -> str:
     if costs.modelled:
         assert sweep.hours is not None
         parts.append(
-            f"{costs.modelled} runs by 4·N FLOPs a token (6·N where every weight trains) on one {sweep.hours.hardware} at "
-            f"{duration.UTILISATION:.0%} of its sheet, {1000 * duration.LAYER_SECONDS:g} ms a layer and micro-batch, and answers"
+            f"{costs.modelled} runs by 4·N FLOPs a token (6·N where every weight trains) on one"
+            f" {sweep.hours.hardware} at {duration.UTILISATION:.0%} of its sheet,"
+            f" {1000 * duration.LAYER_SECONDS:g} ms a layer and micro-batch, and answers"
         )
     if costs.untimed:
-        parts.append(f"{costs.untimed} runs not counted: no record, size or speed of theirs is known")
-    said = f"{spoken(costs.seconds)} one after another ({'; '.join(parts)})" if costs.measured + costs.modelled else f"unknown ({parts[0]})"
+        parts.append(
+            f"{costs.untimed} runs not counted: no record, size or speed of theirs is known"
+        )
+    said = (
+        f"{spoken(costs.seconds)} one after another ({'; '.join(parts)})"
+        if costs.measured + costs.modelled
+        else f"unknown ({parts[0]})"
+    )
     if sweep.hours:
         own = f"{sweep.hours.hours:g} h on {sweep.hours.hardware} ({sweep.hours.how})"
         said += f"\n          the sweep's own estimate for all {total} runs: {own}"
@@ -198,7 +245,17 @@ def show_memory(sweep: Sweep, costs: Costs, budget: float | None) -> None:
 
     if not costs.memory:
         return
-    names = ["weights", "adapter", "gradients", "optimizer", "activations", "train", "init", "write", "peak"]
+    names = [
+        "weights",
+        "adapter",
+        "gradients",
+        "optimizer",
+        "activations",
+        "train",
+        "init",
+        "write",
+        "peak",
+    ]
     alike: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for place in sorted(costs.memory, key=lambda place: -costs.memory[place].peak):
         memory = costs.memory[place]
@@ -211,18 +268,32 @@ def show_memory(sweep: Sweep, costs: Costs, budget: float | None) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("  memory, GiB", max_width=50)
     for name in [*names, *["recorded"] * bool(costs.recorded), *["fits"] * (budget is not None)]:
-        table.add_column({"train": "training", "init": "initialising", "write": "answering"}.get(name, name), justify="right")
+        table.add_column(
+            {"train": "training", "init": "initialising", "write": "answering"}.get(name, name),
+            justify="right",
+        )
     for row, places in alike.items():
         table.add_row(Padding(places_said(sweep, places), (0, 0, 0, 2)), *row)
     Console(highlight=False, width=150).print(table)
     print(
-        "  counted for batches of the longest rows (the recipe's, or task.max_length); activations: what autograd keeps of a forward pass,"
+        "  counted for batches of the longest rows (the recipe's, or task.max_length); activations:"
+        " what autograd keeps of a forward pass,"
     )
-    print("  attention fused unless device=cpu; initialising: weights, activations of its batch and statistics within init.memory_budget")
-    print("  temporaries of the backward pass and the allocator come on top: peaks measured on a CPU were 1.2 to 1.5 times the count")
+    print(
+        "  attention fused unless device=cpu; initialising: weights, activations of its batch and"
+        " statistics within init.memory_budget"
+    )
+    print(
+        "  temporaries of the backward pass and the allocator come on top: peaks measured on a CPU"
+        " were 1.2 to 1.5 times the count"
+    )
     if budget is not None:
         over = [place for place, memory in costs.memory.items() if memory.peak > budget * 1e9]
-        said = f"{places_said(sweep, over)}: {len(over)} of {len(costs.memory)} cells do not fit" if over else "every cell fits"
+        said = (
+            f"{places_said(sweep, over)}: {len(over)} of {len(costs.memory)} cells do not fit"
+            if over
+            else "every cell fits"
+        )
         print(f"  {budget:g} GB: {said}")
         remedies: dict[str, list[tuple[str, str]]] = {}
         for place in over:
@@ -240,5 +311,9 @@ def places_said(sweep: Sweep, places: Sequence[tuple[str, str]]) -> str:
     every = {row: [c for r, c in sweep.trained() if r == row] for row in columns}
     parts = []
     for row, found in columns.items():
-        parts += [row] if sorted(found) == sorted(every[row]) else [f"{row}/{column}" for column in found]
+        parts += (
+            [row]
+            if sorted(found) == sorted(every[row])
+            else [f"{row}/{column}" for column in found]
+        )
     return ", ".join(parts)

@@ -49,30 +49,44 @@ def sweep(arguments: Sequence[str]) -> int:
     """
     options, overrides = named(Parser("loraexp sweep", description=sweep.__doc__), arguments)
     hydra = [word for word in overrides if of_hydra(word)]
-    wanted = reading.load(options.name, options.variant, [word for word in overrides if word not in hydra])
+    wanted = reading.load(
+        options.name, options.variant, [word for word in overrides if word not in hydra]
+    )
 
     if wanted.compute is None:
         return run_until_inside(wanted, hydra)
     if hydra:
-        raise ConfigError(f"{hydra[0]}: {wanted.key} is computed in this process, it has no runs for a launcher; leave it out")
+        raise ConfigError(
+            f"{hydra[0]}: {wanted.key} is computed in this process, it has no runs for a launcher;"
+            " leave it out"
+        )
     return compute(wanted)
 
 
 def compare(arguments: Sequence[str]) -> int:
-    """Initializers or methods of your own beside the others, under the conditions of sweeps/equal_conditions.yaml.
+    """Initializers or methods of your own beside the others, under the conditions of
+    sweeps/equal_conditions.yaml.
 
-    Runs what is missing, then prints the table. Runs are shared with `loraexp sweep equal_conditions`.
+    Runs what is missing, then prints the table. Runs are shared with `loraexp sweep
+    equal_conditions`.
     """
     parser = Parser("loraexp compare", description=compare.__doc__)
-    help_of_words = "an initializer, a method, or init=NAME,optimizer=NAME; then overrides, such as task=mrpc"
+    help_of_words = (
+        "an initializer, a method, or init=NAME,optimizer=NAME; then overrides, such as task=mrpc"
+    )
     parser.add_argument("words", nargs="+", metavar="INIT | KEY=VALUE", help=help_of_words)
-    parser.add_argument("--against", default="", help="rows of the table, separated by commas (default: all)")
+    parser.add_argument(
+        "--against", default="", help="rows of the table, separated by commas (default: all)"
+    )
     parser.add_argument("--variant", help="the same under other means, such as smoke")
     options = parser.parse_intermixed_args(arguments)
     mine = [word for word in options.words if "=" not in word or word.startswith("init=")]
     overrides = [word for word in options.words if word not in mine]
     if not mine:
-        raise ConfigError(f"compare {' '.join(overrides)}: expected an initializer, a method, or init=NAME,optimizer=NAME")
+        raise ConfigError(
+            f"compare {' '.join(overrides)}: expected an initializer, a method, or"
+            " init=NAME,optimizer=NAME"
+        )
     against = [name.strip() for name in options.against.split(",") if name.strip()]
     words = [word for word in overrides if not of_hydra(word)]
     wanted = reading.comparison(mine, against, words, options.variant)
@@ -86,7 +100,8 @@ def compare(arguments: Sequence[str]) -> int:
 
 
 def run_until_inside(wanted: Sweep, hydra: Sequence[str]) -> int:
-    """Every run; where a grid widens by itself, also those beyond an edge that was best, until the best is inside."""
+    """Every run; where a grid widens by itself, also those beyond an edge that was best, until the
+    best is inside."""
     from loraexp.cli import show
     from loraexp.results.gather import gather
     from loraexp.sweep import launch
@@ -119,12 +134,19 @@ def compute(wanted: Sweep) -> int:
 def plan(arguments: Sequence[str]) -> int:
     """What a sweep will cost: runs, hours, memory and disk; starts nothing, downloads nothing."""
     parser = Parser("loraexp plan", description=plan.__doc__)
-    parser.add_argument("--budget-gb", type=float, metavar="X", help="memory of your device in GB: says which cells do not fit")
+    parser.add_argument(
+        "--budget-gb",
+        type=float,
+        metavar="X",
+        help="memory of your device in GB: says which cells do not fit",
+    )
     options, overrides = named(parser, arguments)
     budget = options.budget_gb
     if budget is not None and not budget > 0:
         raise ConfigError(f"--budget-gb {budget}: expected a number above 0")
-    wanted = reading.load(options.name, options.variant, [word for word in overrides if not of_hydra(word)])
+    wanted = reading.load(
+        options.name, options.variant, [word for word in overrides if not of_hydra(word)]
+    )
     from loraexp.cli import show
 
     print(f"{wanted.key}: {wanted.title}")
@@ -153,7 +175,9 @@ def table(arguments: Sequence[str]) -> int:
         help="wandb:ENTITY/PROJECT, or wandb:DIR with the folders of offline runs",
     )
     parser.add_argument("--to", type=Path, metavar="FILE", help="a file instead of standard output")
-    parser.add_argument("--brief", action="store_true", help="the table alone, without what stands under it")
+    parser.add_argument(
+        "--brief", action="store_true", help="the table alone, without what stands under it"
+    )
     options, overrides = named(parser, arguments)
     wanted = options.format or (options.to.suffix.lstrip(".") if options.to is not None else "md")
     if wanted not in names:
@@ -175,8 +199,9 @@ def table(arguments: Sequence[str]) -> int:
 def plot(arguments: Sequence[str]) -> int:
     """Draw a sweep's figures, from the records of its runs or from what it computed.
 
-    Each is written as `<output_root>/figures/<sweep>-<plot>.<format>`, with whatever has been measured; what is missing
-    is named in the figure. Exit status 1 where a figure has no data at all.
+    Each is written as `<output_root>/figures/<sweep>-<plot>.<format>`, with whatever has been
+    measured; what is missing is named in the figure. Exit status 1 where a figure has no data at
+    all.
     """
     parser = Parser("loraexp plot", description=plot.__doc__)
     parser.add_argument("--to", type=Path, help="a folder (default: figures under output_root)")
@@ -194,7 +219,10 @@ def plot(arguments: Sequence[str]) -> int:
     formats = one_of("--format", options.format, FIGURES)
     wanted = reading.load(options.name, options.variant, overrides)
     if not wanted.plots:
-        raise ConfigError(f"{wanted.name}: this sweep declares no plots; loraexp table {wanted.name} prints its table")
+        raise ConfigError(
+            f"{wanted.name}: this sweep declares no plots; loraexp table {wanted.name} prints its"
+            " table"
+        )
     from loraexp.artifacts import drawing, plots
     from loraexp.results import gather
 
@@ -218,8 +246,9 @@ def plot(arguments: Sequence[str]) -> int:
 def report(arguments: Sequence[str]) -> int:
     """Write DIR/index.html, which needs no other file and no network.
 
-    Every sweep and variant that has a run on disk is there with its table, its figures and its runs; of the others, how
-    many runs they have and the command that starts them. A sweep that cannot be read is named, and hides nothing else.
+    Every sweep and variant that has a run on disk is there with its table, its figures and its
+    runs; of the others, how many runs they have and the command that starts them. A sweep that
+    cannot be read is named, and hides nothing else.
     """
     parser = Parser("loraexp report", description=report.__doc__)
     parser.add_argument(
@@ -229,7 +258,9 @@ def report(arguments: Sequence[str]) -> int:
         metavar="SWEEP.yaml | KEY=VALUE",
         help="KEY=VALUE as given to loraexp sweep, such as output_root=DIR; sweeps (default: all)",
     )
-    parser.add_argument("--to", type=Path, required=True, help="a folder; it is made if it is not there")
+    parser.add_argument(
+        "--to", type=Path, required=True, help="a folder; it is made if it is not there"
+    )
     options = parser.parse_intermixed_args(arguments)
     overrides = [word for word in options.words if "=" in word]
     names = [word for word in options.words if "=" not in word]

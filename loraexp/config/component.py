@@ -1,4 +1,5 @@
-"""The function behind `_target_`: found, checked against its signature, and asked once what it needs and trains."""
+"""The function behind `_target_`: found, checked against its signature, and asked once what it
+needs and trains."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ from typing import Any
 from loraexp.config.errors import ConfigError, nearest
 from loraexp.config.fit import check_bounds, fit, type_hints
 
-# Where the functions of an older `_target_` are now, by the module they were in: old configurations and sweeps still open.
+# Where the functions of an older `_target_` are now, by the module they were in: old configurations
+# and sweeps still open.
 MOVED = {"loraexp.costs": "loraexp.theory.costs"}
-# Keys of a node that are not keywords of its function; `facts` are what planning needs to know before anything is there.
+# Keys of a node that are not keywords of its function; `facts` are what planning needs to know
+# before anything is there.
 APART = frozenset({"_target_", "_partial_", "facts"})
 # What the run itself hands to the function behind `_target_`, never the configuration.
 GIVEN = {
@@ -24,12 +27,14 @@ GIVEN = {
     "compute": {"progress", "output_root"},
 }
 
-signature_of = functools.cache(inspect.signature)  # a sweep asks the same few functions hundreds of times
+# a sweep asks the same few functions hundreds of times
+signature_of = functools.cache(inspect.signature)
 
 
 @dataclass(frozen=True)
 class Component:
-    """A task, an initializer, a rule or an experiment: the function behind `_target_` and its keywords."""
+    """A task, an initializer, a rule or an experiment: the function behind `_target_` and its
+    keywords."""
 
     group: str
     name: str
@@ -38,10 +43,15 @@ class Component:
 
     @classmethod
     def of(cls, node: Mapping[str, Any], group: str) -> Component:
-        """The component of a configuration's node; raises ConfigError where its function is not found."""
+        """The component of a configuration's node; raises ConfigError where its function is not
+        found."""
         function = target(node, group)
         takes_name = "name" in signature_of(function).parameters
-        keywords = {key: value for key, value in node.items() if key not in APART and (key != "name" or takes_name)}
+        keywords = {
+            key: value
+            for key, value in node.items()
+            if key not in APART and (key != "name" or takes_name)
+        }
         return cls(group, str(node.get("name", function.__name__)), function, keywords)
 
     @property
@@ -50,7 +60,8 @@ class Component:
         return functools.partial(self.function, **self.keywords)
 
     def check(self) -> None:
-        """Its keywords are the parameters of its function, of the annotated types; raises ConfigError."""
+        """Its keywords are the parameters of its function, of the annotated types; raises
+        ConfigError."""
         function = self.function
         parameters = signature_of(function).parameters
         hints = type_hints(function.__init__ if inspect.isclass(function) else function)
@@ -75,7 +86,8 @@ class Component:
 
     @property
     def trains(self) -> frozenset[str]:
-        """What it lets train: some of A, B, R; W for every weight; nothing where the start is all there is."""
+        """What it lets train: some of A, B, R; W for every weight; nothing where the start is all
+        there is."""
         return getattr(self.function, "trains", frozenset({"A", "B"}))
 
     @property
@@ -87,9 +99,12 @@ class Component:
 
     @property
     def kinds(self) -> frozenset[str]:
-        """The kinds of model that it is for: those it says, or by whether it takes the model's kind text or encoders."""
+        """The kinds of model that it is for: those it says, or by whether it takes the model's kind
+        text or encoders."""
         of_text = "kind" in signature_of(self.function).parameters
-        return getattr(self.function, "kinds", frozenset({"causal", "seq2seq"} if of_text else {"encoder"}))
+        return getattr(
+            self.function, "kinds", frozenset({"causal", "seq2seq"} if of_text else {"encoder"})
+        )
 
     # ---- of an optimizer, which says `needs_trained` and `needs_frozen`
 
@@ -101,7 +116,9 @@ class Component:
     def wants(self) -> str:
         """What a rule needs trained and frozen, in words."""
         trained, frozen = (sorted(self._said(name)) for name in ("needs_trained", "needs_frozen"))
-        words = [f"trains {' and '.join(trained)}"] * bool(trained) + [f"needs {' and '.join(frozen)} frozen"] * bool(frozen)
+        words = [f"trains {' and '.join(trained)}"] * bool(trained) + [
+            f"needs {' and '.join(frozen)} frozen"
+        ] * bool(frozen)
         return " and ".join(words)
 
     def _said(self, name: str) -> frozenset[str]:
@@ -112,9 +129,13 @@ def target(node: Mapping[str, Any], group: str) -> Any:
     """The function or class behind `_target_`."""
     path = node.get("_target_")
     if not isinstance(path, str) or "." not in path:
-        raise ConfigError(f"{group}._target_={path}: expected the dotted path of a function or class")
+        raise ConfigError(
+            f"{group}._target_={path}: expected the dotted path of a function or class"
+        )
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(MOVED.get(module, module)), name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{group}._target_={path}: cannot be imported ({error}); expected a function or class") from error
+        raise ConfigError(
+            f"{group}._target_={path}: cannot be imported ({error}); expected a function or class"
+        ) from error

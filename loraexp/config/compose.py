@@ -1,6 +1,8 @@
-"""Files of the configuration, and what Hydra composes of them; Hydra's exceptions in one line of ours.
+"""Files of the configuration, and what Hydra composes of them; Hydra's exceptions in one line of
+ours.
 
-Hydra and OmegaConf are imported where they are used: what only names the choices starts without them.
+Hydra and OmegaConf are imported where they are used: what only names the choices starts without
+them.
 """
 
 from __future__ import annotations
@@ -53,7 +55,14 @@ def file_of(group: str, name: str) -> Path:
 def about(group: str, name: str) -> str:
     """The first comment of a file of a configuration group: what it is, in one line."""
     lines = file_of(group, name).read_text().splitlines()
-    return next((line.lstrip("# ") for line in lines if line.startswith("# ") and not line.startswith("# @")), "")
+    return next(
+        (
+            line.lstrip("# ")
+            for line in lines
+            if line.startswith("# ") and not line.startswith("# @")
+        ),
+        "",
+    )
 
 
 def read_yaml(group: str, name: str) -> dict[str, Any]:
@@ -87,18 +96,22 @@ class translated:  # noqa: N801 - reads as `with translated():`
         if isinstance(error, (HydraException, OmegaConfBaseException)):
             raise ConfigError(explain(error)) from error
         if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
-            raise ConfigError("a group was set to null: expected a name, as in init=lora; see loraexp list") from error
+            raise ConfigError(
+                "a group was set to null: expected a name, as in init=lora; see loraexp list"
+            ) from error
 
 
 PLAIN = re.compile(r"[\w./+:@-]*")  # what Hydra's grammar reads without quotes, whatever the key
 
 
 def readable(word: str) -> str:
-    """An override as Hydra can read it: a value that its grammar does not know, such as `~/x` or `a b`, is taken as text."""
+    """An override as Hydra can read it: a value that its grammar does not know, such as `~/x` or `a
+    b`, is taken as text."""
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
     if name in GROUPS and equals:
-        word, key = f"{name}={value}", name  # a group is there already: `+experiment=debug` is what it says
+        # a group is there already: `+experiment=debug` is what it says
+        word, key = f"{name}={value}", name
     if not equals or PLAIN.fullmatch(value) or not re.fullmatch(r"[~+]*[\w./@-]+", key):
         return word
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -115,16 +128,24 @@ def readable(word: str) -> str:
 
 
 def settled(words: Sequence[str]) -> list[str]:
-    """The overrides with a plus where a keyword of a function stands in no yaml: nobody has to know which yaml lists it."""
+    """The overrides with a plus where a keyword of a function stands in no yaml: nobody has to know
+    which yaml lists it."""
     settled = list(words)
     keys = [word.partition("=")[0].split(".") for word in words]
     keywords = {i: key for i, key in enumerate(keys) if len(key) == 2 and key[0] in WITH_TARGET}
     if not keywords:
         return settled
     try:
-        plain = resolved(compose([word for i, word in enumerate(words) if i not in keywords and not is_sweep(word)]))
+        plain = resolved(
+            compose(
+                [word for i, word in enumerate(words) if i not in keywords and not is_sweep(word)]
+            )
+        )
         for i, (group, name) in keywords.items():
-            if name not in plain[group] and name in signature_of(target(plain[group], group)).parameters:
+            if (
+                name not in plain[group]
+                and name in signature_of(target(plain[group], group)).parameters
+            ):
                 settled[i] = f"+{words[i]}"
     except ConfigError:
         return list(words)  # something else is wrong as well: Hydra says it
@@ -140,26 +161,41 @@ def is_sweep(word: str) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """One line for an exception of Hydra or OmegaConf: the value, what was expected, the nearest names."""
+    """One line for an exception of Hydra or OmegaConf: the value, what was expected, the nearest
+    names."""
     text = str(error)
     if error.__cause__ is not None:
         text = f"{text}\n{error.__cause__}"
     if found := re.search(r"Could not find 'hydra/launcher/([^']+)'", text):
         there = ", ".join(re.findall(r"^\t(\w+)$", text, re.M))
-        return f"hydra/launcher={found[1]}: not installed; there is {there}; pip install 'loraexp[joblib]', [slurm] or [ray] adds more"
+        return (
+            f"hydra/launcher={found[1]}: not installed; there is {there}; pip install"
+            " 'loraexp[joblib]', [slurm] or [ray] adds more"
+        )
     if found := re.search(r"Could not find '([\w]+)/([^']+)'", text):
         group, name = found.groups()
-        return f"{group}={name}: there is no conf/{group}/{name}.yaml; {nearest(name, names(group))}"
+        return (
+            f"{group}={name}: there is no conf/{group}/{name}.yaml; {nearest(name, names(group))}"
+        )
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found[1]
         return f"{key}: there is no such key; {nearest_key(key)}"
     if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
         key, values = found.groups()
-        return f"{key}={values}: several values; add -m for a run of each, or write {key}=[{values}] for a list"
+        return (
+            f"{key}={values}: several values; add -m for a run of each, or write {key}=[{values}]"
+            " for a list"
+        )
     if found := re.search(r"Could not append.*?'([^']+)'", text):
         return f"+{found[1]}: the key is there already; write {found[1]}=... without the plus"
-    if re.search(r"missing EQUAL at '<EOF>'|no viable alternative|mismatched input|extraneous input|LexerNoViable", text):
-        quoted_word = re.search(r"(?:parsing override|LexerNoViableAltException:) *'?([^'\n]*)'?", text)
+    if re.search(
+        r"missing EQUAL at '<EOF>'|no viable alternative|mismatched input|extraneous"
+        r" input|LexerNoViable",
+        text,
+    ):
+        quoted_word = re.search(
+            r"(?:parsing override|LexerNoViableAltException:) *'?([^'\n]*)'?", text
+        )
         word = (quoted_word[1] if quoted_word else text.splitlines()[0]).strip()
         key, equals, value = word.partition("=")
         remedy = f"""; quote it as '{key}="{value}"'""" if equals else ""
@@ -168,7 +204,8 @@ def explain(error: BaseException) -> str:
 
 
 def nearest_key(word: str) -> str:
-    """The keys that `word` may have meant: another spelling, the same last part elsewhere, a library's name for it."""
+    """The keys that `word` may have meant: another spelling, the same last part elsewhere, a
+    library's name for it."""
     keys = known_keys(word)
     last = word.rpartition(".")[2].lower()
     wanted = SPELLINGS.get(last, last)
@@ -180,13 +217,16 @@ def nearest_key(word: str) -> str:
 
 
 def known_keys(near: str) -> list[str]:
-    """Every dotted key of the default composition, and every key that a file of the group of `near` adds."""
+    """Every dotted key of the default composition, and every key that a file of the group of `near`
+    adds."""
 
     def flatten(node: Any, prefix: str = "") -> list[str]:
         if not isinstance(node, dict):
             return [prefix]
         return [prefix] * bool(prefix) + [
-            key for name, child in node.items() for key in flatten(child, f"{prefix}.{name}" if prefix else str(name))
+            key
+            for name, child in node.items()
+            for key in flatten(child, f"{prefix}.{name}" if prefix else str(name))
         ]
 
     from omegaconf import OmegaConf
@@ -202,7 +242,9 @@ def known_keys(near: str) -> list[str]:
     merged = {k: v for k, v in merged.items() if k not in ("defaults", "hydra")}
     if extra:
         merged[group] = (merged.get(group) or {}) | extra
-    return [key for key in flatten(merged) if not key.endswith(("_target_", "_partial_"))] + list(GROUPS)
+    return [key for key in flatten(merged) if not key.endswith(("_target_", "_partial_"))] + list(
+        GROUPS
+    )
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -214,7 +256,9 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     with initialize_config_dir(str(search.folder("conf")), version_base="1.3"), translated():
         loader = GlobalHydra.instance().config_loader()  # which knows what `glob(...)` may mean
         axes = []
-        for override in OverridesParser.create(config_loader=loader).parse_overrides(list(overrides)):
+        for override in OverridesParser.create(config_loader=loader).parse_overrides(
+            list(overrides)
+        ):
             if override.is_sweep_override():
                 key = override.get_key_element()
                 axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])

@@ -11,11 +11,16 @@ class ConfigError(ValueError):
 
 
 def nearest(word: str, choices: Iterable[str], listed: str = "") -> str:
-    """The nearest valid names first; all of them where nothing is near and they are few; else where `loraexp list` has them."""
+    """The nearest valid names first; all of them where nothing is near and they are few; else where
+    `loraexp list` has them."""
     choices = list(dict.fromkeys(choices))
     close = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
     alike = [difflib.SequenceMatcher(None, choice, word).ratio() for choice in close]
     close = [choice for choice, ratio in zip(close, alike, strict=True) if ratio > alike[0] - 0.08]
     if close:
         return f"nearest: {', '.join(close)}"
-    return f"choices: {', '.join(choices)}" if len(choices) <= 30 else f"{len(choices)} choices, see loraexp list {listed}".rstrip()
+    return (
+        f"choices: {', '.join(choices)}"
+        if len(choices) <= 30
+        else f"{len(choices)} choices, see loraexp list {listed}".rstrip()
+    )

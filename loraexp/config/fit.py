@@ -1,4 +1,5 @@
-"""Plain values as typed ones: every field present, of its type, within its bounds; or one line that tells the remedy."""
+"""Plain values as typed ones: every field present, of its type, within its bounds; or one line that
+tells the remedy."""
 
 from __future__ import annotations
 
@@ -13,27 +14,37 @@ from typing import Any, Literal, get_args, get_origin
 
 from loraexp.config.errors import ConfigError, nearest
 
-type_hints = functools.cache(typing.get_type_hints)  # a sweep asks the same few functions hundreds of times
+# a sweep asks the same few functions hundreds of times
+type_hints = functools.cache(typing.get_type_hints)
 
 
 def build(kind: type, values: dict[str, Any], where: str) -> Any:
-    """A dataclass of `kind` from `values`: every field present, of its type, within its bounds; nothing more."""
+    """A dataclass of `kind` from `values`: every field present, of its type, within its bounds;
+    nothing more."""
     prefix = {"calibration": "init"}.get(where, where)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     hints = type_hints(kind)
     for name in values:
         if name not in fields:
-            raise ConfigError(f"{dotted(prefix, name)}: there is no such key; {nearest(name, fields)}")
+            raise ConfigError(
+                f"{dotted(prefix, name)}: there is no such key; {nearest(name, fields)}"
+            )
     made = {}
     for name, field in fields.items():
-        if name not in values and (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING):
+        if name not in values and (field.default, field.default_factory) != (
+            dataclasses.MISSING,
+            dataclasses.MISSING,
+        ):
             continue
         if name not in values:
             raise ConfigError(f"{dotted(prefix, name)}: missing; expected {describe(hints[name])}")
         key, value, hint = dotted(prefix, name), values[name], hints[name]
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
-                raise ConfigError(f"{key}={value}: expected the keys of {key}, for example {key}.{dataclasses.fields(hint)[0].name}")
+                raise ConfigError(
+                    f"{key}={value}: expected the keys of {key}, for example"
+                    f" {key}.{dataclasses.fields(hint)[0].name}"
+                )
             made[name] = build(typing.cast(type, hint), value, name)
         else:
             made[name] = fit(key, value, hint)
@@ -52,12 +63,20 @@ def describe(hint: Any) -> str:
         return " or ".join(str(a) for a in get_args(hint))
     if origin in (typing.Union, types.UnionType):
         return " or ".join("null" if a is type(None) else describe(a) for a in get_args(hint))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", list: "a list", dict: "keys"}
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a word",
+        list: "a list",
+        dict: "keys",
+    }
     return words.get(origin or hint, str(hint))
 
 
 def fit(key: str, value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`, or ConfigError; whole floats are integers, integers are floats, nothing else moves."""
+    """`value` as the type `hint`, or ConfigError; whole floats are integers, integers are floats,
+    nothing else moves."""
     origin = get_origin(hint)
     options = get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
     for option in options:
@@ -68,7 +87,11 @@ def fit(key: str, value: Any, hint: Any) -> Any:
             return value
         if kind is bool and isinstance(value, bool):
             return value
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        number = (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and abs(value) <= sys.float_info.max
+        )
         if kind is int and number and value == int(value):
             return int(value)
         if kind is float and number:
@@ -93,4 +116,5 @@ def check_bounds(key: str, value: Any, bounds: typing.Mapping[str, Any]) -> None
         raise ConfigError(f"{key}={value}: expected a number {' and '.join(limits)}")
 
 
-# Where the functions of an older `_target_` are now, by the module they were in: old configurations and sweeps still open.
+# Where the functions of an older `_target_` are now, by the module they were in: old configurations
+# and sweeps still open.

@@ -1,7 +1,9 @@
-"""What makes a run the run it is: its id, its folder, and how the folders that older versions named are found.
+"""What makes a run the run it is: its id, its folder, and how the folders that older versions named
+are found.
 
-The id is a hash of names and values. No module path enters it, so code may move; a key that is absent, null, or equal to
-its default in `settings` says nothing, so keys may be added; and what says only how or where a run happens is left out.
+The id is a hash of names and values. No module path enters it, so code may move; a key that is
+absent, null, or equal to its default in `settings` says nothing, so keys may be added; and what
+says only how or where a run happens is left out.
 """
 
 from __future__ import annotations
@@ -43,22 +45,26 @@ NOT_IDENTITY = frozenset(
         "task.facts",
     }
 )
-# What stays although it sounds like a manner: `train.keep_factors_every` (a figure needs the files it leaves),
-# `train.report_during` (its numbers are read from metrics.jsonl), `train.micro_batches` and `model.gradient_checkpointing`
-# (cost and memory are results too), `train.eval_every` (the best of more evaluations is another one), `init.batch_size`
-# (what is drawn together), `task.data_dir` (other files; `match_key` is without it).
+# What stays although it sounds like a manner: `train.keep_factors_every` (a figure needs the files
+# it leaves), `train.report_during` (its numbers are read from metrics.jsonl), `train.micro_batches`
+# and `model.gradient_checkpointing` (cost and memory are results too), `train.eval_every` (the best
+# of more evaluations is another one), `init.batch_size` (what is drawn together), `task.data_dir`
+# (other files; `match_key` is without it).
 
-# Keys that say where the data of a run were read: two runs that differ in nothing else are one cell of a table.
+# Keys that say where the data of a run were read: two runs that differ in nothing else are one cell
+# of a table.
 WHERE = frozenset({"task.data_dir", "task.eval_data_dir"})
 
-# Keys that a function got later, with the value that is what it did before: with that value they are left out.
+# Keys that a function got later, with the value that is what it did before: with that value they
+# are left out.
 LATER = {
     "lora_pro.first_step": "plain",
     "lora_pro.moments": "float32",
     "lora_pro_low_memory.first_step": "plain",
     "p_lora.flavour": "paper",
 }
-# Initializers whose loss is a mean over samples today and was one over label tokens before there was `init.weighting`.
+# Initializers whose loss is a mean over samples today and was one over label tokens before there
+# was `init.weighting`.
 ONCE_BY_TOKENS = frozenset({"lora_da", "lora_da_fa", "lora_ga", "lora_one", "lora_sb", "one_step"})
 
 
@@ -68,11 +74,13 @@ def identity(plain: Mapping[str, Any], without: frozenset[str] = NOT_IDENTITY) -
 
 
 def in_words_of_today(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A configuration with the value of a key that it is too old to have, where that is not what null means today."""
+    """A configuration with the value of a key that it is too old to have, where that is not what
+    null means today."""
     init, model = stored.get("init"), stored.get("model")
     if not isinstance(init, Mapping) or not isinstance(model, Mapping) or "weighting" in init:
         return stored
-    if name_of(init) not in ONCE_BY_TOKENS or model.get("kind") == "encoder":  # one label a sample: both means are the same
+    # one label a sample: both means are the same
+    if name_of(init) not in ONCE_BY_TOKENS or model.get("kind") == "encoder":
         return stored
     return {**stored, "init": {**init, "weighting": "tokens"}}
 
@@ -82,8 +90,11 @@ def name_of(node: Mapping[str, Any]) -> str:
     return str(node.get("_target_", "")).rpartition(".")[2]
 
 
-def content(node: Mapping[str, Any], where: str, without: frozenset[str], known: Mapping[str, Any]) -> dict[str, Any]:
-    """`node` without the keys `without`, without nulls and what they leave empty, without defaults; functions by name."""
+def content(
+    node: Mapping[str, Any], where: str, without: frozenset[str], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`node` without the keys `without`, without nulls and what they leave empty, without defaults;
+    functions by name."""
     kept: dict[str, Any] = {}
     function = name_of(node)
     for key, value in node.items():
@@ -103,7 +114,8 @@ def content(node: Mapping[str, Any], where: str, without: frozenset[str], known:
 
 
 def defaults(kind: type = schema.Settings) -> dict[str, Any]:
-    """The dotted keys that have a default in `settings`, with it. Such a default is for good: another one is another key."""
+    """The dotted keys that have a default in `settings`, with it. Such a default is for good:
+    another one is another key."""
     return dict(_defaults(kind, ""))
 
 
@@ -146,24 +158,34 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# ------------------------------------------------------------------------------------------------------------ folders
+# --------------------------------------------------------------------------------------------------
+# folders
 
 
 def run_folder(plain: Mapping[str, Any]) -> Path:
-    """`<output_root>/<task>-<model>/<init>-s<seed>-<run_id>`, or the folder where an older version filed this very run."""
+    """`<output_root>/<task>-<model>/<init>-s<seed>-<run_id>`, or the folder where an older version
+    filed this very run."""
     task, model, init = (plain[group]["name"] for group in ("task", "model", "init"))
-    return folder_of(Path(plain["output_root"]) / f"{task}-{model}", f"{init}-s{plain['seed']}", run_id(plain), "config.yaml")
+    return folder_of(
+        Path(plain["output_root"]) / f"{task}-{model}",
+        f"{init}-s{plain['seed']}",
+        run_id(plain),
+        "config.yaml",
+    )
 
 
 def computed_folder(root: Path, sweep: str, compute: Mapping[str, Any]) -> Path:
-    """`<root>/computed/<sweep>-<id>` of a sweep without runs; the id is that of its function and keywords."""
+    """`<root>/computed/<sweep>-<id>` of a sweep without runs; the id is that of its function and
+    keywords."""
     return folder_of(root / "computed", sweep, run_id(compute), "record.json")
 
 
 def folder_of(parent: Path, prefix: str, own: str, file: str) -> Path:
-    """`parent/prefix-own`; where it is not there, its sibling `prefix-*` whose `file` says that it is the same.
+    """`parent/prefix-own`; where it is not there, its sibling `prefix-*` whose `file` says that it
+    is the same.
 
-    Of several the finished one, then the newest. A file is read once, and again when it has changed.
+    Of several the finished one, then the newest. A file is read once, and again when it has
+    changed.
     """
     folder = parent / f"{prefix}-{own}"
     if folder.exists():
@@ -191,7 +213,8 @@ def _siblings(parent: str, stamp: int) -> Mapping[str, tuple[Path, ...]]:
 
 
 def id_in(path: Path) -> str | None:
-    """The id that the run of a config.yaml, or the computed sweep of a record.json, has today; None for one that says none."""
+    """The id that the run of a config.yaml, or the computed sweep of a record.json, has today; None
+    for one that says none."""
     try:
         return _id_in(str(path), path.stat().st_mtime_ns)
     except OSError:

@@ -1,4 +1,5 @@
-"""Paths as a user types them, spelled so that Hydra reads them: its grammar knows no `#`, no `~` and no umlaut outside quotes."""
+"""Paths as a user types them, spelled so that Hydra reads them: its grammar knows no `#`, no `~`
+and no umlaut outside quotes."""
 
 from __future__ import annotations
 
@@ -12,8 +13,13 @@ PLAIN = re.compile(r"[\w./:-]+", re.ASCII)  # what Hydra's grammar takes as one 
 
 
 def quoted(text: str) -> str:
-    """A value that Hydra reads as this text, whatever is in it: backslashes count only before a quote."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
+    """A value that Hydra reads as this text, whatever is in it: backslashes count only before a
+    quote."""
+    return (
+        "'"
+        + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+        + "'"
+    )
 
 
 def unquoted(text: str) -> str:
@@ -22,13 +28,17 @@ def unquoted(text: str) -> str:
         return text
     if text[0] == '"':
         return text[1:-1]
-    return re.sub(r"(\\+)('|$)", lambda found: found[1][: len(found[1]) // 2] + found[2], text[1:-1])
+    return re.sub(
+        r"(\\+)('|$)", lambda found: found[1][: len(found[1]) // 2] + found[2], text[1:-1]
+    )
 
 
 def spelled(words: Sequence[str]) -> list[str]:
-    """The same words with the paths among them quoted where Hydra could not read them, and `~` the home folder.
+    """The same words with the paths among them quoted where Hydra could not read them, and `~` the
+    home folder.
 
-    `hydra.job.chdir=true` moves the run to another folder: what is relative is then said from the root.
+    `hydra.job.chdir=true` moves the run to another folder: what is relative is then said from the
+    root.
     """
     moved = any(word.replace(" ", "").lower() == "hydra.job.chdir=true" for word in words)
     found = [spelled_one(word, moved) for word in words]
@@ -39,7 +49,13 @@ def spelled(words: Sequence[str]) -> list[str]:
 
 def spelled_one(word: str, moved: bool) -> str:
     key, equals, value = word.partition("=")
-    if key not in PLACES or not equals or "${" in value or value in ("", "null") or value[0] in "'\"[":
+    if (
+        key not in PLACES
+        or not equals
+        or "${" in value
+        or value in ("", "null")
+        or value[0] in "'\"["
+    ):
         return word
     whole = Path(value).expanduser()
     if moved or value.startswith("~"):

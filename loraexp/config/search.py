@@ -1,8 +1,10 @@
-"""Where yamls and code are looked for: ours first, then the user's own folders and installed packages'.
+"""Where yamls and code are looked for: ours first, then the user's own folders and installed
+packages'.
 
-A folder of one's own is given as `--config-dir DIR` anywhere on a line, or in `LORAEXP_CONFIG_DIR` (several, separated like
-PATH). It has the shape of `conf/`: `DIR/init/mine.yaml`, and `DIR/sweeps/mine.yaml`. Code that its yamls name is imported
-from `DIR/..` or `DIR/code`. A package offers its folder as an entry point of the group `loraexp.conf`.
+A folder of one's own is given as `--config-dir DIR` anywhere on a line, or in `LORAEXP_CONFIG_DIR`
+(several, separated like PATH). It has the shape of `conf/`: `DIR/init/mine.yaml`, and
+`DIR/sweeps/mine.yaml`. Code that its yamls name is imported from `DIR/..` or `DIR/code`. A package
+offers its folder as an entry point of the group `loraexp.conf`.
 """
 
 from __future__ import annotations
@@ -24,25 +26,43 @@ GROUP = "loraexp.conf"  # of entry points: `my_package = my_package.conf`
 
 
 def folder(name: str) -> Path:
-    """`conf` or `sweeps` of ours: inside the package when installed from a wheel, beside it in a checkout."""
+    """`conf` or `sweeps` of ours: inside the package when installed from a wheel, beside it in a
+    checkout."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
 def use(directories: Sequence[str]) -> None:
-    """Look in these folders too, here and in every process that this one starts; raises ConfigError where one is missing."""
+    """Look in these folders too, here and in every process that this one starts; raises ConfigError
+    where one is missing."""
     own = [Path(directory).expanduser().absolute() for directory in directories]
     for path in own:
         if not path.is_dir():
-            raise ConfigError(f"--config-dir {path}: there is no such folder; it has the shape of conf/, such as init/mine.yaml")
-        taken = [file for file in path.glob("*/*.yaml") if (folder("conf") / file.relative_to(path)).exists()]
+            raise ConfigError(
+                f"--config-dir {path}: there is no such folder; it has the shape of conf/, such as"
+                " init/mine.yaml"
+            )
+        taken = [
+            file
+            for file in path.glob("*/*.yaml")
+            if (folder("conf") / file.relative_to(path)).exists()
+        ]
         if taken and path != folder("conf"):
-            raise ConfigError(f"{taken[0]}: {taken[0].parent.name}={taken[0].stem} is one of loraexp itself; give yours another name")
+            raise ConfigError(
+                f"{taken[0]}: {taken[0].parent.name}={taken[0].stem} is one of loraexp itself; give"
+                " yours another name"
+            )
     before = [word for word in os.environ.get(VARIABLE, "").split(os.pathsep) if word]
     words = dict.fromkeys([*map(str, own), *before])
     if words:
         os.environ[VARIABLE] = os.pathsep.join(words)
-    import_from([place for path in map(Path, words) for place in (path.absolute().parent, path.absolute() / "code")])
+    import_from(
+        [
+            place
+            for path in map(Path, words)
+            for place in (path.absolute().parent, path.absolute() / "code")
+        ]
+    )
 
 
 def import_from(places: Sequence[Path]) -> None:
@@ -55,7 +75,8 @@ def import_from(places: Sequence[Path]) -> None:
 
 
 def own() -> list[Path]:
-    """The user's folders and those of installed packages, in the order in which they are looked in."""
+    """The user's folders and those of installed packages, in the order in which they are looked
+    in."""
     words = os.environ.get(VARIABLE, "").split(os.pathsep)
     return [Path(word).expanduser().absolute() for word in words if word] + list(installed())
 
@@ -66,7 +87,11 @@ def installed() -> tuple[Path, ...]:
     places = []
     for point in importlib.metadata.entry_points(group=GROUP):
         spec = importlib.util.find_spec(point.value)
-        places += [Path(place) for place in (spec.submodule_search_locations or [])] if spec is not None else []
+        places += (
+            [Path(place) for place in spec.submodule_search_locations or []]
+            if spec is not None
+            else []
+        )
     return tuple(places)
 
 

@@ -1,7 +1,8 @@
-"""The typed settings of a run: plain dataclasses that the modules share, with no Hydra and no torch in them.
+"""The typed settings of a run: plain dataclasses that the modules share, with no Hydra and no torch
+in them.
 
-A field's annotation is its type, its metadata the bounds; `config.check` builds these from the composed configuration
-and refuses everything that does not fit, before a model is loaded.
+A field's annotation is its type, its metadata the bounds; `config.check` builds these from the
+composed configuration and refuses everything that does not fit, before a model is loaded.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
-def number(above: float | None = None, least: float | None = None, most: float | None = None) -> Any:
+def number(
+    above: float | None = None, least: float | None = None, most: float | None = None
+) -> Any:
     """A field for a number that must be > above, ≥ least, ≤ most."""
     return field(metadata={"above": above, "least": least, "most": most})
 
@@ -20,7 +23,8 @@ CHECKPOINT_SECONDS = 300.0
 
 
 def checkpoint_seconds(every: int | str) -> float | None:
-    """Seconds between checkpoints for `30s`, `10min`, `1h`, or for 0 the usual; None where they are counted in steps.
+    """Seconds between checkpoints for `30s`, `10min`, `1h`, or for 0 the usual; None where they are
+    counted in steps.
 
     Raises: ValueError for what is no duration.
     """
@@ -32,7 +36,10 @@ def checkpoint_seconds(every: int | str) -> float | None:
     except (ValueError, KeyError):
         seconds = 0.0
     if not seconds > 0:
-        raise ValueError(f"train.checkpoint_every={every}: expected a number of steps, or a duration such as 30s, 10min, 1h")
+        raise ValueError(
+            f"train.checkpoint_every={every}: expected a number of steps, or a duration such as"
+            " 30s, 10min, 1h"
+        )
     return seconds
 
 
@@ -41,19 +48,24 @@ class ModelSettings:
     name: str
     path: str | None  # hub id, folder, or package:<distribution>/<path>; null: built from `config`
     config: dict | None  # architecture of a model with random weights, drawn with `weights_seed`
-    tokenizer: str | None  # where the tokenizer is, when not at `path`; or trained:<tokens>, made on the spot
+    # where the tokenizer is, when not at `path`; or trained:<tokens>, made on the spot
+    tokenizer: str | None
     pad_token: str | None  # the token that pads, for a tokenizer that names none
     revision: str | None
     sha256: str | None  # of model.safetensors, or of the .gguf file; verified where given
     kind: Literal["encoder", "seq2seq", "causal"]
     targets: list[str]  # names, or ends of names, of the linear layers that get an adapter
-    dtype: Literal["float32", "bfloat16", "float16"] | None  # of the frozen weights; null: float32, or bfloat16 with precision=bf16
-    quantise: Literal["8bit", "4bit"] | None  # of the frozen weights, with bitsandbytes on a CUDA device
+    # of the frozen weights; null: float32, or bfloat16 with precision=bf16
+    dtype: Literal["float32", "bfloat16", "float16"] | None
+    # of the frozen weights, with bitsandbytes on a CUDA device
+    quantise: Literal["8bit", "4bit"] | None
     attention: str | None  # attn_implementation of transformers; null: its choice
     gradient_checkpointing: bool
-    allow_pickle: bool  # load .bin weights when there is no safetensors file: runs code from the file
+    # load .bin weights when there is no safetensors file: runs code from the file
+    allow_pickle: bool
     weights_seed: int
-    head: Literal["new", "keep"] = "new"  # of a checkpoint that has one for as many classes: drawn from the seed, or its own
+    # of a checkpoint that has one for as many classes: drawn from the seed, or its own
+    head: Literal["new", "keep"] = "new"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,42 +74,52 @@ class CalibrationSettings:
 
     samples: int = number(above=0)
     batch_size: int = number(above=0)
-    rows: Literal["head", "shuffled"]  # the first rows of the training file, or rows drawn with the run's seed
+    # the first rows of the training file, or rows drawn with the run's seed
+    rows: Literal["head", "shuffled"]
     mode: Literal["eval", "train"]  # dropout off or on
     memory_budget: int = number(least=0)  # bytes for the statistics' own state
     cache: bool
     show: bool = False  # print what each layer's factors hold; init/ledger.json has it in any case
-    weighting: Literal["samples", "tokens"] | None = None  # what the loss is a mean over; null: the initializer's own
+    # what the loss is a mean over; null: the initializer's own
+    weighting: Literal["samples", "tokens"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
     scaling: Literal["lora", "rslora"]
-    dropout: float = field(default=0.0, metadata={"least": 0, "most": 0.99})  # of what the low-rank branch reads, in training
+    # of what the low-rank branch reads, in training
+    dropout: float = field(default=0.0, metadata={"least": 0, "most": 0.99})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     epochs: float = number(least=0)
     max_steps: int | None = number(least=0)  # overrides epochs; 0: initialise, evaluate, save, stop
-    batch_size: int = number(above=0)  # examples of one micro-batch group; × gradient_accumulation = of one step
+    # examples of one micro-batch group; × gradient_accumulation = of one step
+    batch_size: int = number(above=0)
     eval_batch_size: int = number(above=0)
     gradient_accumulation: int = number(above=0)
-    micro_batches: int = number(above=0)  # length-sorted parts a batch is cut into; the gradient is the batch's
+    # length-sorted parts a batch is cut into; the gradient is the batch's
+    micro_batches: int = number(above=0)
     length_buckets: bool  # examples of similar length share a batch
     scheduler: Literal["linear", "cosine", "constant"]
     warmup_ratio: float = number(least=0, most=1)
     weight_decay: float = number(least=0)
     max_grad_norm: float | None = number(above=0)
     eval_every: int = number(least=0)  # steps; 0: once an epoch
-    report_during: bool  # the reported splits are evaluated at every evaluation too, into metrics.jsonl
-    keep_factors_every: int = number(least=0)  # steps; the factors go to factors/<step>.safetensors; 0: never
-    checkpoint_every: int | str = number(least=0)  # steps, or a duration (10min); 0: 5min; and before every evaluation
+    # the reported splits are evaluated at every evaluation too, into metrics.jsonl
+    report_during: bool
+    # steps; the factors go to factors/<step>.safetensors; 0: never
+    keep_factors_every: int = number(least=0)
+    # steps, or a duration (10min); 0: 5min; and before every evaluation
+    checkpoint_every: int | str = number(least=0)
     keep_checkpoint: bool
     log_every: int = number(above=0)
-    patience: int | None = number(above=0)  # evaluations without a better one before stopping early; null: never
+    # evaluations without a better one before stopping early; null: never
+    patience: int | None = number(above=0)
     select: Literal["best", "last"]  # whose weights are reported and saved
-    deterministic: bool = False  # only algorithms that give the same bits every time, slower on a GPU
+    # only algorithms that give the same bits every time, slower on a GPU
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,4 +158,5 @@ class Settings:
     device: str
     precision: Literal["fp32", "bf16"]
     force: bool
-    facts: dict[str, Any] = field(default_factory=dict)  # `facts` of the task's and the model's yaml, which planning reads
+    # `facts` of the task's and the model's yaml, which planning reads
+    facts: dict[str, Any] = field(default_factory=dict)

@@ -40,7 +40,9 @@ def asked(
     before: str = "\n\n",
 ) -> Row:
     """The question, its options by number, and which words may answer."""
-    listed = between.join(f"{word.capitalize()}{i}: {option}" for i, option in enumerate(options, start=1))
+    listed = between.join(
+        f"{word.capitalize()}{i}: {option}" for i, option in enumerate(options, start=1)
+    )
     words = "/".join(f"{word}{i}" for i in range(1, len(options) + 1))
     return {
         "instruction": f"{beginning}\n\n{listed}{before}Answer format: {words}",
@@ -69,7 +71,9 @@ def piqa(row: Row) -> Row:
     """Bisk et al. 2020: `goal`, `sol1`, `sol2`, `label` 0 or 1."""
     right = choice(row, "label", ("0", "1"))
     beginning = f"Please choose the correct solution to the question: {text(row, 'goal')}"
-    return asked(beginning, "solution", [text(row, "sol1"), text(row, "sol2")], int(right), between="\n\n")
+    return asked(
+        beginning, "solution", [text(row, "sol1"), text(row, "sol2")], int(right), between="\n\n"
+    )
 
 
 @either
@@ -101,7 +105,9 @@ def hellaswag(row: Row) -> Row:
 def winogrande(row: Row) -> Row:
     """Sakaguchi et al. 2020: `sentence` with a gap, `option1`, `option2`, `answer` 1 or 2."""
     right = choice(row, "answer", ("1", "2"))
-    beginning = "Please choose the correct answer to fill in the blank to complete the given sentence: "
+    beginning = (
+        "Please choose the correct answer to fill in the blank to complete the given sentence: "
+    )
     options = [text(row, "option1"), text(row, "option2")]
     return asked(beginning + text(row, "sentence"), "option", options, int(right) - 1, before=" ")
 

@@ -1,4 +1,5 @@
-"""Choices of rows by a hash of their content: the same in every run, version and machine, whatever the run's seed."""
+"""Choices of rows by a hash of their content: the same in every run, version and machine, whatever
+the run's seed."""
 
 from __future__ import annotations
 
@@ -9,12 +10,14 @@ from numpy.typing import NDArray
 
 
 def number(content: str) -> int:
-    """A number in 0 … 2^64 − 1 that orders rows at random: neither a seed nor a library's generator moves it."""
+    """A number in 0 … 2^64 − 1 that orders rows at random: neither a seed nor a library's generator
+    moves it."""
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big")
 
 
 def limit(draw: NDArray[np.uint64], most: int | None) -> NDArray[np.intp] | None:
-    """The `most` rows with the lowest draw, in the order of the file, so that smaller limits are parts of larger ones.
+    """The `most` rows with the lowest draw, in the order of the file, so that smaller limits are
+    parts of larger ones.
 
     None: all of them.
     """
@@ -26,7 +29,8 @@ def limit(draw: NDArray[np.uint64], most: int | None) -> NDArray[np.intp] | None
 def divide(draw: NDArray[np.uint64], rows: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """`(the rows with the lowest draw, the rest)`, both in the order of the file.
 
-    The first part has `rows` rows, or fewer: equal content shares a draw and always stays on the same side.
+    The first part has `rows` rows, or fewer: equal content shares a draw and always stays on the
+    same side.
     """
     if rows >= len(draw):
         return np.arange(len(draw)), np.empty(0, dtype=np.intp)

@@ -1,4 +1,5 @@
-"""Pairs of a prompt and its response as tokens: read and tokenised once, row by row, and mapped into memory."""
+"""Pairs of a prompt and its response as tokens: read and tokenised once, row by row, and mapped
+into memory."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TextExamples:
-    """Rows of tokens, prompt then response, row `i` at `starts[i]:ends[i]`, its first `prompts[i]` tokens the prompt."""
+    """Rows of tokens, prompt then response, row `i` at `starts[i]:ends[i]`, its first `prompts[i]`
+    tokens the prompt."""
 
     tokens: NDArray[np.int32]  # (T,), of all rows that the file gave; mapped
     starts: NDArray[np.int64]  # (n,)
@@ -62,31 +64,42 @@ class TextExamples:
 
     def take(self, indices: NDArray[np.intp], *notes: str) -> TextExamples:
         """Some of the rows, over the same tokens: nothing is copied but a few numbers a row."""
-        rows = {name: getattr(self, name)[indices] for name in ("starts", "ends", "prompts", "digests")}
+        rows = {
+            name: getattr(self, name)[indices] for name in ("starts", "ends", "prompts", "digests")
+        }
         labels = None if self.labels is None else self.labels[indices]
         return replace(self, **rows, labels=labels, notes=self.notes + notes)
 
     def limit(self, most: int | None) -> TextExamples:
-        """The `most` rows with the lowest hash of their prompt, in the order of the file; smaller limits are parts of larger."""
+        """The `most` rows with the lowest hash of their prompt, in the order of the file; smaller
+        limits are parts of larger."""
         chosen = draw.limit(self.digests[:, 0], most)
-        return self if chosen is None else self.take(chosen, draw.note(len(chosen), len(self), "prompt"))
+        return (
+            self
+            if chosen is None
+            else self.take(chosen, draw.note(len(chosen), len(self), "prompt"))
+        )
 
     def split(self, rows: int) -> tuple[TextExamples, TextExamples]:
-        """`(the rows with the lowest hash of their prompt, the rest)`; equal prompts stay on the same side."""
+        """`(the rows with the lowest hash of their prompt, the rest)`; equal prompts stay on the
+        same side."""
         first, rest = draw.divide(self.digests[:, 0], min(rows, len(self) - 1))
         return self.take(first), self.take(rest)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows become examples; everything in it is part of the cache key, but for `pair`, which `name` and `version` tell.
+    """How rows become examples; everything in it is part of the cache key, but for `pair`, which
+    `name` and `version` tell.
 
-    `pair(row)`: its prompt and response; None leaves the row out; BadRow says what is wrong with it. `below`: rows with
-    as many tokens or more are left out before `rows` are taken, in the order of the file. A causal row longer than
-    `max_length` is cut on the right, in the response, which then has no end token; an encoder-decoder has that length
-    for the prompt and for the response. A prompt that leaves no room for a response, by `long`: "leave_out" leaves the
-    row out; "cut" cuts the row there, so that nothing of its response is left (for a protocol that learns the prompt);
-    "cut_prompt" cuts the prompt on the right, its last token (T5's end) kept. All are counted in the notes.
+    `pair(row)`: its prompt and response; None leaves the row out; BadRow says what is wrong with
+    it. `below`: rows with as many tokens or more are left out before `rows` are taken, in the order
+    of the file. A causal row longer than `max_length` is cut on the right, in the response, which
+    then has no end token; an encoder-decoder has that length for the prompt and for the response. A
+    prompt that leaves no room for a response, by `long`: "leave_out" leaves the row out; "cut" cuts
+    the row there, so that nothing of its response is left (for a protocol that learns the prompt);
+    "cut_prompt" cuts the prompt on the right, its last token (T5's end) kept. All are counted in
+    the notes.
     """
 
     name: str
@@ -100,18 +113,48 @@ class Reading:
     long: Long = "leave_out"
 
 
-def encode_pairs(records: Records, how: Reading, tokenizer: Any, *, cache_root: Path, progress: Progress | None = None) -> TextExamples:
-    """The examples of a set of rows, from the cache where the same content was read the same way before.
+def encode_pairs(
+    records: Records,
+    how: Reading,
+    tokenizer: Any,
+    *,
+    cache_root: Path,
+    progress: Progress | None = None,
+) -> TextExamples:
+    """The examples of a set of rows, from the cache where the same content was read the same way
+    before.
 
-    Prompt and response are tokenised apart, so that training sees the very prompt tokens that generation is given:
-    the prompt with the tokenizer's own special tokens, the response without, and the end token after it.
+    Prompt and response are tokenised apart, so that training sees the very prompt tokens that
+    generation is given: the prompt with the tokenizer's own special tokens, the response without,
+    and the end token after it.
 
     Raises: ValueError naming file, row and fix of a bad row, or a set without a usable row.
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{type(tokenizer).__name__} has no end token: give model.tokenizer one with an eos_token")
-    recipe = [how.name, how.version, how.kind, how.max_length, how.below, how.rows, how.skip_bad, how.long]
-    key = json.dumps(["pairs", LAYOUT, records.identity(), tokenizer_fingerprint(tokenizer), tokenizer.eos_token_id, recipe])
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no end token: give model.tokenizer one with an"
+            " eos_token"
+        )
+    recipe = [
+        how.name,
+        how.version,
+        how.kind,
+        how.max_length,
+        how.below,
+        how.rows,
+        how.skip_bad,
+        how.long,
+    ]
+    key = json.dumps(
+        [
+            "pairs",
+            LAYOUT,
+            records.identity(),
+            tokenizer_fingerprint(tokenizer),
+            tokenizer.eos_token_id,
+            recipe,
+        ]
+    )
     folder = cache_root.expanduser() / "tokens" / hashlib.sha256(key.encode()).hexdigest()
     arrays = cached(folder, lambda: _Writer(how, tokenizer, progress).arrays(records))
     skipped, blank, left_out, long, cut, cut_prompts, no_room = arrays["counts"].tolist()
@@ -119,12 +162,17 @@ def encode_pairs(records: Records, how: Reading, tokenizer: Any, *, cache_root: 
     notes += [f"{blank} rows without a prompt or an answer skipped"] * (blank > 0)
     notes += [f"{left_out} rows are not of the kind that {how.name} trains on"] * (left_out > 0)
     notes += [f"{long} rows of {how.below} tokens or more left out"] * (long > 0)
-    notes += [f"{no_room} rows left out: their prompt leaves no room in {how.max_length} tokens"] * (no_room > 0)
+    notes += [
+        f"{no_room} rows left out: their prompt leaves no room in {how.max_length} tokens"
+    ] * (no_room > 0)
     notes += [f"{cut_prompts} prompts cut at {how.max_length} tokens"] * (cut_prompts > 0)
     notes += [f"{cut} responses cut at {how.max_length} tokens"] * (cut > 0)
     offsets = arrays["offsets"]
     if len(offsets) == 1:
-        raise ValueError(f"{records.name}: no row is left to train on ({'; '.join(notes) or 'the file is empty'}); give other rows")
+        raise ValueError(
+            f"{records.name}: no row is left to train on"
+            f" ({'; '.join(notes) or 'the file is empty'}); give other rows"
+        )
     return TextExamples(
         tokens=arrays["tokens"],
         starts=offsets[:-1],
@@ -140,12 +188,20 @@ def encode_pairs(records: Records, how: Reading, tokenizer: Any, *, cache_root: 
 
 
 class _Writer:
-    """Tokenises rows in batches into arrays that grow: a row is text only until its batch is done."""
+    """Tokenises rows in batches into arrays that grow: a row is text only until its batch is
+    done."""
 
     def __init__(self, how: Reading, tokenizer: Any, progress: Progress | None) -> None:
         self.how, self.tokenizer, self.progress = how, tokenizer, progress
-        self.tokens, self.offsets, self.prompts, self.digests = array("i"), array("q", [0]), array("i"), array("Q")
-        self.skipped = self.blank = self.left_out = self.long = self.cut = self.cut_prompts = self.no_room = 0
+        self.tokens, self.offsets, self.prompts, self.digests = (
+            array("i"),
+            array("q", [0]),
+            array("i"),
+            array("Q"),
+        )
+        self.skipped = self.blank = self.left_out = self.long = self.cut = self.cut_prompts = (
+            self.no_room
+        ) = 0
 
     def arrays(self, records: Records) -> Arrays:
         pairs, seen = self._pairs(records), 0
@@ -155,9 +211,19 @@ class _Writer:
                 seen += len(batch)
                 if self.progress is not None:
                     self.progress(seen, max(seen, self.how.rows or 0))
-        counts = [self.skipped, self.blank, self.left_out, self.long, self.cut, self.cut_prompts, self.no_room]
+        counts = [
+            self.skipped,
+            self.blank,
+            self.left_out,
+            self.long,
+            self.cut,
+            self.cut_prompts,
+            self.no_room,
+        ]
         return {
-            "tokens": np.frombuffer(self.tokens, dtype=np.int32) if self.tokens else np.empty(0, np.int32),
+            "tokens": (
+                np.frombuffer(self.tokens, dtype=np.int32) if self.tokens else np.empty(0, np.int32)
+            ),
             "offsets": np.array(self.offsets, dtype=np.int64),
             "prompts": np.array(self.prompts, dtype=np.int32),
             "digests": np.array(self.digests, dtype=np.uint64).reshape(-1, 2),
@@ -191,9 +257,13 @@ class _Writer:
         self.skipped += 1
 
     def _add(self, batch: list[tuple[str, Pair]]) -> None:
-        prompts = self.tokenizer([pair.prompt for _, pair in batch], truncation=False, verbose=False)["input_ids"]
+        prompts = self.tokenizer(
+            [pair.prompt for _, pair in batch], truncation=False, verbose=False
+        )["input_ids"]
         texts = [pair.response for _, pair in batch]
-        responses = self.tokenizer(texts, truncation=False, add_special_tokens=False, verbose=False)["input_ids"]
+        responses = self.tokenizer(
+            texts, truncation=False, add_special_tokens=False, verbose=False
+        )["input_ids"]
         for (_, pair), prompt, response in zip(batch, prompts, responses, strict=True):
             if self.full:
                 return
@@ -201,13 +271,16 @@ class _Writer:
             if self.how.below is not None and len(prompt) + len(response) >= self.how.below:
                 self.long += 1
                 continue
-            room = self.how.max_length - (self.how.kind == "causal")  # a causal row holds both, a response has a token
+            # a causal row holds both, a response has a token
+            room = self.how.max_length - (self.how.kind == "causal")
             if len(prompt) > room:
                 if self.how.long == "leave_out":
                     self.no_room += 1
                     continue
                 whole = self.how.long == "cut" and self.how.kind == "causal"
-                prompt = prompt[: self.how.max_length] if whole else [*prompt[: room - 1], prompt[-1]]
+                prompt = (
+                    prompt[: self.how.max_length] if whole else [*prompt[: room - 1], prompt[-1]]
+                )
                 self.cut_prompts += 1
             self._keep(pair, prompt, response)
 
@@ -224,7 +297,8 @@ class _Writer:
 
 @contextmanager
 def threads() -> Iterator[None]:
-    """Within: the tokenizer works on all cores; it is off elsewhere, because processes that fork would complain."""
+    """Within: the tokenizer works on all cores; it is off elsewhere, because processes that fork
+    would complain."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     try:

@@ -1,4 +1,5 @@
-"""Rows of text data sets as their files hold them, one at a time: JSON, CSV, TSV (plain or .gz), Parquet, or the hub."""
+"""Rows of text data sets as their files hold them, one at a time: JSON, CSV, TSV (plain or .gz),
+Parquet, or the hub."""
 
 from __future__ import annotations
 
@@ -22,11 +23,13 @@ REMEDY = "repair the row, or set task.skip_bad=true to skip and count such rows"
 
 
 class BadRow(ValueError):
-    """A row that cannot be used: the message says what is wrong with it, and whoever reads it adds the place."""
+    """A row that cannot be used: the message says what is wrong with it, and whoever reads it adds
+    the place."""
 
 
 class Blank(BadRow):
-    """A row without its text: public sets are known to have a few, so training skips and counts them."""
+    """A row without its text: public sets are known to have a few, so training skips and counts
+    them."""
 
 
 def refuse(place: str, error: Exception) -> ValueError:
@@ -69,7 +72,8 @@ class Source(Records, Protocol):
 
 @dataclass(frozen=True)
 class Files:
-    """The rows of local files, one file after another, in their order. Never holds more than one row and a chunk."""
+    """The rows of local files, one file after another, in their order. Never holds more than one
+    row and a chunk."""
 
     paths: tuple[Path, ...]
     columns: tuple[str, ...] = ()  # of a CSV or TSV file without a header line
@@ -87,7 +91,9 @@ class Files:
         delimited = (self.form or form_of(self.paths[0])) in ("csv", "tsv")
         heading = "its first line names" if delimited else "its first row has"
         there = ", ".join(map(repr, row))
-        return ValueError(f"{self.name} has no column {', '.join(map(repr, names))}: {heading} {there}")
+        return ValueError(
+            f"{self.name} has no column {', '.join(map(repr, names))}: {heading} {there}"
+        )
 
     def classes(self, column: str) -> None:
         return None  # a file has none
@@ -109,7 +115,9 @@ class Files:
                 if form == "json":
                     yield from _json(path, stream)
                 else:
-                    yield from _delimited(path, _tsv(stream) if form == "tsv" else _csv(stream), self.columns)
+                    yield from _delimited(
+                        path, _tsv(stream) if form == "tsv" else _csv(stream), self.columns
+                    )
 
 
 class Hub(Split):
@@ -135,21 +143,29 @@ class Hub(Split):
                 yield f"{name} row {number}", dict(zip(batch, values, strict=True))
 
 
-def find(directory: str | Path, names: Sequence[str], *, key: str, what: str, other: str | None = None) -> Path:
-    """The first of `names` (paths or patterns inside `directory`) that is there; `other`: what else one can do.
+def find(
+    directory: str | Path, names: Sequence[str], *, key: str, what: str, other: str | None = None
+) -> Path:
+    """The first of `names` (paths or patterns inside `directory`) that is there; `other`: what else
+    one can do.
 
-    Raises: SourceError where none is there, or where a pattern fits several files: which one is meant is not guessed.
+    Raises: SourceError where none is there, or where a pattern fits several files: which one is
+    meant is not guessed.
     """
     folder = Path(directory).expanduser()
     for name in names:
         found = sorted(path for path in folder.glob(name) if path.is_file())
         if len(found) > 1:
             several = ", ".join(path.name for path in found[:5])
-            raise hub.SourceError(f"{key}={directory}: {several} are all there; give a folder with one of them, or rename it to {names[0]}")
+            raise hub.SourceError(
+                f"{key}={directory}: {several} are all there; give a folder with one of them, or"
+                f" rename it to {names[0]}"
+            )
         if found:
             return found[0]
     raise hub.SourceError(
-        f"{key}={directory}: none of {', '.join(names)} is there; give the folder of {what}, or {other or f'set {key}=null for the hub'}"
+        f"{key}={directory}: none of {', '.join(names)} is there; give the folder of {what}, or"
+        f" {other or f'set {key}=null for the hub'}"
     )
 
 
@@ -187,7 +203,8 @@ class Loaded(NamedTuple):
 
 
 def load(records: Records, read: Callable[[Row], Row], *, skip_bad: bool) -> Loaded:
-    """Every row as `read` puts it, for the small sets that are evaluated on, and how many bad ones were skipped.
+    """Every row as `read` puts it, for the small sets that are evaluated on, and how many bad ones
+    were skipped.
 
     Raises: ValueError naming file, row and fix of the first bad row, unless `skip_bad`.
     """
@@ -206,14 +223,17 @@ def load(records: Records, read: Callable[[Row], Row], *, skip_bad: bool) -> Loa
 
 
 def form_of(path: Path) -> Form:
-    """The form of a file by the end of its name; JSON, an array or lines, where it tells nothing."""
+    """The form of a file by the end of its name; JSON, an array or lines, where it tells
+    nothing."""
     suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix
     return {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}.get(suffix, "json")  # type: ignore[return-value]
 
 
 def _open(path: Path, newline: str = "") -> TextIO:
     if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", errors="replace", newline=newline)
+        return io.TextIOWrapper(
+            gzip.open(path), encoding="utf-8-sig", errors="replace", newline=newline
+        )
     return path.open(encoding="utf-8-sig", errors="replace", newline=newline)
 
 
@@ -225,12 +245,19 @@ def _json(path: Path, stream: TextIO) -> Iterator[tuple[str, Row | BadRow]]:
         yield from _lines(path, stream, start)
 
 
-def _delimited(path: Path, lines: Iterator[tuple[int, list[str]]], columns: Sequence[str]) -> Iterator[tuple[str, Row | BadRow]]:
+def _delimited(
+    path: Path, lines: Iterator[tuple[int, list[str]]], columns: Sequence[str]
+) -> Iterator[tuple[str, Row | BadRow]]:
     header = list(columns) or next(lines, (0, []))[1]
     for number, fields in lines:
         place = f"{path} line {number}"
         if len(fields) != len(header):
-            yield place, BadRow(f"{len(fields)} columns; expected {len(header)} columns: {', '.join(header)}")
+            yield (
+                place,
+                BadRow(
+                    f"{len(fields)} columns; expected {len(header)} columns: {', '.join(header)}"
+                ),
+            )
         else:
             yield place, dict(zip(header, fields, strict=True))
 
@@ -243,7 +270,8 @@ def _csv(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
 
 
 def _tsv(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
-    # No quoting: fields hold bare double quotes. Only "\n" ends a row: sentences hold U+2028 and other separators.
+    # No quoting: fields hold bare double quotes. Only "\n" ends a row: sentences hold U+2028 and
+    # other separators.
     for number, line in enumerate(stream, start=1):
         yield number, line.removesuffix("\n").removesuffix("\r").split("\t")
 
@@ -280,13 +308,18 @@ def _object(line: str) -> Row | BadRow:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         return BadRow(f"not JSON ({error.msg} at column {error.colno}), expected one object a line")
-    return value if isinstance(value, dict) else BadRow(f"holds {type(value).__name__}, expected a JSON object")
+    return (
+        value
+        if isinstance(value, dict)
+        else BadRow(f"holds {type(value).__name__}, expected a JSON object")
+    )
 
 
 def _array(path: Path, stream: TextIO, start: str) -> Iterator[tuple[str, Row | BadRow]]:
     """The objects of a JSON array, decoded one after another from a window of the file.
 
-    Raises: ValueError where the text stops being JSON: nothing after that place can be told apart, so it is never skipped.
+    Raises: ValueError where the text stops being JSON: nothing after that place can be told apart,
+    so it is never skipped.
     """
     decoder, window, at, number = json.JSONDecoder(), start, start.index("[") + 1, 0
     while True:
@@ -301,11 +334,21 @@ def _array(path: Path, stream: TextIO, start: str) -> Iterator[tuple[str, Row | 
         except json.JSONDecodeError as error:
             more = stream.read(max(CHUNK, len(window) - at))  # the row goes on behind the window
             if not more:
-                raise ValueError(f"{path} row {number + 1}: not JSON ({error.msg}); repair the file, which cannot be read on") from None
+                raise ValueError(
+                    f"{path} row {number + 1}: not JSON ({error.msg}); repair the file, which"
+                    " cannot be read on"
+                ) from None
             window, at = window[at:] + more, 0
             continue
         number += 1
-        yield f"{path} row {number}", value if isinstance(value, dict) else BadRow(f"holds {type(value).__name__}, expected a JSON object")
+        yield (
+            f"{path} row {number}",
+            (
+                value
+                if isinstance(value, dict)
+                else BadRow(f"holds {type(value).__name__}, expected a JSON object")
+            ),
+        )
 
 
 def _skip(window: str, at: int) -> int:

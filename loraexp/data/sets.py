@@ -70,7 +70,9 @@ class Split:
             self._prepare()
             folder = self._prepared()
         if folder is None:
-            raise SourceError(f"{self.name}: its client prepared another commit; type the same command again")
+            raise SourceError(
+                f"{self.name}: its client prepared another commit; type the same command again"
+            )
         return self._read(folder)
 
     def classes(self, column: str) -> list[str] | None:
@@ -86,7 +88,9 @@ class Split:
                 return datasets.load_dataset(str(folder), self.config, split=self.split)
             except Exception as error:
                 reason = remedies.reason(error)
-                raise SourceError(f"{self.name}: {reason}; correct task.source or {self.folder_key}") from error
+                raise SourceError(
+                    f"{self.name}: {reason}; correct task.source or {self.folder_key}"
+                ) from error
 
     def _prepare(self) -> None:
         """Download the configuration's files at the commit, and have the client write its tables
@@ -99,7 +103,8 @@ class Split:
         with silent(), here.failures():
             builder: Any = patiently(lambda: self._builder(datasets))
         urls = [str(url) for urls in builder.config.data_files.values() for url in urls]
-        paths = [url.partition(f"@{here.commit}/")[2] for url in urls]  # none of what lies elsewhere
+        # none of what lies elsewhere
+        paths = [url.partition(f"@{here.commit}/")[2] for url in urls]
         here.snapshot(*(glob.escape(path) for path in paths if path))
         with silent(), here.failures():
             patiently(builder.download_and_prepare)
@@ -108,9 +113,13 @@ class Split:
         """The client's builder of this commit: it silently takes another one from its cache where
         the hub fails it.
         """
-        builder = datasets.load_dataset_builder(self.source, self.config, revision=self.repository.commit)
+        builder = datasets.load_dataset_builder(
+            self.source, self.config, revision=self.repository.commit
+        )
         if builder.hash != self.repository.commit:
-            raise ConnectionError(f"the hub stopped answering, and the cache has another commit, {builder.hash}")
+            raise ConnectionError(
+                f"the hub stopped answering, and the cache has another commit, {builder.hash}"
+            )
         return builder
 
     def _prepared(self) -> Path | None:
@@ -121,7 +130,13 @@ class Split:
 
         owner, _, name = self.source.rpartition("/")
         root = Path(datasets.config.HF_DATASETS_CACHE).expanduser()
-        for place in sorted(root.glob(f"{owner}___*/*/*/{self.repository.commit}" if owner else f"*/*/*/{self.repository.commit}")):
+        for place in sorted(
+            root.glob(
+                f"{owner}___*/*/*/{self.repository.commit}"
+                if owner
+                else f"*/*/*/{self.repository.commit}"
+            )
+        ):
             if not (place / "dataset_info.json").is_file():
                 continue
             info = datasets.DatasetInfo.from_directory(str(place))
@@ -134,7 +149,9 @@ class Split:
         """Whether the files that the tables were made from, where the client noted them, are of
         this very commit.
         """
-        read = {match.groups() for url in info.download_checksums or {} if (match := READ.match(url))}
+        read = {
+            match.groups() for url in info.download_checksums or {} if (match := READ.match(url))
+        }
         return read <= {(self.source, self.repository.commit)}
 
     def _read(self, folder: Path) -> Any:
@@ -144,13 +161,23 @@ class Split:
         splits = info.splits or {}
         if self.split not in splits:
             there = ", ".join(splits)
-            raise SourceError(f"{self.name}: no split {self.split}; there are {there}: correct task.source, or set {self.folder_key}=DIR")
-        paths = sorted(folder.glob(f"*-{self.split}.arrow")) or sorted(folder.glob(f"*-{self.split}-[0-9]*-of-[0-9]*.arrow"))
+            raise SourceError(
+                f"{self.name}: no split {self.split}; there are {there}: correct task.source, or"
+                f" set {self.folder_key}=DIR"
+            )
+        paths = sorted(folder.glob(f"*-{self.split}.arrow")) or sorted(
+            folder.glob(f"*-{self.split}-[0-9]*-of-[0-9]*.arrow")
+        )
         with silent():
-            parts = [datasets.Dataset.from_file(str(path), info=info, split=self.split) for path in paths]
+            parts = [
+                datasets.Dataset.from_file(str(path), info=info, split=self.split) for path in paths
+            ]
             table = datasets.concatenate_datasets(parts) if parts else None
         if table is None or len(table) != splits[self.split].num_examples:
-            raise SourceError(f"{self.name}: the tables in {folder} are incomplete; remove that folder, and type the same command again")
+            raise SourceError(
+                f"{self.name}: the tables in {folder} are incomplete; remove that folder, and type"
+                " the same command again"
+            )
         return table
 
 

@@ -1,4 +1,5 @@
-"""Labelled rows as their files hold them: reading, fingerprints, and choices that do not depend on any random state."""
+"""Labelled rows as their files hold them: reading, fingerprints, and choices that do not depend on
+any random state."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ Parse = Callable[[Any], float]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Texts (one string each, or two for a pair) and labels (class index or score), in the order of the file."""
+    """Texts (one string each, or two for a pair) and labels (class index or score), in the order of
+    the file."""
 
     texts: list[tuple[str, ...]]
     labels: NDArray[np.float64]  # (n,)
@@ -29,17 +31,24 @@ class Rows:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, texts: list[tuple[str, ...]], labels: Iterable[float], source: str, *notes: str) -> Rows:
-        joined = b"".join(hashlib.blake2b("\x1f".join(text).encode(), digest_size=16).digest() for text in texts)
+    def of(
+        cls, texts: list[tuple[str, ...]], labels: Iterable[float], source: str, *notes: str
+    ) -> Rows:
+        joined = b"".join(
+            hashlib.blake2b("\x1f".join(text).encode(), digest_size=16).digest() for text in texts
+        )
         digests = np.frombuffer(joined, dtype=">u8").reshape(-1, 2).astype(np.uint64)
-        return cls(texts, np.fromiter(labels, dtype=np.float64, count=len(texts)), digests, source, notes)
+        return cls(
+            texts, np.fromiter(labels, dtype=np.float64, count=len(texts)), digests, source, notes
+        )
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @property
     def draw(self) -> NDArray[np.uint64]:
-        """A number for each row that orders the rows at random, the same in every run, version and machine (n,).
+        """A number for each row that orders the rows at random, the same in every run, version and
+        machine (n,).
 
         It is a hash of the text alone: neither the run's seed nor a library's generator moves it.
         """
@@ -54,12 +63,17 @@ class Rows:
 
     def take(self, indices: NDArray[np.intp], *notes: str) -> Rows:
         texts = [self.texts[i] for i in indices.tolist()]
-        return Rows(texts, self.labels[indices], self.digests[indices], self.source, self.notes + notes)
+        return Rows(
+            texts, self.labels[indices], self.digests[indices], self.source, self.notes + notes
+        )
 
     def limit(self, most: int | None) -> Rows:
-        """The `most` rows with the lowest draw, in the order of the file; smaller limits are parts of larger ones."""
+        """The `most` rows with the lowest draw, in the order of the file; smaller limits are parts
+        of larger ones."""
         chosen = draw.limit(self.draw, most)
-        return self if chosen is None else self.take(chosen, draw.note(len(chosen), len(self), "text"))
+        return (
+            self if chosen is None else self.take(chosen, draw.note(len(chosen), len(self), "text"))
+        )
 
     def split(self, rows: int) -> tuple[Rows, Rows]:
         """`(the rows with the lowest draw, the rest)`: equal texts stay on the same side."""
@@ -75,7 +89,10 @@ class Rows:
         dropped = len(self) - len(first)
         if not dropped:
             return self
-        note = f"{dropped} duplicate texts of {len(self)} rows dropped, {relabelled} with another label than the first"
+        note = (
+            f"{dropped} duplicate texts of {len(self)} rows dropped, {relabelled} with another"
+            " label than the first"
+        )
         return self.take(np.array(list(first.values()), dtype=np.intp), note)
 
     def noted(self, *notes: str) -> Rows:
@@ -85,14 +102,17 @@ class Rows:
 def label_parser(problem: Problem, names: Sequence[str], also: Mapping[str, str] = {}) -> Parse:  # noqa: B006
     """From a label as the data has it (a name, or its index; a number for regression) to a number.
 
-    Names win: where one of them looks like an index, an index is none. `also`: other words of the data for some names.
+    Names win: where one of them looks like an index, an index is none. `also`: other words of the
+    data for some names.
     """
     if problem == "regression":
         return _score
     numeric = any(name.lstrip("+-").isdigit() for name in names)
     index = {} if numeric else {str(i): float(i) for i in range(len(names))}
     index |= {name: float(i) for i, name in enumerate(names)}
-    index |= {word: index[name] for word, name in also.items() if name in index and word not in index}
+    index |= {
+        word: index[name] for word, name in also.items() if name in index and word not in index
+    }
 
     def parse(value: Any) -> float:
         word = plain(value)
@@ -112,9 +132,11 @@ def plain(label: Any) -> str:
 
 
 def by_name(parse: Parse, names: Sequence[str] | None) -> Parse:
-    """The same for a column that holds indices into `names` of its own: they are read by name, in whatever order.
+    """The same for a column that holds indices into `names` of its own: they are read by name, in
+    whatever order.
 
-    Raises (when a row is read): ValueError for an index that is none of them, such as −1 of rows without a label.
+    Raises (when a row is read): ValueError for an index that is none of them, such as −1 of rows
+    without a label.
     """
     if names is None:
         return parse
@@ -122,7 +144,9 @@ def by_name(parse: Parse, names: Sequence[str] | None) -> Parse:
     def parsed(value: Any) -> float:
         if isinstance(value, int) and not isinstance(value, bool):
             if not 0 <= value < len(names):
-                raise ValueError(f"label {value}, expected 0 to {len(names) - 1} for {', '.join(names)}")
+                raise ValueError(
+                    f"label {value}, expected 0 to {len(names) - 1} for {', '.join(names)}"
+                )
             return parse(names[value])
         return parse(value)
 
@@ -177,7 +201,10 @@ def labelled(records: Source, columns: Columns) -> Rows:
                 first = False
                 if missing := [name for name in columns.needed if name not in row]:
                     raise records.lacks(missing, row)
-            if columns.without and tuple(str(column(row, name)) for name in columns.identity) in columns.without:
+            if (
+                columns.without
+                and tuple(str(column(row, name)) for name in columns.identity) in columns.without
+            ):
                 continue
             read = tuple(text(row, name, empty=True) for name in columns.text)
             label = _label(parse, column(row, columns.label))

@@ -1,4 +1,5 @@
-"""Tokenised examples: flat arrays on disk, made once for each content, tokenizer and length, and mapped into memory."""
+"""Tokenised examples: flat arrays on disk, made once for each content, tokenizer and length, and
+mapped into memory."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Examples:
 
     tokens: NDArray[np.int32]  # (T,)
     offsets: NDArray[np.int64]  # (n + 1,)
-    types: NDArray[np.int8] | None  # (T,) 0 for the first text, 1 for the second; None where the model takes none
+    # (T,) 0 for the first text, 1 for the second; None where the model takes none
+    types: NDArray[np.int8] | None
     labels: NDArray[Any]  # (n,) int64 classes or float32 scores
     fingerprint: str  # of the raw rows
     source: str
@@ -56,7 +58,8 @@ def encode(
     cache_root: Path,
     progress: Progress | None = None,
 ) -> Examples:
-    """Tokenise the rows, or find them tokenised: the cache key is content, tokenizer, length and template version."""
+    """Tokenise the rows, or find them tokenised: the cache key is content, tokenizer, length and
+    template version."""
     fingerprint = rows.fingerprint()
     key = json.dumps([LAYOUT, fingerprint, tokenizer_key, problem, max_length, version])
     folder = cache_root.expanduser() / "tokens" / hashlib.sha256(key.encode()).hexdigest()
@@ -75,13 +78,17 @@ def encode(
     )
 
 
-def _tokenise(rows: Rows, tokenizer: Any, problem: Problem, max_length: int, progress: Progress | None) -> Arrays:
+def _tokenise(
+    rows: Rows, tokenizer: Any, problem: Problem, max_length: int, progress: Progress | None
+) -> Arrays:
     ids: list[NDArray[np.int32]] = []
     types: list[NDArray[np.int8]] = []
     truncated = 0
     for start in range(0, len(rows), BATCH):
         columns = map(list, zip(*rows.texts[start : start + BATCH], strict=True))
-        encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_attention_mask=False)
+        encoded = tokenizer(
+            *columns, truncation=True, max_length=max_length, return_attention_mask=False
+        )
         ids.extend(np.array(row, dtype=np.int32) for row in encoded["input_ids"])
         types.extend(np.array(row, dtype=np.int8) for row in encoded.get("token_type_ids", ()))
         truncated += sum(bool(row.overflowing) for row in encoded.encodings)
@@ -97,24 +104,32 @@ def _tokenise(rows: Rows, tokenizer: Any, problem: Problem, max_length: int, pro
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """sha256 over what the tokenizer does to a text, leaving out the padding and truncation that its last call set.
+    """sha256 over what the tokenizer does to a text, leaving out the padding and truncation that
+    its last call set.
 
     Raises: ValueError for a tokenizer that is not a fast one.
     """
     from tokenizers import __version__
 
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: give one that is saved with a tokenizer.json")
+        raise ValueError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer: give one that is saved with a"
+            " tokenizer.json"
+        )
     behaviour = json.loads(tokenizer.backend_tokenizer.to_str())
-    behaviour.update(truncation=tokenizer.truncation_side, padding=None, inputs=tokenizer.model_input_names)
+    behaviour.update(
+        truncation=tokenizer.truncation_side, padding=None, inputs=tokenizer.model_input_names
+    )
     return hashlib.sha256(json.dumps([__version__, behaviour], sort_keys=True).encode()).hexdigest()
 
 
 def cached(folder: Path, build: Callable[[], Arrays]) -> Arrays:
-    """The arrays in `folder`, mapped read-only; built and written there first where they are missing or damaged.
+    """The arrays in `folder`, mapped read-only; built and written there first where they are
+    missing or damaged.
 
-    Every array is checked against its sha256 at each load. The folder appears at once and complete (written beside,
-    then renamed), so processes may race: the first one wins and the others read what it wrote.
+    Every array is checked against its sha256 at each load. The folder appears at once and complete
+    (written beside, then renamed), so processes may race: the first one wins and the others read
+    what it wrote.
     """
     arrays = _load(folder)
     if arrays is not None:
@@ -128,7 +143,10 @@ def cached(folder: Path, build: Callable[[], Arrays]) -> Arrays:
             shutil.rmtree(folder, ignore_errors=True)
     arrays = _load(folder)
     if arrays is None:
-        raise OSError(f"the cache entry {folder} cannot be read after writing: check the disk, or set another cache_root")
+        raise OSError(
+            f"the cache entry {folder} cannot be read after writing: check the disk, or set another"
+            " cache_root"
+        )
     return arrays
 
 
@@ -144,8 +162,12 @@ def _load(folder: Path) -> Arrays | None:
         digests = json.loads((folder / "sha256.json").read_text())
         if any(_sha256(folder / f"{name}.npy") != digest for name, digest in digests.items()):
             return None
-        # as plain arrays over the same memory: slicing a numpy.memmap costs many times slicing an array
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in digests}
+        # as plain arrays over the same memory: slicing a numpy.memmap costs many times slicing an
+        # array
+        return {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray)
+            for name in digests
+        }
     except (OSError, ValueError, AttributeError):
         return None
 

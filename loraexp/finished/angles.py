@@ -1,5 +1,5 @@
-"""Diagnostics of a finished run: its factors against the one-step gradient, its predictions against full fine-tuning's, and
-the loss between the pretrained weights and its own."""
+"""Diagnostics of a finished run: its factors against the one-step gradient, its predictions against
+full fine-tuning's, and the loss between the pretrained weights and its own."""
 
 from __future__ import annotations
 
@@ -30,24 +30,29 @@ from loraexp.run.initialise import Objective, statistics_of
 ITERATIONS = 8  # subspace iterations for the gradient's leading singular vectors
 
 
-# ------------------------------------------------------------------------------------------------------ angles
+# --------------------------------------------------------------------------------------------------
+# angles
 
 
 def sines(X: Tensor, Y: Tensor) -> Tensor:
-    """Sines of the principal angles between the column spaces of X, Y (d, k), both orthonormal; the largest first.
+    """Sines of the principal angles between the column spaces of X, Y (d, k), both orthonormal; the
+    largest first.
 
-    The singular values of `(I − Y Yᵀ) X`; the first is `‖Y_⊥ᵀ X‖_op`, the principal angle of LoRA-One's figures 1 and 2.
+    The singular values of `(I − Y Yᵀ) X`; the first is `‖Y_⊥ᵀ X‖_op`, the principal angle of
+    LoRA-One's figures 1 and 2.
     """
     return torch.linalg.svdvals(X - Y @ (Y.mT @ X)).clamp(0, 1)
 
 
 def overlap(angles: Tensor) -> float:
-    """‖P_X P_Y‖²_F / k of two subspaces from the k sines of their principal angles: the mean squared cosine."""
+    """‖P_X P_Y‖²_F / k of two subspaces from the k sines of their principal angles: the mean
+    squared cosine."""
     return float((1 - angles.square()).mean())
 
 
 def leading_subspace(factor: Tensor, k: int) -> Tensor | None:
-    """The leading k left singular vectors (d, k) of a factor (d, r); None where it has fewer directions than that (B = 0)."""
+    """The leading k left singular vectors (d, k) of a factor (d, r); None where it has fewer
+    directions than that (B = 0)."""
     U, S, _ = torch.linalg.svd(factor.double(), full_matrices=False)
     if k > len(S) or not S[k - 1] > S[0] * max(factor.shape) * torch.finfo(torch.float32).eps:
         return None
@@ -55,34 +60,57 @@ def leading_subspace(factor: Tensor, k: int) -> Tensor | None:
 
 
 def one_step_gradient(subject: FinishedRun, model: nn.Module, rows: int, k: int) -> dict[str, SVD]:
-    """The leading k singular triplets, layer by layer, of the gradient of the mean loss over `rows` training rows at W0."""
+    """The leading k singular triplets, layer by layer, of the gradient of the mean loss over `rows`
+    training rows at W0."""
 
-    @needs("leading_gradient", request=lambda rank, **_: {"leading_gradient": LeadingRequest(k, max(k, 8), ITERATIONS)})
+    @needs(
+        "leading_gradient",
+        request=lambda rank, **_: {"leading_gradient": LeadingRequest(k, max(k, 8), ITERATIONS)},
+    )
     def initializer() -> None: ...
 
-    own = dataclasses.replace(subject.settings.calibration, samples=rows, rows="shuffled", mode="eval")
+    own = dataclasses.replace(
+        subject.settings.calibration, samples=rows, rows="shuffled", mode="eval"
+    )
     settings = dataclasses.replace(subject.settings, calibration=own)
     objective = Objective(subject.task, subject.device, settings.precision)
-    collected = statistics_of(model, subject.targets(model), partial(initializer), objective, settings, Processes(settings.device))
-    return {layer.name: SVD(*(x.cpu() for x in layer.statistics["leading_gradient"])) for layer in collected.layers}
+    collected = statistics_of(
+        model,
+        subject.targets(model),
+        partial(initializer),
+        objective,
+        settings,
+        Processes(settings.device),
+    )
+    return {
+        layer.name: SVD(*(x.cpu() for x in layer.statistics["leading_gradient"]))
+        for layer in collected.layers
+    }
 
 
 def kept_factors(subject: FinishedRun) -> Iterator[tuple[int, Path]]:
-    """(step, file) of the factors at the start, of those kept on the way, and of the saved adapter."""
+    """(step, file) of the factors at the start, of those kept on the way, and of the saved
+    adapter."""
     if (subject.folder / "init" / RAW).exists():
         yield 0, subject.folder / "init" / RAW
     kept = {int(path.stem): path for path in (subject.folder / "factors").glob("*.safetensors")}
     yield from sorted(({subject.last_step: subject.folder / "adapter" / RAW} | kept).items())
 
 
-def angles(subject: FinishedRun, gradient: Mapping[str, SVD], path: Path, k: int) -> dict[str, dict[str, float | None]]:
-    """Layer → `A`, `B`: sine of the largest principal angle between the leading k directions of a factor and of the gradient;
-    `A_mean`, `B_mean`: the mean over the k angles; `A_overlap`, `B_overlap`: ‖P_A P_G‖²_F / k, the mean squared cosine, 0 of
-    orthogonal subspaces, 1 of equal ones, k/d of random ones. A meets the gradient's inputs, B its outputs; None where B is zero."""
+def angles(
+    subject: FinishedRun, gradient: Mapping[str, SVD], path: Path, k: int
+) -> dict[str, dict[str, float | None]]:
+    """Layer → `A`, `B`: sine of the largest principal angle between the leading k directions of a
+    factor and of the gradient; `A_mean`, `B_mean`: the mean over the k angles; `A_overlap`,
+    `B_overlap`: ‖P_A P_G‖²_F / k, the mean squared cosine, 0 of orthogonal subspaces, 1 of equal
+    ones, k/d of random ones. A meets the gradient's inputs, B its outputs; None where B is zero."""
     found: dict[str, dict[str, float | None]] = {}
     with safe_open(path, framework="pt") as file:
         for name, seen in gradient.items():
-            pairs = {"A": (file.get_tensor(f"{name}.lora_A").mT, seen.Vh.mT), "B": (file.get_tensor(f"{name}.lora_B"), seen.U)}
+            pairs = {
+                "A": (file.get_tensor(f"{name}.lora_A").mT, seen.Vh.mT),
+                "B": (file.get_tensor(f"{name}.lora_B"), seen.U),
+            }
             found[name] = {}
             for factor, (values, directions) in pairs.items():
                 basis = leading_subspace(values, k)
@@ -98,13 +126,18 @@ def layer_class(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def by_class(layers: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
+def by_class(
+    layers: Mapping[str, Mapping[str, float | None]],
+) -> dict[str, dict[str, float | None]]:
     """Means over the layers of each class, and over all of them under `mean`."""
     classes: dict[str, list[Mapping[str, float | None]]] = {}
     for name, values in layers.items():
         classes.setdefault(layer_class(name), []).append(values)
     classes["mean"] = list(layers.values())
-    return {name: {key: mean([v[key] for v in values]) for key in values[0]} for name, values in classes.items()}
+    return {
+        name: {key: mean([v[key] for v in values]) for key in values[0]}
+        for name, values in classes.items()
+    }
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -112,14 +145,16 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-# ------------------------------------------------------------------------------------------------------ predictions
+# --------------------------------------------------------------------------------------------------
+# predictions
 
 
 def prediction_distances(subject: FinishedRun, full: FinishedRun, rows: int) -> dict[str, Any]:
-    """`‖f_full − f‖` over held-out inputs, the quantity that CG-LoRA keeps small: at the pretrained weights and at every kept step.
+    """`‖f_full − f‖` over held-out inputs, the quantity that CG-LoRA keeps small: at the pretrained
+    weights and at every kept step.
 
-    `rms` is per logit; `relative` is in units of ‖f_full − f_0‖: 1 is as far away as the pretrained model, 0 the same
-    predictions. f_0 has the run's own new head.
+    `rms` is per logit; `relative` is in units of ‖f_full − f_0‖: 1 is as far away as the pretrained
+    model, 0 the same predictions. f_0 has the run's own new head.
     """
     _, batches = subject.batches(rows)
     reference = full.whole()
@@ -141,7 +176,10 @@ def prediction_distances(subject: FinishedRun, full: FinishedRun, rows: int) -> 
                 put(adapters, path)
                 sums[step] += float((outputs(subject, model, batch) - wanted).square().sum())
     start = sums.pop(None)
-    steps = [{"step": step, "rms": (total / count) ** 0.5, "relative": (total / start) ** 0.5} for step, total in sums.items()]
+    steps = [
+        {"step": step, "rms": (total / count) ** 0.5, "relative": (total / start) ** 0.5}
+        for step, total in sums.items()
+    ]
     return {"pretrained_rms": (start / count) ** 0.5, "steps": steps}
 
 
@@ -165,21 +203,31 @@ def put(adapters: Adapters, path: Path) -> None:
 def head_of(model: nn.Module, settings: Settings) -> dict[str, Tensor]:
     """A copy of the new head's parameters, as the task drew them."""
     heads = load.new_modules(model, settings.model.kind)
-    return {name: p.detach().clone() for h in heads for name, p in model.get_submodule(h).named_parameters(prefix=h)}
+    return {
+        name: p.detach().clone()
+        for h in heads
+        for name, p in model.get_submodule(h).named_parameters(prefix=h)
+    }
 
 
-# ------------------------------------------------------------------------------------------------------ the loss between
+# --------------------------------------------------------------------------------------------------
+# the loss between
 
 
 class Slider:
-    """A model at `W0 + a (W_run − W0) + b (W_full − W0)`, both parts optional; the new head moves with them."""
+    """A model at `W0 + a (W_run − W0) + b (W_full − W0)`, both parts optional; the new head moves
+    with them."""
 
-    def __init__(self, adapters: Adapters, head: Mapping[str, Tensor], full: nn.Module | None = None) -> None:
+    def __init__(
+        self, adapters: Adapters, head: Mapping[str, Tensor], full: nn.Module | None = None
+    ) -> None:
         self.model = adapters.model
         self.scalings = {name: layer.scaling for name, layer in adapters.layers.items()}
         self.layers = adapters.layers
         own = dict(self.model.named_parameters())
-        self.places = {name.replace(".base.", "."): own[name] for name in own if ".factors." not in name}
+        self.places = {
+            name.replace(".base.", "."): own[name] for name in own if ".factors." not in name
+        }
         self.origin: dict[str, Tensor] = dict(head)
         self.run = {name: p.detach() - head[name] for name, p in adapters.others.items()}
         self.full: dict[str, Tensor] = {}
@@ -202,8 +250,14 @@ class Slider:
     def products(self) -> tuple[float, float, float]:
         """`‖Δ_run‖²`, `⟨Δ_run, Δ_full⟩`, `‖Δ_full‖²` over all weights."""
         self.move(1.0)
-        run = dict(self.run) | {f"{name}.weight": layer.update() for name, layer in self.layers.items()}
-        inner = [float((x.double() * self.full[name]).sum()) for name, x in run.items() if name in self.full]
+        run = dict(self.run) | {
+            f"{name}.weight": layer.update() for name, layer in self.layers.items()
+        }
+        inner = [
+            float((x.double() * self.full[name]).sum())
+            for name, x in run.items()
+            if name in self.full
+        ]
         return sum(map(square, run.values())), sum(inner), sum(map(square, self.full.values()))
 
 
@@ -211,7 +265,9 @@ def square(x: Tensor) -> float:
     return float(x.double().square().sum())
 
 
-def mean_loss(subject: FinishedRun, model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> float:
+def mean_loss(
+    subject: FinishedRun, model: nn.Module, batches: Sequence[dict[str, Tensor]]
+) -> float:
     total, count = 0.0, 0
     with torch.no_grad(), autocast(subject.device, subject.settings.precision):
         for batch in batches:
@@ -220,17 +276,22 @@ def mean_loss(subject: FinishedRun, model: nn.Module, batches: Sequence[dict[str
     return total / count
 
 
-def slices(subject: FinishedRun, full: FinishedRun | None, rows: int, line: int, plane: int) -> dict[str, Any]:
-    """The loss on held-out rows along `W0 → W_run` (t = 0 to 1, and as far again half), and over the plane with W_full.
+def slices(
+    subject: FinishedRun, full: FinishedRun | None, rows: int, line: int, plane: int
+) -> dict[str, Any]:
+    """The loss on held-out rows along `W0 → W_run` (t = 0 to 1, and as far again half), and over
+    the plane with W_full.
 
-    The plane has orthonormal coordinates in the space of all weights: x along `W_run − W0`, y along what of `W_full − W0` is
-    orthogonal to it; the three points are in it, and their losses exact.
+    The plane has orthonormal coordinates in the space of all weights: x along `W_run − W0`, y along
+    what of `W_full − W0` is orthogonal to it; the three points are in it, and their losses exact.
     """
     split, batches = subject.batches(rows)
     model = subject.base()
     head = head_of(model, subject.settings)
     if subject.has_factors:
-        slider = Slider(load_raw(model, subject.folder / "adapter" / RAW), head, full.whole() if full else None)
+        slider = Slider(
+            load_raw(model, subject.folder / "adapter" / RAW), head, full.whole() if full else None
+        )
     else:
         slider = Slider(Adapters(model, {}, {}), {}, subject.whole())
 
@@ -240,7 +301,10 @@ def slices(subject: FinishedRun, full: FinishedRun | None, rows: int, line: int,
 
     t = [float(x) for x in np.linspace(-0.5, 1.5, line)]
     found: dict[str, Any] = {"split": split, "rows": sum(len(batch["labels"]) for batch in batches)}
-    found["line"] = {"t": t, "loss": [loss(x, 0.0) if subject.has_factors else loss(0.0, x) for x in t]}
+    found["line"] = {
+        "t": t,
+        "loss": [loss(x, 0.0) if subject.has_factors else loss(0.0, x) for x in t],
+    }
     if full is not None and subject.has_factors:
         found["plane"] = over_plane(slider.products(), loss, plane)
     return found
@@ -251,7 +315,10 @@ def over_plane(products: tuple[float, float, float], loss: Any, points: int) -> 
     run, inner, full = products
     along, aside = run**0.5, max(full - inner**2 / run, 0.0) ** 0.5
     if not along or not aside:
-        raise ConfigError("--against: the run and the full run moved along one line (or not at all); there is no plane between them")
+        raise ConfigError(
+            "--against: the run and the full run moved along one line (or not at all); there is no"
+            " plane between them"
+        )
     shared = inner / along  # W_full's own x
     x = np.linspace(min(0, shared) - 0.3 * along, max(along, shared) + 0.3 * along, points)
     y = np.linspace(-0.3 * aside, 1.3 * aside, points)

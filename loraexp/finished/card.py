@@ -1,4 +1,5 @@
-"""The model card of an exported adapter: what it is, what it reached, how it was made, how it is loaded."""
+"""The model card of an exported adapter: what it is, what it reached, how it was made, how it is
+loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +11,17 @@ from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.finished.opened import FinishedRun
 
-ELSEWHERE = ("output_root", "cache_root", "wandb", "force", "device", "facts", "_target_", "_partial_", "name")
+ELSEWHERE = (
+    "output_root",
+    "cache_root",
+    "wandb",
+    "force",
+    "device",
+    "facts",
+    "_target_",
+    "_partial_",
+    "name",
+)
 CLASSES = {"encoder": "SequenceClassification", "seq2seq": "Seq2SeqLM", "causal": "CausalLM"}
 
 
@@ -19,7 +30,11 @@ def card(run: FinishedRun, base: str, revision: str | None, *, adapter: bool) ->
     record, settings = run.record, run.settings
     names = [settings.task["name"], settings.model.name, settings.init["name"]]
     environment = record["environment"]
-    code = f"commit {environment['commit']}" if environment.get("commit") else f"loraexp {environment['versions']['loraexp']}"
+    code = (
+        f"commit {environment['commit']}"
+        if environment.get("commit")
+        else f"loraexp {environment['versions']['loraexp']}"
+    )
     lines = [
         "---",
         f"base_model: {base}",
@@ -29,7 +44,10 @@ def card(run: FinishedRun, base: str, revision: str | None, *, adapter: bool) ->
         "",
         f"# {' · '.join(map(str, names))}",
         "",
-        f"Base: `{base}`{f' at `{revision}`' if revision else ''}. Run `{record['run_id']}`, {record['ended']}, {code}.",
+        (
+            f"Base: `{base}`{f' at `{revision}`' if revision else ''}. Run `{record['run_id']}`,"
+            f" {record['ended']}, {code}."
+        ),
         "",
         "## Result",
         "",
@@ -65,21 +83,36 @@ def loading(run: FinishedRun) -> list[str]:
     if run.labels():
         read = ['labels = json.loads(Path(DIR, "labels.json").read_text())']
         if "id2label" in run.labels():
-            read.append('labels["id2label"] = {int(number): name for number, name in labels["id2label"].items()}')
+            read.append(
+                'labels["id2label"] = {int(number): name for number, name in'
+                ' labels["id2label"].items()}'
+            )
         lines = ["import json", "from pathlib import Path", "", *lines, *read]
-        return [*lines, f"model = {name}.from_pretrained(DIR, **labels)", "tokenizer = AutoTokenizer.from_pretrained(DIR)"]
-    return [*lines, f"model = {name}.from_pretrained(DIR)", "tokenizer = AutoTokenizer.from_pretrained(DIR)"]
+        return [
+            *lines,
+            f"model = {name}.from_pretrained(DIR, **labels)",
+            "tokenizer = AutoTokenizer.from_pretrained(DIR)",
+        ]
+    return [
+        *lines,
+        f"model = {name}.from_pretrained(DIR)",
+        "tokenizer = AutoTokenizer.from_pretrained(DIR)",
+    ]
 
 
 def whole(run: FinishedRun) -> list[str]:
     """The lines of Python that load a whole checkpoint."""
     name = f"AutoModelFor{CLASSES[run.settings.model.kind]}"
-    loads = [f"model = {name}.from_pretrained(DIR)", "tokenizer = AutoTokenizer.from_pretrained(DIR)"]
+    loads = [
+        f"model = {name}.from_pretrained(DIR)",
+        "tokenizer = AutoTokenizer.from_pretrained(DIR)",
+    ]
     return [f"from transformers import {name}, AutoTokenizer", "", *loads]
 
 
 def command(run: FinishedRun) -> str:
-    """What to type to make it again: the groups, and every key that differs from what they compose to."""
+    """What to type to make it again: the groups, and every key that differs from what they compose
+    to."""
     plain = run.record["config"]
     groups = [f"{group}={plain[group]['name']}" for group in ("task", "model", "init", "optimizer")]
     try:
@@ -87,7 +120,11 @@ def command(run: FinishedRun) -> str:
     except ConfigError:  # files of one's own that are not here
         composed = {}
     known = flat(composed)
-    more = [f"{key}={word(value)}" for key, value in flat(plain).items() if key not in known or known[key] != value]
+    more = [
+        f"{key}={word(value)}"
+        for key, value in flat(plain).items()
+        if key not in known or known[key] != value
+    ]
     return " ".join(["loraexp", *groups, *(more if composed else [])])
 
 
@@ -107,5 +144,9 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def word(value: Any) -> str:
     """A value as the command line takes it."""
     if isinstance(value, str):
-        return value if value.replace("_", "").replace("-", "").replace("/", "").replace(".", "").isalnum() else json.dumps(value)
+        return (
+            value
+            if value.replace("_", "").replace("-", "").replace("/", "").replace(".", "").isalnum()
+            else json.dumps(value)
+        )
     return f"'{json.dumps(value)}'" if isinstance(value, (list, dict)) else json.dumps(value)

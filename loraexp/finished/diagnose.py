@@ -1,4 +1,5 @@
-"""Alignment diagnostics of a finished run: what is measured, and between which runs that makes sense."""
+"""Alignment diagnostics of a finished run: what is measured, and between which runs that makes
+sense."""
 
 from __future__ import annotations
 
@@ -30,41 +31,66 @@ class Extent:
 def override(word: str) -> tuple[str, Any]:
     key, equals, value = word.partition("=")
     if not equals or key not in WHERE:
-        raise ConfigError(f"align: {word}: expected KEY=VALUE of {', '.join(WHERE)}; the run's other keys are what it was trained with")
+        raise ConfigError(
+            f"align: {word}: expected KEY=VALUE of {', '.join(WHERE)}; the run's other keys are"
+            " what it was trained with"
+        )
     read = yaml.safe_load(value)
-    return key, str(Path(read).expanduser().absolute()) if read is not None and key != "device" else read
+    return key, (
+        str(Path(read).expanduser().absolute()) if read is not None and key != "device" else read
+    )
 
 
 def check(subject: FinishedRun, full: FinishedRun | None, directions: int | None) -> None:
-    """The run has factors of that many directions, and the other is full fine-tuning of the same thing."""
+    """The run has factors of that many directions, and the other is full fine-tuning of the same
+    thing."""
     subject.require_same("data", "init", "task")
     rank = subject.settings.rank
     if directions is not None and directions > rank:
-        raise ConfigError(f"--directions {directions}: the run's rank is {rank}; expected at most that")
+        raise ConfigError(
+            f"--directions {directions}: the run's rank is {rank}; expected at most that"
+        )
     if full is None:
         return
     if full.has_factors:
-        raise ConfigError(f"--against {full.folder}: init={full.settings.init['name']}; expected a run with init=full")
+        raise ConfigError(
+            f"--against {full.folder}: init={full.settings.init['name']}; expected a run with"
+            " init=full"
+        )
     if not subject.has_factors:
-        raise ConfigError(f"{subject.folder}: init=full is not compared with another full run; leave out --against")
+        raise ConfigError(
+            f"{subject.folder}: init=full is not compared with another full run; leave out"
+            " --against"
+        )
     same: dict[str, tuple[Any, Any]] = {
         "model": (subject.settings.model.name, full.settings.model.name),
         "model.path": (subject.settings.model.path, full.settings.model.path),
         "task": (subject.settings.task["name"], full.settings.task["name"]),
-        "task.protocol": (subject.settings.task.get("protocol"), full.settings.task.get("protocol")),
+        "task.protocol": (
+            subject.settings.task.get("protocol"),
+            full.settings.task.get("protocol"),
+        ),
     }
     for key, (ours, theirs) in same.items():
         if ours != theirs:
-            raise ConfigError(f"--against {full.folder}: {key}={theirs}, and the run has {ours}; expected the same")
+            raise ConfigError(
+                f"--against {full.folder}: {key}={theirs}, and the run has {ours}; expected the"
+                " same"
+            )
 
 
-# ------------------------------------------------------------------------------------------------------ measuring
+# --------------------------------------------------------------------------------------------------
+# measuring
 
 
 def diagnose(subject: FinishedRun, full: FinishedRun | None, extent: Extent) -> dict[str, Any]:
-    """Angles to the one-step gradient at every kept step, distance of the predictions from full fine-tuning's, and the loss
-    on the way from the pretrained weights to the run's."""
-    stages = ["angles"] * subject.has_factors + ["predictions"] * (full is not None) + ["loss between the weights"]
+    """Angles to the one-step gradient at every kept step, distance of the predictions from full
+    fine-tuning's, and the loss on the way from the pretrained weights to the run's."""
+    stages = (
+        ["angles"] * subject.has_factors
+        + ["predictions"] * (full is not None)
+        + ["loss between the weights"]
+    )
     found: dict[str, Any] = {
         "run": subject.folder.name,
         "init": subject.settings.init["name"],

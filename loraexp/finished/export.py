@@ -1,4 +1,5 @@
-"""A finished run for use elsewhere: a PEFT adapter folder, or the base with the update merged once in float32."""
+"""A finished run for use elsewhere: a PEFT adapter folder, or the base with the update merged once
+in float32."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def check_place(to: Path) -> None:
 
 
 def adapter(run: FinishedRun, to: Path) -> None:
-    """What the run saved, in PEFT's format (of `init=full`, the whole model), with its tokenizer, labels and card."""
+    """What the run saved, in PEFT's format (of `init=full`, the whole model), with its tokenizer,
+    labels and card."""
     check_place(to)
     run.check_files()
     to.mkdir(parents=True, exist_ok=True)
@@ -36,7 +38,10 @@ def adapter(run: FinishedRun, to: Path) -> None:
     base, revision = base_of(run)
     if run.has_factors:
         path = to / "adapter_config.json"
-        write_json(path, json.loads(path.read_text()) | {"base_model_name_or_path": base, "revision": revision})
+        write_json(
+            path,
+            json.loads(path.read_text()) | {"base_model_name_or_path": base, "revision": revision},
+        )
     else:
         path = to / "config.json"
         write_json(path, json.loads(path.read_text()) | both_ways(run.labels()))
@@ -44,7 +49,8 @@ def adapter(run: FinishedRun, to: Path) -> None:
 
 
 def merged(run: FinishedRun, to: Path) -> None:
-    """A whole checkpoint: the original base in float32 with the update added, its tokenizer, labels and card."""
+    """A whole checkpoint: the original base in float32 with the update added, its tokenizer, labels
+    and card."""
     if not run.has_factors:
         return adapter(run, to)
     check_place(to)
@@ -57,11 +63,16 @@ def merged(run: FinishedRun, to: Path) -> None:
     accompany(run, to, *base_of(run), is_adapter=False)
 
 
-def accompany(run: FinishedRun, to: Path, base: str, revision: str | None, *, is_adapter: bool) -> None:
+def accompany(
+    run: FinishedRun, to: Path, base: str, revision: str | None, *, is_adapter: bool
+) -> None:
     """What a stranger needs beside the weights: the tokenizer, the labels by name, the card."""
     load.load_tokenizer(run.settings.model).save_pretrained(to)
     if labels := both_ways(run.labels()):
-        write_json(to / "labels.json", {key: labels[key] for key in ("num_labels", "id2label", "label2id") if key in labels})
+        write_json(
+            to / "labels.json",
+            {key: labels[key] for key in ("num_labels", "id2label", "label2id") if key in labels},
+        )
     replace(to / "README.md", card(run, base, revision, adapter=is_adapter).encode())
 
 
@@ -73,11 +84,19 @@ def both_ways(labels: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def base_of(run: FinishedRun) -> tuple[str, str | None]:
-    """The base as others find it: its id and commit on the hub; a folder of one's own by its path."""
+    """The base as others find it: its id and commit on the hub; a folder of one's own by its
+    path."""
     model = run.settings.model
     known = run.settings.facts.get("model") or {}
     if str(model.path).startswith("package:") and model.sha256 is not None and "hub" in known:
         return str(known["hub"]), known.get("revision")  # the same file, by its sha256
-    stored = json.loads((run.folder / "adapter" / "adapter_config.json").read_text()) if run.has_factors else {}
+    stored = (
+        json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
+        if run.has_factors
+        else {}
+    )
     place = stored.get("base_model_name_or_path") or model.path or model.name
-    return str(place), (run.record.get("model") or {}).get("commit") or stored.get("revision") or model.revision
+    return (
+        str(place),
+        (run.record.get("model") or {}).get("commit") or stored.get("revision") or model.revision,
+    )

@@ -1,4 +1,5 @@
-"""A finished run opened again: its folder, record, checked settings, its original base and what it learned from."""
+"""A finished run opened again: its folder, record, checked settings, its original base and what it
+learned from."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ class FinishedRun:
     settings: Settings
 
     @classmethod
-    def of(cls, folder: Path, record: dict[str, Any], changed: Mapping[str, Any] | None = None) -> FinishedRun:
+    def of(
+        cls, folder: Path, record: dict[str, Any], changed: Mapping[str, Any] | None = None
+    ) -> FinishedRun:
         """`changed`: keys of its configuration that do not say what was trained."""
         settings = settings_of(replaced(stored_config(folder), changed or {}))
         repository.assume(record.get("hub", {}))  # wherever main is today
@@ -49,16 +52,19 @@ class FinishedRun:
         return opened
 
     def require_same(self, *kinds: str) -> None:
-        """What the run was made from is still that, as far as it is read again; raises ConfigError."""
+        """What the run was made from is still that, as far as it is read again; raises
+        ConfigError."""
         different = sources.changed(self.record.get("sources") or {}, *kinds)
         if different is not None:
             what, path = different
             raise ConfigError(
-                f"{self.folder}: the run had other {what}: {path} has changed since; put it back, or train again with force=true"
+                f"{self.folder}: the run had other {what}: {path} has changed since; put it back,"
+                " or train again with force=true"
             )
 
     def check_files(self, *names: str) -> None:
-        """The files that the run saved are there and what they were; all of them where none is named.
+        """The files that the run saved are there and what they were; all of them where none is
+        named.
 
         Raises: ConfigError naming the first that is not.
         """
@@ -70,7 +76,9 @@ class FinishedRun:
             if not path.is_file():
                 raise ConfigError(f"{path} is missing: the run saved it; {remedy}")
             if sha256(path) != digest:
-                raise ConfigError(f"{path} is damaged: it does not have the checksum in the record; {remedy}")
+                raise ConfigError(
+                    f"{path} is damaged: it does not have the checksum in the record; {remedy}"
+                )
 
     @functools.cached_property
     def task(self) -> Any:
@@ -98,7 +106,9 @@ class FinishedRun:
 
     @property
     def dtype(self) -> torch.dtype:
-        return load.dtype_of(self.settings.model, self.settings.precision, full=not self.has_factors)
+        return load.dtype_of(
+            self.settings.model, self.settings.precision, full=not self.has_factors
+        )
 
     @property
     def last_step(self) -> int:
@@ -112,12 +122,18 @@ class FinishedRun:
     def labels(self) -> dict[str, Any]:
         """What the head of the run was made with; json has made words of the class numbers."""
         stored: dict[str, Any] = self.record["labels"]
-        return {key: {int(i): name for i, name in value.items()} if key == "id2label" else value for key, value in stored.items()}
+        return {
+            key: {int(i): name for i, name in value.items()} if key == "id2label" else value
+            for key, value in stored.items()
+        }
 
     def base(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """The original base in `dtype`, by default on the device and in the precision of the run."""
+        """The original base in `dtype`, by default on the device and in the precision of the
+        run."""
         settings = self.settings.model
-        model = load.load_model(settings, dtype=dtype or self.dtype, head_seed=self.settings.seed, **self.labels())
+        model = load.load_model(
+            settings, dtype=dtype or self.dtype, head_seed=self.settings.seed, **self.labels()
+        )
         return model if settings.quantise or dtype is not None else model.to(self.device)
 
     def adapted(self, dtype: torch.dtype | None = None) -> Adapters:
@@ -134,7 +150,8 @@ class FinishedRun:
         return load.target_layers(model, self.settings.model.targets, head)
 
     def batches(self, rows: int) -> tuple[str, list[dict[str, Tensor]]]:
-        """The first rows that the run did not train on, or of train where all others are generated; and their split's name."""
+        """The first rows that the run did not train on, or of train where all others are generated;
+        and their split's name."""
         wanted = [*self.task.reports, self.task.selection]
         split = next((name for name in wanted if name in self.task.splits), "train")
         examples = self.task.splits[split]
@@ -157,7 +174,8 @@ def replaced(plain: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, 
 
 
 def settings_of(plain: Mapping[str, Any]) -> Settings:
-    """The settings of a run; the code of its initializer and optimizer, which have done their work, need not be there."""
+    """The settings of a run; the code of its initializer and optimizer, which have done their work,
+    need not be there."""
     try:
         return config.checked(plain)[0]
     except ConfigError:
@@ -170,28 +188,43 @@ def settings_of(plain: Mapping[str, Any]) -> Settings:
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a run as it is in its folder; ConfigError where it is not there or cannot be read."""
+    """The configuration of a run as it is in its folder; ConfigError where it is not there or
+    cannot be read."""
     path = folder / "config.yaml"
     try:
         stored = yaml.safe_load(path.read_bytes().decode())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read ({first_line(error)}); train again with force=true") from error
+        raise ConfigError(
+            f"{path} cannot be read ({first_line(error)}); train again with force=true"
+        ) from error
     if not isinstance(stored, dict):
-        raise ConfigError(f"{path} is damaged: it holds a {type(stored).__name__}; train again with force=true")
+        raise ConfigError(
+            f"{path} is damaged: it holds a {type(stored).__name__}; train again with force=true"
+        )
     return stored
 
 
 def find_run(word: str) -> tuple[Path, dict[str, Any]]:
-    """A run folder by its path or a file in it, or by its id under any output root here; with its record."""
+    """A run folder by its path or a file in it, or by its id under any output root here; with its
+    record."""
     folder = Path(word).parent if Path(word).name == "record.json" else Path(word)
     if not folder.is_dir():
-        folders = [path.parent for path in sorted(Path().glob(f"*/*/*-{word}/record.json"))] if "/" not in word else []
+        folders = (
+            [path.parent for path in sorted(Path().glob(f"*/*/*-{word}/record.json"))]
+            if "/" not in word
+            else []
+        )
         if len(folders) != 1:
-            raise ConfigError(f"{word}: expected a run folder, or the id of one run under ./outputs ({len(folders)} found)")
+            raise ConfigError(
+                f"{word}: expected a run folder, or the id of one run under ./outputs"
+                f" ({len(folders)} found)"
+            )
         folder = folders[0]
     found = content(folder)
     if found.record is None or not found.finished:
-        status = f"status {found.record['status']}" if found.record is not None else "no record.json"
+        status = (
+            f"status {found.record['status']}" if found.record is not None else "no record.json"
+        )
         if found.error is not None:
             status = f"a record.json that {found.error}"
         raise ConfigError(f"{folder}: expected a finished run, found {status}")

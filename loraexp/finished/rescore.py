@@ -35,7 +35,8 @@ Metrics = dict[str, dict[str, float]]  # split → metric → value
 def rescore(word: str, overrides: Sequence[str]) -> Metrics:
     """Score the run that `word` names with the overrides, one protocol after another.
 
-    The run's own metrics stay as they are: what is found stands in `evaluations`, with all that made it differ.
+    The run's own metrics stay as they are: what is found stands in `evaluations`, with all that
+    made it differ.
     """
     folder, content = find_run(word)
     changed = dict(override(each) for each in overrides)
@@ -43,7 +44,9 @@ def rescore(word: str, overrides: Sequence[str]) -> Metrics:
     scores: Metrics = {}
     described: dict[str, Any] = {}
     for protocol in protocols if protocols is not None else [None]:
-        run, metrics = score(folder, content, changed | ({"task.protocol": protocol} if protocol else {}))
+        run, metrics = score(
+            folder, content, changed | ({"task.protocol": protocol} if protocol else {})
+        )
         described |= run.task.describe()
         for split, values in metrics.items():
             scores[split if "/" in split or not protocol else f"{split}/{protocol}"] = values
@@ -52,7 +55,9 @@ def rescore(word: str, overrides: Sequence[str]) -> Metrics:
     return scores
 
 
-def entry(run: FinishedRun, described: Mapping[str, Any], scores: Metrics, overrides: Sequence[str]) -> dict[str, Any]:
+def entry(
+    run: FinishedRun, described: Mapping[str, Any], scores: Metrics, overrides: Sequence[str]
+) -> dict[str, Any]:
     """A re-score as the record keeps it: protocol, limits, rows, versions, metrics."""
     task = run.settings.task
     different = sources.changed(run.record.get("sources") or {}, "data")
@@ -60,10 +65,19 @@ def entry(run: FinishedRun, described: Mapping[str, Any], scores: Metrics, overr
         "key": " ".join(sorted(overrides)) or "again",
         "when": record.now(),
         "overrides": list(overrides),
-        "protocol": sorted({split.partition("/")[2] for split in scores if "/" in split}) or task.get("protocol"),
-        "limits": {key: task[key] for key in ("limit_eval", "benchmarks", "eval_data_dir", "skip_bad") if key in task},
+        "protocol": (
+            sorted({split.partition("/")[2] for split in scores if "/" in split})
+            or task.get("protocol")
+        ),
+        "limits": {
+            key: task[key]
+            for key in ("limit_eval", "benchmarks", "eval_data_dir", "skip_bad")
+            if key in task
+        },
         "rows": {split: part.get("rows") for split, part in described.items() if split != "train"},
-        "fingerprints": {split: part.get("fingerprint") for split, part in described.items() if split != "train"},
+        "fingerprints": {
+            split: part.get("fingerprint") for split, part in described.items() if split != "train"
+        },
         "environment": environment(),
         "notes": [f"{different[1]} has changed since the run"] if different else [],
         "metrics": scores,
@@ -84,12 +98,21 @@ def override(word: str) -> tuple[str, Any]:
     return key, read
 
 
-def score(folder: Path, content: dict[str, Any], changed: dict[str, Any]) -> tuple[FinishedRun, Metrics]:
-    """The run, and its metrics on the reported splits, with some keys of its configuration changed."""
+def score(
+    folder: Path, content: dict[str, Any], changed: dict[str, Any]
+) -> tuple[FinishedRun, Metrics]:
+    """The run, and its metrics on the reported splits, with some keys of its configuration
+    changed."""
     trained_by = content["data"].get("train", {}).get("recipe")
-    run = FinishedRun.of(folder, content, changed | ({"task.recipe": trained_by} if trained_by else {}))
+    run = FinishedRun.of(
+        folder, content, changed | ({"task.recipe": trained_by} if trained_by else {})
+    )
     task, settings = run.task, run.settings
     model = run.adapted().model if run.has_factors else run.whole()
-    how = {"device": run.device, "precision": settings.precision, "processes": Processes(settings.device)}
+    how = {
+        "device": run.device,
+        "precision": settings.precision,
+        "processes": Processes(settings.device),
+    }
     size = settings.train.eval_batch_size
     return run, evaluate(model, task, task.reports, folder=folder, batch_size=size, **how)

@@ -1,4 +1,5 @@
-"""Proof that a run's saved adapter is the same function on the original base every way it can be used."""
+"""Proof that a run's saved adapter is the same function on the original base every way it can be
+used."""
 
 from __future__ import annotations
 
@@ -14,11 +15,13 @@ from loraexp.models import load
 
 
 def in_float32(run: FinishedRun) -> dict[str, float]:
-    """Largest difference, of the largest logit, between this project's layer (R and the offset apart) and the other
-    ways: merged once in float32, and through PEFT where it is installed."""
+    """Largest difference, of the largest logit, between this project's layer (R and the offset
+    apart) and the other ways: merged once in float32, and through PEFT where it is installed."""
     if not run.has_factors:
         name = run.settings.init["name"]
-        raise ConfigError(f"{run.folder}: init={name} saved a whole model, there is no adapter to verify")
+        raise ConfigError(
+            f"{run.folder}: init={name} saved a whole model, there is no adapter to verify"
+        )
     adapters = run.adapted(torch.float32)
     expected = logits(adapters.model)
     results = {"this project": expected, "merged in float32": logits(merge(adapters))}
@@ -26,15 +29,19 @@ def in_float32(run: FinishedRun) -> dict[str, float]:
         from peft import PeftModel
 
         base = run.base(torch.float32)
-        load.draw_head(base, run.settings.seed + 1)  # what the run drew is in its adapter, or PEFT is another function
+        # what the run drew is in its adapter, or PEFT is another function
+        load.draw_head(base, run.settings.seed + 1)
         through = PeftModel.from_pretrained(base, run.folder / "adapter")
         results["PEFT"] = logits(through)
-    return {name: float((found - expected).abs().max() / expected.abs().max()) for name, found in results.items()}
+    return {
+        name: float((found - expected).abs().max() / expected.abs().max())
+        for name, found in results.items()
+    }
 
 
 def in_bf16(run: FinishedRun) -> dict[str, float]:
-    """What rounding costs on a bf16 base, rms of the largest logit: of an adapter kept apart, and of one edited into the
-    weights. Both against the same bf16 weights computed in float32."""
+    """What rounding costs on a bf16 base, rms of the largest logit: of an adapter kept apart, and
+    of one edited into the weights. Both against the same bf16 weights computed in float32."""
     from loraexp.adapter.formats import load_raw
 
     exact = load_raw(run.base(torch.bfloat16).float(), run.raw).model
@@ -45,7 +52,10 @@ def in_bf16(run: FinishedRun) -> dict[str, float]:
         edited.get_submodule(name).bfloat16()
     wanted = logits(exact)
     ways = {"bf16, kept apart": apart, "bf16, weight edited": edited}
-    return {name: float((logits(model) - wanted).square().mean().sqrt() / wanted.abs().max()) for name, model in ways.items()}
+    return {
+        name: float((logits(model) - wanted).square().mean().sqrt() / wanted.abs().max())
+        for name, model in ways.items()
+    }
 
 
 def logits(model: nn.Module) -> Tensor:

@@ -9,5 +9,6 @@ from loraexp.adapter.layer import Layer, needs
 
 @needs(trains=("W",))
 def full(layer: Layer, *, rank: int, scaling: float, generator: torch.Generator) -> None:
-    """Make no factors: the weight itself trains, with every other weight of the model (no rank, no scaling)."""
+    """Make no factors: the weight itself trains, with every other weight of the model (no rank, no
+    scaling)."""
     return None

@@ -1,4 +1,5 @@
-"""LoRA-DA: A spans the directions that balance the bias of a rank-r update against the variance of estimating it."""
+"""LoRA-DA: A spans the directions that balance the bias of a rank-r update against the variance of
+estimating it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from loraexp.adapter.layer import Factors, Layer, Start, needs
 
 
 class Flavour(NamedTuple):
-    """The values that a hyper-parameter left at None takes, and whether Δ is divided by its largest singular value."""
+    """The values that a hyper-parameter left at None takes, and whether Δ is divided by its largest
+    singular value."""
 
     damping: float
     variance_weight: float
@@ -31,7 +33,8 @@ FLAVOURS = {
 
 @dataclass(frozen=True)
 class Step:
-    """`Δ = −Z⁻¹ Gᵀ diag(1/y)` (d_in, d_out), the Fisher-preconditioned step, known by its products and never formed.
+    """`Δ = −Z⁻¹ Gᵀ diag(1/y)` (d_in, d_out), the Fisher-preconditioned step, known by its products
+    and never formed.
 
     `C` is the Cholesky factor of Z; without it Z is the identity.
     """
@@ -69,30 +72,34 @@ def lora_da(
     gamma: float | None = None,
     start: Start = "shifted",
 ) -> Factors:
-    """Project the Fisher-preconditioned step on the r directions of least estimation variance less explained bias.
+    """Project the Fisher-preconditioned step on the r directions of least estimation variance less
+    explained bias.
 
-    LoRA-DA, Algorithm 1 with the minus of its equation 21, equations 17 to 19, appendix D.
-    `G = 1/|S| Σ_j ∇ℓ_j` (d_out, d_in), each ℓ_j a sample's own mean loss (init.weighting); `Z = E[h hᵀ]` (d_in, d_in) and
-    `y = E[μ²]` (d_out,) are means over unpadded tokens, μ the gradient of the sample's own loss; `N` is the size of the
-    training set; β, γ are `variance_weight`, `gamma`:
+    LoRA-DA, Algorithm 1 with the minus of its equation 21, equations 17 to 19, appendix D. `G =
+    1/|S| Σ_j ∇ℓ_j` (d_out, d_in), each ℓ_j a sample's own mean loss (init.weighting); `Z = E[h hᵀ]`
+    (d_in, d_in) and `y = E[μ²]` (d_out,) are means over unpadded tokens, μ the gradient of the
+    sample's own loss; `N` is the size of the training set; β, γ are `variance_weight`, `gamma`:
 
-        Δ = −Z⁻¹ Gᵀ diag(1/y)  (d_in, d_out)           only the diagonal of the output Fisher is used (appendix D)
+        Δ = −Z⁻¹ Gᵀ diag(1/y)   (d_in, d_out)
+            only the diagonal of the output Fisher is used (appendix D)
         Ω = β (Σ_i 1/y_i)/N · Z⁻¹ − Δ Δᵀ  (d_in, d_in)
         Q = the eigenvectors of the r smallest eigenvalues of Ω  (d_in, r)
         A0 = Qᵀ/√γ  (r, d_in),      B0 = Δᵀ Q/√γ  (d_out, r);      start at W0 + η B0 A0
 
         paper:     β = 1, γ = 1, no damping: at its word, and far too long a step on a real network
-        released:  β = 0.03, γ = 1024, damping 1e-6, and Δ in B0 divided by its largest singular value; Ω as a whole is
-                   divided by the square of it, which leaves its eigenvectors alone
+        released:  β = 0.03, γ = 1024, damping 1e-6, and Δ in B0 divided by its largest singular
+                   value; Ω as a whole is divided by the square of it, which leaves its eigenvectors
+                   alone
 
-    A hyper-parameter left at None takes its flavour's value; η does not enter. Damping λ adds λ to the diagonal of Z
-    and to y (absolute), or λ times the mean of the diagonal of Z and λ times the median of y (relative).
-    `terms` are the ablations of Table 6: no_bias drops `ΔΔᵀ` from Ω, no_variance its first term, and
-    no_variance_fisher that and the Fisher too (`Δ = −Gᵀ`).
+    A hyper-parameter left at None takes its flavour's value; η does not enter. Damping λ adds λ to
+    the diagonal of Z and to y (absolute), or λ times the mean of the diagonal of Z and λ times the
+    median of y (relative). `terms` are the ablations of Table 6: no_bias drops `ΔΔᵀ` from Ω,
+    no_variance its first term, and no_variance_fisher that and the Fisher too (`Δ = −Gᵀ`).
 
-    Warns when absolute damping exceeds the median of y: the output Fisher is then the same for all outputs.
-    Raises ValueError for an unknown flavour, terms or damping_mode, a rank above d_in, a value out of range, a Z or y
-    that damping leaves singular, a zero gradient; MissingStatistic without its statistics.
+    Warns when absolute damping exceeds the median of y: the output Fisher is then the same for all
+    outputs. Raises ValueError for an unknown flavour, terms or damping_mode, a rank above d_in, a
+    value out of range, a Z or y that damping leaves singular, a zero gradient; MissingStatistic
+    without its statistics.
     """
     linalg.check_rank(layer.name, rank, layer.d_in, "eigenvectors of the guidance matrix Ω")
     linalg.check_choice(*FLAVOURS, flavour=flavour)
@@ -104,21 +111,28 @@ def lora_da(
     gamma = own.gamma if gamma is None else gamma
     linalg.check_positive(gamma=gamma, population=layer.population)
     if not (damping >= 0 and beta >= 0):
-        raise ValueError(f"damping={damping}, variance_weight={beta}: expected numbers of at least 0")
+        raise ValueError(
+            f"damping={damping}, variance_weight={beta}: expected numbers of at least 0"
+        )
     step = _step(layer, damping, damping_mode, fisher=terms != "no_variance_fisher")
     Q = _directions(layer, step, rank, terms, beta, generator)
     B = step.transposed(Q)
     if own.normalised:
         B = B / _largest_singular_value(step, Q)
     root = math.sqrt(gamma)
-    return Factors(A=linalg.factor(Q.mT / root, layer.W), B=linalg.factor(B / root, layer.W), start=start)
+    return Factors(
+        A=linalg.factor(Q.mT / root, layer.W), B=linalg.factor(B / root, layer.W), start=start
+    )
 
 
 def _step(layer: Layer, damping: float, mode: str, *, fisher: bool) -> Step:
     """The step Δ of a layer, with damped Fisher factors, or with the identity in their place."""
     G, Z, y = (linalg.double(x) for x in (layer.gradient, layer.input_moment, layer.output_moment))
     if not G.any():
-        raise ValueError(f"layer {layer.name}: its gradient is zero and has no directions; drop it from model.targets")
+        raise ValueError(
+            f"layer {layer.name}: its gradient is zero and has no directions; drop it from"
+            " model.targets"
+        )
     if not fisher:
         return Step(G, torch.ones_like(y)[:, None], None)
     if mode == "relative":
@@ -127,35 +141,47 @@ def _step(layer: Layer, damping: float, mode: str, *, fisher: bool) -> Step:
         damping_Z, damping_y = damping, damping
         if damping > y.median():
             warnings.warn(
-                f"layer {layer.name}: damping={damping:g} exceeds the median {y.median():.1e} of output_moment, "
-                "which makes the output Fisher uniform; init.damping_mode=relative scales it to the layer",
+                f"layer {layer.name}: damping={damping:g} exceeds the median {y.median():.1e} of"
+                " output_moment, which makes the output Fisher uniform; init.damping_mode=relative"
+                " scales it to the layer",
                 stacklevel=3,
             )
     y = y + damping_y
-    C, failed = torch.linalg.cholesky_ex(Z + damping_Z * torch.eye(layer.d_in, dtype=Z.dtype, device=Z.device))
+    C, failed = torch.linalg.cholesky_ex(
+        Z + damping_Z * torch.eye(layer.d_in, dtype=Z.dtype, device=Z.device)
+    )
     for statistic, singular in (("input_moment", failed > 0), ("output_moment", (y <= 0).any())):
         if singular:
             raise ValueError(
-                f"layer {layer.name}: {statistic} is singular with damping={damping:g} ({mode}), expected one that "
-                "can be inverted; raise init.damping or init.samples"
+                f"layer {layer.name}: {statistic} is singular with damping={damping:g} ({mode}),"
+                " expected one that can be inverted; raise init.damping or init.samples"
             )
     return Step(G, y[:, None], C)
 
 
-def _directions(layer: Layer, step: Step, rank: int, terms: str, beta: float, generator: torch.Generator) -> Tensor:
+def _directions(
+    layer: Layer, step: Step, rank: int, terms: str, beta: float, generator: torch.Generator
+) -> Tensor:
     """The eigenvectors (d_in, r) of the r smallest eigenvalues of Ω, as the leading ones of −Ω."""
     start = linalg.gaussian(layer.d_in, rank, generator, step.G)
-    if terms == "no_bias":  # Ω is a multiple of Z⁻¹, whose smallest eigenvalues are the largest of Z
+    # Ω is a multiple of Z⁻¹, whose smallest eigenvalues are the largest of Z
+    if terms == "no_bias":
         Z = linalg.double(layer.input_moment)
         return linalg.leading_eigenpairs(lambda X: Z @ X, start, rank)[1]
     variance = beta * float((1 / step.y).sum()) / layer.population if terms == "all" else 0.0
-    return linalg.leading_eigenpairs(lambda X: step.bias_minus_variance(X, variance), start, rank)[1]
+    return linalg.leading_eigenpairs(lambda X: step.bias_minus_variance(X, variance), start, rank)[
+        1
+    ]
 
 
 def _largest_singular_value(step: Step, Q: Tensor) -> float:
-    """σ of Δ, as the root of the largest eigenvalue of `Δ Δᵀ`, which is known to far more digits than its vector.
+    """σ of Δ, as the root of the largest eigenvalue of `Δ Δᵀ`, which is known to far more digits
+    than its vector.
 
-    The iteration starts from the directions Q of Ω, of which `−Δ Δᵀ` is the larger part: it ends after a few products.
+    The iteration starts from the directions Q of Ω, of which `−Δ Δᵀ` is the larger part: it ends
+    after a few products.
     """
-    values, _ = linalg.leading_eigenpairs(lambda X: step.bias_minus_variance(X, 0.0), Q, 1, tolerance=1e-6)
+    values, _ = linalg.leading_eigenpairs(
+        lambda X: step.bias_minus_variance(X, 0.0), Q, 1, tolerance=1e-6
+    )
     return math.sqrt(float(values[0]))

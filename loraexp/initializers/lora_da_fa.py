@@ -11,7 +11,9 @@ from loraexp.adapter.layer import Factors, Layer, Start, needs
 from loraexp.initializers.lora_da import lora_da
 
 
-@needs("gradient", "input_moment", "output_moment", "population", trains=("B",), weighting="samples")
+@needs(
+    "gradient", "input_moment", "output_moment", "population", trains=("B",), weighting="samples"
+)
 def lora_da_fa(
     layer: Layer,
     *,
@@ -28,8 +30,8 @@ def lora_da_fa(
 ) -> Factors:
     """LoRA-DA's start, of which only B trains.
 
-    LoRA-DA, section 5.2 and Table 3. `A0` (r, d_in), frozen, and `B0` (d_out, r), trained, are those of `lora_da`, and
-    so are the statistics, the hyper-parameters, the warning and the errors.
+    LoRA-DA, section 5.2 and Table 3. `A0` (r, d_in), frozen, and `B0` (d_out, r), trained, are
+    those of `lora_da`, and so are the statistics, the hyper-parameters, the warning and the errors.
     """
     factors = lora_da(
         layer,

@@ -1,4 +1,5 @@
-"""LoRA-XS: the principal subspaces of the weight, frozen, with a trained r × r matrix between them."""
+"""LoRA-XS: the principal subspaces of the weight, frozen, with a trained r × r matrix between
+them."""
 
 from __future__ import annotations
 
@@ -23,13 +24,15 @@ def lora_xs(
 ) -> Factors:
     """Freeze A and B at the r largest singular triplets of the weight and train only R.
 
-    Bałazy et al. 2024 (arXiv 2405.17604), section 3: `W = W0 + η B R A`, and for `W0 = U diag(S) Vh`
+    Bałazy et al. 2024 (arXiv 2405.17604), section 3: `W = W0 + η B R A`, and for `W0 = U diag(S)
+    Vh`
 
         A = Vh_r  (r, d_in),      B = U_r S_r  (d_out, r),      R0 (r, r) ~ N(0, σ²)
 
     The paper takes nothing off `W0`, so its start is "shifted": `W0` and a product of order σ.
-    Differs from the released code: that puts the singular values on A, `A = S_r Vh_r`, `B = U_r` (flavour "released").
-    Raises ValueError for a rank above min(d_out, d_in), a `sigma` that is not positive or an unknown flavour.
+    Differs from the released code: that puts the singular values on A, `A = S_r Vh_r`, `B = U_r`
+    (flavour "released"). Raises ValueError for a rank above min(d_out, d_in), a `sigma` that is not
+    positive or an unknown flavour.
     """
     linalg.check_rank(layer.name, rank, min(layer.W.shape), "the singular triplets of its weight")
     linalg.check_positive(sigma=sigma)

@@ -9,12 +9,20 @@ from loraexp.adapter.layer import Factors, Layer, Start, needs
 
 
 @needs()
-def milora(layer: Layer, *, rank: int, scaling: float, generator: torch.Generator, start: Start = "pretrained") -> Factors:
+def milora(
+    layer: Layer,
+    *,
+    rank: int,
+    scaling: float,
+    generator: torch.Generator,
+    start: Start = "pretrained",
+) -> Factors:
     """Train the r smallest singular triplets of the weight and keep the principal ones frozen.
 
     Wang et al. 2024 (arXiv 2406.09044), section 3, for `W0 = U diag(S) Vh` with S descending:
 
-        A0 = √(S_-r/η) Vh_-r  (r, d_in),      B0 = U_-r √(S_-r/η)  (d_out, r)      (-r: the last r triplets)
+        A0 = √(S_-r/η) Vh_-r   (r, d_in),   B0 = U_-r √(S_-r/η)   (d_out, r)
+            (-r: the last r triplets)
 
     The decomposition is exact: a randomised one does not see the smallest triplets.
     Raises ValueError for a rank above min(d_out, d_in) or a scaling that is not positive.
@@ -23,4 +31,8 @@ def milora(layer: Layer, *, rank: int, scaling: float, generator: torch.Generato
     linalg.check_positive(scaling=scaling)
     U, S, Vh = linalg.svd(layer.W).trailing(rank)
     root = (S / scaling).sqrt()
-    return Factors(A=linalg.factor(root[:, None] * Vh, layer.W), B=linalg.factor(U * root, layer.W), start=start)
+    return Factors(
+        A=linalg.factor(root[:, None] * Vh, layer.W),
+        B=linalg.factor(U * root, layer.W),
+        start=start,
+    )

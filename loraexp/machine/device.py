@@ -1,4 +1,5 @@
-"""Where a run computes and how precisely: the device, the precision of its products, the processes that share it."""
+"""Where a run computes and how precisely: the device, the precision of its products, the processes
+that share it."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ import torch
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Within: only algorithms that give the same bits every time; an operation that has none raises and names itself."""
+    """Within: only algorithms that give the same bits every time; an operation that has none raises
+    and names itself."""
     if not wanted:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product on the device is made
+    # read when the first product on the device is made
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -42,20 +45,34 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         return batch
     pinned = device.type == "cuda"
-    return {k: (v.pin_memory() if pinned else v).to(device, non_blocking=pinned) for k, v in batch.items()}
+    return {
+        k: (v.pin_memory() if pinned else v).to(device, non_blocking=pinned)
+        for k, v in batch.items()
+    }
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first accelerator there is, else the CPU; a device that is not there is refused."""
+    """`auto` is the first accelerator there is, else the CPU; a device that is not there is
+    refused."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
         if name == "cuda" and "LOCAL_RANK" in os.environ:
             name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(f"device={name}: not available here ({str(error).splitlines()[0][:100]}); expected auto or cpu") from error
+        raise ValueError(
+            f"device={name}: not available here ({str(error).splitlines()[0][:100]}); expected auto"
+            " or cpu"
+        ) from error
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # libraries that load onto "the" device, and the generator of a checkpoint, go by it
+        # libraries that load onto "the" device, and the generator of a checkpoint, go by it
+        torch.cuda.set_device(device)
     return device

@@ -1,4 +1,5 @@
-"""Writing files so that a reader never sees half of one, and reading them so that damage is seen."""
+"""Writing files so that a reader never sees half of one, and reading them so that damage is
+seen."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-SEAL = b"\nsha256 "  # what stands between a sealed file's content and the digest of it in hexadecimals
+# what stands between a sealed file's content and the digest of it in hexadecimals
+SEAL = b"\nsha256 "
 SEALED = len(SEAL) + 64
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CHUNK = 1 << 20
@@ -40,12 +42,14 @@ def finite(value: Any) -> Any:
     return value
 
 
-# ---------------------------------------------------------------------------------------------------- whole or not at all
+# --------------------------------------------------------------------------------------------------
+# whole or not at all
 
 
 @contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
-    """A file that stands at `path` at once and whole; a write that fails leaves the old one and no other trace.
+    """A file that stands at `path` at once and whole; a write that fails leaves the old one and no
+    other trace.
 
     Raises: DiskFull.
     """
@@ -56,7 +60,8 @@ def written(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            if path.is_dir() and not path.is_symlink():  # a folder in the file's place cannot be replaced
+            # a folder in the file's place cannot be replaced
+            if path.is_dir() and not path.is_symlink():
                 set_aside(path)
             os.replace(temporary, path)
     except BaseException:
@@ -66,7 +71,8 @@ def written(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def folder_written(path: Path) -> Iterator[Path]:
-    """A folder that stands at `path` whole, in place of the one before; a failure leaves the one before.
+    """A folder that stands at `path` whole, in place of the one before; a failure leaves the one
+    before.
 
     Raises: DiskFull.
     """
@@ -86,8 +92,8 @@ def folder_written(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_once(path: Path) -> Iterator[Path]:
-    """A folder to fill that then stands at `path` at once and whole; where another process was first, its content, which is
-    as good, stays: somebody may be reading it."""
+    """A folder to fill that then stands at `path` at once and whole; where another process was
+    first, its content, which is as good, stays: somebody may be reading it."""
     fresh = path.parent / f".writing-{uuid.uuid4().hex}"
     fresh.mkdir(parents=True)
     try:
@@ -99,7 +105,8 @@ def folder_once(path: Path) -> Iterator[Path]:
 
 
 def cache_home() -> Path:
-    """The cache that does not depend on a run's `cache_root`: `LORAEXP_CACHE`, or `~/.cache/loraexp`."""
+    """The cache that does not depend on a run's `cache_root`: `LORAEXP_CACHE`, or
+    `~/.cache/loraexp`."""
     return Path(os.environ.get("LORAEXP_CACHE") or "~/.cache/loraexp").expanduser()
 
 
@@ -115,7 +122,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def clear_temporaries(folder: Path) -> list[Path]:
-    """Remove what writers of a folder that have died left half-written in it; no living one may be writing there."""
+    """Remove what writers of a folder that have died left half-written in it; no living one may be
+    writing there."""
     left = [path for path in folder.rglob(".*") if re.fullmatch(r"\..+\.\d+", path.name)]
     for path in left:
         if path.is_dir() and not path.is_symlink():
@@ -127,7 +135,8 @@ def clear_temporaries(folder: Path) -> list[Path]:
 
 @contextmanager
 def on_disk(path: Path) -> Iterator[None]:
-    """Within: a full disk is said as one line that names the file and the disk, whichever library wrote.
+    """Within: a full disk is said as one line that names the file and the disk, whichever library
+    wrote.
 
     Raises: DiskFull.
     """
@@ -142,10 +151,13 @@ def on_disk(path: Path) -> Iterator[None]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk, or a user's share of it, is full; safetensors says it in words alone."""
+    """Whether an error says that a disk, or a user's share of it, is full; safetensors says it in
+    words alone."""
     if isinstance(error, OSError) and error.errno in FULL:
         return True
-    return any(f"os error {number}" in str(error) or os.strerror(number) in str(error) for number in FULL)
+    return any(
+        f"os error {number}" in str(error) or os.strerror(number) in str(error) for number in FULL
+    )
 
 
 def full_message(path: Path) -> str:
@@ -163,7 +175,8 @@ def mount_of(path: Path) -> Path:
     return place
 
 
-# ---------------------------------------------------------------------------------------------------- sealed
+# --------------------------------------------------------------------------------------------------
+# sealed
 
 
 class Hashing:
@@ -182,7 +195,8 @@ class Hashing:
 
 @contextmanager
 def sealed(path: Path) -> Iterator[Hashing]:
-    """A file as `written` makes one, which ends in a digest of all that stands before: `check_seal` proves it whole."""
+    """A file as `written` makes one, which ends in a digest of all that stands before: `check_seal`
+    proves it whole."""
     with written(path) as file:
         hashing = Hashing(file)
         yield hashing
@@ -212,7 +226,8 @@ def sha256(path: Path) -> str:
 
 
 def set_aside(path: Path) -> Path:
-    """Give a file that cannot be used another name beside it, which no earlier one has; returns the new path."""
+    """Give a file that cannot be used another name beside it, which no earlier one has; returns the
+    new path."""
     names = (path.with_name(f"{path.name}.damaged{number}") for number in ("", *range(2, 1000)))
     place = next(name for name in names if not name.exists())
     os.replace(path, place)

@@ -44,12 +44,14 @@ def resolve(source: str, *, key: str, revision: str | None = None) -> Path | str
                 f"{key}={source}: {path.absolute()} is a folder here, and "
                 f"{group}.revision={revision} names a commit of the "
                 f"hub; set {key}=./{source} {group}.revision=null to read the folder, or go to "
-                f"another folder to read the hub"
+                "another folder to read the hub"
             )
         return path
     if HUB_ID.fullmatch(source):
         return source
-    raise SourceError(f"{key}={source}: {path} does not exist; give a path that does, or a hub id (owner/name)")
+    raise SourceError(
+        f"{key}={source}: {path} does not exist; give a path that does, or a hub id (owner/name)"
+    )
 
 
 def verify(path: Path, sha256: str | None, *, key: str) -> None:
@@ -63,7 +65,10 @@ def verify(path: Path, sha256: str | None, *, key: str) -> None:
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != sha256:
-        raise SourceError(f"{path} has sha256 {found}, expected {sha256}: install the tested version again, or set {key}=null to accept it")
+        raise SourceError(
+            f"{path} has sha256 {found}, expected {sha256}: install the tested version again, or"
+            f" set {key}=null to accept it"
+        )
 
 
 def _in_package(source: str, key: str) -> Path:
@@ -76,8 +81,12 @@ def _in_package(source: str, key: str) -> Path:
 
         if (fetched := demo.find(name, inside)) is not None:
             return fetched
-        raise SourceError(f"{key}={source}: the package {name} is not installed in {sys.prefix}; {remedy}") from None
+        raise SourceError(
+            f"{key}={source}: the package {name} is not installed in {sys.prefix}; {remedy}"
+        ) from None
     path = Path(str(distribution.locate_file(inside)))
     if not path.exists():
-        raise SourceError(f"{key}={source}: {path} does not exist in {name} {distribution.version}; {remedy}")
+        raise SourceError(
+            f"{key}={source}: {path} does not exist in {name} {distribution.version}; {remedy}"
+        )
     return path

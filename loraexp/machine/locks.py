@@ -1,4 +1,5 @@
-"""A claim on a folder that dies with its process: the kernel's lock, or a file with a heartbeat where the disk has none."""
+"""A claim on a folder that dies with its process: the kernel's lock, or a file with a heartbeat
+where the disk has none."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)  # Lustre without -o flock, some NFS
+# Lustre without -o flock, some NFS
+UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-BEAT, STALE = 20.0, 120.0  # seconds between two signs of life, and without one until a holder on another host counts as dead
+# seconds between two signs of life, and without one until a holder on another host counts as dead
+BEAT, STALE = 20.0, 120.0
 POLL = 0.5
 
 
@@ -29,7 +32,8 @@ class Lock:
         self.ended: threading.Event | None = None
 
     def take(self, wait: bool = False) -> bool:
-        """Whether the claim is ours now; `wait`: until it is. Raises: OSError for a disk that takes neither kind of lock."""
+        """Whether the claim is ours now; `wait`: until it is. Raises: OSError for a disk that takes
+        neither kind of lock."""
         if self.file is not None or self.ended is not None:
             return True
         file = self.path.open("a")
@@ -40,7 +44,9 @@ class Lock:
             if error.errno in BUSY:
                 return False
             if error.errno not in UNSUPPORTED:
-                raise OSError(error.errno, f"{self.path}: cannot be locked: {error.strerror}") from error
+                raise OSError(
+                    error.errno, f"{self.path}: cannot be locked: {error.strerror}"
+                ) from error
             return self._take_soft(wait)
         self.file = file
         return True
@@ -67,7 +73,8 @@ class Lock:
         return True
 
     def _clear(self) -> None:
-        """Take a dead holder's file away: one of those who see it does, by a name that only it has."""
+        """Take a dead holder's file away: one of those who see it does, by a name that only it
+        has."""
         aside = self.soft.with_name(f"{self.soft.name}.{socket.gethostname()}.{os.getpid()}")
         with suppress(FileNotFoundError):
             os.rename(self.soft, aside)
@@ -92,7 +99,8 @@ class Lock:
 
 
 def alive(path: Path) -> bool:
-    """Whether the holder that a file names lives: by its process on this host, by its heartbeat on another."""
+    """Whether the holder that a file names lives: by its process on this host, by its heartbeat on
+    another."""
     try:
         host, _, pid = path.read_text().strip().partition(" ")
         age = time.time() - path.stat().st_mtime

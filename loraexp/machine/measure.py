@@ -9,17 +9,23 @@ from pathlib import Path
 
 import torch
 
-# What torch, oneDNN, the C++ library and the system say where memory is refused; a MemoryError needs no words.
+# What torch, oneDNN, the C++ library and the system say where memory is refused; a MemoryError
+# needs no words.
 REFUSED = re.compile(
-    r"out of memory|can't allocate memory|cannot allocate memory|could not create a (primitive|memory)|malloc of size"
+    r"out of memory|can't allocate memory|cannot allocate memory|could not create a"
+    r" (primitive|memory)|malloc of size"
     r"|bad_alloc|not enough memory|DefaultCPUAllocator",
     re.IGNORECASE,
 )
-ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?[KMGT]?i?B|\d+ bytes)|(?:malloc of size|allocate) (\d+)(?: bytes)?")
+ASKED = re.compile(
+    r"[Tt]ried to allocate ([\d.]+ ?[KMGT]?i?B|\d+ bytes)|(?:malloc of size|allocate) (\d+)(?:"
+    r" bytes)?"
+)
 
 
 class Stopwatch:
-    """Seconds spent in named parts: `with stopwatch("forward"):`; on an accelerator, the time to launch them."""
+    """Seconds spent in named parts: `with stopwatch("forward"):`; on an accelerator, the time to
+    launch them."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -33,11 +39,14 @@ class Stopwatch:
         self.since = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self.seconds[self.part] = self.seconds.get(self.part, 0.0) + time.perf_counter() - self.since
+        self.seconds[self.part] = (
+            self.seconds.get(self.part, 0.0) + time.perf_counter() - self.since
+        )
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin a new peak. Where the system does not permit it on a CPU, the peak stays that of the whole process."""
+    """Begin a new peak. Where the system does not permit it on a CPU, the peak stays that of the
+    whole process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -52,14 +61,19 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(
+            line
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory was refused, in the words of whichever library asked for it."""
+    """Whether an error says that memory was refused, in the words of whichever library asked for
+    it."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, (RuntimeError, OSError)) and REFUSED.search(str(error)) is not None

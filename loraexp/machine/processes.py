@@ -1,8 +1,9 @@
 """Processes that share a run: one by default, several under `torchrun` or `accelerate launch`.
 
-With adapters every process holds the factors whole, and their gradients, which are small, are averaged in one message;
-the frozen base is copied, or sharded where accelerate is configured for FSDP. With `init=full` the wrapping, DDP or
-FSDP, is accelerate's alone. With one process nothing of this is imported.
+With adapters every process holds the factors whole, and their gradients, which are small, are
+averaged in one message; the frozen base is copied, or sharded where accelerate is configured for
+FSDP. With `init=full` the wrapping, DDP or FSDP, is accelerate's alone. With one process nothing of
+this is imported.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ class Processes:
     def main(self) -> bool:
         return self.rank == 0
 
-    def prepare(self, model: nn.Module, trained: Sequence[nn.Parameter], apart: Sequence[nn.Module]) -> nn.Module:
+    def prepare(
+        self, model: nn.Module, trained: Sequence[nn.Parameter], apart: Sequence[nn.Module]
+    ) -> nn.Module:
         """The model as the loop calls it: itself, or wrapped by accelerate.
 
-        `apart`: the modules that hold `trained` beside a frozen base, which every process keeps whole; none where the
-        base itself trains.
+        `apart`: the modules that hold `trained` beside a frozen base, which every process keeps
+        whole; none where the base itself trains.
         """
         if self.accelerator is None:
             return model
@@ -54,17 +57,24 @@ class Processes:
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager:
         """Within: gradients stay on their process (all micro-batches of a step but the last)."""
-        return nullcontext() if self.accelerator is None or self.averaged else self.accelerator.no_sync(model)
+        return (
+            nullcontext()
+            if self.accelerator is None or self.averaged
+            else self.accelerator.no_sync(model)
+        )
 
     def average(self) -> None:
-        """Average the gradients over processes, in one message; a parameter without one counts as zero."""
+        """Average the gradients over processes, in one message; a parameter without one counts as
+        zero."""
         if not self.averaged:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.averaged]
         message = torch.cat([g.flatten() for g in gradients])
         torch.distributed.all_reduce(message)
         message /= self.world
-        for parameter, gradient in zip(self.averaged, message.split([g.numel() for g in gradients]), strict=True):
+        for parameter, gradient in zip(
+            self.averaged, message.split([g.numel() for g in gradients]), strict=True
+        ):
             parameter.grad = gradient.view_as(parameter)
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:

@@ -1,4 +1,5 @@
-"""One progress bar for everything that takes long; where standard error is no terminal, a line every half minute."""
+"""One progress bar for everything that takes long; where standard error is no terminal, a line
+every half minute."""
 
 from __future__ import annotations
 
@@ -26,15 +27,24 @@ def whole(number: float) -> str:
 
 
 class Pulse:
-    """What a bar shows, as a line now and then: into the log of the run, and where there is no terminal on standard error."""
+    """What a bar shows, as a line now and then: into the log of the run, and where there is no
+    terminal on standard error."""
 
-    def __init__(self, description: str, total: float, done: float, spell: Callable[[float], str]) -> None:
+    def __init__(
+        self, description: str, total: float, done: float, spell: Callable[[float], str]
+    ) -> None:
         self.description, self.total, self.done, self.spell = description, total, done, spell
         self.note, self.left = "", ""
         self.before, self.began = done, time.monotonic()
         self.last = self.began
 
-    def advance(self, steps: float = 1, total: float | None = None, left: str | None = None, **shown: float | str) -> None:
+    def advance(
+        self,
+        steps: float = 1,
+        total: float | None = None,
+        left: str | None = None,
+        **shown: float | str,
+    ) -> None:
         self.done += steps
         self.total = self.total if total is None else total
         self.left = self.left if left is None else left
@@ -56,12 +66,15 @@ class Pulse:
 
 def columns(shown: dict[str, float | str]) -> str:
     """Names and values beside a bar."""
-    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+    return "  ".join(
+        f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()
+    )
 
 
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Within: notices, phases and progress are also lines of a file, with the time of each; one run at a time has it."""
+    """Within: notices, phases and progress are also lines of a file, with the time of each; one run
+    at a time has it."""
     global _log
     try:
         file: IO[str] | None = path.open("a", encoding="utf-8", errors="backslashreplace")
@@ -86,19 +99,30 @@ def log(line: str) -> None:
 
 
 @contextmanager
-def bar(description: str, total: int, done: int = 0, *, spell: Callable[[float], str] = whole) -> Iterator[Advance]:
-    """`with bar("training", steps) as advance: advance(1, loss=0.3)`: percent, columns as text, time left.
+def bar(
+    description: str, total: int, done: int = 0, *, spell: Callable[[float], str] = whole
+) -> Iterator[Advance]:
+    """`with bar("training", steps) as advance: advance(1, loss=0.3)`: percent, columns as text,
+    time left.
 
-    `left` in the columns is shown in place of the time left that the bar's own pace gives; `spell` writes its numbers.
+    `left` in the columns is shown in place of the time left that the bar's own pace gives; `spell`
+    writes its numbers.
     """
     pulse = Pulse(description, total, done, spell)
     if not enabled or not sys.stderr.isatty():
         yield pulse.advance
         return
     with display() as progress:
-        task = progress.add_task(description, total=total, completed=done, note="", left="", spell=spell)
+        task = progress.add_task(
+            description, total=total, completed=done, note="", left="", spell=spell
+        )
 
-        def advance(steps: float = 1, total: float | None = None, left: str | None = None, **shown: float | str) -> None:
+        def advance(
+            steps: float = 1,
+            total: float | None = None,
+            left: str | None = None,
+            **shown: float | str,
+        ) -> None:
             pulse.advance(steps, total, left, **shown)
             if total is not None:
                 progress.update(task, total=total)
@@ -123,12 +147,23 @@ def display() -> Iterator[Any]:
         yield _display
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.text import Text
 
     class Left(TimeRemainingColumn):
         def render(self, task: Task) -> Text:
-            return Text(task.fields["left"], style="progress.remaining") if task.fields["left"] else super().render(task)
+            return (
+                Text(task.fields["left"], style="progress.remaining")
+                if task.fields["left"]
+                else super().render(task)
+            )
 
     class Count(ProgressColumn):
         def render(self, task: Task) -> Text:

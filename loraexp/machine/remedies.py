@@ -54,7 +54,9 @@ def network(error: BaseException) -> BaseException | None:
         return None
     for one in chain(error):
         client = type(one).__module__.partition(".")[0]
-        if client.startswith(("httpx", "httpcore")) or isinstance(one, (ConnectionError, TimeoutError)):
+        if client.startswith(("httpx", "httpcore")) or isinstance(
+            one, (ConnectionError, TimeoutError)
+        ):
             return one
     return None
 
@@ -68,7 +70,11 @@ def patiently(call: Callable[[], Value]) -> Value:
             broken = network(error)
             # nobody there: one more try is enough
             absent = broken is not None and type(broken).__name__ == "ConnectError"
-            if attempt >= (1 if absent else len(WAITS)) or offline(error) or not (broken or status(error) in PASSING):
+            if (
+                attempt >= (1 if absent else len(WAITS))
+                or offline(error)
+                or not (broken or status(error) in PASSING)
+            ):
                 raise
             time.sleep(min(retry_after(error) or WAITS[attempt], LONGEST))
     raise AssertionError("the last attempt returns or raises")
@@ -93,7 +99,11 @@ def reason(error: BaseException) -> str:
     for one in chain(error):
         response = getattr(one, "response", None)
         if response is not None:
-            message = response.headers.get("X-Error-Message") or getattr(one, "server_message", None) or response.reason_phrase
+            message = (
+                response.headers.get("X-Error-Message")
+                or getattr(one, "server_message", None)
+                or response.reason_phrase
+            )
             return f"{response.status_code} {shown(message).rstrip('.')}"
     broken = network(error)
     if broken is not None:
@@ -146,6 +156,10 @@ def line(
         broken = f"{where}: {endpoint} does not answer or broke off ({reason(error)})"
         return f"{broken}; when it is reachable, {ON}; or set {folder}"
     else:
-        wrong = keys.source.replace("source", "config") if "BuilderConfig" in reason(error) else keys.source
+        wrong = (
+            keys.source.replace("source", "config")
+            if "BuilderConfig" in reason(error)
+            else keys.source
+        )
         remedy = f"correct {wrong}, or set {folder}"
     return f"{where}: {reason(error)}; {remedy}"

@@ -32,7 +32,8 @@ _folder: Path | None = None  # of results, whose pins hold
 # pins that hold before any folder's: this process's own, or those of a finished run
 _known: dict[str, str] = {}
 _open: list[dict[str, str]] = []  # what is read within each open `reading`
-_there: set[tuple[str, str, str]] = set()  # kind, id and commit of what the hub has told this process about
+# kind, id and commit of what the hub has told this process about
+_there: set[tuple[str, str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ class Repository:
 
         limits: Any = (CONNECT, PATIENCE, PATIENCE, PATIENCE)
         ask = HfApi().repo_info
-        answer = patiently(lambda: ask(self.id, repo_type=self.kind, revision=revision, timeout=limits))
+        answer = patiently(
+            lambda: ask(self.id, repo_type=self.kind, revision=revision, timeout=limits)
+        )
         _there.add((self.kind, self.id, str(answer.sha)))
         return answer
 
@@ -91,7 +94,9 @@ class Repository:
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 
-        return Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=self.id, repo_type=self.kind)
+        return Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(
+            repo_id=self.id, repo_type=self.kind
+        )
 
     @contextmanager
     def failures(self) -> Iterator[None]:
@@ -131,7 +136,9 @@ class Repository:
         which: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": list(ignore)}
 
         def fetch() -> Path:
-            place = snapshot_download(self.id, repo_type=self.kind, revision=commit, etag_timeout=PATIENCE, **which)
+            place = snapshot_download(
+                self.id, repo_type=self.kind, revision=commit, etag_timeout=PATIENCE, **which
+            )
             if self.tree() is None and not constants.HF_HUB_OFFLINE:
                 # The client could not list the files, and says so only where it has none of them at
                 # all.
@@ -261,7 +268,9 @@ class Download:
         done = self._done(sizes)
         if self.ended.is_set() or done >= total:
             return
-        with progress.bar(f"download {self.repository.id}", total, done, spell=words.size) as advance:
+        with progress.bar(
+            f"download {self.repository.id}", total, done, spell=words.size
+        ) as advance:
             while not self.ended.wait(self.every):
                 now = self._done(sizes)
                 advance(now - done)
@@ -308,7 +317,11 @@ def checkpoint(repository: Repository, *, pickle: bool) -> Path:
     folder = definition(repository)
     for name in ("model.safetensors", *(["pytorch_model.bin"] if pickle else [])):
         index = folder / f"{name}.index.json"
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [name]
+        shards = (
+            sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            if index.exists()
+            else [name]
+        )
         repository.snapshot(*shards)
         if all((folder / shard).exists() for shard in shards):
             return folder
@@ -319,7 +332,9 @@ def _absent(repository: Repository) -> str:
     from huggingface_hub import HfApi
 
     with repository.failures():
-        names = patiently(lambda: HfApi().list_repo_files(repository.id, revision=repository.commit))
+        names = patiently(
+            lambda: HfApi().list_repo_files(repository.id, revision=repository.commit)
+        )
     if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names):
         trust = "set model.allow_pickle=true if you trust them (loading a .bin can run code)"
         return f"only .bin weights are there; {trust}"

@@ -1,4 +1,5 @@
-"""Being told to stop: by a scheduler, a closed terminal or Ctrl-C; what runs ends at a place from which it can go on."""
+"""Being told to stop: by a scheduler, a closed terminal or Ctrl-C; what runs ends at a place from
+which it can go on."""
 
 from __future__ import annotations
 
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
 # SIGUSR1 is what Slurm is asked to send before the time limit (--signal=B:USR1@60).
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-TWICE = 1.0  # seconds: a second Ctrl-C later than this ends at once; sooner, a launcher has sent it on as well
+# seconds: a second Ctrl-C later than this ends at once; sooner, a launcher has sent it on as well
+TWICE = 1.0
 AGREE_EVERY = 5.0  # seconds between two looks at what the other processes were told
 
 
 class Interrupted(KeyboardInterrupt):
-    """Told to stop. `status`: what the command exits with; `where`: how far it was, for the line that says so."""
+    """Told to stop. `status`: what the command exits with; `where`: how far it was, for the line
+    that says so."""
 
     def __init__(self, name: str, where: str = "") -> None:
         super().__init__(name, where)
@@ -37,7 +40,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """Whether this process was told to stop: it is noted, and within `patiently(False)` it raises Interrupted."""
+    """Whether this process was told to stop: it is noted, and within `patiently(False)` it raises
+    Interrupted."""
 
     def __init__(self, pass_on: Callable[[int], None] | None = None) -> None:
         self.name: str | None = None
@@ -57,7 +61,8 @@ class Stop:
 
     @contextmanager
     def patiently(self, patient: bool = True) -> Iterator[None]:
-        """Within: being told to stop is only noted (or with `False` raises, also what was noted before)."""
+        """Within: being told to stop is only noted (or with `False` raises, also what was noted
+        before)."""
         before, self.patient = self.patient, patient
         try:
             if not patient and self.name is not None:
@@ -69,10 +74,11 @@ class Stop:
 
 @contextmanager
 def watched(pass_on: Callable[[int], None] | None = None) -> Iterator[Stop]:
-    """Within: the signals that ask a process to end reach the `Stop` that this gives; afterwards they do what they did.
+    """Within: the signals that ask a process to end reach the `Stop` that this gives; afterwards
+    they do what they did.
 
-    `pass_on` is called with the number of each. A signal that the process ignores (nohup) stays ignored, and outside
-    of the main thread, where no handler can be set, nothing is watched.
+    `pass_on` is called with the number of each. A signal that the process ignores (nohup) stays
+    ignored, and outside of the main thread, where no handler can be set, nothing is watched.
     """
     stop = Stop(pass_on)
     before: dict[int, Any] = {}
@@ -89,7 +95,8 @@ def watched(pass_on: Callable[[int], None] | None = None) -> Iterator[Stop]:
 
 
 def to_children(number: int) -> None:
-    """Pass a signal on to the processes that this one has started, such as the workers of a launcher."""
+    """Pass a signal on to the processes that this one has started, such as the workers of a
+    launcher."""
     for place in Path("/proc/self/task").glob("*/children"):
         try:
             children = place.read_text().split()
@@ -101,12 +108,16 @@ def to_children(number: int) -> None:
 
 
 class Agreement:
-    """What every process of a run answers alike at the same step: whether to stop, and whether a checkpoint is due.
+    """What every process of a run answers alike at the same step: whether to stop, and whether a
+    checkpoint is due.
 
-    One process asks nobody. Several exchange two numbers every few seconds, at steps that all of them reckon alike.
+    One process asks nobody. Several exchange two numbers every few seconds, at steps that all of
+    them reckon alike.
     """
 
-    def __init__(self, stop: Stop, processes: Processes, device: Any, checkpoint_seconds: float | None) -> None:
+    def __init__(
+        self, stop: Stop, processes: Processes, device: Any, checkpoint_seconds: float | None
+    ) -> None:
         self.stop, self.processes, self.device = stop, processes, device
         self.every = checkpoint_seconds
         self.saved = self.asked = time.monotonic()
@@ -117,7 +128,8 @@ class Agreement:
         self.saved = time.monotonic()
 
     def look(self, step: int, *, always: bool = False) -> tuple[bool, bool]:
-        """(stop now, a checkpoint is due) after a step; with `always`, whenever the processes last met."""
+        """(stop now, a checkpoint is due) after a step; with `always`, whenever the processes last
+        met."""
         due = step > 0 and self.every is not None and time.monotonic() - self.saved >= self.every
         if self.processes.world == 1:
             self.name = self.stop.name
@@ -128,6 +140,8 @@ class Agreement:
         pace = (now - self.asked) / max(1, step - self.asked_at) if self.asked_at else AGREE_EVERY
         told = self.processes.gather((self.stop.name, due, pace))
         self.asked, self.asked_at = now, step
-        self.next = step + max(1, int(AGREE_EVERY / max(1e-6, max(seconds for _, _, seconds in told))))
+        self.next = step + max(
+            1, int(AGREE_EVERY / max(1e-6, max(seconds for _, _, seconds in told)))
+        )
         self.name = next((name for name, _, _ in told if name), None)
         return self.name is not None, any(wants for _, wants, _ in told)

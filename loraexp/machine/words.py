@@ -19,7 +19,9 @@ def spoken(seconds: float | None) -> str:
 
 def first_line(said: object) -> str:
     """The first line of an error, or of a text, that says something."""
-    return next((line.strip() for line in printable(str(said)).splitlines() if line.strip()), "no message")
+    return next(
+        (line.strip() for line in printable(str(said)).splitlines() if line.strip()), "no message"
+    )
 
 
 def reason_of(error: BaseException) -> str:
@@ -43,4 +45,6 @@ def size(number: float) -> str:
 def from_home(folder: str | Path) -> str:
     """A path with `~` for the home folder."""
     home = os.path.expanduser("~")
-    return f"~{str(folder).removeprefix(home)}" if f"{folder}/".startswith(f"{home}/") else str(folder)
+    return (
+        f"~{str(folder).removeprefix(home)}" if f"{folder}/".startswith(f"{home}/") else str(folder)
+    )

@@ -1,1 +1,2 @@
-"""The base model: where it is, how it is loaded, its tokenizer, and the layers that get an adapter."""
+"""The base model: where it is, how it is loaded, its tokenizer, and the layers that get an
+adapter."""

@@ -16,18 +16,24 @@ MARK = "converted.txt"  # written last: a folder without it is not complete
 
 
 @cache
-def converted(file: Path, *, kind: str, sha256: str | None = None, root: Path | None = None) -> Path:
-    """The folder with `file`'s model (safetensors, float32, dequantised) and tokenizer; made at the first call.
+def converted(
+    file: Path, *, kind: str, sha256: str | None = None, root: Path | None = None
+) -> Path:
+    """The folder with `file`'s model (safetensors, float32, dequantised) and tokenizer; made at the
+    first call.
 
-    The weights are what the quantised ones stand for, so nothing is lost; the quantisation's entry in the configuration
-    is left out, because the folder holds plain weights. The folder's name is the file's sha256, which is `sha256` where
-    one is given: about 0.1 s in each process.
+    The weights are what the quantised ones stand for, so nothing is lost; the quantisation's entry
+    in the configuration is left out, because the folder holds plain weights. The folder's name is
+    the file's sha256, which is `sha256` where one is given: about 0.1 s in each process.
 
-    Raises: SourceError where the package that reads the format is missing, the file is another one than expected, or it
-    holds no causal model.
+    Raises: SourceError where the package that reads the format is missing, the file is another one
+    than expected, or it holds no causal model.
     """
     if kind != "causal":
-        raise SourceError(f"model.path={file}: a .gguf file holds a causal model, and model.kind is {kind}; expected causal")
+        raise SourceError(
+            f"model.path={file}: a .gguf file holds a causal model, and model.kind is {kind};"
+            " expected causal"
+        )
     verify(file, sha256, key="model.sha256")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -50,10 +56,16 @@ def _convert(file: Path, folder: Path) -> None:
     logging.disable_progress_bar()
     try:
         with redirect_stderr(io.StringIO()):  # a bar of its own, which no setting turns off
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(
+                file.parent, gguf_file=file.name, trust_remote_code=False
+            )
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+            )
     except ImportError as error:
-        raise SourceError(f"model.path={file}: reading it needs the package gguf: pip install gguf") from error
+        raise SourceError(
+            f"model.path={file}: reading it needs the package gguf: pip install gguf"
+        ) from error
     model.config.__dict__.pop("quantization_config", None)
     for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
         model.__dict__.pop(mark, None)

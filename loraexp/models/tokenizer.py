@@ -1,4 +1,5 @@
-"""Tokenizers made on the spot, for models with random weights: real ones, trained on real text, without a hub."""
+"""Tokenizers made on the spot, for models with random weights: real ones, trained on real text,
+without a hub."""
 
 from __future__ import annotations
 
@@ -18,17 +19,22 @@ SPECIAL = ["<pad>", "</s>", "<unk>", "<s>"]  # ids 0 to 3; pad and end where T5 
 
 
 def trained(source: str, kind: str) -> Any:
-    """The tokenizer `trained:<tokens>`: byte-level BPE (Sennrich et al. 2016) with that many tokens, from real tweets.
+    """The tokenizer `trained:<tokens>`: byte-level BPE (Sennrich et al. 2016) with that many
+    tokens, from real tweets.
 
-    Every byte is a token, so no text is unknown, and digits stand alone, as in LLaMA's. `kind="seq2seq"` ends a text
-    with `</s>`, as T5's does; `"causal"` begins it with `<s>`, as LLaMA's; `"encoder"` does both. Training is
-    deterministic: the same text gives the same merges on every machine.
+    Every byte is a token, so no text is unknown, and digits stand alone, as in LLaMA's.
+    `kind="seq2seq"` ends a text with `</s>`, as T5's does; `"causal"` begins it with `<s>`, as
+    LLaMA's; `"encoder"` does both. Training is deterministic: the same text gives the same merges
+    on every machine.
 
     Raises: SourceError for a number of tokens that is none, or too small to hold the bytes.
     """
     number = source.removeprefix(TRAINED)
     if not number.isdecimal() or int(number) < 512:
-        raise SourceError(f"model.tokenizer={source}: expected trained:<tokens> with 512 tokens or more, for example trained:2048")
+        raise SourceError(
+            f"model.tokenizer={source}: expected trained:<tokens> with 512 tokens or more, for"
+            " example trained:2048"
+        )
     return _tokenizer(_train(int(number)), kind)
 
 
@@ -45,7 +51,9 @@ def _train(tokens: int) -> str:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)])
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=tokens,
@@ -64,7 +72,9 @@ def _tokenizer(content: str, kind: str) -> Any:
     made = Tokenizer.from_str(content)
     begin, end = "<s> " * (kind != "seq2seq"), " </s>" * (kind != "causal")
     special = [(token, SPECIAL.index(token)) for token in ("<s>", "</s>")]
-    made.post_processor = processors.TemplateProcessing(single=f"{begin}$A{end}", pair=f"{begin}$A{end} $B{end}", special_tokens=special)
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{begin}$A{end}", pair=f"{begin}$A{end} $B{end}", special_tokens=special
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=made,
         pad_token="<pad>",
@@ -77,23 +87,28 @@ def _tokenizer(content: str, kind: str) -> Any:
 
 
 def without_end(tokenizer: Any) -> Any:
-    """The tokenizer of a causal model, which ends no text of its own accord: an end token behind a prompt ends its answer.
+    """The tokenizer of a causal model, which ends no text of its own accord: an end token behind a
+    prompt ends its answer.
 
-    Some are saved so that they do (`add_eos_token`). The end of an answer is added where there is one, in training, so
-    prompts have the same tokens there and in generation.
+    Some are saved so that they do (`add_eos_token`). The end of an answer is added where there is
+    one, in training, so prompts have the same tokens there and in generation.
     """
     from tokenizers import Tokenizer
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or tokenizer.eos_token_id is None or tokenizer("a")["input_ids"][-1:] != [tokenizer.eos_token_id]:
+    if (
+        backend is None
+        or tokenizer.eos_token_id is None
+        or tokenizer("a")["input_ids"][-1:] != [tokenizer.eos_token_id]
+    ):
         return tokenizer
     state = json.loads(backend.to_str())
     _drop_end(state["post_processor"], tokenizer.eos_token)
     backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
     if tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
         raise SourceError(
-            f"model.tokenizer: {type(tokenizer).__name__} puts {tokenizer.eos_token} behind every text, which would end each prompt; "
-            "save it without (add_eos_token=False)"
+            f"model.tokenizer: {type(tokenizer).__name__} puts {tokenizer.eos_token} behind every"
+            " text, which would end each prompt; save it without (add_eos_token=False)"
         )
     return tokenizer
 
@@ -106,5 +121,9 @@ def _drop_end(processor: dict[str, Any], end: str) -> None:
         pieces = processor.get(form)
         if pieces is not None:
             last = max(number for number, piece in enumerate(pieces) if "Sequence" in piece)
-            behind = [piece for piece in pieces[last + 1 :] if piece.get("SpecialToken", {}).get("id") != end]
+            behind = [
+                piece
+                for piece in pieces[last + 1 :]
+                if piece.get("SpecialToken", {}).get("id") != end
+            ]
             processor[form] = pieces[: last + 1] + behind

@@ -1,4 +1,5 @@
-"""What was loaded against what the model has: a weight that matches nothing is a refusal, a part that was drawn is said."""
+"""What was loaded against what the model has: a weight that matches nothing is a refusal, a part
+that was drawn is said."""
 
 from __future__ import annotations
 
@@ -11,11 +12,18 @@ from torch import nn
 
 from loraexp.machine.hub import SourceError
 
-# Parts of a body that a checkpoint of another purpose lacks (a masked language model has no pooler): they are drawn, and
-# train and are saved like the new head.
+# Parts of a body that a checkpoint of another purpose lacks (a masked language model has no
+# pooler): they are drawn, and train and are saved like the new head.
 DRAWN = ("pooler",)
 # Names that a checkpoint may have although the model computes them itself.
-COMPUTED = ("position_ids", "inv_freq", "attn.bias", "masked_bias", "token_type_ids", "num_batches_tracked")
+COMPUTED = (
+    "position_ids",
+    "inv_freq",
+    "attn.bias",
+    "masked_bias",
+    "token_type_ids",
+    "num_batches_tracked",
+)
 SHOWN = 3
 
 
@@ -23,45 +31,69 @@ SHOWN = 3
 class Loaded:
     """How a model came to its weights; it is the model's attribute `loaded`."""
 
-    drawn: list[str] = field(default_factory=list)  # modules without a pretrained weight: the new head, and a drawn pooler
-    kept: list[str] = field(default_factory=list)  # modules of the head that the checkpoint had, which train on
+    # modules without a pretrained weight: the new head, and a drawn pooler
+    drawn: list[str] = field(default_factory=list)
+    # modules of the head that the checkpoint had, which train on
+    kept: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what a reader must know, one line each
 
 
-def inspect(name: str, model: Any, head: Sequence[str], found: Mapping[str, Any], keep: bool) -> Loaded:
-    """What `from_pretrained` said of keys that are missing, unexpected or of another shape; raises SourceError.
+def inspect(
+    name: str, model: Any, head: Sequence[str], found: Mapping[str, Any], keep: bool
+) -> Loaded:
+    """What `from_pretrained` said of keys that are missing, unexpected or of another shape; raises
+    SourceError.
 
     `head`: the modules that the task added; `keep`: the user wants the checkpoint's own.
     """
     missing = sorted(found["missing_keys"])
     unexpected = [key for key in sorted(found["unexpected_keys"]) if not key.endswith(COMPUTED)]
-    mismatched = {str(key): (tuple(stored), tuple(here)) for key, stored, here in sorted(found["mismatched_keys"])}
+    mismatched = {
+        str(key): (tuple(stored), tuple(here))
+        for key, stored, here in sorted(found["mismatched_keys"])
+    }
     refuse_prefix(name, unexpected, model)
     pools = absent(model, missing)
     new = [*head, *pools]
     lost = [key for key in missing if not inside(key, new)]
     if lost:
         raise SourceError(
-            f"model={name}: the checkpoint has no weight for {listed(lost)}: it is not a whole checkpoint of this architecture "
-            f"({type(model).__name__}); give the one that its config.json belongs to"
+            f"model={name}: the checkpoint has no weight for {listed(lost)}: it is not a whole"
+            f" checkpoint of this architecture ({type(model).__name__}); give the one that its"
+            " config.json belongs to"
         )
     if bodily := {key: shapes for key, shapes in mismatched.items() if not inside(key, head)}:
         key, (stored, here) = next(iter(bodily.items()))
         raise SourceError(
-            f"model={name}: {key} is {stored} in the checkpoint and {here} in the model ({len(bodily)} such); config.json is not its own"
+            f"model={name}: {key} is {stored} in the checkpoint and {here} in the model"
+            f" ({len(bodily)} such); config.json is not its own"
         )
     if foreign := extra(unexpected, model):
         raise SourceError(
-            f"model={name}: the checkpoint has {listed(foreign)}, which the model ({type(model).__name__}) has not: config.json is another "
-            "model's, or has fewer layers"
+            f"model={name}: the checkpoint has {listed(foreign)}, which the model"
+            f" ({type(model).__name__}) has not: config.json is another model's, or has fewer"
+            " layers"
         )
-    there = [part for part in head if not any(inside(key, [part]) for key in (*missing, *mismatched))]
+    there = [
+        part for part in head if not any(inside(key, [part]) for key in (*missing, *mismatched))
+    ]
     return decided(name, head, pools, there, mismatched, keep)
 
 
-def decided(name: str, head: Sequence[str], pools: list[str], there: list[str], mismatched: Mapping[str, Any], keep: bool) -> Loaded:
+def decided(
+    name: str,
+    head: Sequence[str],
+    pools: list[str],
+    there: list[str],
+    mismatched: Mapping[str, Any],
+    keep: bool,
+) -> Loaded:
     """Which parts are drawn anew and which are kept, and what is said of it."""
-    notes = [f"{pool} has no weights in the checkpoint: it is drawn from the seed, trains in full and is saved" for pool in pools]
+    notes = [
+        f"{pool} has no weights in the checkpoint: it is drawn from the seed, trains in full and is"
+        " saved"
+        for pool in pools
+    ]
     if keep:
         if list(head) != there:
             stored = next(iter(mismatched.items()), None)
@@ -71,25 +103,38 @@ def decided(name: str, head: Sequence[str], pools: list[str], there: list[str], 
                 else f"no {', '.join(set(head) - set(there))}"
             )
             raise SourceError(
-                f"model.head=keep: the checkpoint of model={name} has {has}; set model.head=new to draw the head from the seed"
+                f"model.head=keep: the checkpoint of model={name} has {has}; set model.head=new to"
+                " draw the head from the seed"
             )
-        return Loaded(drawn=pools, kept=list(head), notes=[*notes, f"the checkpoint's own head ({', '.join(head)}) is kept and trains on"])
+        return Loaded(
+            drawn=pools,
+            kept=list(head),
+            notes=[*notes, f"the checkpoint's own head ({', '.join(head)}) is kept and trains on"],
+        )
     if there:
-        notes.append(f"the checkpoint's own head ({', '.join(there)}) is replaced by one drawn from the seed; model.head=keep keeps it")
+        notes.append(
+            f"the checkpoint's own head ({', '.join(there)}) is replaced by one drawn from the"
+            " seed; model.head=keep keeps it"
+        )
     for key, (stored, here) in mismatched.items():
         if key.endswith("weight"):
-            notes.append(f"the checkpoint's {key} has shape {stored} and the task needs {here}: its body is loaded, the head is drawn")
+            notes.append(
+                f"the checkpoint's {key} has shape {stored} and the task needs {here}: its body is"
+                " loaded, the head is drawn"
+            )
     return Loaded(drawn=[*head, *pools], notes=notes)
 
 
 def refuse_prefix(name: str, unexpected: Sequence[str], model: nn.Module) -> None:
-    """Every key under one more prefix than the model has: `_orig_mod.` of a compiled model, `module.` of a parallel one."""
+    """Every key under one more prefix than the model has: `_orig_mod.` of a compiled model,
+    `module.` of a parallel one."""
     own = model.state_dict().keys()
     for prefix in {key.partition(".")[0] + "." for key in unexpected}:
         if any(key.startswith(prefix) and key.removeprefix(prefix) in own for key in unexpected):
             raise SourceError(
-                f"model={name}: the checkpoint's keys begin with {prefix!r} ({listed(unexpected)}): it was saved from a wrapped model "
-                f"(torch.compile, DataParallel); save the model inside it, or take {prefix!r} off the keys"
+                f"model={name}: the checkpoint's keys begin with {prefix!r} ({listed(unexpected)}):"
+                " it was saved from a wrapped model (torch.compile, DataParallel); save the model"
+                f" inside it, or take {prefix!r} off the keys"
             )
 
 
@@ -100,8 +145,14 @@ def absent(model: nn.Module, missing: Iterable[str]) -> list[str]:
     if not isinstance(body, nn.Module):
         return []
     gone = set(missing)
-    places = {f"{prefix}.{child}": module for child, module in body.named_children() if child in DRAWN}
-    return [place for place, module in places.items() if own_names(place, module) and own_names(place, module) <= gone]
+    places = {
+        f"{prefix}.{child}": module for child, module in body.named_children() if child in DRAWN
+    }
+    return [
+        place
+        for place, module in places.items()
+        if own_names(place, module) and own_names(place, module) <= gone
+    ]
 
 
 def own_names(place: str, module: nn.Module) -> set[str]:
@@ -109,14 +160,17 @@ def own_names(place: str, module: nn.Module) -> set[str]:
 
 
 def extra(unexpected: Iterable[str], model: nn.Module) -> list[str]:
-    """Unexpected keys that are the body's: those in a module that the body has. Another head's are nobody's loss."""
+    """Unexpected keys that are the body's: those in a module that the body has. Another head's are
+    nobody's loss."""
     prefix = getattr(model, "base_model_prefix", "")
     body = getattr(model, prefix, model)
     children = {name for name, _ in body.named_children()}
     found = []
     for key in unexpected:
         bare = key.removeprefix(f"{prefix}.")
-        if bare.partition(".")[0] in children and (key != bare or not hasattr(model, bare.partition(".")[0])):
+        if bare.partition(".")[0] in children and (
+            key != bare or not hasattr(model, bare.partition(".")[0])
+        ):
             found.append(key)
     return found
 
@@ -131,7 +185,8 @@ def listed(keys: Sequence[str]) -> str:
 
 
 def untie(model: Any, targets: Sequence[str]) -> list[str]:
-    """Give every target a weight of its own where it shared one (an output layer with the embedding); says which.
+    """Give every target a weight of its own where it shared one (an output layer with the
+    embedding); says which.
 
     An adapter changes one layer; merged into a shared weight it would change two.
     """
@@ -142,12 +197,17 @@ def untie(model: Any, targets: Sequence[str]) -> list[str]:
             owners.setdefault(id(weight), []).append(place)
     shared = [places for places in owners.values() if len(places) > 1]
     ends = tuple(f".{target}" for target in targets)
-    for target, group in ((place, places) for places in shared for place in places if f".{place}".endswith(ends)):
+    for target, group in (
+        (place, places) for places in shared for place in places if f".{place}".endswith(ends)
+    ):
         module, others = model.get_submodule(target), [place for place in group if place != target]
         with torch.no_grad():
-            module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=module.weight.requires_grad)
+            module.weight = nn.Parameter(
+                module.weight.detach().clone(), requires_grad=module.weight.requires_grad
+            )
         model.config.tie_word_embeddings = False
         notes.append(
-            f"{target} shared its weight with {', '.join(others)}: it has its own from here on, so that the adapter changes one layer"
+            f"{target} shared its weight with {', '.join(others)}: it has its own from here on, so"
+            " that the adapter changes one layer"
         )
     return notes

@@ -1,4 +1,5 @@
-"""Training rules, one file each: a pure update, and a function `(adapters, *, lr, weight_decay, ...) -> Optimizer`."""
+"""Training rules, one file each: a pure update, and a function `(adapters, *, lr, weight_decay,
+...) -> Optimizer`."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from typing import Any
 
 
 def rules() -> dict[str, Callable[..., Any]]:
-    """Every training rule of this package by its name: a new file is found, nothing is registered."""
+    """Every training rule of this package by its name: a new file is found, nothing is
+    registered."""
     found: dict[str, Callable[..., Any]] = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")

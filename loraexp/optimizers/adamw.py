@@ -1,4 +1,5 @@
-"""AdamW on whatever trains: A and B, R alone (LoRA-XS, LoRA-SB), B alone, the new head, or every weight."""
+"""AdamW on whatever trains: A and B, R alone (LoRA-XS, LoRA-SB), B alone, the new head, or every
+weight."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def adamw(
     eps: float = 1e-8,
     head_lr: float | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, Algorithm 2) with decoupled weight decay on every trained parameter.
+    """AdamW (Loshchilov & Hutter 2019, Algorithm 2) with decoupled weight decay on every trained
+    parameter.
 
     `m ← β₁ m + (1 − β₁) g`, `v ← β₂ v + (1 − β₂) g²`, `p ← (1 − lr·λ) p − lr · m̂ / (√v̂ + ε)`.
     `head_lr` is the rate of the weights outside the adapters; None: the same `lr`.

@@ -1,4 +1,5 @@
-"""Spectra of the r × r Gram matrices that the preconditioned rules invert, in batches over layers."""
+"""Spectra of the r × r Gram matrices that the preconditioned rules invert, in batches over
+layers."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from torch import Tensor
 
 
 class SingularSystem(FloatingPointError):
-    """An r × r system without a solution: at `index` of the flattened batch, from `block` on in the optimizer's list."""
+    """An r × r system without a solution: at `index` of the flattened batch, from `block` on in the
+    optimizer's list."""
 
     def __init__(self, message: str, index: int, block: int = 0) -> None:
         super().__init__(message)
@@ -22,12 +24,14 @@ def require_damping(damping: float) -> None:
 
 def grams(A: Tensor, B: Tensor) -> Tensor:
     """`A Aᵀ` and `BᵀB` stacked, (2, …, r, r)."""
-    wide = B.mT.contiguous()  # products of wide matrices are faster than those of tall ones, copy included
+    # products of wide matrices are faster than those of tall ones, copy included
+    wide = B.mT.contiguous()
     return torch.stack([A @ A.mT, wide @ wide.mT])
 
 
 def spectra(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (…, r), ascending and not negative, and eigenvectors (…, r, r) of a batch of Gram matrices.
+    """Eigenvalues (…, r), ascending and not negative, and eigenvectors (…, r, r) of a batch of Gram
+    matrices.
 
     Raises `SingularSystem` where a Gram matrix is not finite, which means that its factor is not.
     """
@@ -37,15 +41,18 @@ def spectra(gram: Tensor) -> tuple[Tensor, Tensor]:
         broken = (~gram.isfinite()).flatten(-2).any(-1).flatten().nonzero()
         if not len(broken):
             raise
-        raise SingularSystem("A or B is not finite: lower lr or warm up longer", int(broken[0])) from None
+        raise SingularSystem(
+            "A or B is not finite: lower lr or warm up longer", int(broken[0])
+        ) from None
     return values.clamp_min(0), vectors
 
 
 def inverse(gram: Tensor, damping: float) -> Tensor:
-    """`(gram + λI)⁻¹`, and the pseudo-inverse for λ = 0, which drops eigenvalues below `r·ε` times the largest.
+    """`(gram + λI)⁻¹`, and the pseudo-inverse for λ = 0, which drops eigenvalues below `r·ε` times
+    the largest.
 
-    By Cholesky where λ > 0 or the whole batch is far above that floor: several times faster than through the spectrum
-    and equal up to rounding.
+    By Cholesky where λ > 0 or the whole batch is far above that floor: several times faster than
+    through the spectrum and equal up to rounding.
     """
     require_damping(damping)
     floor = gram.shape[-1] * torch.finfo(gram.dtype).eps
@@ -59,5 +66,9 @@ def inverse(gram: Tensor, damping: float) -> Tensor:
     if bool(sound.all()):
         return torch.cholesky_inverse(factor)
     values, vectors = spectra(gram)
-    inverted = 1 / (values + damping) if damping else torch.where(values > floor * values[..., -1:], 1 / values, 0)
+    inverted = (
+        1 / (values + damping)
+        if damping
+        else torch.where(values > floor * values[..., -1:], 1 / values, 0)
+    )
     return (vectors * inverted[..., None, :]) @ vectors.mT

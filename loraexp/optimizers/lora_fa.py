@@ -16,7 +16,8 @@ DAMPING = 1e-8  # PEFT's, on A Aᵀ
 
 
 def rescaled_gradient(A: Tensor, grad_B: Tensor, scaling: float) -> Tensor:
-    """PEFT's gradient of B: `(1/η²) g_B (A Aᵀ + 1e-8 I)⁻¹`, for which `η g_B A` is closest to the full gradient.
+    """PEFT's gradient of B: `(1/η²) g_B (A Aᵀ + 1e-8 I)⁻¹`, for which `η g_B A` is closest to the
+    full gradient.
 
     A (…, r, d_in), grad_B (…, d_out, r), any leading dimensions.
     """
@@ -30,7 +31,9 @@ class RescaledLoRAFA(AdapterOptimizer):
         directions = list(gradients)
         for place, (block, gradient) in enumerate(zip(blocks, gradients, strict=True)):
             if block.factor is not None:
-                A = torch.stack([layer.lora_A.detach() for layer in block.layers]).to(gradient.dtype)
+                A = torch.stack([layer.lora_A.detach() for layer in block.layers]).to(
+                    gradient.dtype
+                )
                 directions[place] = rescaled_gradient(A, gradient, block.layers[0].scaling)
         return directions
 
@@ -49,9 +52,10 @@ def lora_fa(
 ) -> torch.optim.Optimizer:
     """AdamW on B alone (Zhang et al. 2023, LoRA-FA; the row of LoRA-DA, Table 3).
 
-    `rule=adamw` takes the plain gradient, as the paper; `rule=peft` takes `rescaled_gradient`, as PEFT's
-    `create_lorafa_optimizer`. PEFT's other habits are not taken over: it adds ε (1e-6) to the square root before the
-    bias correction, decays weights after the step, and rounds the product to bf16 wherever the machine has bf16.
+    `rule=adamw` takes the plain gradient, as the paper; `rule=peft` takes `rescaled_gradient`, as
+    PEFT's `create_lorafa_optimizer`. PEFT's other habits are not taken over: it adds ε (1e-6) to
+    the square root before the bias correction, decays weights after the step, and rounds the
+    product to bf16 wherever the machine has bf16.
     """
     if rule not in ("adamw", "peft"):
         raise ValueError(f"optimizer.rule={rule!r}: expected adamw or peft")

@@ -23,9 +23,10 @@ def lora_plus(
 ) -> torch.optim.Optimizer:
     """AdamW where B learns `ratio` times as fast as A (Hayou, Ghosh & Yu 2024, section 4).
 
-    `lr_A = lr`, `lr_B = ratio · lr`; the new head keeps `lr` (or takes `head_lr`). `ratio=1` is AdamW.
-    Differs from the released code, which PEFT has too: there, one-dimensional weights of the head learn at `lr_B`
-    and weight decay skips biases; here the rate of B is B's alone and weight decay is the same for everything.
+    `lr_A = lr`, `lr_B = ratio · lr`; the new head keeps `lr` (or takes `head_lr`). `ratio=1` is
+    AdamW. Differs from the released code, which PEFT has too: there, one-dimensional weights of the
+    head learn at `lr_B` and weight decay skips biases; here the rate of B is B's alone and weight
+    decay is the same for everything.
     """
     if not ratio > 0:
         raise ValueError(f"optimizer.ratio={ratio}: expected a number > 0")

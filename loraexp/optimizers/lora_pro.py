@@ -1,4 +1,5 @@
-"""LoRA-Pro: gradients of A and B whose joint effect on the weight is closest to the full gradient."""
+"""LoRA-Pro: gradients of A and B whose joint effect on the weight is closest to the full
+gradient."""
 
 from __future__ import annotations
 
@@ -12,14 +13,23 @@ from loraexp.adapter.adapted import Adapters
 from loraexp.optimizers.grams import SingularSystem, grams, require_damping, spectra
 from loraexp.optimizers.pairs import PairOptimizer, pairs
 from loraexp.optimizers.rule import rule
-from loraexp.optimizers.stepping import AdamW, AdapterOptimizer, Block, State, base_rule, factor_blocks, head_section
+from loraexp.optimizers.stepping import (
+    AdamW,
+    AdapterOptimizer,
+    Block,
+    State,
+    base_rule,
+    factor_blocks,
+    head_section,
+)
 
 FirstStep = Literal["plain", "limit"]
 CHUNK = 2**20  # entries of a d_out × d_in temporary that are worked on at once: 4 MiB in float32
 
 
 class System(NamedTuple):
-    """`A Aᵀ = U diag(E) Uᵀ` and `BᵀB = V diag(D) Vᵀ`, damped; `no_B` marks the layers where B is still zero."""
+    """`A Aᵀ = U diag(E) Uᵀ` and `BᵀB = V diag(D) Vᵀ`, damped; `no_B` marks the layers where B is
+    still zero."""
 
     E: Tensor  # (…, r)
     U: Tensor  # (…, r, r)
@@ -32,9 +42,11 @@ class System(NamedTuple):
 
 
 def system(A: Tensor, B: Tensor, damping: float) -> System:
-    """Both Gram matrices in their eigenvectors, each damped by `damping` times its own largest eigenvalue.
+    """Both Gram matrices in their eigenvectors, each damped by `damping` times its own largest
+    eigenvalue.
 
-    Raises `SingularSystem` where a smallest eigenvalue is below rounding; a B of zeros is no error but marked.
+    Raises `SingularSystem` where a smallest eigenvalue is below rounding; a B of zeros is no error
+    but marked.
     """
     require_damping(damping)
     (E, D), (U, V) = spectra(grams(A, B))
@@ -46,14 +58,22 @@ def system(A: Tensor, B: Tensor, damping: float) -> System:
     if bool((singular_A | singular_B).any()):
         which = "A Aᵀ" if bool(singular_A.any()) else "BᵀB"
         index = int((singular_A if which == "A Aᵀ" else singular_B).flatten().nonzero()[0])
-        raise SingularSystem(f"{which} is singular: raise optimizer.damping ({damping}) or lower the rank", index)
+        raise SingularSystem(
+            f"{which} is singular: raise optimizer.damping ({damping}) or lower the rank", index
+        )
     return System(E, U, D, V, no_B[..., None])
 
 
-def closest(s: System, A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """The closed form of `equivalent_gradients`; where B is zero, its limit `g_A = 0`, `g_B = (1/η²) g_B (A Aᵀ)⁻¹`."""
+def closest(
+    s: System, A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """The closed form of `equivalent_gradients`; where B is zero, its limit `g_A = 0`, `g_B =
+    (1/η²) g_B (A Aᵀ)⁻¹`."""
     inverted_D = torch.where(s.no_B[..., 0], 0, 1 / s.D)
-    inverse_A, inverse_B = (s.U / s.E[..., None, :]) @ s.U.mT, (s.V * inverted_D[..., None, :]) @ s.V.mT
+    inverse_A, inverse_B = (
+        (s.U / s.E[..., None, :]) @ s.U.mT,
+        (s.V * inverted_D[..., None, :]) @ s.V.mT,
+    )
     scaled_A, scaled_B = inverse_B @ grad_A / scaling**2, grad_B @ inverse_A / scaling**2
     # BᵀB X + X A Aᵀ = C in the eigenvectors of both is (D_i + E_j) X_ij = C_ij.
     C = -s.V.mT @ (scaled_A @ A.mT) @ s.U
@@ -61,8 +81,11 @@ def closest(s: System, A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, sca
     return scaled_A + X @ A, scaled_B - B @ (inverse_B @ (B.mT @ scaled_B) + X)
 
 
-def at_zero(s: System, plain: tuple[Tensor, Tensor], ours: tuple[Tensor, Tensor], first: FirstStep) -> tuple[Tensor, Tensor]:
-    """`ours`, with the plain gradients in its place for the layers where B is zero, unless `first` keeps the limit."""
+def at_zero(
+    s: System, plain: tuple[Tensor, Tensor], ours: tuple[Tensor, Tensor], first: FirstStep
+) -> tuple[Tensor, Tensor]:
+    """`ours`, with the plain gradients in its place for the layers where B is zero, unless `first`
+    keeps the limit."""
     if first == "limit":
         return ours
     return torch.where(s.no_B, plain[0], ours[0]), torch.where(s.no_B, plain[1], ours[1])
@@ -77,16 +100,18 @@ def equivalent_gradients(
     damping: float = 0.0,
     first_step: FirstStep = "plain",
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of A and B whose effect `η(B g_A + g_B A)` on W is closest to the full gradient G.
+    """The gradients of A and B whose effect `η(B g_A + g_B A)` on W is closest to the full gradient
+    G.
 
-    LoRA-Pro (Wang et al. 2025), Theorems 2.1 and 2.3, from the ordinary gradients `grad_A = η BᵀG`, `grad_B = η G Aᵀ`:
-    `g_A = (1/η²)(BᵀB)⁻¹ grad_A + X A`, `g_B = (1/η²)(I − B(BᵀB)⁻¹Bᵀ) grad_B (A Aᵀ)⁻¹ − B X`,
-    where X solves `BᵀB X + X A Aᵀ = −(1/η²)(BᵀB)⁻¹ grad_A Aᵀ`: of all minimisers, the one nearest to (grad_A, grad_B).
-    A (…, r, d_in), B (…, d_out, r), any leading dimensions; the result has the shapes of the gradients.
-    Where B is zero, at the first step, BᵀB has no inverse: `first_step` takes the plain gradients, or as the released
-    code the limit `g_A = 0`, `g_B = (1/η²) grad_B (A Aᵀ)⁻¹`. `damping` is relative: `damping · λ_max` is added to each
-    Gram matrix. Raises `FloatingPointError` where one is singular all the same.
-    Differs from the released code (mrflogs/LoRA-Pro fe26027, DeepSpeed-0.15.1/deepspeed/runtime/zero/stage_1_and_2.py,
+    LoRA-Pro (Wang et al. 2025), Theorems 2.1 and 2.3, from the ordinary gradients `grad_A = η BᵀG`,
+    `grad_B = η G Aᵀ`: `g_A = (1/η²)(BᵀB)⁻¹ grad_A + X A`, `g_B = (1/η²)(I − B(BᵀB)⁻¹Bᵀ) grad_B (A
+    Aᵀ)⁻¹ − B X`, where X solves `BᵀB X + X A Aᵀ = −(1/η²)(BᵀB)⁻¹ grad_A Aᵀ`: of all minimisers, the
+    one nearest to (grad_A, grad_B). A (…, r, d_in), B (…, d_out, r), any leading dimensions; the
+    result has the shapes of the gradients. Where B is zero, at the first step, BᵀB has no inverse:
+    `first_step` takes the plain gradients, or as the released code the limit `g_A = 0`, `g_B =
+    (1/η²) grad_B (A Aᵀ)⁻¹`. `damping` is relative: `damping · λ_max` is added to each Gram matrix.
+    Raises `FloatingPointError` where one is singular all the same. Differs from the released code
+    (mrflogs/LoRA-Pro fe26027, DeepSpeed-0.15.1/deepspeed/runtime/zero/stage_1_and_2.py,
     lorapro_full_adjustment), which adds an absolute 1e-8.
     """
     s = system(A, B, damping)
@@ -94,7 +119,8 @@ def equivalent_gradients(
 
 
 class LoRAPro(AdapterOptimizer):
-    """AdamW whose moments are those of the equivalent gradient `G̃ = η(B g_A + g_B A)`, (d_out, d_in) per layer."""
+    """AdamW whose moments are those of the equivalent gradient `G̃ = η(B g_A + g_B A)`, (d_out,
+    d_in) per layer."""
 
     base: AdamW
 
@@ -115,7 +141,9 @@ class LoRAPro(AdapterOptimizer):
         states = super().new_states([block for block in blocks if block.factor is None])
         for _, A, B in pairs(blocks):
             shape = len(A.names), B.values.shape[1], A.values.shape[2]
-            moments = self.base.state(A.values.new_zeros(shape, dtype=self.moments or A.values.dtype))
+            moments = self.base.state(
+                A.values.new_zeros(shape, dtype=self.moments or A.values.dtype)
+            )
             states += [moments, {}]
         return states
 
@@ -123,7 +151,8 @@ class LoRAPro(AdapterOptimizer):
         if blocks[0].factor is None:
             return super().apply(group, blocks, directions)
         paired = list(pairs(blocks))
-        systems = [self._system(place, A, B) for place, A, B in paired]  # all of them before any state moves
+        # all of them before any state moves
+        systems = [self._system(place, A, B) for place, A, B in paired]
         for (place, A, B), s in zip(paired, systems, strict=True):
             state = self.state[A.key]
             state["step"] += 1
@@ -131,11 +160,20 @@ class LoRAPro(AdapterOptimizer):
             size = max(1, CHUNK // state["exp_avg"][0].numel())
             for rows in (slice(i, i + size) for i in range(0, layers, size)):
                 step_A, step_B = self._project(
-                    s.part(rows), A.values[rows], B.values[rows], directions[place][rows], directions[place + 1][rows],
-                    state["exp_avg"][rows], state["exp_avg_sq"][rows], A.layers[0].scaling, count,
-                )  # fmt: skip
+                    s.part(rows),
+                    A.values[rows],
+                    B.values[rows],
+                    directions[place][rows],
+                    directions[place + 1][rows],
+                    state["exp_avg"][rows],
+                    state["exp_avg_sq"][rows],
+                    A.layers[0].scaling,
+                    count,
+                )
                 for values, step in ((A.values[rows], step_A), (B.values[rows], step_B)):
-                    values.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
+                    values.mul_(1 - group["lr"] * group["weight_decay"]).add_(
+                        step, alpha=-group["lr"]
+                    )
 
     def _system(self, place: int, A: Block, B: Block) -> System:
         try:
@@ -145,12 +183,23 @@ class LoRAPro(AdapterOptimizer):
             raise
 
     def _project(
-        self, s: System, A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, m: Tensor, v: Tensor, scaling: float, count: float
+        self,
+        s: System,
+        A: Tensor,
+        B: Tensor,
+        grad_A: Tensor,
+        grad_B: Tensor,
+        m: Tensor,
+        v: Tensor,
+        scaling: float,
+        count: float,
     ) -> tuple[Tensor, Tensor]:
-        """Update the moments m, v of G̃ in place and bring the AdamW direction `m̂ / (√v̂ + ε)` back to A and B.
+        """Update the moments m, v of G̃ in place and bring the AdamW direction `m̂ / (√v̂ + ε)`
+        back to A and B.
 
-        At B = 0 the moments take the limit `G̃ = G Aᵀ(A Aᵀ)⁻¹A`, so that they stay in one unit; the way back is
-        `first_step`'s. Narrower moments are moved in the precision of A and B and rounded once.
+        At B = 0 the moments take the limit `G̃ = G Aᵀ(A Aᵀ)⁻¹A`, so that they stay in one unit; the
+        way back is `first_step`'s. Narrower moments are moved in the precision of A and B and
+        rounded once.
         """
         new_A, new_B = closest(s, A, B, grad_A, grad_B, scaling)
         # η(B g_A + g_B A) as one product of stacked factors, and AdamW on a weight of zeros: one
@@ -166,7 +215,9 @@ class LoRAPro(AdapterOptimizer):
                 kept.copy_(own)
         direction = moved.neg_()
         plain_A, plain_B = scaling * (B.mT @ direction), scaling * (direction @ A.mT)
-        return at_zero(s, (plain_A, plain_B), closest(s, A, B, plain_A, plain_B, scaling), self.first_step)
+        return at_zero(
+            s, (plain_A, plain_B), closest(s, A, B, plain_A, plain_B, scaling), self.first_step
+        )
 
 
 @rule("A", "B", plain_pair=True)
@@ -183,15 +234,17 @@ def lora_pro(
     eps: float = 1e-8,
     head_lr: float | None = None,
 ) -> torch.optim.Optimizer:
-    """LoRA-Pro with AdamW (Wang et al. 2025, Algorithm 2): AdamW as if W were trained, each step projected onto A and B.
+    """LoRA-Pro with AdamW (Wang et al. 2025, Algorithm 2): AdamW as if W were trained, each step
+    projected onto A and B.
 
-    `G̃ = η(B g_A + g_B A)`; `m, v` are moments of G̃; the direction `Ĝ = m̂/(√v̂ + ε)` goes back through
-    `equivalent_gradients(A, B, η BᵀĜ, η Ĝ Aᵀ)`. State: two d_out × d_in matrices per layer.
-    `damping` is relative to the largest eigenvalue of each Gram matrix: after the first step BᵀB is of order lr².
-    `first_step` says what the first step, from B = 0, goes back by; see `equivalent_gradients`. `moments=bfloat16` halves
-    the state, as the released code's, whose moments have the dtype of its bf16 weights; steps of v below 2⁻⁹ of it are
-    then rounded away, so with β₂ = 0.999 v falls no more.
-    Raises `FloatingPointError`, naming step and layer, where a gradient is not finite or a system is singular.
+    `G̃ = η(B g_A + g_B A)`; `m, v` are moments of G̃; the direction `Ĝ = m̂/(√v̂ + ε)` goes back
+    through `equivalent_gradients(A, B, η BᵀĜ, η Ĝ Aᵀ)`. State: two d_out × d_in matrices per layer.
+    `damping` is relative to the largest eigenvalue of each Gram matrix: after the first step BᵀB is
+    of order lr². `first_step` says what the first step, from B = 0, goes back by; see
+    `equivalent_gradients`. `moments=bfloat16` halves the state, as the released code's, whose
+    moments have the dtype of its bf16 weights; steps of v below 2⁻⁹ of it are then rounded away, so
+    with β₂ = 0.999 v falls no more. Raises `FloatingPointError`, naming step and layer, where a
+    gradient is not finite or a system is singular.
     """
     check_named(first_step, moments)
     require_damping(damping)
@@ -229,16 +282,24 @@ def lora_pro_low_memory(
     eps: float = 1e-8,
     head_lr: float | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW, or gradient descent, on LoRA-Pro's gradients (Wang et al. 2025, Theorem 2.1), with the state of plain LoRA.
+    """AdamW, or gradient descent, on LoRA-Pro's gradients (Wang et al. 2025, Theorem 2.1), with the
+    state of plain LoRA.
 
-    The moments are those of `equivalent_gradients`, in the shapes of A and B: cheaper than, and not the same as,
-    `lora_pro`. With `base=gd` it is their algorithm for SGD.
+    The moments are those of `equivalent_gradients`, in the shapes of A and B: cheaper than, and not
+    the same as, `lora_pro`. With `base=gd` it is their algorithm for SGD.
     """
     check_named(first_step)
     require_damping(damping)
     sections = [(factor_blocks(adapters, ("A", "B")), lr), head_section(adapters, lr, head_lr)]
 
-    def transform(A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    def transform(
+        A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float
+    ) -> tuple[Tensor, Tensor]:
         return equivalent_gradients(A, B, grad_A, grad_B, scaling, damping, first_step)
 
-    return PairOptimizer(sections, weight_decay=weight_decay, base=base_rule(base, beta1, beta2, eps), transform=transform)
+    return PairOptimizer(
+        sections,
+        weight_decay=weight_decay,
+        base=base_rule(base, beta1, beta2, eps),
+        transform=transform,
+    )

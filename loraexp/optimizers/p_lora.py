@@ -24,21 +24,32 @@ from loraexp.optimizers.stepping import (
 )
 
 
-def precondition(A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """The gradients in the metric of the product B A (LoRA-One, Algorithm 2 line 9; Zhang & Pilanci 2024, Algorithm 1).
+def precondition(
+    A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, damping: float
+) -> tuple[Tensor, Tensor]:
+    """The gradients in the metric of the product B A (LoRA-One, Algorithm 2 line 9; Zhang & Pilanci
+    2024, Algorithm 1).
 
-    `g_A ← (BᵀB + λI)⁻¹ g_A`, `g_B ← g_B (A Aᵀ + λI)⁻¹`; λ = 0 takes the pseudo-inverse, as LoRA-One's (Prec-GD).
-    A (…, r, d_in), B (…, d_out, r), any leading dimensions; the result has the shapes of the gradients.
-    Raises `FloatingPointError` where A or B is not finite.
+    `g_A ← (BᵀB + λI)⁻¹ g_A`, `g_B ← g_B (A Aᵀ + λI)⁻¹`; λ = 0 takes the pseudo-inverse, as
+    LoRA-One's (Prec-GD). A (…, r, d_in), B (…, d_out, r), any leading dimensions; the result has
+    the shapes of the gradients. Raises `FloatingPointError` where A or B is not finite.
     """
     inverse_A, inverse_B = inverse(grams(A, B), damping)
-    return inverse_B @ grad_A, (inverse_A @ grad_B.mT).mT  # the inverse is symmetric; this order is the faster one
+    # the inverse is symmetric; this order is the faster one
+    return inverse_B @ grad_A, (inverse_A @ grad_B.mT).mT
 
 
 class InTurn(AdapterOptimizer):
     """A is stepped first, and B's gradient is preconditioned by the A that came of it."""
 
-    def __init__(self, sections: Sequence[tuple[list[Block], float]], *, weight_decay: float, base: Base, damping: float) -> None:
+    def __init__(
+        self,
+        sections: Sequence[tuple[list[Block], float]],
+        *,
+        weight_decay: float,
+        base: Base,
+        damping: float,
+    ) -> None:
         super().__init__(sections, weight_decay=weight_decay, base=base)
         self.damping = damping
 
@@ -74,17 +85,20 @@ def p_lora(
     eps: float = 1e-8,
     head_lr: float | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW, or gradient descent, on preconditioned gradients (LoRA-One, Algorithm 2; Zhang & Pilanci 2024, Algorithm 1).
+    """AdamW, or gradient descent, on preconditioned gradients (LoRA-One, Algorithm 2; Zhang &
+    Pilanci 2024, Algorithm 1).
 
     `damping` is λ, absolute; LoRA-One-P uses 0. The head is not preconditioned.
 
-        paper:     both gradients in the metric of the current factors, AdamW with its bias correction
-        released:  the moments are not corrected, and B's Gram matrix is of the A that this step has already moved
-                   (pilancilab/Riemannian_Preconditioned_LoRA c3a2c1b, Mistral-7B/mistral/custom_optimizer.py, AdamWr;
-                   its ε and λ are both 1e-6). Its gradient descent (SGDr) is the paper's.
+        paper:     both gradients in the metric of the current factors, AdamW with its bias
+                   correction
+        released:  the moments are not corrected, and B's Gram matrix is of the A that this step has
+                   already moved (pilancilab/Riemannian_Preconditioned_LoRA c3a2c1b,
+                   Mistral-7B/mistral/custom_optimizer.py, AdamWr; its ε and λ are both 1e-6). Its
+                   gradient descent (SGDr) is the paper's.
 
-    PEFT's `create_riemannian_optimizer` is the same rule with `damping=1e-2`.
-    Raises `FloatingPointError`, naming step and parameter, where a gradient is not finite before or after.
+    PEFT's `create_riemannian_optimizer` is the same rule with `damping=1e-2`. Raises
+    `FloatingPointError`, naming step and parameter, where a gradient is not finite before or after.
     """
     require_damping(damping)
     if flavour not in ("paper", "released"):
@@ -92,9 +106,16 @@ def p_lora(
     sections = [(factor_blocks(adapters, ("A", "B")), lr), head_section(adapters, lr, head_lr)]
     elementwise = base_rule(base, beta1, beta2, eps)
     if flavour == "released" and isinstance(elementwise, AdamW):
-        return InTurn(sections, weight_decay=weight_decay, base=UncorrectedAdamW(beta1, beta2, eps), damping=damping)
+        return InTurn(
+            sections,
+            weight_decay=weight_decay,
+            base=UncorrectedAdamW(beta1, beta2, eps),
+            damping=damping,
+        )
 
-    def transform(A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    def transform(
+        A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float
+    ) -> tuple[Tensor, Tensor]:
         return precondition(A, B, grad_A, grad_B, damping)
 
     return PairOptimizer(sections, weight_decay=weight_decay, base=elementwise, transform=transform)

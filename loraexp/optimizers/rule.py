@@ -1,4 +1,5 @@
-"""What a training rule needs of the adapters: declared once by `@rule`, checked wherever the rule is built."""
+"""What a training rule needs of the adapters: declared once by `@rule`, checked wherever the rule
+is built."""
 
 from __future__ import annotations
 
@@ -15,22 +16,34 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 def trained_factors(layer: AdaptedLinear) -> frozenset[str]:
     """Which of A, B, R of this layer receive gradients."""
     factors = {"A": layer.lora_A, "B": layer.lora_B, "R": layer.lora_R}
-    return frozenset(name for name, factor in factors.items() if factor is not None and factor.requires_grad)
+    return frozenset(
+        name for name, factor in factors.items() if factor is not None and factor.requires_grad
+    )
 
 
-def rule(*needs_trained: str, needs_frozen: tuple[str, ...] = (), plain_pair: bool = False) -> Callable[[Make], Make]:
-    """Declare which factors must train, which must not, and whether the update must be `B A` without an R.
+def rule(
+    *needs_trained: str, needs_frozen: tuple[str, ...] = (), plain_pair: bool = False
+) -> Callable[[Make], Make]:
+    """Declare which factors must train, which must not, and whether the update must be `B A`
+    without an R.
 
-    The function gets the attributes `needs_trained`, `needs_frozen` and `plain_pair`, which the configuration reads,
-    and refuses adapters that do not fit.
+    The function gets the attributes `needs_trained`, `needs_frozen` and `plain_pair`, which the
+    configuration reads, and refuses adapters that do not fit.
     """
 
     def declare(make: Make) -> Make:
         @functools.wraps(make)
         def checked(adapters: Adapters, **keywords: Any) -> Any:
             if complaint := misfit(checked, adapters):
-                fitting = [name for name, other in optimizers.rules().items() if not misfit(other, adapters)]
-                raise ValueError(f"optimizer={make.__name__} {complaint}: choose one of {', '.join(sorted(fitting))}")
+                fitting = [
+                    name
+                    for name, other in optimizers.rules().items()
+                    if not misfit(other, adapters)
+                ]
+                raise ValueError(
+                    f"optimizer={make.__name__} {complaint}: choose one of"
+                    f" {', '.join(sorted(fitting))}"
+                )
             return make(adapters, **keywords)
 
         checked.needs_trained = frozenset(needs_trained)  # type: ignore[attr-defined]
@@ -44,7 +57,9 @@ def rule(*needs_trained: str, needs_frozen: tuple[str, ...] = (), plain_pair: bo
 def misfit(make: Callable[..., Any], adapters: Adapters) -> str | None:
     """Why the rule `make` cannot train these adapters, or None where it can."""
     trained, frozen = make.needs_trained, make.needs_frozen  # type: ignore[attr-defined]
-    wanted = f"needs {_names(trained)} to train" + (f" and {_names(frozen)} frozen" if frozen else "")
+    wanted = f"needs {_names(trained)} to train" + (
+        f" and {_names(frozen)} frozen" if frozen else ""
+    )
     if trained and not len(adapters):
         return f"{wanted}, but no layer is adapted (every weight trains)"
     for layer in adapters:

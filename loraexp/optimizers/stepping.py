@@ -1,8 +1,9 @@
 """The optimizer shell that every training rule shares: equal shapes stacked, one kernel per stack.
 
-The factors of layers of equal shape live in one contiguous tensor `(n, …)`, of which the model's parameters are views:
-a step costs one kernel per shape and factor instead of one per layer, and r × r systems are solved in one batch. Weights
-narrower than float32 keep a float32 master and float32 moments, and are rounded once per step.
+The factors of layers of equal shape live in one contiguous tensor `(n, …)`, of which the model's
+parameters are views: a step costs one kernel per shape and factor instead of one per layer, and r ×
+r systems are solved in one batch. Weights narrower than float32 keep a float32 master and float32
+moments, and are rounded once per step.
 """
 
 from __future__ import annotations
@@ -26,11 +27,16 @@ State = dict[str, Tensor]
 class Block:
     """Parameters of one shape as one tensor `values` (n, …) in float32 or better.
 
-    `factor` is "A", "B" or "R" where they are that factor of the adapted `layers`, None for any other weight.
+    `factor` is "A", "B" or "R" where they are that factor of the adapted `layers`, None for any
+    other weight.
     """
 
     def __init__(
-        self, names: list[str], parameters: list[nn.Parameter], factor: str | None = None, layers: Sequence[AdaptedLinear] = ()
+        self,
+        names: list[str],
+        parameters: list[nn.Parameter],
+        factor: str | None = None,
+        layers: Sequence[AdaptedLinear] = (),
     ) -> None:
         self.names, self.parameters, self.factor, self.layers = names, parameters, factor, layers
         held = [p.detach() for p in parameters]
@@ -47,45 +53,66 @@ class Block:
         return self.parameters[0]
 
     def gradient(self) -> Tensor | None:
-        """The gradients (n, …) in the dtype of `values`; None where there is none at all, zero where only some are missing."""
+        """The gradients (n, …) in the dtype of `values`; None where there is none at all, zero
+        where only some are missing."""
         gradients = [p.grad for p in self.parameters]
         if all(g is None for g in gradients):
             return None
         if not self.has_master and self.key.data_ptr() != self.values.data_ptr():
-            raise RuntimeError(f"{self.names[0]} was moved after its optimizer was built: build the optimizer after moving the model")
-        known = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
+            raise RuntimeError(
+                f"{self.names[0]} was moved after its optimizer was built: build the optimizer"
+                " after moving the model"
+            )
+        known = [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip(self.parameters, gradients, strict=True)
+        ]
         if len(known) == 1:
             return known[0][None].to(self.values.dtype)
         if any(g.dtype != self.values.dtype for g in known):
             return torch.stack(known).to(self.values.dtype)
-        if self._stacked is None:  # kept, because fresh memory of this size costs more than the copy into it
+        # kept, because fresh memory of this size costs more than the copy into it
+        if self._stacked is None:
             self._stacked = torch.empty_like(self.values)
         return torch.stack(known, out=self._stacked)
 
     def write_back(self) -> None:
-        """Round the master into the parameters; nothing to do where the parameters are the values."""
+        """Round the master into the parameters; nothing to do where the parameters are the
+        values."""
         if self.has_master:
             torch._foreach_copy_(list(self.parameters), list(self.values))
 
 
 def factor_blocks(adapters: Adapters, factors: Sequence[str]) -> list[Block]:
-    """The trained ones among `factors`, layers of equal shape and scaling together: A then B then R of each such set."""
+    """The trained ones among `factors`, layers of equal shape and scaling together: A then B then R
+    of each such set."""
     alike: dict[Any, list[tuple[str, AdaptedLinear]]] = {}
     for name, layer in adapters.layers.items():
-        described = [(p.shape, p.dtype, p.device, p.requires_grad) for p in (layer.lora_A, layer.lora_B, layer.lora_R) if p is not None]
+        described = [
+            (p.shape, p.dtype, p.device, p.requires_grad)
+            for p in (layer.lora_A, layer.lora_B, layer.lora_R)
+            if p is not None
+        ]
         alike.setdefault((tuple(described), layer.scaling), []).append((name, layer))
     blocks = []
     for named_layers in alike.values():
         names, layers = [name for name, _ in named_layers], [layer for _, layer in named_layers]
         for factor in factors:
-            parameters = [p for layer in layers if (p := getattr(layer, f"lora_{factor}")) is not None and p.requires_grad]
+            parameters = [
+                p
+                for layer in layers
+                if (p := getattr(layer, f"lora_{factor}")) is not None and p.requires_grad
+            ]
             if parameters:
-                blocks.append(Block([f"{name}.lora_{factor}" for name in names], parameters, factor, layers))
+                blocks.append(
+                    Block([f"{name}.lora_{factor}" for name in names], parameters, factor, layers)
+                )
     return blocks
 
 
 def head_section(adapters: Adapters, lr: float, head_lr: float | None) -> tuple[list[Block], float]:
-    """The new head, or every weight under `init=full`, with its rate: each parameter by itself, nothing is copied."""
+    """The new head, or every weight under `init=full`, with its rate: each parameter by itself,
+    nothing is copied."""
     blocks = [Block([name], [parameter]) for name, parameter in adapters.others.items()]
     return blocks, lr if head_lr is None else head_lr
 
@@ -95,12 +122,20 @@ class Base(Protocol):
 
     def state(self, values: Tensor) -> State: ...
 
-    def update(self, values: list[Tensor], gradients: list[Tensor], states: list[State], lr: float, weight_decay: float) -> None: ...
+    def update(
+        self,
+        values: list[Tensor],
+        gradients: list[Tensor],
+        states: list[State],
+        lr: float,
+        weight_decay: float,
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW with decoupled weight decay (Loshchilov & Hutter 2019, Algorithm 2), by PyTorch's own fused kernel."""
+    """AdamW with decoupled weight decay (Loshchilov & Hutter 2019, Algorithm 2), by PyTorch's own
+    fused kernel."""
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -115,35 +150,71 @@ class AdamW:
 
     def state(self, values: Tensor) -> State:
         step = torch.zeros((), dtype=torch.float32, device=values.device)
-        return {"step": step, "exp_avg": torch.zeros_like(values), "exp_avg_sq": torch.zeros_like(values)}
+        return {
+            "step": step,
+            "exp_avg": torch.zeros_like(values),
+            "exp_avg_sq": torch.zeros_like(values),
+        }
 
-    def update(self, values: list[Tensor], gradients: list[Tensor], states: list[State], lr: float, weight_decay: float) -> None:
+    def update(
+        self,
+        values: list[Tensor],
+        gradients: list[Tensor],
+        states: list[State],
+        lr: float,
+        weight_decay: float,
+    ) -> None:
         fused = all(v.device.type in ("cpu", "cuda") for v in values)
         adamw(
-            values, gradients, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [], [s["step"] for s in states],
-            fused=fused, foreach=not fused, amsgrad=False, maximize=False,
-            beta1=self.beta1, beta2=self.beta2, lr=lr, weight_decay=weight_decay, eps=self.eps,
-        )  # fmt: skip
+            values,
+            gradients,
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            [s["step"] for s in states],
+            fused=fused,
+            foreach=not fused,
+            amsgrad=False,
+            maximize=False,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=self.eps,
+        )
 
 
 @dataclass(frozen=True)
 class UncorrectedAdamW(AdamW):
     """AdamW without the bias correction of its moments: `p ← (1 − lr·λ) p − lr · m / (√v + ε)`.
 
-    Both begin at zero, so its first step is (1 − β₁)/√(1 − β₂) times as long: 3.2 with the usual β₁, β₂.
+    Both begin at zero, so its first step is (1 − β₁)/√(1 − β₂) times as long: 3.2 with the usual
+    β₁, β₂.
     """
 
-    def update(self, values: list[Tensor], gradients: list[Tensor], states: list[State], lr: float, weight_decay: float) -> None:
+    def update(
+        self,
+        values: list[Tensor],
+        gradients: list[Tensor],
+        states: list[State],
+        lr: float,
+        weight_decay: float,
+    ) -> None:
         for value, gradient, state in zip(values, gradients, states, strict=True):
             state["step"] += 1
             m = state["exp_avg"].lerp_(gradient, 1 - self.beta1)
-            v = state["exp_avg_sq"].mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+            v = (
+                state["exp_avg_sq"]
+                .mul_(self.beta2)
+                .addcmul_(gradient, gradient, value=1 - self.beta2)
+            )
             value.mul_(1 - lr * weight_decay).addcdiv_(m, v.sqrt().add_(self.eps), value=-lr)
 
 
 @dataclass(frozen=True)
 class GradientDescent:
-    """`p ← (1 − lr·λ) p − lr·m`, `m ← momentum·m + g`; plain gradient descent where momentum is 0, with no state."""
+    """`p ← (1 − lr·λ) p − lr·m`, `m ← momentum·m + g`; plain gradient descent where momentum is 0,
+    with no state."""
 
     momentum: float = 0.0
 
@@ -153,9 +224,20 @@ class GradientDescent:
 
     def state(self, values: Tensor) -> State:
         step = torch.zeros((), dtype=torch.float32, device=values.device)
-        return {"step": step, "momentum": torch.zeros_like(values)} if self.momentum else {"step": step}
+        return (
+            {"step": step, "momentum": torch.zeros_like(values)}
+            if self.momentum
+            else {"step": step}
+        )
 
-    def update(self, values: list[Tensor], gradients: list[Tensor], states: list[State], lr: float, weight_decay: float) -> None:
+    def update(
+        self,
+        values: list[Tensor],
+        gradients: list[Tensor],
+        states: list[State],
+        lr: float,
+        weight_decay: float,
+    ) -> None:
         for value, gradient, state in zip(values, gradients, states, strict=True):
             state["step"] += 1
             if self.momentum:
@@ -175,31 +257,44 @@ def base_rule(base: Literal["adamw", "gd"], beta1: float, beta2: float, eps: flo
 
 
 class AdapterOptimizer(torch.optim.Optimizer):
-    """Steps blocks of parameters by a base rule; a training rule changes `directions`, the gradient that the base sees.
+    """Steps blocks of parameters by a base rule; a training rule changes `directions`, the gradient
+    that the base sees.
 
-    A section is `(blocks, learning rate)` and becomes one parameter group with `lr`, `initial_lr` and `weight_decay`.
-    `param.grad` is read and never written, so clipping happens outside. A missing gradient of an adapted layer counts
-    as zero; any other weight without a gradient is left alone.
+    A section is `(blocks, learning rate)` and becomes one parameter group with `lr`, `initial_lr`
+    and `weight_decay`. `param.grad` is read and never written, so clipping happens outside. A
+    missing gradient of an adapted layer counts as zero; any other weight without a gradient is left
+    alone.
     """
 
-    def __init__(self, sections: Sequence[tuple[list[Block], float]], *, weight_decay: float, base: Base) -> None:
+    def __init__(
+        self, sections: Sequence[tuple[list[Block], float]], *, weight_decay: float, base: Base
+    ) -> None:
         sections = [(blocks, lr) for blocks, lr in sections if blocks]
         if not sections:
-            raise ValueError("nothing trains: no factor of any adapted layer and no other weight requires a gradient")
+            raise ValueError(
+                "nothing trains: no factor of any adapted layer and no other weight requires a"
+                " gradient"
+            )
         if not (math.isfinite(weight_decay) and weight_decay >= 0):
             raise ValueError(f"weight_decay={weight_decay}: expected a number ≥ 0")
         groups = []
         for blocks, lr in sections:
             if not (math.isfinite(lr) and lr >= 0):
                 raise ValueError(f"lr={lr}: expected a number ≥ 0")
-            named = [pair for block in blocks for pair in zip(block.names, block.parameters, strict=True)]
-            groups.append({"params": named, "lr": lr, "initial_lr": lr, "weight_decay": weight_decay})
+            named = [
+                pair for block in blocks for pair in zip(block.names, block.parameters, strict=True)
+            ]
+            groups.append(
+                {"params": named, "lr": lr, "initial_lr": lr, "weight_decay": weight_decay}
+            )
         super().__init__(groups, {})
         self.base = base
         self.blocks = [blocks for blocks, _ in sections]
         for blocks in self.blocks:
             for block, state in zip(blocks, self.new_states(blocks), strict=True):
-                self.state[block.key] = state | ({"master": block.values} if block.has_master else {})
+                self.state[block.key] = state | (
+                    {"master": block.values} if block.has_master else {}
+                )
 
     def new_states(self, blocks: list[Block]) -> list[State]:
         """The state of each block before the first step."""
@@ -223,8 +318,13 @@ class AdapterOptimizer(torch.optim.Optimizer):
         found = [(block, block.gradient()) for block in blocks]
         if all(gradient is None for _, gradient in found):
             return
-        # A and B are stepped as pairs, so a factor without a gradient stays in its place with a gradient of zero.
-        known = [(b, torch.zeros_like(b.values) if g is None else g) for b, g in found if g is not None or b.factor]
+        # A and B are stepped as pairs, so a factor without a gradient stays in its place with a
+        # gradient of zero.
+        known = [
+            (b, torch.zeros_like(b.values) if g is None else g)
+            for b, g in found
+            if g is not None or b.factor
+        ]
         blocks, gradients = [b for b, _ in known], [g for _, g in known]
         try:
             directions = self.directions(blocks, gradients)
@@ -232,23 +332,30 @@ class AdapterOptimizer(torch.optim.Optimizer):
             self.apply(group, blocks, directions)
         except SingularSystem as problem:
             layers = next(b.layers for b in blocks[problem.block :] if b.factor)
-            where = layers[problem.index % len(layers)].name  # the batch holds A Aᵀ of all layers, then BᵀB of all
-            raise FloatingPointError(f"step {self._step_of(blocks)}, layer {where}: {problem}") from None
+            # the batch holds A Aᵀ of all layers, then BᵀB of all
+            where = layers[problem.index % len(layers)].name
+            raise FloatingPointError(
+                f"step {self._step_of(blocks)}, layer {where}: {problem}"
+            ) from None
         for block in blocks:
             block.write_back()
 
     def apply(self, group: dict[str, Any], blocks: list[Block], directions: list[Tensor]) -> None:
         """Move the blocks' values along the directions."""
         states = [self.state[block.key] for block in blocks]
-        self.base.update([b.values for b in blocks], directions, states, group["lr"], group["weight_decay"])
+        self.base.update(
+            [b.values for b in blocks], directions, states, group["lr"], group["weight_decay"]
+        )
 
     def _step_of(self, blocks: list[Block]) -> int:
         return int(self.state[blocks[0].key]["step"]) + 1
 
     def _require_finite(self, blocks: list[Block], directions: list[Tensor]) -> None:
-        """Raise `FloatingPointError`, naming step and parameter, before anything not finite enters the state.
+        """Raise `FloatingPointError`, naming step and parameter, before anything not finite enters
+        the state.
 
-        NaN and Inf survive matrix products and sums, so one sum per group, one synchronisation, screens all of it.
+        NaN and Inf survive matrix products and sums, so one sum per group, one synchronisation,
+        screens all of it.
         """
         if math.isfinite(torch.stack([d.sum() for d in directions]).sum().item()):
             return
@@ -260,14 +367,17 @@ class AdapterOptimizer(torch.optim.Optimizer):
                     what, fix = "the preconditioned gradient", "raise optimizer.damping"
                 else:
                     continue
-                raise FloatingPointError(f"step {self._step_of(blocks)}: {what} of {name} is not finite: {fix}")
+                raise FloatingPointError(
+                    f"step {self._step_of(blocks)}: {what} of {name} is not finite: {fix}"
+                )
 
     def state_bytes(self) -> int:
         """Bytes of moments, masters and counters."""
         return sum(tensor.nbytes for state in self.state.values() for tensor in state.values())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
-        """Restore bit by bit: PyTorch's own loader would round the float32 state of narrower weights."""
+        """Restore bit by bit: PyTorch's own loader would round the float32 state of narrower
+        weights."""
         own = dict(self.state)
         super().load_state_dict(dict(state_dict))
         self.state.clear()
@@ -279,8 +389,9 @@ class AdapterOptimizer(torch.optim.Optimizer):
                 mine, theirs = self.state[block.key], saved.get(block.key, {})
                 if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in theirs.items()}:
                     raise ValueError(
-                        f"the saved state of {block.names[0]} holds {sorted(theirs)}, expected {sorted(mine)} in the shapes of this "
-                        "run: resume with the optimizer and the layers that wrote it"
+                        f"the saved state of {block.names[0]} holds {sorted(theirs)}, expected"
+                        f" {sorted(mine)} in the shapes of this run: resume with the optimizer and"
+                        " the layers that wrote it"
                     )
                 for key, tensor in mine.items():
                     tensor.copy_(theirs[key])

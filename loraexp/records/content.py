@@ -1,4 +1,5 @@
-"""The one reader of `record.json` and `metrics.jsonl`: what of them can be used, and of the rest, why not."""
+"""The one reader of `record.json` and `metrics.jsonl`: what of them can be used, and of the rest,
+why not."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from typing import Any
 
 SCHEMA = 1  # of record.json: a change that a reader of before would misread takes the next number
 STATUSES = ("running", "finished", "failed", "interrupted")
-SECTIONS: dict[str, type] = {"cost": dict, "parameters": dict, "data": dict, "environment": dict, "metrics": dict, "evaluations": list}
+SECTIONS: dict[str, type] = {
+    "cost": dict,
+    "parameters": dict,
+    "data": dict,
+    "environment": dict,
+    "metrics": dict,
+    "evaluations": list,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +26,8 @@ class Content:
 
     record: dict[str, Any] | None = None
     error: str | None = None
-    newer: bool = False  # a newer version of this program wrote it: nothing but that version may replace it
+    # a newer version of this program wrote it: nothing but that version may replace it
+    newer: bool = False
 
     @property
     def finished(self) -> bool:
@@ -26,11 +35,13 @@ class Content:
 
 
 def content(folder: Path) -> Content:
-    """The record of a run folder. Raises nothing: whatever is wrong with the file is `error`, in one line."""
+    """The record of a run folder. Raises nothing: whatever is wrong with the file is `error`, in
+    one line."""
     path = folder / "record.json"
     try:
         record = json.loads(path.read_bytes().decode(), parse_constant=refuse)
-        json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair could never be shown
+        # half of a surrogate pair could never be shown
+        json.dumps(record, ensure_ascii=False).encode()
     except FileNotFoundError:
         return Content()
     except (OSError, ValueError, RecursionError) as problem:
@@ -54,9 +65,14 @@ def is_newer(record: Any) -> bool:
 def fault(record: Any) -> str | None:
     """Why a record cannot be used, or None."""
     if not isinstance(record, dict):
-        return f"is not a record: it holds a {type(record).__name__}; running it again writes it anew"
+        return (
+            f"is not a record: it holds a {type(record).__name__}; running it again writes it anew"
+        )
     if is_newer(record):
-        return f"schema {record['schema']}, expected {SCHEMA}: a newer loraexp wrote it; update this one, or run it again with force=true"
+        return (
+            f"schema {record['schema']}, expected {SCHEMA}: a newer loraexp wrote it; update this"
+            " one, or run it again with force=true"
+        )
     if record.get("schema") != SCHEMA or isinstance(record.get("schema"), bool):
         return f"schema {record.get('schema')}, expected {SCHEMA}; run it again with force=true"
     wrong = misshapen(record)
@@ -89,7 +105,8 @@ def is_value(value: Any) -> bool:
 
 
 def sound_lines(logged: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a metrics.jsonl that can be read, and how many cannot; one that ends early, at the end, is no damage."""
+    """The lines of a metrics.jsonl that can be read, and how many cannot; one that ends early, at
+    the end, is no damage."""
     lines, bad = [], 0
     rows = logged.split(b"\n")
     for number, row in enumerate(rows, start=1):

@@ -1,4 +1,5 @@
-"""Records as they are found: each with the place it was read from, the numbers in them, and all as one tidy table."""
+"""Records as they are found: each with the place it was read from, the numbers in them, and all as
+one tidy table."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     import pandas
 
 Lines = list[dict[str, Any]]
-SECTIONS = ("best", "cost", "parameters", "data", "environment")  # of a record; every other path is `split/metric`
+# of a record; every other path is `split/metric`
+SECTIONS = ("best", "cost", "parameters", "data", "environment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +56,11 @@ def on_disk(parents: Iterable[Path]) -> Iterator[Found]:
 
 
 def read(folder: Path) -> Found:
-    """The record of a run folder; one that cannot be used is said, with what the folder still tells.
+    """The record of a run folder; one that cannot be used is said, with what the folder still
+    tells.
 
-    A record that has not changed since it was read is not read again: a report asks for it once for every sweep.
+    A record that has not changed since it was read is not read again: a report asks for it once for
+    every sweep.
     """
     path = folder / "record.json"
     try:
@@ -113,7 +117,8 @@ def from_wandb(source: str) -> Iterator[Found]:
 
 
 def stored_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration beside a record that cannot be used: it tells which cell the record was of."""
+    """The configuration beside a record that cannot be used: it tells which cell the record was
+    of."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
@@ -135,11 +140,13 @@ def logged(path: Path) -> Lines:
     return lines
 
 
-# ---------------------------------------------------------------------------------------------------- numbers in records
+# --------------------------------------------------------------------------------------------------
+# numbers in records
 
 
 def value_at(record: Mapping[str, Any], path: str) -> float | None:
-    """The number at `split/metric`, or at a path into the record such as `cost/init_seconds`; None where there is none."""
+    """The number at `split/metric`, or at a path into the record such as `cost/init_seconds`; None
+    where there is none."""
     section, *parts = path.split("/")
     if section not in SECTIONS:
         split, _, name = path.rpartition("/")
@@ -152,8 +159,16 @@ def value_at(record: Mapping[str, Any], path: str) -> float | None:
     return number(node)
 
 
-# Keys of a re-score that change neither the rows nor what an answer is worth, besides the protocols and benchmarks.
-SAME_ROWS = ("task.protocol", "task.benchmarks", "train.eval_batch_size", "device", "cache_root", "evaluate.")
+# Keys of a re-score that change neither the rows nor what an answer is worth, besides the protocols
+# and benchmarks.
+SAME_ROWS = (
+    "task.protocol",
+    "task.benchmarks",
+    "train.eval_batch_size",
+    "device",
+    "cache_root",
+    "evaluate.",
+)
 
 
 def under_another_protocol(record: Mapping[str, Any], split: str, name: str) -> Any:
@@ -176,24 +191,31 @@ def number(value: Any) -> float | None:
 
 
 def run_seconds(record: Mapping[str, Any]) -> float:
-    """How long a run took: by its clock, or by the sum of its parts where that is more (it went on after a break)."""
+    """How long a run took: by its clock, or by the sum of its parts where that is more (it went on
+    after a break)."""
     cost = record.get("cost") or {}
-    parts = sum(cost.get(name) or 0.0 for name in ("init_seconds", "train_seconds", "eval_seconds", "seconds"))
+    parts = sum(
+        cost.get(name) or 0.0
+        for name in ("init_seconds", "train_seconds", "eval_seconds", "seconds")
+    )
     if not record.get("started") or not record.get("ended"):
         return parts
     clock = datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])
     return max(parts, clock.total_seconds())
 
 
-# ---------------------------------------------------------------------------------------------------- for notebooks
+# --------------------------------------------------------------------------------------------------
+# for notebooks
 
 
 def load_records(root: str | Path = "outputs") -> pandas.DataFrame:
-    """One row for each run under `root`: what it was, how it ended, `split/metric` values and `cost/…`.
+    """One row for each run under `root`: what it was, how it ended, `split/metric` values and
+    `cost/…`.
 
-    The configuration is flattened to dotted columns (`init.name`, `lr`, `train.batch_size`, …). A record that cannot be
-    read is a row with status "unreadable", and one that lacks a section has no values there: both are shown, never dropped.
-    What `loraexp eval` found is `evaluations/KEY/SPLIT/METRIC`, never in the place of the run's own `SPLIT/METRIC`.
+    The configuration is flattened to dotted columns (`init.name`, `lr`, `train.batch_size`, …). A
+    record that cannot be read is a row with status "unreadable", and one that lacks a section has
+    no values there: both are shown, never dropped. What `loraexp eval` found is
+    `evaluations/KEY/SPLIT/METRIC`, never in the place of the run's own `SPLIT/METRIC`.
     """
     import pandas
 
@@ -202,17 +224,28 @@ def load_records(root: str | Path = "outputs") -> pandas.DataFrame:
         found = content(path.parent)
         row: dict[str, Any] = {"folder": str(path.parent)}
         if found.record is None:
-            rows.append(row | {"status": "unreadable", "error": found.error and f"{path}: {found.error}"})
+            rows.append(
+                row | {"status": "unreadable", "error": found.error and f"{path}: {found.error}"}
+            )
             continue
         record = found.record
         row |= {key: record.get(key) for key in ("run_id", "status", "started", "ended")}
         row |= flatten(record["config"])
         row |= flatten(record.get("metrics") or {}, separator="/")
-        row |= {f"cost/{name}": value for name, value in (record.get("cost") or {}).items() if not isinstance(value, dict)}
-        row |= {f"parameters/{name}": value for name, value in (record.get("parameters") or {}).items()}
+        row |= {
+            f"cost/{name}": value
+            for name, value in (record.get("cost") or {}).items()
+            if not isinstance(value, dict)
+        }
+        row |= {
+            f"parameters/{name}": value for name, value in (record.get("parameters") or {}).items()
+        }
         for evaluation in record.get("evaluations") or ():
             row |= tracking.flattened(evaluation)
-            row |= {f"evaluations/{evaluation['key']}/{split}/rows": n for split, n in evaluation["rows"].items()}
+            row |= {
+                f"evaluations/{evaluation['key']}/{split}/rows": n
+                for split, n in evaluation["rows"].items()
+            }
         row["best/value"] = (record.get("best") or {}).get("value")
         row["error"] = (record.get("error") or {}).get("message")
         rows.append(row)
@@ -223,5 +256,9 @@ def flatten(node: dict[str, Any], prefix: str = "", separator: str = ".") -> dic
     """Nested keys as dotted ones; lists stay as they are."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        flat |= flatten(value, f"{prefix}{key}{separator}", separator) if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= (
+            flatten(value, f"{prefix}{key}{separator}", separator)
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
     return flat

@@ -16,7 +16,15 @@ from typing import IO, TYPE_CHECKING, Any
 import yaml
 
 from loraexp.config import ConfigError
-from loraexp.machine.files import DiskFull, clear_temporaries, finite, on_disk, replace, set_aside, write_json
+from loraexp.machine.files import (
+    DiskFull,
+    clear_temporaries,
+    finite,
+    on_disk,
+    replace,
+    set_aside,
+    write_json,
+)
 from loraexp.machine.locks import Lock, locked
 from loraexp.records.content import SCHEMA, Content, content, sound_lines
 from loraexp.records.environment import environment
@@ -33,7 +41,8 @@ class Busy(RuntimeError):
 
 
 class Finished(RuntimeError):
-    """Another process finished this very run between the look at its record and the lock; `record` is what it left."""
+    """Another process finished this very run between the look at its record and the lock; `record`
+    is what it left."""
 
     def __init__(self, record: dict[str, Any]) -> None:
         super().__init__(record["run_id"])
@@ -45,12 +54,14 @@ def now() -> str:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The record of a run folder; None where there is none, or where it cannot be used (it is then written anew)."""
+    """The record of a run folder; None where there is none, or where it cannot be used (it is then
+    written anew)."""
     return content(folder).record
 
 
 class Record:
-    """The record of one run, kept from its first moment: `with Record(...) as record:` leaves one also when it fails.
+    """The record of one run, kept from its first moment: `with Record(...) as record:` leaves one
+    also when it fails.
 
     Only the main process of a parallel run writes; for the others every method does nothing.
     """
@@ -66,7 +77,8 @@ class Record:
         forced: bool = False,
         waits: bool = False,
     ) -> None:
-        """`forced`: run again whatever there is; `waits`: for another process that has this run, instead of Busy."""
+        """`forced`: run again whatever there is; `waits`: for another process that has this run,
+        instead of Busy."""
         self.folder = folder
         self.config = config
         self.main, self.forced, self.waits = main, forced, waits
@@ -92,7 +104,8 @@ class Record:
             "ended": None,
         }
 
-    # ------------------------------------------------------------------------------------------------ life
+    # ----------------------------------------------------------------------------------------------
+    # life
 
     def __enter__(self) -> Record:
         if not self.main:
@@ -100,7 +113,9 @@ class Record:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = Lock(self.folder / ".lock")
         if not self.lock.take(wait=self.waits):
-            raise Busy(f"{self.folder}: another process is running this run; wait for it, or stop it")
+            raise Busy(
+                f"{self.folder}: another process is running this run; wait for it, or stop it"
+            )
         try:
             self._begin()
         except BaseException:
@@ -125,7 +140,12 @@ class Record:
         write_yaml(self.folder / "config.yaml", self.config)
         self.write()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if not self.main:
             return
         try:
@@ -164,11 +184,13 @@ class Record:
         self.write()
         return self.content
 
-    # ------------------------------------------------------------------------------------------------ sections
+    # ----------------------------------------------------------------------------------------------
+    # sections
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Within: the run is doing this; a record that is not finished says what was being done last."""
+        """Within: the run is doing this; a record that is not finished says what was being done
+        last."""
         before = self.content.get("phase")
         self.content["phase"] = name
         yield
@@ -202,12 +224,15 @@ class Record:
     def _reserve(self) -> Path:
         return self.folder / ".reserve"
 
-    # ------------------------------------------------------------------------------------------------ metrics.jsonl
+    # ----------------------------------------------------------------------------------------------
+    # metrics.jsonl
 
     def start_metrics(self, mark: Mapping[str, Any] | None = None, step: int = 0) -> str | None:
-        """Open metrics.jsonl: anew, or (going on from a step) with exactly what stood in it at `mark`.
+        """Open metrics.jsonl: anew, or (going on from a step) with exactly what stood in it at
+        `mark`.
 
-        Where that is no longer there, the lines that are sound are kept, and what is returned says so.
+        Where that is no longer there, the lines that are sound are kept, and what is returned says
+        so.
         """
         if not self.main:
             return None
@@ -242,33 +267,47 @@ class Record:
 
 
 def history(path: Path, mark: Mapping[str, Any], step: int) -> tuple[bytes, str | None]:
-    """What of a log is kept at a checkpoint's mark, and where it is not what it was, which line says so."""
+    """What of a log is kept at a checkpoint's mark, and where it is not what it was, which line
+    says so."""
     try:
         logged = path.read_bytes()
     except OSError as error:
-        return b"", f"metrics.jsonl cannot be read ({error.strerror}); what was logged up to step {step} is lost"
+        return (
+            b"",
+            (
+                f"metrics.jsonl cannot be read ({error.strerror}); what was logged up to step"
+                f" {step} is lost"
+            ),
+        )
     whole = logged[: mark["bytes"]]
     if len(whole) == mark["bytes"] and hashlib.sha256(whole).hexdigest() == mark["sha256"]:
         return whole, None
     lines, bad = sound_lines(logged)
     kept = [line for line in lines if line["step"] <= step]
     aside = set_aside(path)
-    said = f"metrics.jsonl is damaged (kept as {aside.name}): {bad} lines could not be read, {len(kept)} up to step {step} are kept"
+    said = (
+        f"metrics.jsonl is damaged (kept as {aside.name}): {bad} lines could not be read,"
+        f" {len(kept)} up to step {step} are kept"
+    )
     return "".join(json.dumps(line) + "\n" for line in kept).encode(), said
 
 
 def refuse_newer(folder: Path, found: Content) -> None:
-    """Raises: ConfigError where a newer version of this program wrote the record, which only that one may replace."""
+    """Raises: ConfigError where a newer version of this program wrote the record, which only that
+    one may replace."""
     if found.newer:
         raise ConfigError(f"{folder / 'record.json'}: {found.error}")
 
 
 def add_evaluation(folder: Path, entry: dict[str, Any], wandb: WandbSettings | None = None) -> None:
-    """Put a re-score of a finished run beside its own metrics, which never change; W&B gets it too."""
+    """Put a re-score of a finished run beside its own metrics, which never change; W&B gets it
+    too."""
     with locked(folder / ".lock"):
         found = content(folder).record
         if found is None or found["status"] != "finished":
-            raise ConfigError(f"{folder}: the run is being run again; score it when that has finished")
+            raise ConfigError(
+                f"{folder}: the run is being run again; score it when that has finished"
+            )
         found["evaluations"] = [*(found.get("evaluations") or []), entry]
         write_json(folder / "record.json", found)
     copy = Copy(wandb, folder, found["run_id"], found["config"])
@@ -279,9 +318,16 @@ def add_evaluation(folder: Path, entry: dict[str, Any], wandb: WandbSettings | N
 def place_of(error: BaseException) -> str:
     """The place in this program that an error came from: `file.py:line in function`."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if f"{os.sep}loraexp{os.sep}" in frame.filename] or list(frames)
+    ours = [frame for frame in frames if f"{os.sep}loraexp{os.sep}" in frame.filename] or list(
+        frames
+    )
     return f"{Path(ours[-1].filename).name}:{ours[-1].lineno} in {ours[-1].name}" if ours else "?"
 
 
 def write_yaml(path: Path, value: Any) -> None:
-    replace(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode(errors="backslashreplace"))
+    replace(
+        path,
+        yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode(
+            errors="backslashreplace"
+        ),
+    )

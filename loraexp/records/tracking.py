@@ -1,7 +1,8 @@
 """Everything of Weights & Biases: the copy of a record that it gets, and records read back from it.
 
-The record on disk comes first. W&B gets the configuration, every logged line, and in its summary the whole record, so that a
-table can be made from a project, or from the folders of offline runs, alone.
+The record on disk comes first. W&B gets the configuration, every logged line, and in its summary
+the whole record, so that a table can be made from a project, or from the folders of offline runs,
+alone.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
 
 
 class Copy:
-    """W&B's copy of one record; when W&B fails, the run goes on without it, and `error` says why."""
+    """W&B's copy of one record; when W&B fails, the run goes on without it, and `error` says
+    why."""
 
-    def __init__(self, settings: WandbSettings | None, folder: Path, run_id: str, config: dict[str, Any]) -> None:
+    def __init__(
+        self, settings: WandbSettings | None, folder: Path, run_id: str, config: dict[str, Any]
+    ) -> None:
         self.settings = settings
         self.folder = folder
         self.run_id = run_id
@@ -38,12 +42,20 @@ class Copy:
 
     def start(self) -> None:
         """Begin, once, under the run's own id, so that a resumed run goes on there too."""
-        if self.settings is None or self.settings.mode == "disabled" or self.run is not None or self.error is not None:
+        if (
+            self.settings is None
+            or self.settings.mode == "disabled"
+            or self.run is not None
+            or self.error is not None
+        ):
             return
         with self.second_to_disk():
             import wandb
 
-            names = {group: self.config[group]["name"] for group in ("task", "model", "init", "optimizer")}
+            names = {
+                group: self.config[group]["name"]
+                for group in ("task", "model", "init", "optimizer")
+            }
             self.run = wandb.init(
                 mode=self.settings.mode,
                 project=self.settings.project,
@@ -72,15 +84,17 @@ class Copy:
             notice(f"loraexp: W&B stopped ({self.error[:200]}); the record on disk goes on")
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """A line under its own step. A run that W&B goes on with has had later ones already, after the checkpoint that this
-        one began at, and W&B drops what goes back: such a run counts for itself, and `step` is the axis."""
+        """A line under its own step. A run that W&B goes on with has had later ones already, after
+        the checkpoint that this one began at, and W&B drops what goes back: such a run counts for
+        itself, and `step` is the axis."""
         if self.run is not None:
             with self.second_to_disk():
                 step = line["step"] if not self.run.starting_step else None
                 self.run.log({k: v for k, v in line.items() if v is not None}, step=step)
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Put the record, finished or failed, into the summary, its numbers also one by one, and end."""
+        """Put the record, finished or failed, into the summary, its numbers also one by one, and
+        end."""
         if self.run is None:
             return
         with self.second_to_disk():
@@ -89,7 +103,8 @@ class Copy:
 
 
 def unhook() -> None:
-    """Take W&B out of the import of other modules, where it would speak to a process that may be dead by then."""
+    """Take W&B out of the import of other modules, where it would speak to a process that may be
+    dead by then."""
     try:
         from wandb.sdk.lib import import_hooks
 
@@ -99,7 +114,8 @@ def unhook() -> None:
 
 
 def let_go() -> None:
-    """End W&B's part in this process after it failed: nothing of it is left to fail again when the process ends."""
+    """End W&B's part in this process after it failed: nothing of it is left to fail again when the
+    process ends."""
     with suppress(Exception, SystemExit):
         import wandb
 
@@ -107,7 +123,8 @@ def let_go() -> None:
 
 
 def flattened(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a re-score by `evaluations/KEY/SPLIT/METRIC`: none is taken for one of the run's own."""
+    """The numbers of a re-score by `evaluations/KEY/SPLIT/METRIC`: none is taken for one of the
+    run's own."""
     return {
         f"evaluations/{evaluation['key']}/{split}/{name}": value
         for split, metrics in evaluation["metrics"].items()
@@ -116,18 +133,30 @@ def flattened(evaluation: Mapping[str, Any]) -> dict[str, float]:
 
 
 def summary(record: dict[str, Any]) -> dict[str, Any]:
-    """What W&B's summary holds of a record: `record` is all of it but the configuration, which W&B has already."""
-    flat = {f"{split}/{name}": value for split, metrics in record["metrics"].items() for name, value in metrics.items()}
+    """What W&B's summary holds of a record: `record` is all of it but the configuration, which W&B
+    has already."""
+    flat = {
+        f"{split}/{name}": value
+        for split, metrics in record["metrics"].items()
+        for name, value in metrics.items()
+    }
     for section in ("cost", "parameters"):
         flat |= {f"{section}/{name}": value for name, value in record[section].items()}
     for evaluation in record.get("evaluations") or ():
         flat |= flattened(evaluation)
     if record["best"] is not None:
         flat["best/value"] = record["best"]["value"]
-    return finite({**flat, "status": record["status"], "record": {k: v for k, v in record.items() if k != "config"}})
+    return finite(
+        {
+            **flat,
+            "status": record["status"],
+            "record": {k: v for k, v in record.items() if k != "config"},
+        }
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- reading back
+# --------------------------------------------------------------------------------------------------
+# reading back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +167,8 @@ class Copied:
     run_id: str
     state: str  # running | finished | failed | crashed | killed
     config: dict[str, Any]
-    record: dict[str, Any] | None  # None: it has not ended, or something else than this program made it
+    # None: it has not ended, or something else than this program made it
+    record: dict[str, Any] | None
     lines: Callable[[], list[dict[str, Any]]]
 
 
@@ -150,7 +180,10 @@ def read(source: str) -> Iterator[Copied]:
     if Path(source).expanduser().is_dir():
         return offline(Path(source).expanduser())
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
-        raise ConfigError(f"--from wandb:{source}: there is no such folder; expected wandb:ENTITY/PROJECT, or a folder of offline runs")
+        raise ConfigError(
+            f"--from wandb:{source}: there is no such folder; expected wandb:ENTITY/PROJECT, or a"
+            " folder of offline runs"
+        )
     return project(source)
 
 
@@ -160,11 +193,15 @@ def project(source: str) -> Iterator[Copied]:
         import wandb
 
         api = wandb.Api()
-        at_once: dict[str, Any] = {"lazy": False} if "lazy" in inspect.signature(api.runs).parameters else {}
+        at_once: dict[str, Any] = (
+            {"lazy": False} if "lazy" in inspect.signature(api.runs).parameters else {}
+        )
         runs = list(api.runs(source, **at_once))
     except Exception as error:  # noqa: BLE001 - no key, no network, no such project: W&B has a class for each
         said = " ".join(str(error).split())[:300]
-        raise ConfigError(f"--from wandb:{source}: W&B does not give it ({type(error).__name__}: {said})") from error
+        raise ConfigError(
+            f"--from wandb:{source}: W&B does not give it ({type(error).__name__}: {said})"
+        ) from error
     for run in runs:
         yield Copied(
             where=f"wandb:{source}/{run.id}",
@@ -185,13 +222,16 @@ def plain(value: Any) -> Any:
 
 def line(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of W&B's history as a line of metrics.jsonl: without W&B's own keys."""
-    return {key: value for key, value in row.items() if not key.startswith("_") and value is not None}
+    return {
+        key: value for key, value in row.items() if not key.startswith("_") and value is not None
+    }
 
 
 def offline(folder: Path) -> Iterator[Copied]:
     """The runs under a folder as W&B wrote them to disk: `offline-run-<time>-<id>/run-<id>.wandb`.
 
-    An interrupted run has several files. The last one tells how it ended, and each goes on where its first step says.
+    An interrupted run has several files. The last one tells how it ended, and each goes on where
+    its first step says.
     """
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("run-*.wandb"), key=lambda path: path.parent.name):
@@ -209,10 +249,13 @@ def offline(folder: Path) -> Iterator[Copied]:
 
 
 def joined(histories: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Histories one after the other, each in place of what those before it logged after its first step."""
+    """Histories one after the other, each in place of what those before it logged after its first
+    step."""
     lines: list[dict[str, Any]] = []
     for history in histories:
-        lines = [line for line in lines if not history or line["step"] <= history[0]["step"]] + history
+        lines = [
+            line for line in lines if not history or line["step"] <= history[0]["step"]
+        ] + history
     return merged(lines)
 
 
@@ -263,10 +306,12 @@ FULL, FIRST, LAST = 1, 2, 4  # 3: a part between
 
 
 def chunks(content: bytes) -> Iterator[bytes]:
-    """The records of W&B's log file: 7 bytes of header, then blocks of 32 KiB as in LevelDB's log format.
+    """The records of W&B's log file: 7 bytes of header, then blocks of 32 KiB as in LevelDB's log
+    format.
 
-    Every piece has its checksum (4 bytes), length (2) and kind (1): a whole record, or its first, a middle or its last part.
-    A block's last bytes are unused where a header does not fit. What a process wrote half of when it died is left out.
+    Every piece has its checksum (4 bytes), length (2) and kind (1): a whole record, or its first, a
+    middle or its last part. A block's last bytes are unused where a header does not fit. What a
+    process wrote half of when it died is left out.
     """
     at, record = HEADER, b""
     while at + HEADER <= len(content):

@@ -1,1 +1,2 @@
-"""Records matched to the cells of a sweep: the numbers that a table prints, and how sure they are."""
+"""Records matched to the cells of a sweep: the numbers that a table prints, and how sure they
+are."""

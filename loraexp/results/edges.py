@@ -1,7 +1,9 @@
-"""Grids that widen by themselves: where the best value of a key is at an edge of its grid, the next one beyond is tried too.
+"""Grids that widen by themselves: where the best value of a key is at an edge of its grid, the next
+one beyond is tried too.
 
-`grid.extend: {lr: 3}` of a sweep allows three values more of a row, in the ratio of the grid's last two. The widened grid
-follows from what is on disk alone, so that the table and the next command see the same.
+`grid.extend: {lr: 3}` of a sweep allows three values more of a row, in the ratio of the grid's last
+two. The widened grid follows from what is on disk alone, so that the table and the next command see
+the same.
 """
 
 from __future__ import annotations
@@ -19,14 +21,22 @@ ENDED = ("finished", "failed")
 
 
 def widened(sweep: Sweep, places: Iterable[Place]) -> Sweep | None:
-    """The sweep with one value more wherever the best is at an edge; None where no grid has to grow."""
+    """The sweep with one value more wherever the best is at an edge; None where no grid has to
+    grow."""
     more: list[Special] = []
     for place in places:
         for key, most in sweep.extend.items():
             value = beyond(sweep, place, key)
             if value is not None and added(sweep, place, key) < most:
                 grid = sweep.grid_of(place.row, place.column)[key]
-                more.append(Special(rows=[place.row], columns=[place.column], grid={key: sorted([*grid, value])}, widens=True))
+                more.append(
+                    Special(
+                        rows=[place.row],
+                        columns=[place.column],
+                        grid={key: sorted([*grid, value])},
+                        widens=True,
+                    )
+                )
     return dataclasses.replace(sweep, cells=[*sweep.cells, *more]) if more else None
 
 
@@ -37,13 +47,19 @@ def at_edge(sweep: Sweep, places: Iterable[Place]) -> list[str]:
         for key in sweep.extend:
             if beyond(sweep, place, key) is not None:
                 at = f"{key}={place.chosen[key]:g}"
-                said.append(f"{place.row}/{place.column}: the best is at the edge of its widened grid, {at}; raise grid.extend.{key}")
+                said.append(
+                    f"{place.row}/{place.column}: the best is at the edge of its widened grid,"
+                    f" {at}; raise grid.extend.{key}"
+                )
     return said
 
 
 def beyond(sweep: Sweep, place: Place, key: str) -> float | None:
-    """The next value of a grid key behind the edge that is best; None where the best is inside, or not known yet."""
-    grid = sorted(value for value in sweep.grid_of(place.row, place.column).get(key, []) if is_number(value))
+    """The next value of a grid key behind the edge that is best; None where the best is inside, or
+    not known yet."""
+    grid = sorted(
+        value for value in sweep.grid_of(place.row, place.column).get(key, []) if is_number(value)
+    )
     if place.mean is None or len(grid) < 2 or any(run.status not in ENDED for run in place.runs):
         return None
     chosen = place.chosen.get(key)
@@ -62,5 +78,9 @@ def rounded(value: float) -> float:
 
 def added(sweep: Sweep, place: Place, key: str) -> int:
     """How many values a place has beyond those of the file."""
-    own = dataclasses.replace(sweep, cells=[special for special in sweep.cells if not special.widens])
-    return len(sweep.grid_of(place.row, place.column)[key]) - len(own.grid_of(place.row, place.column)[key])
+    own = dataclasses.replace(
+        sweep, cells=[special for special in sweep.cells if not special.widens]
+    )
+    return len(sweep.grid_of(place.row, place.column)[key]) - len(
+        own.grid_of(place.row, place.column)[key]
+    )

@@ -1,6 +1,8 @@
-"""What the runs of a sweep measured: a record for every cell, the chosen grid point, and the numbers of every place.
+"""What the runs of a sweep measured: a record for every cell, the chosen grid point, and the
+numbers of every place.
 
-Values stay in the record's units (fractions, seconds, bytes); `units.printed` turns them into what the paper prints.
+Values stay in the record's units (fractions, seconds, bytes); `units.printed` turns them into what
+the paper prints.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ from loraexp.sweep.schema import Select, Sweep
 
 @dataclass(kw_only=True)
 class Place:
-    """One (row, column): its runs, the grid point that validation chose, and the reported value of each seed there."""
+    """One (row, column): its runs, the grid point that validation chose, and the reported value of
+    each seed there."""
 
     row: str
     column: str
-    path: str | None = None  # what is read from a record; None: a mean of other columns, or computed
+    # what is read from a record; None: a mean of other columns, or computed
+    path: str | None = None
     epoch: float | None = None
     goal: str = "max"
     select: Select = field(default_factory=Select)
@@ -40,7 +44,8 @@ class Place:
     values: dict[int, float] = field(default_factory=dict)  # by seed, in the record's units
     mean: float | None = None
     std: float | None = None  # over seeds, divided by n − 1; None with fewer than two
-    tried: dict[str, int] = field(default_factory=dict)  # grid key → how many of its values have a run that ended
+    # grid key → how many of its values have a run that ended
+    tried: dict[str, int] = field(default_factory=dict)
     seeded: bool = True  # False: one computed number, and no sample of anything
     note: str | None = None  # why there is no value, where no run tells
 
@@ -67,7 +72,11 @@ class Place:
         if self.skipped is not None or self.note is not None:
             return f"not run: {self.skipped}" if self.skipped is not None else self.note
         failed = [run.reason for run in self.runs if run.status == "failed"]
-        counted = [f"{self.count(status)} {status}" for status in ("finished", "running", "missing", "unreadable") if self.count(status)]
+        counted = [
+            f"{self.count(status)} {status}"
+            for status in ("finished", "running", "missing", "unreadable")
+            if self.count(status)
+        ]
         return "; ".join([*dict.fromkeys(failed), *counted]) or "missing"
 
     def report(self, values: dict[int, float]) -> None:
@@ -76,7 +85,11 @@ class Place:
         self.std = statistics.stdev(values.values()) if len(values) > 1 else None
 
     def read(self, run: Run) -> float | None:
-        return run.value(self.path, self.epoch) if self.path is not None and run.status == "finished" else None
+        return (
+            run.value(self.path, self.epoch)
+            if self.path is not None and run.status == "finished"
+            else None
+        )
 
     def by_seed(self, runs: Iterable[Run]) -> dict[int, float]:
         """The reported value of each seed, averaged over what else differs between its runs."""
@@ -92,7 +105,11 @@ class Place:
 
         The other keys of `select.over` are chosen at each value of the key by themselves.
         """
-        return [(point[key], self.by_seed(choose(runs, self.select, key)[1])) for point, runs in points(self.runs, [key]) if key in point]
+        return [
+            (point[key], self.by_seed(choose(runs, self.select, key)[1]))
+            for point, runs in points(self.runs, [key])
+            if key in point
+        ]
 
 
 @dataclass(kw_only=True)
@@ -107,10 +124,11 @@ class Results:
     problems: list[str] = field(default_factory=list)
 
     def named(self, name: str) -> float | None:
-        """The number behind a claim's name, None where it was not measured or `unknown` says why it never can be.
+        """The number behind a claim's name, None where it was not measured or `unknown` says why it
+        never can be.
 
-        A computed value as it is; `row/column`, `row/column/std`, `row/column/mean_over_KEY` and `row/column/worst_over_KEY`
-        in the unit that the table prints.
+        A computed value as it is; `row/column`, `row/column/std`, `row/column/mean_over_KEY` and
+        `row/column/worst_over_KEY` in the unit that the table prints.
         """
         if self.computed is not None and name in self.computed.values:
             return mean_of(self.computed.values[name])
@@ -118,7 +136,13 @@ class Results:
         if (row, column) not in self.places or self.unknown(name) is not None:
             return None
         place = self.places[row, column]
-        value = place.mean if not what else place.std if what == "std" else over_grid(place, *what.split("_over_"))
+        value = (
+            place.mean
+            if not what
+            else place.std
+            if what == "std"
+            else over_grid(place, *what.split("_over_"))
+        )
         return None if value is None else printed(value, self.sweep.report_of(column))
 
     def unknown(self, name: str) -> str | None:
@@ -144,7 +168,11 @@ def split(name: str) -> tuple[str, str, str]:
 
 def over_grid(place: Place, how: str, key: str) -> float | None:
     """The mean or the worst of the means over seeds at each value of a grid key."""
-    means = [statistics.fmean(values.values()) for _, values in place.against(key) if values] if place.runs else []
+    means = (
+        [statistics.fmean(values.values()) for _, values in place.against(key) if values]
+        if place.runs
+        else []
+    )
     if not means:
         return None
     worst = max if place.goal == "min" else min
@@ -159,7 +187,8 @@ def mean_of(value: Any) -> float | None:
     return number(value)
 
 
-# ---------------------------------------------------------------------------------------------------- choosing
+# --------------------------------------------------------------------------------------------------
+# choosing
 
 
 def points(runs: Sequence[Run], keys: Sequence[str]) -> list[tuple[dict[str, Any], list[Run]]]:
@@ -171,8 +200,11 @@ def points(runs: Sequence[Run], keys: Sequence[str]) -> list[tuple[dict[str, Any
     return list(found.values())
 
 
-def choose(runs: Sequence[Run], select: Select, fixed: str | None = None) -> tuple[dict[str, Any], list[Run], str | None]:
-    """The grid point with the best mean of `select.by` over its finished runs: (point, its runs, what is to be said).
+def choose(
+    runs: Sequence[Run], select: Select, fixed: str | None = None
+) -> tuple[dict[str, Any], list[Run], str | None]:
+    """The grid point with the best mean of `select.by` over its finished runs: (point, its runs,
+    what is to be said).
 
     Of one point there is nothing to choose. Of equal ones the first of the grid is taken.
     """
@@ -182,30 +214,52 @@ def choose(runs: Sequence[Run], select: Select, fixed: str | None = None) -> tup
         return found[0][0], found[0][1], None
     judged: list[tuple[float, dict[str, Any], list[Run], int]] = []
     for point, at in found:
-        scores = [score for run in at if run.status == "finished" and (score := run.value(select.by)) is not None]
+        scores = [
+            score
+            for run in at
+            if run.status == "finished" and (score := run.value(select.by)) is not None
+        ]
         if scores:
             judged.append((statistics.fmean(scores), point, at, len(scores)))
     if not judged:
         done = any(run.status == "finished" for run in runs)
-        return {}, [], f"no record has {select.by}, so nothing chooses between the {len(found)} points of its grid" if done else None
+        return (
+            {},
+            [],
+            (
+                f"no record has {select.by}, so nothing chooses between the {len(found)} points of"
+                " its grid"
+                if done
+                else None
+            ),
+        )
     best = (max if select.goal == "max" else min)(score for score, *_ in judged)
-    equal = [(point, at) for score, point, at, _ in judged if math.isclose(score, best, rel_tol=1e-9)]
+    equal = [
+        (point, at) for score, point, at, _ in judged if math.isclose(score, best, rel_tol=1e-9)
+    ]
     point, at = equal[0]
-    counts = {describe(p): n for _, p, _, n in judged} | {describe(p): 0 for p, _ in found if p not in [j[1] for j in judged]}
+    counts = {describe(p): n for _, p, _, n in judged} | {
+        describe(p): 0 for p, _ in found if p not in [j[1] for j in judged]
+    }
     said = []
     if len(set(counts.values())) > 1:
         numbers = ", ".join(f"{describe(p)}: {counts[describe(p)]} of {len(r)}" for p, r in found)
         said.append(f"the points of its grid were compared on unequal numbers of runs ({numbers})")
     if len(equal) > 1:
-        said.append(f"{', '.join(describe(p) for p, _ in equal)} are equally good by {select.by} ({best:g}); the first is reported")
+        said.append(
+            f"{', '.join(describe(p) for p, _ in equal)} are equally good by {select.by}"
+            f" ({best:g}); the first is reported"
+        )
     return point, at, "; ".join(said) or None
 
 
-# ---------------------------------------------------------------------------------------------------- gathering
+# --------------------------------------------------------------------------------------------------
+# gathering
 
 
 def gather(sweep: Sweep, source: str | None = None) -> Results:
-    """Everything measured for a sweep, from its output_root on disk or from W&B (`wandb:entity/project`, `wandb:DIR`).
+    """Everything measured for a sweep, from its output_root on disk or from W&B
+    (`wandb:entity/project`, `wandb:DIR`).
 
     Raises ConfigError where the sweep does not expand or the source is none.
     """
@@ -244,7 +298,11 @@ def gather_runs(results: Results, source: str | None) -> None:
             for cell in cells
             if (cell.row, cell.column) == (row, column)
         ]
-        results.records |= {run.record.get("run_id", run.cell.run_id): run.record for run in place.runs if run.record is not None}
+        results.records |= {
+            run.record.get("run_id", run.cell.run_id): run.record
+            for run in place.runs
+            if run.record is not None
+        }
         if place.runs:
             results.problems += fill(place)
 
@@ -268,7 +326,10 @@ def candidates(cells: list[Cell], source: str | None) -> Iterable[Found]:
         return reading.on_disk(cell.folder.parent for cell in cells)
     kind, _, rest = source.partition(":")
     if kind != "wandb" or not rest:
-        raise ConfigError(f"--from {source}: expected wandb:ENTITY/PROJECT, or wandb:DIR with the folders of offline runs")
+        raise ConfigError(
+            f"--from {source}: expected wandb:ENTITY/PROJECT, or wandb:DIR with the folders of"
+            " offline runs"
+        )
     return reading.from_wandb(rest)
 
 
@@ -276,7 +337,11 @@ def fill(place: Place) -> list[str]:
     """Choose the grid point of a place and read its values; returns what a reader must know."""
     where = f"{place.row}/{place.column}"
     ended = [run for run in place.runs if run.status in ("finished", "failed")]
-    place.tried = {key: len(points(ended, [key])) for key in place.select.over if key in place.runs[0].cell.point}
+    place.tried = {
+        key: len(points(ended, [key]))
+        for key in place.select.over
+        if key in place.runs[0].cell.point
+    }
     place.chosen, at, said = choose(place.runs, place.select)
     if not at:
         place.note = said
@@ -285,9 +350,12 @@ def fill(place: Place) -> list[str]:
     without = [run for run in place.runs if run.status == "finished" and place.read(run) is None]
     if without:
         when = f" at the end of epoch {place.epoch:g}" if place.epoch is not None else ""
-        has = ", ".join(reading.flatten((without[0].record or {}).get("metrics") or {}, separator="/"))
+        has = ", ".join(
+            reading.flatten((without[0].record or {}).get("metrics") or {}, separator="/")
+        )
         problems.append(
-            f"{where}: {len(without)} finished records have no {place.path}{when}; {without[0].where} has {has or 'no metrics'}"
+            f"{where}: {len(without)} finished records have no {place.path}{when};"
+            f" {without[0].where} has {has or 'no metrics'}"
         )
         place.note = place.note or f"no {place.path}{when} in the record"
     return problems
@@ -297,7 +365,10 @@ def gather_computed(results: Results, source: str | None) -> None:
     """The places of a computed sweep: its values named `row/column`."""
     sweep = results.sweep
     if source is not None:
-        raise ConfigError(f"--from {source}: {sweep.name} is computed and is not logged to W&B; its result is under output_root")
+        raise ConfigError(
+            f"--from {source}: {sweep.name} is computed and is not logged to W&B; its result is"
+            " under output_root"
+        )
     folder = computed.folder(sweep, sweep.output_root)
     found = reading.read(folder) if (folder / "record.json").exists() else None
     if found is not None and found.record is not None:
@@ -311,16 +382,23 @@ def gather_computed(results: Results, source: str | None) -> None:
         results.problems.append(found.error)
     for row, column in ((row, column) for row in sweep.rows for column in sweep.columns):
         place = results.places[row, column] = Place(
-            row=row, column=column, goal=sweep.report_of(column).goal, select=sweep.select, skipped=sweep.skipped(row, column)
+            row=row,
+            column=column,
+            goal=sweep.report_of(column).goal,
+            select=sweep.select,
+            skipped=sweep.skipped(row, column),
         )
-        value = results.computed.values.get(f"{row}/{column}") if results.computed is not None else None
+        value = (
+            results.computed.values.get(f"{row}/{column}") if results.computed is not None else None
+        )
         place.seeded = isinstance(value, list)
         each = value if isinstance(value, list) else [value]
         place.report({seed: v for seed, one in enumerate(each) if (v := number(one)) is not None})
 
 
 def average(results: Results, row: str, column: str, others: list[str]) -> list[str]:
-    """The mean over other columns, seed by seed; over their means where they have not the same seeds, which is said."""
+    """The mean over other columns, seed by seed; over their means where they have not the same
+    seeds, which is said."""
     place = results.places[row, column]
     if place.skipped is not None:
         return []
@@ -330,8 +408,16 @@ def average(results: Results, row: str, column: str, others: list[str]) -> list[
         place.note = f"no value of {', '.join(absent)}"
         return []
     if all(part.values.keys() == parts[0].values.keys() for part in parts):
-        place.report({seed: statistics.fmean(part.values[seed] for part in parts) for seed in parts[0].values})
+        place.report(
+            {
+                seed: statistics.fmean(part.values[seed] for part in parts)
+                for seed in parts[0].values
+            }
+        )
         return []
     place.values = {}
     place.mean = statistics.fmean(part.mean for part in parts if part.mean is not None)
-    return [f"{row}/{column}: its columns have different seeds, so it is the mean of their means, without a spread"]
+    return [
+        f"{row}/{column}: its columns have different seeds, so it is the mean of their means,"
+        " without a spread"
+    ]

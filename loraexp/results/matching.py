@@ -39,10 +39,12 @@ class Run:
         return f"failed{where}: {failure(self.record)}"
 
     def value(self, path: str, epoch: float | None = None) -> float | None:
-        """The number at `split/metric`, `cost/init_seconds`, `best/value`, …; with `epoch`, as logged at the end of that epoch.
+        """The number at `split/metric`, `cost/init_seconds`, `best/value`, …; with `epoch`, as
+        logged at the end of that epoch.
 
-        `cost/init_seconds + cost/train_seconds` is the sum of two paths or more, None where any of them is not there.
-        `steps_to/dev/accuracy/0.9`: the first step that logged at least 0.9, the last one that logged any where none did.
+        `cost/init_seconds + cost/train_seconds` is the sum of two paths or more, None where any of
+        them is not there. `steps_to/dev/accuracy/0.9`: the first step that logged at least 0.9, the
+        last one that logged any where none did.
         """
         if path.startswith(STEPS_TO):
             return self.steps_to(*path.removeprefix(STEPS_TO).rsplit("/", 1))
@@ -50,30 +52,47 @@ class Run:
             terms = [self.value(term, epoch) for term in path.split(" + ")]
             known = [term for term in terms if term is not None]
             return sum(known) if len(known) == len(terms) else None
-        return self.at_epoch(path, epoch) if epoch is not None else value_at(self.record or {}, path)
+        return (
+            self.at_epoch(path, epoch) if epoch is not None else value_at(self.record or {}, path)
+        )
 
     def history(self, name: str) -> tuple[list[float], list[float], list[float]]:
-        """(steps, epochs, values) of what was logged under a name: `loss`, `grad_norm`, `dev/accuracy`."""
+        """(steps, epochs, values) of what was logged under a name: `loss`, `grad_norm`,
+        `dev/accuracy`."""
         lines = [line for line in self.lines() if number(line.get(name)) is not None]
-        return [line["step"] for line in lines], [line.get("epoch", 0.0) for line in lines], [line[name] for line in lines]
+        return (
+            [line["step"] for line in lines],
+            [line.get("epoch", 0.0) for line in lines],
+            [line[name] for line in lines],
+        )
 
     def steps_to(self, name: str, level: str) -> float | None:
-        """The first step at which what was logged under a name was at least `level`; the last step where it never was."""
+        """The first step at which what was logged under a name was at least `level`; the last step
+        where it never was."""
         steps, _, values = self.history(name)
         reached = (step for step, value in zip(steps, values, strict=True) if value >= float(level))
         return next(reached, steps[-1] if steps else None)
 
     def at_epoch(self, name: str, epoch: float) -> float | None:
-        """The logged value nearest to the end of an epoch, at most half of `train.log_every` (or one step) away from it."""
+        """The logged value nearest to the end of an epoch, at most half of `train.log_every` (or
+        one step) away from it."""
         steps, epochs, values = self.history(name)
-        near = [(abs(e - epoch) * s / e, value) for s, e, value in zip(steps, epochs, values, strict=True) if e > 0]
+        near = [
+            (abs(e - epoch) * s / e, value)
+            for s, e, value in zip(steps, epochs, values, strict=True)
+            if e > 0
+        ]
         distance, value = min(near, key=lambda pair: pair[0], default=(math.inf, None))
-        logged = (self.record or {}).get("config") or self.cell.plain  # how often a run was logged is no part of what it is
+        # how often a run was logged is no part of what it is
+        logged = (self.record or {}).get("config") or self.cell.plain
         return value if distance <= max(1.0, logged["train"]["log_every"] / 2) + 1e-6 else None
 
 
-def by_match(keys: dict[str, str], found: Iterable[Found], problems: list[str]) -> dict[str, list[Found]]:
-    """What was found, by the cell it is of; what cannot be read is said, if it may be of this sweep."""
+def by_match(
+    keys: dict[str, str], found: Iterable[Found], problems: list[str]
+) -> dict[str, list[Found]]:
+    """What was found, by the cell it is of; what cannot be read is said, if it may be of this
+    sweep."""
     wanted = set(keys.values())
     sorted_out: dict[str, list[Found]] = {}
     for one in found:
@@ -86,7 +105,8 @@ def by_match(keys: dict[str, str], found: Iterable[Found], problems: list[str]) 
 
 
 def settle(cell: Cell, found: list[Found], problems: list[str]) -> Run:
-    """The record of a cell: a finished one before any other, the cell's own id before the newest."""
+    """The record of a cell: a finished one before any other, the cell's own id before the
+    newest."""
     if not found:
         return Run(cell=cell, record=None, folder=None, status="missing")
     finished = [one for one in found if one.status == "finished"]
@@ -95,16 +115,33 @@ def settle(cell: Cell, found: list[Found], problems: list[str]) -> Run:
     for other in finished:
         if other is not best and (said := differs(best, other)):
             place = f"{cell.row}/{cell.column}, {describe(cell.point)}"
-            problems.append(f"{place}: {best.where} and {other.where} are one run, but {said}; the first is used")
-    return Run(cell=cell, record=best.record, folder=best.folder, status=best.status, where=best.where, lines=functools.cache(best.lines))
+            problems.append(
+                f"{place}: {best.where} and {other.where} are one run, but {said}; the first is"
+                " used"
+            )
+    return Run(
+        cell=cell,
+        record=best.record,
+        folder=best.folder,
+        status=best.status,
+        where=best.where,
+        lines=functools.cache(best.lines),
+    )
 
 
 def differs(one: Found, other: Found) -> str | None:
     """The first metric that two records of one run do not agree on."""
-    first, second = (flatten((found.record or {}).get("metrics") or {}, separator="/") for found in (one, other))
+    first, second = (
+        flatten((found.record or {}).get("metrics") or {}, separator="/") for found in (one, other)
+    )
     different = [name for name in first if name in second and first[name] != second[name]]
-    return f"{different[0]} is {first[different[0]]} and {second[different[0]]}" if different else None
+    return (
+        f"{different[0]} is {first[different[0]]} and {second[different[0]]}" if different else None
+    )
 
 
 def describe(point: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in point.items())
+    return ", ".join(
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in point.items()
+    )

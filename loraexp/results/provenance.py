@@ -1,4 +1,5 @@
-"""Under which conditions a table's numbers were made: protocol, deviations from what the paper states, commits and hardware."""
+"""Under which conditions a table's numbers were made: protocol, deviations from what the paper
+states, commits and hardware."""
 
 from __future__ import annotations
 
@@ -18,11 +19,16 @@ from loraexp.sweep.schema import Sweep
 ABSENT = object()
 
 
-def in_words(sweep: Sweep, places: Iterable[tuple[str, str]], universe: Iterable[tuple[str, str]]) -> str:
-    """Places of the table, as short as they can be said: all, some rows, some columns, or one by one."""
+def in_words(
+    sweep: Sweep, places: Iterable[tuple[str, str]], universe: Iterable[tuple[str, str]]
+) -> str:
+    """Places of the table, as short as they can be said: all, some rows, some columns, or one by
+    one."""
     found, every = set(places), set(universe)
     rows = [row for row in sweep.rows if any((row, column) in found for column in sweep.columns)]
-    columns = [column for column in sweep.columns if any((row, column) in found for row in sweep.rows)]
+    columns = [
+        column for column in sweep.columns if any((row, column) in found for row in sweep.rows)
+    ]
     if found == every:
         return "all"
     if found == {place for place in every if place[0] in rows}:
@@ -31,14 +37,19 @@ def in_words(sweep: Sweep, places: Iterable[tuple[str, str]], universe: Iterable
         return ", ".join(sweep.columns[column].label for column in columns)
     alike: dict[str, list[str]] = {}
     for row in rows:
-        where = ", ".join(sweep.columns[column].label for column in columns if (row, column) in found)
+        where = ", ".join(
+            sweep.columns[column].label for column in columns if (row, column) in found
+        )
         alike.setdefault(where, []).append(sweep.label_of(row))
     return "; ".join(f"{', '.join(names)} ({where})" for where, names in alike.items())
 
 
 def grouped(sweep: Sweep, said: dict[tuple[str, str], str]) -> list[str]:
     """`what (where)` for every different thing said of places, in the order of the table."""
-    return [f"{what} ({in_words(sweep, (p for p, other in said.items() if other == what), said)})" for what in dict.fromkeys(said.values())]
+    return [
+        f"{what} ({in_words(sweep, (p for p, other in said.items() if other == what), said)})"
+        for what in dict.fromkeys(said.values())
+    ]
 
 
 def protocol(results: Results) -> list[str]:
@@ -51,7 +62,13 @@ def protocol(results: Results) -> list[str]:
         ("chosen", {key: chooser(place) for key, place in places.items()}),
         ("best/value", {key: best_of(place) for key, place in places.items()}),
         ("task.protocol", {key: setting(place, "task.protocol") for key, place in places.items()}),
-        ("weights", {key: f"train.select={setting(place, 'train.select')}" for key, place in places.items()}),
+        (
+            "weights",
+            {
+                key: f"train.select={setting(place, 'train.select')}"
+                for key, place in places.items()
+            },
+        ),
         ("rows", {key: sizes(place) for key, place in places.items()}),
     ):
         told = {key: what for key, what in said.items() if what}
@@ -61,54 +78,96 @@ def protocol(results: Results) -> list[str]:
 
 
 def reported(place: Place) -> str:
-    return f"{place.path} at the end of epoch {place.epoch:g}" if place.epoch is not None else str(place.path)
+    return (
+        f"{place.path} at the end of epoch {place.epoch:g}"
+        if place.epoch is not None
+        else str(place.path)
+    )
 
 
 def keys_of(place: Place) -> list[str]:
     """The keys of the grid that have several values to choose from."""
-    return [key for key in place.select.over if len({str(run.cell.point.get(key)) for run in place.runs}) > 1]
+    return [
+        key
+        for key in place.select.over
+        if len({str(run.cell.point.get(key)) for run in place.runs}) > 1
+    ]
 
 
 def chooser(place: Place) -> str:
     """Which keys of the grid are chosen, and by which value."""
     keys = keys_of(place)
-    return f"{', '.join(keys)} by the {place.select.goal}imum of {place.select.by}" if keys else "nothing to choose"
+    return (
+        f"{', '.join(keys)} by the {place.select.goal}imum of {place.select.by}"
+        if keys
+        else "nothing to choose"
+    )
 
 
 def best_of(place: Place) -> str:
     """What validation's value is a value of, as far as a record tells."""
-    best = next((run.record["best"] for run in place.runs if run.record is not None and run.record.get("best")), None)
+    best = next(
+        (
+            run.record["best"]
+            for run in place.runs
+            if run.record is not None and run.record.get("best")
+        ),
+        None,
+    )
     return f"{best['split']}/{best['metric']}" if best is not None else ""
 
 
 def setting(place: Place, key: str) -> str:
     """What the runs of a place have for a configuration key."""
-    found = dict.fromkeys(worded(value) for run in place.runs if (value := lookup(run.cell.plain, key)) is not None)
+    found = dict.fromkeys(
+        worded(value) for run in place.runs if (value := lookup(run.cell.plain, key)) is not None
+    )
     return " | ".join(found)
 
 
 def sizes(place: Place) -> str:
-    """Rows of every split that the runs read, and how many of them were cut, skipped or left out beside them."""
-    data: dict[str, Any] = next((run.record["data"] for run in place.runs if run.record is not None and run.record.get("data")), {})
-    counted = {split: part for split, part in data.items() if isinstance(part, dict) and "rows" in part}
+    """Rows of every split that the runs read, and how many of them were cut, skipped or left out
+    beside them."""
+    data: dict[str, Any] = next(
+        (
+            run.record["data"]
+            for run in place.runs
+            if run.record is not None and run.record.get("data")
+        ),
+        {},
+    )
+    counted = {
+        split: part for split, part in data.items() if isinstance(part, dict) and "rows" in part
+    }
     return ", ".join(f"{split} {part['rows']:,}{less(part)}" for split, part in counted.items())
 
 
 def less(part: dict[str, Any]) -> str:
     """What a split's rows have lost by their length or form, in brackets."""
     words = {"cut": "cut", "left_out": "too long and left out", "skipped": "malformed and skipped"}
-    told = [f"{part[key]:,} {word}" for key, word in words.items() if isinstance(part.get(key), int) and part[key]]
+    told = [
+        f"{part[key]:,} {word}"
+        for key, word in words.items()
+        if isinstance(part.get(key), int) and part[key]
+    ]
     asked = {"cut": "prompts shortened", "skipped": "prompts too long and not asked"}
-    for split, counts in (part.get("protocols") or {}).items():  # of a benchmark: what each protocol had to leave out
-        told += [f"{counts[key]:,} {word} under {split}" for key, word in asked.items() if counts.get(key)]
+    # of a benchmark: what each protocol had to leave out
+    for split, counts in (part.get("protocols") or {}).items():
+        told += [
+            f"{counts[key]:,} {word} under {split}"
+            for key, word in asked.items()
+            if counts.get(key)
+        ]
     return f" ({', '.join(told)})" if told else ""
 
 
-# ---------------------------------------------------------------------------------------------------- deviations
+# --------------------------------------------------------------------------------------------------
+# deviations
 
 
 def deviations(results: Results) -> list[str]:
-    """Where the runs' configuration is not what the paper states, grouped: `model: minilm instead of roberta-base (all)`."""
+    """Where the runs' configuration is not what the paper states, grouped: `model: minilm instead
+    of roberta-base (all)`."""
     sweep = results.sweep
     if sweep.compute is not None:
         return deviations_of_computed(sweep)
@@ -128,7 +187,8 @@ def deviations(results: Results) -> list[str]:
 
 
 def deviations_of_computed(sweep: Sweep) -> list[str]:
-    """Where the keywords of a computed sweep, or the configuration of its runs, are not what the paper states."""
+    """Where the keywords of a computed sweep, or the configuration of its runs, are not what the
+    paper states."""
     lines = []
     for name, expected in sweep.settings.items():
         value = computed.value_of(sweep, name, ABSENT)
@@ -140,7 +200,8 @@ def deviations_of_computed(sweep: Sweep) -> list[str]:
 
 
 def has(place: Place, name: str, expected: Any) -> str | None:
-    """What the runs of a place have for a key, if it is not what is expected; of a grid key all its values."""
+    """What the runs of a place have for a key, if it is not what is expected; of a grid key all its
+    values."""
     values: list[Any] = []
     for run in place.runs:
         value = lookup(run.cell.plain, name, ABSENT)
@@ -160,7 +221,11 @@ def comparable(value: Any) -> str:
     """8 and 8.0 are one value, and so are the same words in another order."""
     if isinstance(value, list):
         return str(sorted(comparable(v) for v in value))
-    return f"{value:.12g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+    return (
+        f"{value:.12g}"
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        else str(value)
+    )
 
 
 def worded(value: Any) -> str:
@@ -173,11 +238,13 @@ def worded(value: Any) -> str:
     )
 
 
-# ---------------------------------------------------------------------------------------------------- the grid
+# --------------------------------------------------------------------------------------------------
+# the grid
 
 
 def tried(results: Results) -> tuple[dict[str, str], list[str]]:
-    """How many values of each chosen key every row has tried, and a warning for each key where rows differ."""
+    """How many values of each chosen key every row has tried, and a warning for each key where rows
+    differ."""
     counts: dict[str, dict[str, list[int]]] = {}
     for (row, _), place in results.places.items():
         for key, number in place.tried.items():
@@ -185,12 +252,16 @@ def tried(results: Results) -> tuple[dict[str, str], list[str]]:
     words: dict[str, str] = {}
     for row in results.sweep.rows:
         parts = [(key, spread(of[row])) for key, of in counts.items() if row in of]
-        words[row] = ", ".join(f"{key} {number}" if len(counts) > 1 else number for key, number in parts)
+        words[row] = ", ".join(
+            f"{key} {number}" if len(counts) > 1 else number for key, number in parts
+        )
     warnings = []
     for key, of in counts.items():
         different = {row: spread(numbers) for row, numbers in of.items()}
         if len(set(different.values())) > 1:
-            said = ", ".join(f"{results.sweep.label_of(row)} {number}" for row, number in different.items())
+            said = ", ".join(
+                f"{results.sweep.label_of(row)} {number}" for row, number in different.items()
+            )
             warnings.append(f"warning: rows have not tried equally many values of {key}: {said}")
     return words, warnings
 
@@ -206,7 +277,8 @@ def chosen(place: Place) -> str:
     return describe(place.chosen)
 
 
-# ---------------------------------------------------------------------------------------------------- runs
+# --------------------------------------------------------------------------------------------------
+# runs
 
 
 def unique(results: Results) -> list[Run]:
@@ -216,12 +288,17 @@ def unique(results: Results) -> list[Run]:
 
 
 def environments(results: Results) -> list[str]:
-    """How many runs there are, and from which commits, on what hardware, with which versions they come."""
+    """How many runs there are, and from which commits, on what hardware, with which versions they
+    come."""
     runs = unique(results)
     lines = []
     if runs:
         counted = Counter(run.status for run in runs)
-        states = [f"{counted[s]} {s}" for s in ("failed", "running", "unreadable", "missing") if counted[s]]
+        states = [
+            f"{counted[s]} {s}"
+            for s in ("failed", "running", "unreadable", "missing")
+            if counted[s]
+        ]
         lines.append(", ".join([f"{counted['finished']} of {len(runs)} runs finished", *states]))
     records = [record for record in results.records.values() if record.get("status") == "finished"]
     for title, words in (
@@ -232,7 +309,8 @@ def environments(results: Results) -> list[str]:
         told = Counter(word for word in words if word)
         several = len(told) > 1
         if told:
-            lines.append(f"{title}: {'; '.join(f'{word} ({n} runs)' if several else word for word, n in told.items())}")
+            shown = (f"{word} ({n} runs)" if several else word for word, n in told.items())
+            lines.append(f"{title}: {'; '.join(shown)}")
     seconds = sum(run_seconds(record) for record in records)
     if seconds:
         lines.append(f"time: {spoken(seconds)} in all")
@@ -253,9 +331,15 @@ def hardware(record: dict[str, Any]) -> str:
     gpus = found.get("gpus") or []
     if gpus and (record.get("config") or {}).get("device") != "cpu":
         return " + ".join(f"{n} × {name}" for name, n in Counter(gpus).items())
-    return f"{found['cpu']}, {environment.get('threads', '?')} of {found.get('cores', '?')} cores" if found.get("cpu") else ""
+    return (
+        f"{found['cpu']}, {environment.get('threads', '?')} of {found.get('cores', '?')} cores"
+        if found.get("cpu")
+        else ""
+    )
 
 
 def versions(record: dict[str, Any]) -> str:
     found = (record.get("environment") or {}).get("versions") or {}
-    return ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "transformers") if found.get(name))
+    return ", ".join(
+        f"{name} {found[name]}" for name in ("python", "torch", "transformers") if found.get(name)
+    )

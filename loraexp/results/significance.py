@@ -1,4 +1,5 @@
-"""Whether two rows of a table differ: their paired difference over common seeds, with two intervals."""
+"""Whether two rows of a table differ: their paired difference over common seeds, with two
+intervals."""
 
 from __future__ import annotations
 
@@ -21,16 +22,17 @@ class Compared:
     bootstrap: tuple[float, float] | None
 
     def includes(self, value: float) -> bool | None:
-        """Whether the t interval leaves `value` possible; None where there is no interval to tell."""
+        """Whether the t interval leaves `value` possible; None where there is no interval to
+        tell."""
         return None if self.t is None else self.t[0] <= value <= self.t[1]
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Compared | None:
     """`first − second` over the seeds that both have; None where they have none in common.
 
-    Student's t interval of the mean of paired differences, d̄ ± t_{0.975, n−1} s/√n, and the percentile interval of the
-    means of resampled differences (seeded). The bootstrap cannot leave the range of the differences, so with few seeds it is
-    too narrow; the t interval decides.
+    Student's t interval of the mean of paired differences, d̄ ± t_{0.975, n−1} s/√n, and the
+    percentile interval of the means of resampled differences (seeded). The bootstrap cannot leave
+    the range of the differences, so with few seeds it is too narrow; the t interval decides.
     """
     differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     if not differences:
@@ -38,7 +40,12 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Compared 
     mean = statistics.fmean(differences)
     if len(differences) == 1:
         return Compared(n=1, difference=mean, t=None, bootstrap=None)
-    return Compared(n=len(differences), difference=mean, t=t_interval(differences), bootstrap=bootstrap_interval(differences))
+    return Compared(
+        n=len(differences),
+        difference=mean,
+        t=t_interval(differences),
+        bootstrap=bootstrap_interval(differences),
+    )
 
 
 def half_width(values: Sequence[float]) -> float:

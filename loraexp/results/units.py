@@ -1,16 +1,32 @@
-"""Units: records hold fractions, seconds and bytes, tables and figures print what the paper prints."""
+"""Units: records hold fractions, seconds and bytes, tables and figures print what the paper
+prints."""
 
 from __future__ import annotations
 
 from loraexp.sweep.schema import Report
 
-SCALES = {"percent": 1 / 100, "minutes": 60.0, "hours": 3600.0, "MiB": 2.0**20, "GiB": 2.0**30, "million": 1e6}
-SYMBOLS = {"percent": "%", "seconds": "s", "minutes": "min", "hours": "h", "million": "millions", "ratio": "×"}
+SCALES = {
+    "percent": 1 / 100,
+    "minutes": 60.0,
+    "hours": 3600.0,
+    "MiB": 2.0**20,
+    "GiB": 2.0**30,
+    "million": 1e6,
+}
+SYMBOLS = {
+    "percent": "%",
+    "seconds": "s",
+    "minutes": "min",
+    "hours": "h",
+    "million": "millions",
+    "ratio": "×",
+}
 BARE = ("count", "fraction")  # numbers that stand without a unit
 
 
 def printed(value: float, report: Report) -> float:
-    """A value of a record in the unit that is printed; units without a scale are printed as they are."""
+    """A value of a record in the unit that is printed; units without a scale are printed as they
+    are."""
     return value / SCALES.get(report.unit, 1.0)
 
 

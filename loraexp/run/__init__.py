@@ -14,9 +14,11 @@ class _Run(types.ModuleType):
     """The package is what it does: `loraexp.run("init=cg_lora", "task=cola")`."""
 
     def __call__(self, *overrides: str) -> Outcome:
-        """The run of these overrides, as on the command line; one that is finished is not run again.
+        """The run of these overrides, as on the command line; one that is finished is not run
+        again.
 
-        Raises: ConfigError where the configuration is wrong; whatever the run itself fails with, after its record says so.
+        Raises: ConfigError where the configuration is wrong; whatever the run itself fails with,
+        after its record says so.
         """
         from loraexp import config
         from loraexp.run import experiment

@@ -1,4 +1,5 @@
-"""Which rows a step has: a function of the seed and the step alone, and how a step is cut and shared."""
+"""Which rows a step has: a function of the seed and the step alone, and how a step is cut and
+shared."""
 
 from __future__ import annotations
 
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
 BLOCK = 50  # batches: examples are sorted by length within a shuffled block of this many batches
 
 
-def epoch_batches(lengths: np.ndarray, size: int, *, seed: int, epoch: int, length_buckets: bool) -> list[np.ndarray]:
-    """The rows of each batch of an epoch: a function of the seed and the epoch alone, whatever ran before.
+def epoch_batches(
+    lengths: np.ndarray, size: int, *, seed: int, epoch: int, length_buckets: bool
+) -> list[np.ndarray]:
+    """The rows of each batch of an epoch: a function of the seed and the epoch alone, whatever ran
+    before.
 
-    Plainly shuffled, or with `length_buckets` shuffled, sorted by length within blocks of 50 batches, and the batches
-    shuffled again: padding falls to a few percent, and which examples meet in a batch depends on their length.
+    Plainly shuffled, or with `length_buckets` shuffled, sorted by length within blocks of 50
+    batches, and the batches shuffled again: padding falls to a few percent, and which examples meet
+    in a batch depends on their length.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
@@ -38,10 +43,15 @@ def epoch_batches(lengths: np.ndarray, size: int, *, seed: int, epoch: int, leng
 
 
 def micro_batches(rows: np.ndarray, lengths: np.ndarray, parts: int) -> list[np.ndarray]:
-    """The rows of one step, sorted by length and cut into parts: each is padded only to its own longest."""
+    """The rows of one step, sorted by length and cut into parts: each is padded only to its own
+    longest."""
     if parts == 1:
         return [rows]
-    return [part for part in np.array_split(rows[np.argsort(lengths[rows], kind="stable")], parts) if len(part)]
+    return [
+        part
+        for part in np.array_split(rows[np.argsort(lengths[rows], kind="stable")], parts)
+        if len(part)
+    ]
 
 
 def count_labels(batch: dict[str, Tensor]) -> int:
@@ -50,8 +60,11 @@ def count_labels(batch: dict[str, Tensor]) -> int:
     return labels.numel() if labels.is_floating_point() else int((labels != -100).sum())
 
 
-def collate_share(task: Task, examples: Any, rows: np.ndarray, processes: Processes) -> dict[str, Any]:
-    """This process's share of a micro-batch; one without rows runs the first with weight 0, so that all keep in step."""
+def collate_share(
+    task: Task, examples: Any, rows: np.ndarray, processes: Processes
+) -> dict[str, Any]:
+    """This process's share of a micro-batch; one without rows runs the first with weight 0, so that
+    all keep in step."""
     share = rows[processes.rank :: processes.world]
     if len(share):
         return task.collate(examples, share)
@@ -59,7 +72,8 @@ def collate_share(task: Task, examples: Any, rows: np.ndarray, processes: Proces
 
 
 def schedule(kind: str, step: int, total: int, warmup_ratio: float) -> float:
-    """Factor on the learning rate at step 0 ≤ step < total: linear warm-up, then linear, cosine or constant."""
+    """Factor on the learning rate at step 0 ≤ step < total: linear warm-up, then linear, cosine or
+    constant."""
     warmup = math.ceil(total * warmup_ratio)
     if step < warmup:
         return (step + 1) / warmup
@@ -72,14 +86,25 @@ def schedule(kind: str, step: int, total: int, warmup_ratio: float) -> float:
 def total_steps(settings: TrainSettings, rows: int) -> tuple[int, int]:
     """(steps in all, steps in one epoch)."""
     per_epoch = math.ceil(math.ceil(rows / settings.batch_size) / settings.gradient_accumulation)
-    total = settings.max_steps if settings.max_steps is not None else math.ceil(settings.epochs * per_epoch)
+    total = (
+        settings.max_steps
+        if settings.max_steps is not None
+        else math.ceil(settings.epochs * per_epoch)
+    )
     return total, per_epoch
 
 
 class Batches:
     """The steps of a run: how many, and the rows of each."""
 
-    def __init__(self, task: Task, settings: TrainSettings, seed: int, device: torch.device, processes: Processes) -> None:
+    def __init__(
+        self,
+        task: Task,
+        settings: TrainSettings,
+        seed: int,
+        device: torch.device,
+        processes: Processes,
+    ) -> None:
         self.task, self.settings, self.seed = task, settings, seed
         self.device, self.processes = device, processes
         self.examples = task.splits["train"]
@@ -94,10 +119,16 @@ class Batches:
         if epoch != self.epoch:
             self.epoch = epoch
             self.order = epoch_batches(
-                examples.lengths, settings.batch_size, seed=self.seed, epoch=epoch, length_buckets=settings.length_buckets
+                examples.lengths,
+                settings.batch_size,
+                seed=self.seed,
+                epoch=epoch,
+                length_buckets=settings.length_buckets,
             )
         first = within * settings.gradient_accumulation
         rows = np.concatenate(self.order[first : first + settings.gradient_accumulation])
-        parts = micro_batches(rows, examples.lengths, settings.gradient_accumulation * settings.micro_batches)
+        parts = micro_batches(
+            rows, examples.lengths, settings.gradient_accumulation * settings.micro_batches
+        )
         shares = [collate_share(self.task, examples, part, self.processes) for part in parts]
         return rows, [to_device(share, self.device) for share in shares]

@@ -1,4 +1,5 @@
-"""The resumable state of a run: everything that the next step depends on, written at once and read back only if whole."""
+"""The resumable state of a run: everything that the next step depends on, written at once and read
+back only if whole."""
 
 from __future__ import annotations
 
@@ -55,15 +56,17 @@ class State:
     progress: Progress
     weights: Mapping[str, Tensor]
     optimizer: dict[str, Any]
-    ranks: list[dict[str, Any]]  # of each process: its random generators, and the loss that it has not yet logged
+    # of each process: its random generators, and the loss that it has not yet logged
+    ranks: list[dict[str, Any]]
     history: dict[str, Any] = field(default_factory=dict)  # how long the log was, and its digest
 
 
 class Checkpoint:
-    """`checkpoint/state.pt` (latest step) and `checkpoint/factors.pt` (where training started), of one run.
+    """`checkpoint/state.pt` (latest step) and `checkpoint/factors.pt` (where training started), of
+    one run.
 
-    Both are sealed with a digest of their content. One that is damaged, or of another run, is set aside under another
-    name and `damage` says so; the run then starts from what is sound.
+    Both are sealed with a digest of their content. One that is damaged, or of another run, is set
+    aside under another name and `damage` says so; the run then starts from what is sound.
     """
 
     def __init__(self, folder: Path, run_id: str) -> None:
@@ -72,38 +75,51 @@ class Checkpoint:
         self.factors_path = folder / "factors.pt"
         self.damage: list[str] = []
 
-    # ------------------------------------------------------------------------------------------------ the latest step
+    # ----------------------------------------------------------------------------------------------
+    # the latest step
 
     def save(self, state: State) -> None:
         fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(State)}
         self._write(self.state_path, fields | {"progress": vars(state.progress)})
 
     def load(self) -> State | None:
-        """The latest state; None where there is none. `examine` has seen to it that it can be used."""
+        """The latest state; None where there is none. `examine` has seen to it that it can be
+        used."""
         stored = self._read(self.state_path)
         return State(**stored | {"progress": Progress(**stored["progress"])}) if stored else None
 
-    # ------------------------------------------------------------------------------------------------ the first step
+    # ----------------------------------------------------------------------------------------------
+    # the first step
 
     def save_factors(self, factors: dict[str, Factors], extra: dict[str, Any]) -> None:
-        """The initial factors and what the record says of initialising: a resumed run does not initialise again."""
-        plain = {name: {"A": f.A, "B": f.B, "R": f.R, "start": f.start, "train": sorted(f.train)} for name, f in factors.items()}
+        """The initial factors and what the record says of initialising: a resumed run does not
+        initialise again."""
+        plain = {
+            name: {"A": f.A, "B": f.B, "R": f.R, "start": f.start, "train": sorted(f.train)}
+            for name, f in factors.items()
+        }
         self._write(self.factors_path, {"factors": plain, "extra": extra})
 
     def load_factors(self) -> tuple[dict[str, Factors], dict[str, Any]] | None:
-        """The initial factors, and what the record says of initialising; None where there are none."""
+        """The initial factors, and what the record says of initialising; None where there are
+        none."""
         stored = self._read(self.factors_path)
         if stored is None:
             return None
-        factors = {name: Factors(**(f | {"train": frozenset(f["train"])})) for name, f in stored["factors"].items()}
+        factors = {
+            name: Factors(**(f | {"train": frozenset(f["train"])}))
+            for name, f in stored["factors"].items()
+        }
         return factors, stored["extra"]
 
-    # ------------------------------------------------------------------------------------------------ files
+    # ----------------------------------------------------------------------------------------------
+    # files
 
     def examine(self, *, factors: bool) -> None:
         """Set aside whatever is damaged; one process does it before all of them read.
 
-        `factors`: training starts from factors of an initializer, without which a later state is of no use.
+        `factors`: training starts from factors of an initializer, without which a later state is of
+        no use.
         """
         started = not factors or self._sound(self.factors_path, "the initializer")
         if not started and self.state_path.exists():
@@ -132,13 +148,18 @@ class Checkpoint:
             check_seal(path)
             stored = contents(path, mmap=True)
             if stored.get("format") != FORMAT:
-                raise Damaged(f"its format is {stored.get('format')}, expected {FORMAT}: another version wrote it")
+                raise Damaged(
+                    f"its format is {stored.get('format')}, expected {FORMAT}: another version"
+                    " wrote it"
+                )
             if stored.get("run_id") != self.run_id:
                 raise Damaged(f"it is of run {stored.get('run_id')}, expected {self.run_id}")
         except (IsADirectoryError, ValueError, RuntimeError, EOFError, pickle.PickleError) as error:
             aside = set_aside(path)
             why = next(iter(str(error).splitlines()), type(error).__name__)
-            self.damage.append(f"{path} is damaged; starting again from {instead} ({why}; kept as {aside.name})")
+            self.damage.append(
+                f"{path} is damaged; starting again from {instead} ({why}; kept as {aside.name})"
+            )
             return False
         return True
 
@@ -151,7 +172,8 @@ def contents(path: Path, mmap: bool = False) -> dict[str, Any]:
     return loaded
 
 
-# ---------------------------------------------------------------------------------------------------- random generators
+# --------------------------------------------------------------------------------------------------
+# random generators
 
 
 def generators() -> dict[str, Any]:
@@ -159,7 +181,13 @@ def generators() -> dict[str, Any]:
     version, keys, position, has_gauss, cached = np.random.get_state()
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": [version, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "numpy": [
+            version,
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            position,
+            has_gauss,
+            cached,
+        ],
         "python": repr(random.getstate()),
     }
     if torch.cuda.is_available():
@@ -178,9 +206,11 @@ def restore_generators(states: dict[str, Any]) -> None:
 
 
 def seed_generators(seed: int, rank: int, step: int = 0) -> None:
-    """Seed every global generator; processes differ in dropout, not in data order or initial factors.
+    """Seed every global generator; processes differ in dropout, not in data order or initial
+    factors.
 
-    `step`: of a run that goes on with another number of processes than it had, whose old states fit nobody.
+    `step`: of a run that goes on with another number of processes than it had, whose old states fit
+    nobody.
     """
     torch.manual_seed(seed + 1_000_003 * rank + 7_368_787 * step)
     random.seed(seed + step)

@@ -32,10 +32,12 @@ def of_batches(
     precision: str,
     processes: Processes | None = None,
 ) -> list[tuple[np.ndarray, Value]]:
-    """The rows of every batch of a split, and what `function` makes of it, on every process in the same order.
+    """The rows of every batch of a split, and what `function` makes of it, on every process in the
+    same order.
 
-    Rows are batched by length, longest first (a batch that does not fit the memory fails at once). Every process runs
-    the same number of batches, the last one again where they do not divide: wrapped models stay in step.
+    Rows are batched by length, longest first (a batch that does not fit the memory fails at once).
+    Every process runs the same number of batches, the last one again where they do not divide:
+    wrapped models stay in step.
     """
     examples = task.splits[split]
     order = np.argsort(-examples.lengths, kind="stable")
@@ -61,18 +63,25 @@ def of_batches(
 
 def predict(model: nn.Module, task: Task, split: str, **how: Any) -> np.ndarray:
     """The task's scores (rows, C) of a split, in the order of its rows."""
-    parts = of_batches(model, task, split, lambda batch: task.scores(model, batch).float().cpu().numpy(), **how)
+    parts = of_batches(
+        model, task, split, lambda batch: task.scores(model, batch).float().cpu().numpy(), **how
+    )
     everything = np.zeros((len(task.splits[split]), parts[0][1].shape[1]), dtype=np.float32)
     for rows, scores in parts:
         everything[rows] = scores
     return everything
 
 
-def evaluate(model: nn.Module, task: Task, splits: Iterable[str], *, folder: Path | None = None, **how: Any) -> dict[str, dict[str, float]]:
+def evaluate(
+    model: nn.Module, task: Task, splits: Iterable[str], *, folder: Path | None = None, **how: Any
+) -> dict[str, dict[str, float]]:
     """`{split: {metric: value}}`; a model whose outputs are not finite has no metrics and raises.
 
     The processes share the work; what a task saw of a split it may leave in `folder`.
     """
     folder = folder if how["processes"].main else None
     with task.answering():
-        return {split: task.evaluate(model, task.tokenizer, split, folder=folder, **how) for split in splits}
+        return {
+            split: task.evaluate(model, task.tokenizer, split, folder=folder, **how)
+            for split in splits
+        }

@@ -46,7 +46,8 @@ class Outcome:
 
 
 class Observer:
-    """What is told of a run while it goes on; this one keeps it to itself, for runs that are reported together."""
+    """What is told of a run while it goes on; this one keeps it to itself, for runs that are
+    reported together."""
 
     def begun(self, settings: Settings, folder: Path) -> None: ...
 
@@ -59,7 +60,8 @@ SILENT = Observer()
 
 
 def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) -> Outcome:
-    """Train, evaluate and record one run; a finished one is not run again, an interrupted one goes on."""
+    """Train, evaluate and record one run; a finished one is not run again, an interrupted one goes
+    on."""
     folder = config.run_folder(plain)
     found = content(folder)
     if not settings.force:
@@ -77,15 +79,25 @@ def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) 
             return Outcome(folder, elsewhere.record, already=True)
 
 
-def recorded(settings: Settings, plain: dict[str, Any], folder: Path, observer: Observer) -> dict[str, Any]:
-    """The run itself; returns its record, which is left behind also when it fails or is told to stop."""
+def recorded(
+    settings: Settings, plain: dict[str, Any], folder: Path, observer: Observer
+) -> dict[str, Any]:
+    """The run itself; returns its record, which is left behind also when it fails or is told to
+    stop."""
     processes = Processes(settings.device)
     folder.mkdir(parents=True, exist_ok=True)
     with (
         watched() as stop,
         deterministic(settings.train.deterministic),
         logged(folder / "run.log") if processes.main else nullcontext(),
-        Record(folder, config.run_id(plain), plain, settings.wandb, main=processes.main, forced=settings.force) as record,
+        Record(
+            folder,
+            config.run_id(plain),
+            plain,
+            settings.wandb,
+            main=processes.main,
+            forced=settings.force,
+        ) as record,
     ):
         result = Experiment(settings, record, stop, processes, observer).run()
     if stop.name is not None:
@@ -96,8 +108,20 @@ def recorded(settings: Settings, plain: dict[str, Any], folder: Path, observer: 
 class Experiment:
     """A run from its data to its record; what is saved is saved before anything is evaluated."""
 
-    def __init__(self, settings: Settings, record: Record, stop: Stop, processes: Processes, observer: Observer) -> None:
-        self.settings, self.record, self.processes, self.observer = settings, record, processes, observer
+    def __init__(
+        self,
+        settings: Settings,
+        record: Record,
+        stop: Stop,
+        processes: Processes,
+        observer: Observer,
+    ) -> None:
+        self.settings, self.record, self.processes, self.observer = (
+            settings,
+            record,
+            processes,
+            observer,
+        )
         self.phase = Phases(settings, record, stop)
         self.checkpoint = Checkpoint(record.folder / "checkpoint", record.content["run_id"])
         self.device = choose_device(settings.device)
@@ -118,7 +142,9 @@ class Experiment:
             with self.phase("model"):
                 model = self.model(task)
                 record.update(model=load.loaded(settings.model), hub=dict(sorted(read.items())))
-        record.update(sources=sources.of(settings, record.content["data"]) if self.processes.main else {})
+        record.update(
+            sources=sources.of(settings, record.content["data"]) if self.processes.main else {}
+        )
         with self.phase("initialisation"):
             adapters = self.start(model, task)
             record.update(parameters=adapters.count())
@@ -128,10 +154,17 @@ class Experiment:
             state = train(training)
         best = state.best if settings.train.select == "best" else None
         with self.phase("saving", patient=True):
-            self.save(adapters, model, record.folder / "adapter", step=best["step"] if best else state.step)
+            self.save(
+                adapters,
+                model,
+                record.folder / "adapter",
+                step=best["step"] if best else state.step,
+            )
         with self.phase("evaluation"):
             began = time.perf_counter()
-            metrics = evaluate(training.model, task, task.reports, folder=record.folder, **training.how)
+            metrics = evaluate(
+                training.model, task, task.reports, folder=record.folder, **training.how
+            )
             if best is not None:
                 metrics = {best["split"]: best["metrics"]} | metrics
         record.update(metrics=metrics, cost={"eval_seconds": time.perf_counter() - began})
@@ -141,13 +174,15 @@ class Experiment:
         return result
 
     def used(self) -> dict[str, Any]:
-        """What of the machine this run uses: how many processes, on which devices, by which algorithms."""
+        """What of the machine this run uses: how many processes, on which devices, by which
+        algorithms."""
         devices = self.processes.gather(name_of(self.device))
         exact = self.settings.train.deterministic
         return {"processes": self.processes.world, "devices": devices, "deterministic": exact}
 
     def look_back(self) -> None:
-        """What an earlier attempt left: with `force` nothing of it is used, and what is damaged is set aside."""
+        """What an earlier attempt left: with `force` nothing of it is used, and what is damaged is
+        set aside."""
         if self.processes.main:
             if self.settings.force:
                 self.checkpoint.remove()
@@ -165,11 +200,16 @@ class Experiment:
         for split, described in task.describe().items():
             old, new = (part.get("fingerprint") for part in (before.get(split) or {}, described))
             if old is not None and old != new:
-                kept = {key: self.record.before[key] for key in ("data", "sources") if key in self.record.before}
+                kept = {
+                    key: self.record.before[key]
+                    for key in ("data", "sources")
+                    if key in self.record.before
+                }
                 self.record.update(**kept)
                 raise config.ConfigError(
-                    f"this run began with other data: the rows of {split} have fingerprint {str(new)[:12]}, and had "
-                    f"{str(old)[:12]} ({self.record.folder}); put them back to go on, or force=true begins again"
+                    f"this run began with other data: the rows of {split} have fingerprint"
+                    f" {str(new)[:12]}, and had {str(old)[:12]} ({self.record.folder}); put them"
+                    " back to go on, or force=true begins again"
                 )
 
     def say(self, line: str) -> None:
@@ -192,13 +232,15 @@ class Experiment:
         return model
 
     def start(self, model: nn.Module, task: Any) -> Adapters:
-        """Where training starts: the initializer's factors in their layers, or those of the interrupted run."""
+        """Where training starts: the initializer's factors in their layers, or those of the
+        interrupted run."""
         if self.full:
             return train_everything(model)
         settings, record = self.settings, self.record
         scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
         stored = self.checkpoint.load_factors()
-        self.processes.wait()  # nobody writes factors before everybody has looked whether there were any
+        # nobody writes factors before everybody has looked whether there were any
+        self.processes.wait()
         if stored is not None:
             factors, extra = stored
             record.update(cost=extra["cost"])
@@ -228,11 +270,13 @@ class Experiment:
     def training(self, model: nn.Module, task: Any, adapters: Adapters) -> Loop:
         """The model as the loop calls it, and its optimizer."""
         settings = self.settings
-        optimizer = None  # an initializer that trains nothing, on a model without a new head, is evaluated as it is
+        # an initializer that trains nothing, on a model without a new head, is evaluated as it is
+        optimizer = None
         wrapped = self.processes.prepare(model, adapters.trainable(), adapters.modules())
         if adapters.trainable():
             rule = make(settings.optimizer)
-            plain = inspect.isclass(rule.func) and issubclass(rule.func, torch.optim.Optimizer)  # `_target_: torch.optim.SGD`
+            # `_target_: torch.optim.SGD`
+            plain = inspect.isclass(rule.func) and issubclass(rule.func, torch.optim.Optimizer)
             steps = adapters.trainable() if plain else adapters
             optimizer = rule(steps, lr=settings.lr, weight_decay=settings.train.weight_decay)
             for group in optimizer.param_groups:
@@ -252,10 +296,14 @@ class Experiment:
             say=self.say,
         )
 
-    def save(self, adapters: Adapters, model: nn.Module, folder: Path, step: int | None = None) -> None:
-        """The adapter in PEFT's format and in ours, or with `init=full` the whole model; on the main process.
+    def save(
+        self, adapters: Adapters, model: nn.Module, folder: Path, step: int | None = None
+    ) -> None:
+        """The adapter in PEFT's format and in ours, or with `init=full` the whole model; on the
+        main process.
 
-        `step`: of the weights that are the run's result, which the record then names, with a digest of each file.
+        `step`: of the weights that are the run's result, which the record then names, with a digest
+        of each file.
         """
         if not self.processes.main:
             return
@@ -266,7 +314,11 @@ class Experiment:
                 save_peft(
                     adapters,
                     place,
-                    base=str(load.locate(settings.model)) if settings.model.path else settings.model.name,
+                    base=(
+                        str(load.locate(settings.model))
+                        if settings.model.path
+                        else settings.model.name
+                    ),
                     revision=load.commit(settings.model),
                     task_type=load.PEFT_TASK[settings.model.kind],
                     head=self.head,
@@ -276,7 +328,11 @@ class Experiment:
         if step is None:
             return
         files = sorted(path for path in folder.iterdir() if path.is_file())
-        weights = [path for path in files if path.suffix == ".safetensors" and path.name != "factors.safetensors"]
+        weights = [
+            path
+            for path in files
+            if path.suffix == ".safetensors" and path.name != "factors.safetensors"
+        ]
         self.record.update(
             adapter={"step": step},
             files={f"{folder.name}/{path.name}": sha256(path) for path in files},
@@ -285,8 +341,8 @@ class Experiment:
 
 
 def check_model(settings: Settings) -> None:
-    """The targets are in the model, the rank fits them, and the initializer's hyper-parameters the training: seen on
-    the model's skeleton, before any weight is loaded."""
+    """The targets are in the model, the rank fits them, and the initializer's hyper-parameters the
+    training: seen on the model's skeleton, before any weight is loaded."""
     try:
         skeleton = load.skeleton(settings.model)
     except load.SourceError:
@@ -298,7 +354,9 @@ def check_model(settings: Settings) -> None:
         targets = load.target_layers(skeleton, settings.model.targets, head)
         initializer = config.Component.of(settings.init, "init")
         asked = initializer.partial.func.request(settings.rank, **initializer.keywords)  # type: ignore[attr-defined]
-        load.check_rank(targets, settings.rank, max((getattr(ask, "k", 0) for ask in asked.values()), default=0))
+        load.check_rank(
+            targets, settings.rank, max((getattr(ask, "k", 0) for ask in asked.values()), default=0)
+        )
         choose_device(settings.device)
         settled(make(settings.init), training_of(settings, rows=1))
     except ValueError as error:
@@ -306,7 +364,8 @@ def check_model(settings: Settings) -> None:
 
 
 def tokenise(settings: Settings) -> Any:
-    """The task in the tokens of the model's tokenizer, which makes none that the model does not have."""
+    """The task in the tokens of the model's tokenizer, which makes none that the model does not
+    have."""
     tokenizer = load.load_tokenizer(settings.model)
     load.check_vocabulary(settings.model, tokenizer)
     with tally("tokenising") as progress:
@@ -314,13 +373,17 @@ def tokenise(settings: Settings) -> Any:
     if settings.model.kind == "encoder":
         read = [examples for examples in task.splits.values() if len(examples)]
         longest = max((int(examples.lengths.max()) for examples in read), default=0)
-        types = max((int(examples.types.max()) for examples in read if examples.types is not None), default=0)
+        types = max(
+            (int(examples.types.max()) for examples in read if examples.types is not None),
+            default=0,
+        )
         load.check_reach(settings.model, longest, types)
     return task
 
 
 def make_task(settings: Settings, tokenizer: Any, progress: Any = None) -> Any:
-    """The task, tokenised; it is told the model's kind and how it is evaluated, where it takes that."""
+    """The task, tokenised; it is told the model's kind and how it is evaluated, where it takes
+    that."""
     made = make(settings.task)
     told = {"kind": settings.model.kind} | vars(settings.evaluate)
     taken = inspect.signature(made.func).parameters
@@ -342,4 +405,6 @@ def labels(task: Any) -> dict[str, Any]:
     if task.num_labels is None:
         return {}
     named = dict(enumerate(task.label_names)) if task.label_names else {}
-    return {"num_labels": task.num_labels, "problem_type": task.problem} | ({"id2label": named} if named else {})
+    return {"num_labels": task.num_labels, "problem_type": task.problem} | (
+        {"id2label": named} if named else {}
+    )

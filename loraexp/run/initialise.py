@@ -1,4 +1,5 @@
-"""Initialising: calibration rows → statistics → factors, layer by layer, and the ledger of what was seen and made."""
+"""Initialising: calibration rows → statistics → factors, layer by layer, and the ledger of what was
+seen and made."""
 
 from __future__ import annotations
 
@@ -23,14 +24,24 @@ from loraexp.machine.processes import Processes
 from loraexp.machine.progress import bar
 from loraexp.run.batches import schedule, total_steps
 from loraexp.run.ledger import describe
-from loraexp.statistics import Calibration, Collected, Report, collect, fingerprint, layer_generator, weight
+from loraexp.statistics import (
+    Calibration,
+    Collected,
+    Report,
+    collect,
+    fingerprint,
+    layer_generator,
+    weight,
+)
 from loraexp.statistics.calibration import Batch
 
 if TYPE_CHECKING:
     from loraexp.config.settings import CalibrationSettings, Settings
     from loraexp.run.task import Task
 
-PROBE_ROWS = 64  # at most, and not more than the calibration takes: the loss is measured on them before and after initialising
+# at most, and not more than the calibration takes: the loss is measured on them before and after
+# initialising
+PROBE_ROWS = 64
 
 
 @dataclass
@@ -50,14 +61,16 @@ class Made:
         before = self.ledger["loss"]["before"]
         if shifted and after > before:
             self.ledger["warnings"].append(
-                f"the loss rose from {before:.4f} to {after:.4f} at step 0: a smaller start (larger init.gamma or init.scale), "
-                "or init.start=pretrained, keeps the pretrained function"
+                f"the loss rose from {before:.4f} to {after:.4f} at step 0: a smaller start (larger"
+                " init.gamma or init.scale), or init.start=pretrained, keeps the pretrained"
+                " function"
             )
         return self.ledger
 
 
 def calibration_rows(rows: int, settings: CalibrationSettings, seed: int) -> np.ndarray:
-    """Indices of the calibration rows: the first of the file, or a draw that depends on the seed alone."""
+    """Indices of the calibration rows: the first of the file, or a draw that depends on the seed
+    alone."""
     count = min(settings.samples, rows)
     if settings.rows == "head":
         return np.arange(count)
@@ -65,7 +78,8 @@ def calibration_rows(rows: int, settings: CalibrationSettings, seed: int) -> np.
 
 
 class Objective:
-    """The task's loss and outputs in the precision of the run, on the device of the model; over rows a `Calibration`."""
+    """The task's loss and outputs in the precision of the run, on the device of the model; over
+    rows a `Calibration`."""
 
     def __init__(self, task: Task, device: torch.device, precision: str) -> None:
         self.task, self.device, self.precision = task, device, precision
@@ -82,17 +96,24 @@ class Objective:
         with autocast(self.device, self.precision):
             return self.task.sample_losses(model, batch)
 
-    def over(self, batches: Sequence[Batch], population: int, weighting: Weighting = "tokens") -> Calibration:
-        """This objective on these batches of a training set of `population` rows, for the statistics of its loss."""
+    def over(
+        self, batches: Sequence[Batch], population: int, weighting: Weighting = "tokens"
+    ) -> Calibration:
+        """This objective on these batches of a training set of `population` rows, for the
+        statistics of its loss."""
         own = self.sample_losses if self.task.several_labels else None
         return Calibration(batches, self.loss_sum, self.outputs, population, own, weighting)
 
     def probe(self, model: nn.Module, settings: CalibrationSettings) -> float:
-        """Mean loss of the model, dropout off, on the first rows of the training set, those of like length together."""
+        """Mean loss of the model, dropout off, on the first rows of the training set, those of like
+        length together."""
         examples = self.task.splits["train"]
         count = min(PROBE_ROWS, settings.samples, len(examples))
         rows = np.argsort(examples.lengths[:count], kind="stable")
-        batches = [self.task.collate(examples, part) for part in np.array_split(rows, -(-count // settings.batch_size))]
+        batches = [
+            self.task.collate(examples, part)
+            for part in np.array_split(rows, -(-count // settings.batch_size))
+        ]
         training = model.training
         model.eval()
         with torch.no_grad():
@@ -109,13 +130,17 @@ def statistics_of(
     settings: Settings,
     processes: Processes,
 ) -> Collected:
-    """Start collecting what the initializer needs from this process's share of the calibration batches."""
+    """Start collecting what the initializer needs from this process's share of the calibration
+    batches."""
     function: Any = initializer.func
     task, calibration = objective.task, settings.calibration
     examples = task.splits["train"]
     rows = calibration_rows(len(examples), calibration, settings.seed)
-    # The statistics are the same for every split, so a forward pass here never has more rows than one of training.
-    size = min(calibration.batch_size, -(-settings.train.batch_size // settings.train.micro_batches))
+    # The statistics are the same for every split, so a forward pass here never has more rows than
+    # one of training.
+    size = min(
+        calibration.batch_size, -(-settings.train.batch_size // settings.train.micro_batches)
+    )
     batches = [task.collate(examples, rows[i : i + size]) for i in range(0, len(rows), size)]
     first_of = [len(batches) * i // processes.world for i in range(processes.world + 1)]
     share = batches[first_of[processes.rank] : first_of[processes.rank + 1]]
@@ -130,18 +155,30 @@ def statistics_of(
         mode=calibration.mode,
         seed=settings.seed,
         cache=Path(settings.cache_root) / "statistics" if calibration.cache else None,
-        cache_key=f"{fingerprint(model)}-{settings.precision}-{task.name}-{task.version}" if calibration.cache else "",
+        cache_key=(
+            f"{fingerprint(model)}-{settings.precision}-{task.name}-{task.version}"
+            if calibration.cache
+            else ""
+        ),
     )
 
 
 def training_of(settings: Settings, rows: int) -> Training:
-    """The training that follows; one of no steps counts as that of its epochs, which it stands for."""
+    """The training that follows; one of no steps counts as that of its epochs, which it stands
+    for."""
     chosen = settings.train
     total, per_epoch = total_steps(chosen, rows)
     total = total or max(1, math.ceil(chosen.epochs * per_epoch))
     factor = schedule(chosen.scheduler, 0, total, chosen.warmup_ratio)
     epochs = total / per_epoch
-    return Training(lr=settings.lr, factor=factor, warmup_ratio=chosen.warmup_ratio, steps=total, epochs=epochs, rows=rows)
+    return Training(
+        lr=settings.lr,
+        factor=factor,
+        warmup_ratio=chosen.warmup_ratio,
+        steps=total,
+        epochs=epochs,
+        rows=rows,
+    )
 
 
 def settled(initializer: partial, training: Training) -> partial:
@@ -152,7 +189,9 @@ def settled(initializer: partial, training: Training) -> partial:
 
 def rows_by_class(task: Task, settings: Settings) -> dict[str, int]:
     """How many of the calibration rows have each class, by its name."""
-    return task.label_counts("train", calibration_rows(len(task.splits["train"]), settings.calibration, settings.seed))
+    return task.label_counts(
+        "train", calibration_rows(len(task.splits["train"]), settings.calibration, settings.seed)
+    )
 
 
 def initialize(
@@ -166,9 +205,11 @@ def initialize(
     device: torch.device,
     processes: Processes,
 ) -> Made:
-    """Run the initializer on every target layer, on exactly the statistics that it declares to need.
+    """Run the initializer on every target layer, on exactly the statistics that it declares to
+    need.
 
-    One layer after another: what a layer's factors were made from is dropped before the next group is collected.
+    One layer after another: what a layer's factors were made from is dropped before the next group
+    is collected.
     """
     began = time.perf_counter()
     reset_peak(device)
@@ -177,7 +218,10 @@ def initialize(
     before = objective.probe(model, settings.calibration)
     function: Any = initializer.func
     factors, lines = {}, {}
-    with warnings.catch_warnings(record=True) as caught, bar("initialising", len(targets)) as advance:
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        bar("initialising", len(targets)) as advance,
+    ):
         warnings.simplefilter("always")
         if function.needs:
             collected = statistics_of(model, targets, initializer, objective, settings, processes)
@@ -185,7 +229,12 @@ def initialize(
             plain = (Layer(name=name, W=weight(module, device)) for name, module in targets.items())
             collected = Collected(plain, Report(way="weights only"))
         for layer in collected.layers:
-            made = initializer(layer, rank=settings.rank, scaling=scaling, generator=layer_generator(settings.seed, layer.name))
+            made = initializer(
+                layer,
+                rank=settings.rank,
+                scaling=scaling,
+                generator=layer_generator(settings.seed, layer.name),
+            )
             factors[layer.name] = checked(layer, made, settings)
             lines[layer.name] = describe(layer, made, scaling, settings.precision)
             advance()
@@ -209,18 +258,28 @@ def initialize(
 
 def said(caught: list[warnings.WarningMessage]) -> list[str]:
     """What initializer and statistics warn of, each once."""
-    return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+    return list(
+        dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
+    )
 
 
 def checked(layer: Layer, made: Any, settings: Settings) -> Factors:
-    """What the initializer returned, refused where it is not a pair of finite factors of the layer's shape."""
+    """What the initializer returned, refused where it is not a pair of finite factors of the
+    layer's shape."""
     name = settings.init["name"]
     if not isinstance(made, Factors):
-        raise TypeError(f"init={name}: returned {type(made).__name__} for layer {layer.name}; expected Factors")
+        raise TypeError(
+            f"init={name}: returned {type(made).__name__} for layer {layer.name}; expected Factors"
+        )
     if made.A.shape[1] != layer.d_in or made.B.shape[0] != layer.d_out:
         shapes = f"A {tuple(made.A.shape)}, B {tuple(made.B.shape)}"
-        raise ValueError(f"init={name}: {shapes} for layer {layer.name} of shape ({layer.d_out}, {layer.d_in})")
+        raise ValueError(
+            f"init={name}: {shapes} for layer {layer.name} of shape ({layer.d_out}, {layer.d_in})"
+        )
     for factor, value in (("A", made.A), ("B", made.B), ("R", made.R)):
         if value is not None and not torch.isfinite(value).all():
-            raise FloatingPointError(f"init={name}: {factor} of layer {layer.name} is not finite: use more init.samples, or damping")
+            raise FloatingPointError(
+                f"init={name}: {factor} of layer {layer.name} is not finite: use more init.samples,"
+                " or damping"
+            )
     return made

@@ -1,7 +1,9 @@
-"""What a process keeps from one run for the next: the tokenised task and the pretrained model, one of each.
+"""What a process keeps from one run for the next: the tokenised task and the pretrained model, one
+of each.
 
-A run that finds them kept gives bit by bit the result of a run in a process of its own: its model shares the frozen
-weights, which nothing writes to, and has buffers, head and modules of its own, the head drawn anew from its seed.
+A run that finds them kept gives bit by bit the result of a run in a process of its own: its model
+shares the frozen weights, which nothing writes to, and has buffers, head and modules of its own,
+the head drawn anew from its seed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from loraexp.models import load as models
 
 
 class Kept:
-    """The last thing that was made, under what it was made from; the one before is dropped first, never two at a time."""
+    """The last thing that was made, under what it was made from; the one before is dropped first,
+    never two at a time."""
 
     def __init__(self) -> None:
         self.key: str | None = None
@@ -54,20 +57,39 @@ def clear() -> None:
 def task(settings: Settings, make: Callable[[], Any]) -> Any:
     """The tokenised task of these settings; `make` makes it where it is not kept."""
     model = settings.model
-    reads = [model.name, model.path, model.config, model.tokenizer, model.pad_token, model.revision, model.kind]
+    reads = [
+        model.name,
+        model.path,
+        model.config,
+        model.tokenizer,
+        model.pad_token,
+        model.revision,
+        model.kind,
+    ]
     reads += [settings.output_root]  # whose pins say which commit a revision is
-    return TASK.get([settings.task, settings.cache_root, dataclasses.asdict(settings.evaluate), *reads], make)
+    return TASK.get(
+        [settings.task, settings.cache_root, dataclasses.asdict(settings.evaluate), *reads], make
+    )
 
 
-def model(settings: Settings, *, dtype: torch.dtype, device: torch.device, labels: dict[str, Any], own: bool) -> nn.Module:
+def model(
+    settings: Settings,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    labels: dict[str, Any],
+    own: bool,
+) -> nn.Module:
     """The pretrained model on its device, its head drawn from the run's seed.
 
-    `own`: every weight trains, or processes shard it, so the run gets weights that nobody else reads, and none are kept.
+    `own`: every weight trains, or processes shard it, so the run gets weights that nobody else
+    reads, and none are kept.
     """
 
     def load() -> nn.Module:
         loaded = models.load_model(settings.model, dtype=dtype, head_seed=settings.seed, **labels)
-        return loaded if settings.model.quantise else loaded.to(device)  # a quantised one was loaded onto its device
+        # a quantised one was loaded onto its device
+        return loaded if settings.model.quantise else loaded.to(device)
 
     if own or settings.model.quantise:
         MODEL.clear()
@@ -81,7 +103,11 @@ def fresh(pristine: nn.Module, kind: str, seed: int) -> nn.Module:
     """A model with modules, buffers and head of its own on the weights of `pristine`."""
     head = models.new_modules(pristine, kind)
     own = {id(p) for name in head for p in pristine.get_submodule(name).parameters()}
-    shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in pristine.parameters() if id(p) not in own}
+    shared = {
+        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad)
+        for p in pristine.parameters()
+        if id(p) not in own
+    }
     copied: nn.Module = copy.deepcopy(pristine, shared)
     places = {name: next(copied.get_submodule(name).parameters()).device for name in head}
     for name in head:

@@ -1,4 +1,5 @@
-"""The ledger of an initialisation: what each layer's factors hold of what the initializer saw, and what they start from."""
+"""The ledger of an initialisation: what each layer's factors hold of what the initializer saw, and
+what they start from."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ import torch
 
 from loraexp.adapter.layer import Factors, Layer
 
-BF16_LOSS = 0.1  # share of an update's energy that bf16 weights may lose before it is worth a warning
+# share of an update's energy that bf16 weights may lose before it is worth a warning
+BF16_LOSS = 0.1
 
 
 def describe(layer: Layer, made: Factors, scaling: float, precision: str) -> dict[str, Any]:
-    """A layer's line in the ledger: size of `η B0 A0` against `W0`, its spectrum, the energy that rank r holds."""
+    """A layer's line in the ledger: size of `η B0 A0` against `W0`, its spectrum, the energy that
+    rank r holds."""
     _, triangle_A = torch.linalg.qr(made.A.float().mT)
     _, triangle_B = torch.linalg.qr(made.B.float())
     middle = triangle_B if made.R is None else triangle_B @ made.R.float()
@@ -38,16 +41,19 @@ def describe(layer: Layer, made: Factors, scaling: float, precision: str) -> dic
 def energy(layer: Layer, made: Factors) -> dict[str, Any] | None:
     """How much of what the initializer saw rank r can hold.
 
-    Gradient: `‖Π_B G Π_A‖² / ‖G‖²` with the projectors on the columns of B and the rows of A, or from its leading
-    triplets `Σ_{i≤r} s_i² / ‖G‖²`. Curvature: the share of `tr S · tr T` in the first r eigenvalues. Without any of
-    these, the weight. None where the whole was never held.
+    Gradient: `‖Π_B G Π_A‖² / ‖G‖²` with the projectors on the columns of B and the rows of A, or
+    from its leading triplets `Σ_{i≤r} s_i² / ‖G‖²`. Curvature: the share of `tr S · tr T` in the
+    first r eigenvalues. Without any of these, the weight. None where the whole was never held.
     """
     seen = layer.statistics
     if "leading_gradient" in seen:
         if "gradient_norm" not in seen:
             return None
         held = layer.statistics["leading_gradient"].S[: made.A.shape[0]].square().sum()
-        return {"of": "gradient", "share": float(held / seen["gradient_norm"].square().clamp_min(1e-45))}
+        return {
+            "of": "gradient",
+            "share": float(held / seen["gradient_norm"].square().clamp_min(1e-45)),
+        }
     if "curvature" in seen:
         found, rank = layer.curvature, made.A.shape[0]
         if not found.damping_S or not found.damping_T:
@@ -63,14 +69,16 @@ def energy(layer: Layer, made: Factors) -> dict[str, Any] | None:
 
 
 def bf16_loss(layer: Layer, made: Factors, scaling: float) -> float:
-    """Share of the energy of `η B0 A0` that is lost when it is added to the weight in bf16; warns above 10 %."""
+    """Share of the energy of `η B0 A0` that is lost when it is added to the weight in bf16; warns
+    above 10 %."""
     update = scaling * made.product().float()
     exact = layer.W.float() + update
     lost = float((exact.bfloat16().float() - exact).square().sum() / update.square().sum())
     if lost > BF16_LOSS:
         warnings.warn(
-            f"layer {layer.name}: merged into bf16 weights the initial update would lose {lost:.0%} of its energy; "
-            "keep the adapter apart (as the run does), or export with a float32 base",
+            f"layer {layer.name}: merged into bf16 weights the initial update would lose {lost:.0%}"
+            " of its energy; keep the adapter apart (as the run does), or export with a float32"
+            " base",
             stacklevel=2,
         )
     return lost

@@ -1,4 +1,5 @@
-"""What a run is doing, for the record of one that ends before its end, and what to change where memory ran out."""
+"""What a run is doing, for the record of one that ends before its end, and what to change where
+memory ran out."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ WORDS = {
 
 
 class OutOfMemory(MemoryError):
-    """Memory was refused; the message says in which phase, how much was asked for, and which key to change."""
+    """Memory was refused; the message says in which phase, how much was asked for, and which key to
+    change."""
 
 
 class OutOfFiles(OSError):
@@ -35,7 +37,8 @@ class OutOfFiles(OSError):
 
 
 class Phases:
-    """`with phases("evaluation"):` the record says so, being told to stop ends it, and a lack of memory is explained."""
+    """`with phases("evaluation"):` the record says so, being told to stop ends it, and a lack of
+    memory is explained."""
 
     def __init__(self, settings: Settings, record: Record, stop: Stop) -> None:
         self.settings, self.record, self.stop = settings, record, stop
@@ -57,7 +60,10 @@ class Phases:
                 raise OutOfMemory(self.explained(name, error)) from error
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-                said = f"too many open files while {WORDS[name]} (the limit is {limit}): raise it, for example ulimit -n 4096"
+                said = (
+                    f"too many open files while {WORDS[name]} (the limit is {limit}): raise it, for"
+                    " example ulimit -n 4096"
+                )
                 raise OutOfFiles(error.errno, said) from error
             raise
 
@@ -70,14 +76,21 @@ class Phases:
     def remedy(self, name: str) -> str:
         """The keys that make a phase need less, with what they are now."""
         settings = self.settings
-        recompute = "" if settings.model.gradient_checkpointing else ", or set model.gradient_checkpointing=true"
+        recompute = (
+            ""
+            if settings.model.gradient_checkpointing
+            else ", or set model.gradient_checkpointing=true"
+        )
         if name == "initialisation":
-            return f"lower init.batch_size (now {settings.calibration.batch_size}) or init.memory_budget{recompute}"
+            return (
+                f"lower init.batch_size (now {settings.calibration.batch_size}) or"
+                f" init.memory_budget{recompute}"
+            )
         if name == "training":
             parts = settings.train.micro_batches
             return (
-                f"raise train.micro_batches (now {parts}; the step's gradient stays the same), lower train.batch_size "
-                f"(now {settings.train.batch_size}){recompute}"
+                f"raise train.micro_batches (now {parts}; the step's gradient stays the same),"
+                f" lower train.batch_size (now {settings.train.batch_size}){recompute}"
             )
         if name == "evaluation":
             return f"lower train.eval_batch_size (now {settings.train.eval_batch_size})"

@@ -1,4 +1,5 @@
-"""What a run was made from on this disk: files of data, of the base and of one's own code, and whether they still are that."""
+"""What a run was made from on this disk: files of data, of the base and of one's own code, and
+whether they still are that."""
 
 from __future__ import annotations
 
@@ -13,13 +14,27 @@ from loraexp.machine.files import sha256
 from loraexp.machine.hub import SourceError
 from loraexp.models import load
 
-BASE = ("*.safetensors", "pytorch_model*.bin", "config.json", "tokenizer.json", "tokenizer.model", "vocab.*")
-NAMES = {"data": "data", "base": "base weights", "init": "initializer code", "optimizer": "optimizer code", "task": "task code"}
+BASE = (
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.*",
+)
+NAMES = {
+    "data": "data",
+    "base": "base weights",
+    "init": "initializer code",
+    "optimizer": "optimizer code",
+    "task": "task code",
+}
 Sources = dict[str, dict[str, Any]]
 
 
 def of(settings: Settings, described: Mapping[str, Any]) -> Sources:
-    """Each file by its path: what it is to the run, its size, when it was changed, and the digest of its content."""
+    """Each file by its path: what it is to the run, its size, when it was changed, and the digest
+    of its content."""
     sources: Sources = {}
     for what, path in [*data(described), *base(settings), *code(settings)]:
         if str(path) not in sources:
@@ -42,7 +57,8 @@ def data(described: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
 
 
 def base(settings: Settings) -> Iterator[tuple[str, Path]]:
-    """The weights, architecture and tokenizer in a folder of one's own; what is the hub's has a commit."""
+    """The weights, architecture and tokenizer in a folder of one's own; what is the hub's has a
+    commit."""
     if settings.model.path is None:
         return
     try:
@@ -65,7 +81,8 @@ def code(settings: Settings) -> Iterator[tuple[str, Path]]:
 
 
 def changed(sources: Mapping[str, Mapping[str, Any]], *kinds: str) -> tuple[str, str] | None:
-    """(what it is, path) of the first file whose content is another now; one that is gone, or only touched, is not."""
+    """(what it is, path) of the first file whose content is another now; one that is gone, or only
+    touched, is not."""
     for name, known in sources.items():
         if kinds and known["what"] not in kinds:
             continue
@@ -91,10 +108,11 @@ def require_same(record: Mapping[str, Any], folder: Path) -> None:
     what, path = different
     if record["status"] == "finished":
         raise config.ConfigError(
-            f"finished already, with other {what}: {path} has changed since ({folder}); force=true runs it again "
-            "with what is there now, a new seed keeps both"
+            f"finished already, with other {what}: {path} has changed since ({folder}); force=true"
+            " runs it again with what is there now, a new seed keeps both"
         )
     if (folder / "checkpoint").exists():
         raise config.ConfigError(
-            f"this run began with other {what}: {path} has changed since ({folder}); put it back to go on, or force=true begins again"
+            f"this run began with other {what}: {path} has changed since ({folder}); put it back to"
+            " go on, or force=true begins again"
         )

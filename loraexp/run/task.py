@@ -1,4 +1,5 @@
-"""What a task is to a run: tokenised examples, a loss, outputs, and metrics; and how a task's keys become one."""
+"""What a task is to a run: tokenised examples, a loss, outputs, and metrics; and how a task's keys
+become one."""
 
 from __future__ import annotations
 
@@ -29,9 +30,11 @@ Metrics = dict[str, float]
 
 @dataclass(kw_only=True, eq=False)
 class Task(ABC):
-    """Examples of every split, how they become a batch and a loss, and how a model is scored on them.
+    """Examples of every split, how they become a batch and a loss, and how a model is scored on
+    them.
 
-    A subclass has `collate`, `sample_losses`, `outputs`, `compute_metrics` and `describe`; the rest has a default.
+    A subclass has `collate`, `sample_losses`, `outputs`, `compute_metrics` and `describe`; the rest
+    has a default.
     """
 
     several_labels: ClassVar[bool] = False  # whether a row has several label tokens
@@ -42,13 +45,16 @@ class Task(ABC):
     metric: str  # the value that selects the best checkpoint; higher is better
     reports: Sequence[str]  # the splits that are reported
     splits: Mapping[str, Any]  # "train", "held_out" where the protocol has one, the reported ones
-    selection: str | None = None  # the split that selects; None: nothing does, the last weights stay
+    # the split that selects; None: nothing does, the last weights stay
+    selection: str | None = None
     num_labels: int | None = None  # of the model's head; None where the task adds none
     label_names: list[str] = field(default_factory=list)
     tokenizer: Any = None
 
     @abstractmethod
-    def collate(self, examples: Any, rows: Sequence[int] | np.ndarray, *, pad_to: int | None = None) -> dict[str, Tensor]:
+    def collate(
+        self, examples: Any, rows: Sequence[int] | np.ndarray, *, pad_to: int | None = None
+    ) -> dict[str, Tensor]:
         """The rows as one batch, padded to the longest of them (or to `pad_to` tokens)."""
 
     @abstractmethod
@@ -61,7 +67,8 @@ class Task(ABC):
 
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """The logits (n, C), or (n, L, V) at the label tokens: a row's own, whatever batch it is in."""
+        """The logits (n, C), or (n, L, V) at the label tokens: a row's own, whatever batch it is
+        in."""
 
     def scores(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """The score (n, C) of each class, of which the metrics are made."""
@@ -83,13 +90,15 @@ class Task(ABC):
         folder: Path | None,
         processes: Processes | None = None,
     ) -> Metrics:
-        """The metrics of a split: here of the scores of its rows. `folder`: for what it saw, on the main process."""
+        """The metrics of a split: here of the scores of its rows. `folder`: for what it saw, on the
+        main process."""
         how: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision}
         scores = predict(model, self, split, processes=processes, **how)
         broken = int((~np.isfinite(scores)).any(axis=1).sum())
         if broken:
             raise FloatingPointError(
-                f"{broken} of {len(scores)} rows of {split} have outputs that are not finite: lower lr or use precision=fp32"
+                f"{broken} of {len(scores)} rows of {split} have outputs that are not finite: lower"
+                " lr or use precision=fp32"
             )
         return self.compute_metrics(scores, self.splits[split].labels)
 
@@ -98,19 +107,24 @@ class Task(ABC):
         return nullcontext()
 
     def label_counts(self, split: str, rows: Any) -> dict[str, int]:
-        """How many of these rows of a split have each class, by name; nothing where there are no classes."""
+        """How many of these rows of a split have each class, by name; nothing where there are no
+        classes."""
         examples = self.splits[split]
         if self.problem != "single_label_classification" or examples.labels is None:
             return {}
-        counts = np.bincount(examples.labels[rows].astype(np.int64), minlength=len(self.label_names))
+        counts = np.bincount(
+            examples.labels[rows].astype(np.int64), minlength=len(self.label_names)
+        )
         return dict(zip(self.label_names, counts.tolist(), strict=True))
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Per split: rows, fingerprint, source and what else the record should say about the data."""
+        """Per split: rows, fingerprint, source and what else the record should say about the
+        data."""
 
 
-# ---------------------------------------------------------------------------------------------------- keys
+# --------------------------------------------------------------------------------------------------
+# keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +143,14 @@ Keys = TypeVar("Keys")
 Builder = Callable[[Keys, Given], Task]
 
 
-def of_keys(kind: type[Keys], *, kinds: frozenset[Kind]) -> Callable[[Builder[Keys]], Callable[..., Task]]:
-    """A task whose keys are the fields of a dataclass: `f(keys, given)` is called as `f(**fields, **given)`.
+def of_keys(
+    kind: type[Keys], *, kinds: frozenset[Kind]
+) -> Callable[[Builder[Keys]], Callable[..., Task]]:
+    """A task whose keys are the fields of a dataclass: `f(keys, given)` is called as `f(**fields,
+    **given)`.
 
-    Its signature and annotations are those of the fields, so that a configuration is checked against them; `kinds` are
-    the kinds of model that it is for.
+    Its signature and annotations are those of the fields, so that a configuration is checked
+    against them; `kinds` are the kinds of model that it is for.
     """
 
     def decorate(build: Builder[Keys]) -> Callable[..., Task]:
@@ -154,4 +171,6 @@ def of_keys(kind: type[Keys], *, kinds: frozenset[Kind]) -> Callable[[Builder[Ke
 
 def _parameters(kind: type) -> list[inspect.Parameter]:
     hints = typing.get_type_hints(kind)
-    return [p.replace(annotation=hints[name]) for name, p in inspect.signature(kind).parameters.items()]
+    return [
+        p.replace(annotation=hints[name]) for name, p in inspect.signature(kind).parameters.items()
+    ]

@@ -23,7 +23,14 @@ from loraexp.machine.progress import bar
 from loraexp.machine.signals import Agreement, Interrupted
 from loraexp.records.record import Record, now
 from loraexp.run.batches import Batches, count_labels, schedule
-from loraexp.run.checkpoint import Checkpoint, Progress, State, generators, restore_generators, seed_generators
+from loraexp.run.checkpoint import (
+    Checkpoint,
+    Progress,
+    State,
+    generators,
+    restore_generators,
+    seed_generators,
+)
 from loraexp.run.evaluate import evaluate
 from loraexp.run.phases import Phases
 
@@ -56,29 +63,42 @@ class Loop:
     def how(self) -> dict[str, Any]:
         """How its splits are evaluated."""
         settings = self.settings
-        common = {"device": self.device, "precision": settings.precision, "processes": self.processes}
+        common = {
+            "device": self.device,
+            "precision": settings.precision,
+            "processes": self.processes,
+        }
         return {"batch_size": settings.train.eval_batch_size, **common}
 
     @property
     def watched(self) -> list[str]:
-        """The splits that are evaluated on the way: the one that selects, and with `report_during` the reported ones."""
+        """The splits that are evaluated on the way: the one that selects, and with `report_during`
+        the reported ones."""
         reported = self.task.reports if self.settings.train.report_during else ()
-        return [split for split in dict.fromkeys((self.task.selection, *reported)) if split is not None]
+        return [
+            split for split in dict.fromkeys((self.task.selection, *reported)) if split is not None
+        ]
 
 
 def train(run: Loop) -> Progress:
-    """Train until the last step, evaluating and checkpointing on the way; leaves the chosen weights in the model.
+    """Train until the last step, evaluating and checkpointing on the way; leaves the chosen weights
+    in the model.
 
-    Whatever is evaluated was saved before, so an evaluation that fails loses nothing.
-    Raises: ValueError where steps are to be made and nothing trains; Interrupted, after a checkpoint.
+    Whatever is evaluated was saved before, so an evaluation that fails loses nothing. Raises:
+    ValueError where steps are to be made and nothing trains; Interrupted, after a checkpoint.
     """
     settings, optimizer = run.settings.train, run.optimizer
     batches = Batches(run.task, settings, run.settings.seed, run.device, run.processes)
     if batches.total and optimizer is None:
-        raise ValueError(f"train.max_steps: {batches.total} steps, and nothing trains; set it to 0, or choose another init")
+        raise ValueError(
+            f"train.max_steps: {batches.total} steps, and nothing trains; set it to 0, or choose"
+            " another init"
+        )
     state = begin(run, batches)
     clock, pace = Stopwatch(), Pace(state.seconds)
-    meeting = Agreement(run.phase.stop, run.processes, run.device, checkpoint_seconds(settings.checkpoint_every))
+    meeting = Agreement(
+        run.phase.stop, run.processes, run.device, checkpoint_seconds(settings.checkpoint_every)
+    )
     reset_peak(run.device)
     run.model.train()
     with bar("training", batches.total, state.step) as advance:
@@ -90,7 +110,10 @@ def train(run: Loop) -> Progress:
                     save(run, state)
                 meeting.checkpointed()
             if stop:
-                raise Interrupted(meeting.name or "", f"at step {state.step} of {batches.total}; the same command goes on there")
+                raise Interrupted(
+                    meeting.name or "",
+                    f"at step {state.step} of {batches.total}; the same command goes on there",
+                )
             if evaluation_here(run, state, batches):
                 if state.step == batches.total:
                     run.keep(state.step)
@@ -110,11 +133,14 @@ def train(run: Loop) -> Progress:
     state.seconds = pace.seconds()
     if settings.select == "best" and state.best_state is not None:
         run.adapters.load_state(state.best_state)
-    run.record.update(best=state.best, cost=cost(state, clock) | {"train_peak_bytes": peak_bytes(run.device)})
+    run.record.update(
+        best=state.best, cost=cost(state, clock) | {"train_peak_bytes": peak_bytes(run.device)}
+    )
     return state
 
 
-# ---------------------------------------------------------------------------------------------------- what is due
+# --------------------------------------------------------------------------------------------------
+# what is due
 
 
 def evaluation_here(run: Loop, state: Progress, batches: Batches) -> bool:
@@ -125,12 +151,14 @@ def evaluation_here(run: Loop, state: Progress, batches: Batches) -> bool:
 
 
 def ends_here(run: Loop, state: Progress, batches: Batches) -> bool:
-    """Whether all processes look after each other now, whatever the time: before an evaluation and at the end."""
+    """Whether all processes look after each other now, whatever the time: before an evaluation and
+    at the end."""
     return state.step == batches.total or evaluation_here(run, state, batches)
 
 
 def checkpoint_here(run: Loop, state: Progress, batches: Batches) -> bool:
-    """Whether a checkpoint is due by the step: before every evaluation, at the end, and where the settings say so."""
+    """Whether a checkpoint is due by the step: before every evaluation, at the end, and where the
+    settings say so."""
     every = run.settings.train.checkpoint_every
     by_step = isinstance(every, int) and every > 0 and state.step % every == 0
     return by_step or ends_here(run, state, batches)
@@ -162,17 +190,27 @@ class Pace:
         self.began += time.perf_counter() - stopped
 
 
-# ---------------------------------------------------------------------------------------------------- a step
+# --------------------------------------------------------------------------------------------------
+# a step
 
 
-def step(run: Loop, parts: list[dict[str, Any]], number: int, total: int, clock: Stopwatch) -> tuple[Tensor, Tensor]:
+def step(
+    run: Loop, parts: list[dict[str, Any]], number: int, total: int, clock: Stopwatch
+) -> tuple[Tensor, Tensor]:
     """One step of the optimizer; the mean loss, and the gradient's norm before it is clipped."""
     settings, optimizer = run.settings.train, run.optimizer
     assert optimizer is not None
     factor = schedule(settings.scheduler, number, total, settings.warmup_ratio)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
-    loss = accumulate_gradient(run.model, run.task, parts, precision=run.settings.precision, processes=run.processes, clock=clock)
+    loss = accumulate_gradient(
+        run.model,
+        run.task,
+        parts,
+        precision=run.settings.precision,
+        processes=run.processes,
+        clock=clock,
+    )
     with clock("optimizer"):
         norm = run.processes.clip(run.adapters.trainable(), settings.max_grad_norm or math.inf)
         optimizer.step()
@@ -189,13 +227,17 @@ def accumulate_gradient(
     processes: Processes,
     clock: Stopwatch,
 ) -> Tensor:
-    """Leave in `.grad` the gradient of the mean loss over ALL label tokens of the step; returns that mean loss.
+    """Leave in `.grad` the gradient of the mean loss over ALL label tokens of the step; returns
+    that mean loss.
 
-    The sum of each micro-batch's losses is divided by the step's total, over processes too, so the result does not
-    depend on how the step was cut. Gradients are averaged over processes: hence the factor `world`.
+    The sum of each micro-batch's losses is divided by the step's total, over processes too, so the
+    result does not depend on how the step was cut. Gradients are averaged over processes: hence the
+    factor `world`.
     """
     device = batches[0]["labels"].device
-    total = processes.sum(sum(int(batch.get("weight", 1)) * count_labels(batch) for batch in batches), device)
+    total = processes.sum(
+        sum(int(batch.get("weight", 1)) * count_labels(batch) for batch in batches), device
+    )
     loss_sum = torch.zeros((), device=device)
     for i, batch in enumerate(batches):
         weight = batch.pop("weight", 1)
@@ -228,21 +270,30 @@ def log_step(run: Loop, state: Progress, per_epoch: int, norm: Tensor) -> float:
     )
     state.loss, state.steps = 0.0, 0
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
-        raise Diverged(f"step {state.step}: loss {loss}, gradient norm {grad_norm}: the run diverged; lower lr, or set train.max_grad_norm")
+        raise Diverged(
+            f"step {state.step}: loss {loss}, gradient norm {grad_norm}: the run diverged; lower"
+            " lr, or set train.max_grad_norm"
+        )
     return loss
 
 
-# ---------------------------------------------------------------------------------------------------- evaluation
+# --------------------------------------------------------------------------------------------------
+# evaluation
 
 
 def judge(run: Loop, state: Progress, batches: Batches) -> None:
-    """Evaluate on the watched splits, and keep the weights if they are the best so far on the one that selects."""
+    """Evaluate on the watched splits, and keep the weights if they are the best so far on the one
+    that selects."""
     task, patience = run.task, run.settings.train.patience
     results = evaluate(run.model, task, run.watched, **run.how)
     run.record.log(
         state.step,
         epoch=state.step / batches.per_epoch,
-        **{f"{split}/{name}": value for split, metrics in results.items() for name, value in metrics.items()},
+        **{
+            f"{split}/{name}": value
+            for split, metrics in results.items()
+            for name, value in metrics.items()
+        },
     )
     state.judged = state.step
     if task.selection is None:
@@ -264,7 +315,8 @@ def judge(run: Loop, state: Progress, batches: Batches) -> None:
         state.stopped_early = patience is not None and state.evaluations_without_better >= patience
 
 
-# ---------------------------------------------------------------------------------------------------- going on later
+# --------------------------------------------------------------------------------------------------
+# going on later
 
 
 def save(run: Loop, state: Progress) -> None:
@@ -288,7 +340,8 @@ def save(run: Loop, state: Progress) -> None:
 
 
 def begin(run: Loop, batches: Batches) -> Progress:
-    """The first step, or that of the checkpoint, which is then in weights, optimizer, generators and log."""
+    """The first step, or that of the checkpoint, which is then in weights, optimizer, generators
+    and log."""
     stored = run.checkpoint.load()
     if stored is None:
         for line in run.checkpoint.damage:
@@ -310,8 +363,9 @@ def begin(run: Loop, batches: Batches) -> Progress:
         seed_generators(run.settings.seed, processes.rank, state.step)
         state.loss = sum(rank["loss"] for rank in stored.ranks) / len(stored.ranks)
         notes.append(
-            f"the checkpoint is of {len(stored.ranks)} processes, this run has {processes.world}: rows, weights and moments "
-            "go on as they were; dropout draws new masks, from the seed and the step"
+            f"the checkpoint is of {len(stored.ranks)} processes, this run has {processes.world}:"
+            " rows, weights and moments go on as they were; dropout draws new masks, from the seed"
+            " and the step"
         )
     lost = run.record.start_metrics(stored.history, state.step)
     notes += [lost] if lost else []
@@ -323,7 +377,8 @@ def begin(run: Loop, batches: Batches) -> Progress:
 
 
 def note(run: Loop, step: int, notes: list[str]) -> None:
-    """Into the record: where this attempt began, when, on how many processes, and what of the one before is not there."""
+    """Into the record: where this attempt began, when, on how many processes, and what of the one
+    before is not there."""
     earlier = run.record.before.get("resumed") or []
     entry = {"step": step, "when": now(), "processes": run.processes.world, "notes": list(notes)}
     run.record.update(resumed=[*earlier, entry])

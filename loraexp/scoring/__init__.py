@@ -1,1 +1,2 @@
-"""From what a model says to a number: protocols, generation, answers, programs run apart, metrics."""
+"""From what a model says to a number: protocols, generation, answers, programs run apart,
+metrics."""

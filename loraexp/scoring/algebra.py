@@ -1,7 +1,9 @@
-"""Whether two expressions in LaTeX are equal, as math-verify and sympy find it, in a process that can be ended.
+"""Whether two expressions in LaTeX are equal, as math-verify and sympy find it, in a process that
+can be ended.
 
-A model's text may ask for 9^{9^{9}}: no alarm ends a product of big integers, so the comparison has its own process,
-with limits of memory and of time for each question. It is started by the first question and ends with this process.
+A model's text may ask for 9^{9^{9}}: no alarm ends a product of big integers, so the comparison has
+its own process, with limits of memory and of time for each question. It is started by the first
+question and ends with this process.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ MEMORY = 2 * 1024**3  # bytes of its address space
 LONGEST = 300  # characters of an expression that is worth asking about
 LIBRARY = "math-verify"
 
-# It reads a JSON line (answer, truth) and writes one (true or false). A list that is equal as a set is equal: solutions
-# have no order. Relative 1e-6 is for what has no exact form; numbers never come here.
+# It reads a JSON line (answer, truth) and writes one (true or false). A list that is equal as a set
+# is equal: solutions have no order. Relative 1e-6 is for what has no exact form; numbers never come
+# here.
 SERVER = r"""
 import json, logging, os, resource, sys, warnings
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
@@ -44,7 +47,8 @@ for line in sys.stdin:
 
 
 class Algebra:
-    """`ALGEBRA.equal(answer, truth)`; what cannot be read, or is not decided in time, is not equal."""
+    """`ALGEBRA.equal(answer, truth)`; what cannot be read, or is not decided in time, is not
+    equal."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -81,11 +85,18 @@ class Algebra:
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
             command = [sys.executable, "-c", SERVER, str(MEMORY)]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            pipes = {
+                "stdin": subprocess.PIPE,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.DEVNULL,
+            }
             self._process = subprocess.Popen(command, text=True, bufsize=1, **pipes)  # type: ignore[call-overload]
             if self._line(self._process, START_SECONDS) != "ready":
                 self.end()
-                raise RuntimeError(f"{LIBRARY} does not start, and MATH's answers are compared by it: pip install {LIBRARY}")
+                raise RuntimeError(
+                    f"{LIBRARY} does not start, and MATH's answers are compared by it: pip install"
+                    f" {LIBRARY}"
+                )
         return self._process
 
     @staticmethod

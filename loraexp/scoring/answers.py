@@ -1,9 +1,10 @@
-"""What a model answered: named, versioned readers of its text, and named comparers of an answer with the truth.
+"""What a model answered: named, versioned readers of its text, and named comparers of an answer
+with the truth.
 
-A name that ends in `_released` reads as the authors' code does, with its mistakes; the same name without that ending
-reads what was meant. No text of a model is ever evaluated here as Python; the algebra that compares expressions has a
-process of its own, with limits.
-A reader's version changes when any string would be read differently: it goes into the record.
+A name that ends in `_released` reads as the authors' code does, with its mistakes; the same name
+without that ending reads what was meant. No text of a model is ever evaluated here as Python; the
+algebra that compares expressions has a process of its own, with limits. A reader's version changes
+when any string would be read differently: it goes into the record.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from math import isfinite
 
 from loraexp.scoring import mathematics
@@ -22,7 +24,8 @@ from loraexp.scoring.numbers import last_number, number_in, plain, same_number
 Read = Callable[[str], str | None]
 Compare = Callable[[str, str], bool]
 
-# The words that answer each benchmark of Commonsense170K, as its prompts ask for them (Hu et al. 2023, LLM-Adapters).
+# The words that answer each benchmark of Commonsense170K, as its prompts ask for them (Hu et al.
+# 2023, LLM-Adapters).
 COMMONSENSE_WORDS: dict[str, tuple[str, ...]] = {
     "boolq": ("true", "false"),
     "piqa": ("solution1", "solution2"),
@@ -37,7 +40,8 @@ COMMONSENSE_WORDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Extractor:
-    """`extractor(text)` is the answer in its plain form (a number as `3`, `-0.5` or `3/4`), or None where there is none."""
+    """`extractor(text)` is the answer in its plain form (a number as `3`, `-0.5` or `3/4`), or None
+    where there is none."""
 
     name: str
     version: int
@@ -62,7 +66,8 @@ class Comparer:
         return answer is not None and self.same(answer, truth)
 
 
-# ---------------------------------------------------------------------------------------------------- GSM8K
+# --------------------------------------------------------------------------------------------------
+# GSM8K
 
 
 def _after_first(text: str, marker: str) -> str | None:
@@ -82,7 +87,8 @@ _SB_NUMBER = re.compile(r"[\-+]?\d*[\.,/]?\d+")
 
 
 def _rounded_released(text: str, zero_below: bool) -> str | None:
-    """LoRA-SB's number, rounded to an integer (ties to even); LoRA-DA's where `zero_below` is false."""
+    """LoRA-SB's number, rounded to an integer (ties to even); LoRA-DA's where `zero_below` is
+    false."""
     found = _SB_NUMBER.search(text)
     if found is None:
         return None
@@ -105,7 +111,9 @@ def _answer_is_released(text: str) -> str | None:
 
 
 def _lora_da(text: str) -> str | None:
-    return number_in(_after_last(text, "####") if "####" in text else _after_last(text, "The answer is: "))
+    return number_in(
+        _after_last(text, "####") if "####" in text else _after_last(text, "The answer is: ")
+    )
 
 
 def _lora_da_released(text: str) -> str | None:
@@ -146,25 +154,30 @@ def _same_cot(answer: str, truth: str) -> bool:
     return stripped(answer) == stripped(truth)
 
 
-# ---------------------------------------------------------------------------------------------------- words
+# --------------------------------------------------------------------------------------------------
+# words
 
 
 def first_word(words: Iterable[str], text: str, lower: bool = False) -> str | None:
-    """The first of the words in a text, wherever it stands, also inside another word (as the released code does)."""
+    """The first of the words in a text, wherever it stands, also inside another word (as the
+    released code does)."""
     found = re.search("|".join(map(re.escape, words)), text.lower() if lower else text)
     return found[0] if found else None
 
 
-# ---------------------------------------------------------------------------------------------------- code
+# --------------------------------------------------------------------------------------------------
+# code
 
 _STRINGS = re.compile(r'(""".*?"""|\'\'\'.*?\'\'\')', re.DOTALL)
 
 
 def _code_released(text: str) -> str | None:
-    """LoRA-GA and LoRA-One: fences and triple-quoted strings removed wherever they are, lines indented anew.
+    """LoRA-GA and LoRA-One: fences and triple-quoted strings removed wherever they are, lines
+    indented anew.
 
-    The distinct indentations are ranked, and the n-th one deeper than the first line with "def" in it becomes n levels
-    of 4 spaces: text after the block stays in the program, and continued lines move.
+    The distinct indentations are ranked, and the n-th one deeper than the first line with "def" in
+    it becomes n levels of 4 spaces: text after the block stays in the program, and continued lines
+    move.
     """
     text = _STRINGS.sub("", text.replace("```", "").replace("\t", "    "))
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
@@ -174,10 +187,13 @@ def _code_released(text: str) -> str | None:
     base = next((depth for line, depth in zip(lines, depths, strict=True) if "def" in line), 0)
     deeper = sorted({depth for depth in depths if depth > base})
     level = {depth: deeper.index(depth) + 1 if depth > base else 0 for depth in depths}
-    return "\n".join("    " * level[depth] + line.lstrip() for line, depth in zip(lines, depths, strict=True))
+    return "\n".join(
+        "    " * level[depth] + line.lstrip() for line, depth in zip(lines, depths, strict=True)
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- the names
+# --------------------------------------------------------------------------------------------------
+# the names
 
 
 def _whole(text: str) -> str | None:
@@ -187,7 +203,12 @@ def _whole(text: str) -> str | None:
 def _extractors() -> list[Extractor]:
     made = [
         Extractor("text", 1, _whole, "the whole text"),
-        Extractor("gsm8k_lora_ga", 2, lambda t: number_in(_after_first(t, "####")), "the first number after the first ####"),
+        Extractor(
+            "gsm8k_lora_ga",
+            2,
+            lambda t: number_in(_after_first(t, "####")),
+            "the first number after the first ####",
+        ),
         Extractor(
             "gsm8k_lora_ga_released",
             1,
@@ -204,29 +225,73 @@ def _extractors() -> list[Extractor]:
             "gsm8k_lora_sb_released",
             1,
             _answer_is_released,
-            'after the last "The answer is: ": one separator only (1,234,567 is 1234), rounded to an integer, 5/0 is 5',
+            'after the last "The answer is: ": one separator only (1,234,567 is 1234), rounded to'
+            " an integer, 5/0 is 5",
         ),
-        Extractor("gsm8k_lora_da", 2, _lora_da, 'the first number after the last ####, or else after the last "The answer is: "'),
         Extractor(
-            "gsm8k_lora_da_released", 1, _lora_da_released, "the same places; one separator only, rounded to an integer, 5/0 is nothing"
+            "gsm8k_lora_da",
+            2,
+            _lora_da,
+            'the first number after the last ####, or else after the last "The answer is: "',
+        ),
+        Extractor(
+            "gsm8k_lora_da_released",
+            1,
+            _lora_da_released,
+            "the same places; one separator only, rounded to an integer, 5/0 is nothing",
         ),
         Extractor("gsm8k_llm_adapters", 1, _last_number, "the last number"),
-        Extractor("gsm8k_llm_adapters_released", 1, _last_number_released, "the last -?digits.digits once commas are gone; 3/4 is 4"),
+        Extractor(
+            "gsm8k_llm_adapters_released",
+            1,
+            _last_number_released,
+            "the last -?digits.digits once commas are gone; 3/4 is 4",
+        ),
         Extractor("gsm8k_cot_strict", 1, _cot_strict, "lm-eval gsm8k_cot 3.0, strict-match"),
-        Extractor("gsm8k_cot_flexible", 1, _cot_flexible, "lm-eval gsm8k_cot 3.0, flexible-extract"),
-        Extractor("math", 1, mathematics.final_answer, 'the last \\boxed{}, or else what follows the last "The answer is"'),
+        Extractor(
+            "gsm8k_cot_flexible", 1, _cot_flexible, "lm-eval gsm8k_cot 3.0, flexible-extract"
+        ),
+        Extractor(
+            "math",
+            1,
+            mathematics.final_answer,
+            'the last \\boxed{}, or else what follows the last "The answer is"',
+        ),
         Extractor("math_boxed", 1, mathematics.last_boxed, "the last \\boxed{}"),
         Extractor(
-            "math_lora_sb_released", 1, mathematics.final_answer_released, 'after the last "The answer is: " only; a box is not looked for'
+            "math_lora_sb_released",
+            1,
+            mathematics.final_answer_released,
+            'after the last "The answer is: " only; a box is not looked for',
         ),
-        Extractor("code", 2, python_of, "the first Python, by its fences and its grammar, its margin removed"),
-        Extractor("code_released", 1, _code_released, "all text without fences and docstrings, indented anew by rank"),
+        Extractor(
+            "code",
+            2,
+            python_of,
+            "the first Python, by its fences and its grammar, its margin removed",
+        ),
+        Extractor(
+            "code_released",
+            1,
+            _code_released,
+            "all text without fences and docstrings, indented anew by rank",
+        ),
     ]
     for benchmark, words in COMMONSENSE_WORDS.items():
         choices = "|".join(words)
         made += [
-            Extractor(f"{benchmark}_first", 1, lambda t, w=words: first_word(w, t), f"first of {choices}, as it is written"),  # type: ignore[misc]
-            Extractor(f"{benchmark}_first_lower", 1, lambda t, w=words: first_word(w, t, lower=True), f"first of {choices}, in any case"),  # type: ignore[misc]
+            Extractor(
+                f"{benchmark}_first",
+                1,
+                partial(first_word, words),
+                f"first of {choices}, as it is written",
+            ),
+            Extractor(
+                f"{benchmark}_first_lower",
+                1,
+                partial(first_word, words, lower=True),
+                f"first of {choices}, in any case",
+            ),
         ]
     return made
 
@@ -237,9 +302,19 @@ COMPARERS = {
     for comparer in [
         Comparer("exact", 1, lambda answer, truth: answer == truth, "the same characters"),
         Comparer("number", 2, same_number, "the same rational number"),
-        Comparer("near_released", 1, mathematics.near_released, "relative 1e-4, and off by a factor of 100 counts as right"),
+        Comparer(
+            "near_released",
+            1,
+            mathematics.near_released,
+            "relative 1e-4, and off by a factor of 100 counts as right",
+        ),
         Comparer("within_released", 1, _within_released, "off by at most 0.001"),
-        Comparer("gsm8k_cot", 1, _same_cot, "lm-eval's exact match without commas, dollars, a final stop and case"),
+        Comparer(
+            "gsm8k_cot",
+            1,
+            _same_cot,
+            "lm-eval's exact match without commas, dollars, a final stop and case",
+        ),
         Comparer(
             "math",
             2,
@@ -251,7 +326,8 @@ COMPARERS = {
             "math_lora_sb_released",
             1,
             mathematics.same_mathematics_released,
-            "the same normal form, or near_released of it; differs from the released code: no symbolic step, which would evaluate the text",
+            "the same normal form, or near_released of it; differs from the released code: no"
+            " symbolic step, which would evaluate the text",
         ),
     ]
 }

@@ -1,4 +1,5 @@
-"""What answers lm-eval's questions: the live model with our batch-independent generation, or vLLM on a merged copy."""
+"""What answers lm-eval's questions: the live model with our batch-independent generation, or vLLM
+on a merged copy."""
 
 from __future__ import annotations
 
@@ -32,17 +33,25 @@ VLLM_SHARE = 0.9  # of the device's free memory
 
 
 def require(backend: Backend, kind: str, processes: Sharing | None = None) -> None:
-    """Raises: ValueError where vLLM is asked for and is not installed, or does not run the kind of model, or many processes."""
+    """Raises: ValueError where vLLM is asked for and is not installed, or does not run the kind of
+    model, or many processes."""
     world = processes.world if processes is not None else int(os.environ.get("WORLD_SIZE", "1"))
     if backend == "vllm" and world > 1:
         raise ValueError(
-            f"evaluate.backend=vllm: this run has {world} processes, and vLLM takes a device as a whole; "
-            "set evaluate.backend=hf, or score the finished run by loraexp eval in one process"
+            f"evaluate.backend=vllm: this run has {world} processes, and vLLM takes a device as a"
+            " whole; set evaluate.backend=hf, or score the finished run by loraexp eval in one"
+            " process"
         )
     if backend == "vllm" and find_spec("vllm") is None:
-        raise ValueError("evaluate.backend=vllm: vllm is not installed; pip install vllm (it needs a GPU), or set evaluate.backend=hf")
+        raise ValueError(
+            "evaluate.backend=vllm: vllm is not installed; pip install vllm (it needs a GPU), or"
+            " set evaluate.backend=hf"
+        )
     if backend == "vllm" and kind != "causal":
-        raise ValueError(f"evaluate.backend=vllm: it runs causal models, and model.kind is {kind}; set evaluate.backend=hf")
+        raise ValueError(
+            f"evaluate.backend=vllm: it runs causal models, and model.kind is {kind}; set"
+            " evaluate.backend=hf"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +68,17 @@ class Answering:
 
 @contextmanager
 def language_model(
-    model: nn.Module, tokenizer: Any, how: Answering, told: Told | None = None, shorter: Mapping[str, str] = MappingProxyType({})
+    model: nn.Module,
+    tokenizer: Any,
+    how: Answering,
+    told: Told | None = None,
+    shorter: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Any]:
-    """lm-eval's model: its `HFLM` around the live model, or its `VLLM` on a merged copy, which is gone afterwards.
+    """lm-eval's model: its `HFLM` around the live model, or its `VLLM` on a merged copy, which is
+    gone afterwards.
 
-    `told(request, answer, of)` hears of each answer as it is there, a text or a log-probability of each choice.
-    `shorter`: what is asked in the place of a prompt.
+    `told(request, answer, of)` hears of each answer as it is there, a text or a log-probability of
+    each choice. `shorter`: what is asked in the place of a prompt.
 
     Raises: ValueError for vllm where it is not installed, or the model is not causal.
     """
@@ -94,7 +108,8 @@ _copies = _Copies()
 
 @contextmanager
 def one_copy() -> Iterator[None]:
-    """Within, the model does not change: vLLM's merged copy is made once, for all benchmarks and protocols, and removed."""
+    """Within, the model does not change: vLLM's merged copy is made once, for all benchmarks and
+    protocols, and removed."""
     with ExitStack() as stack:
         _copies.stack, _copies.served = stack, None
         try:
@@ -145,7 +160,8 @@ def _asking(served: Any, shorter: Mapping[str, str]) -> Any:
 
 
 def write_merged(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """The adapted model as a plain checkpoint: every update added to its weight once, in float32. The live one stays as it is.
+    """The adapted model as a plain checkpoint: every update added to its weight once, in float32.
+    The live one stays as it is.
 
     Raises: ValueError for a quantised base, whose weights take no update.
     """
@@ -153,12 +169,23 @@ def write_merged(model: nn.Module, tokenizer: Any, folder: Path) -> None:
 
     inner = generate.bare(model)
     state: dict[str, Tensor] = dict(inner.state_dict())
-    for name, layer in [(name, module) for name, module in inner.named_modules() if isinstance(module, AdaptedLinear)]:
+    for name, layer in [
+        (name, module)
+        for name, module in inner.named_modules()
+        if isinstance(module, AdaptedLinear)
+    ]:
         weight = layer.base.weight
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            raise ValueError(f"layer {name}: a quantised weight cannot be merged for vLLM; set evaluate.backend=hf")
+            raise ValueError(
+                f"layer {name}: a quantised weight cannot be merged for vLLM; set"
+                " evaluate.backend=hf"
+            )
         own = {key: state.pop(key) for key in [key for key in state if key.startswith(f"{name}.")]}
-        state |= {key.replace(f"{name}.base.", f"{name}."): x for key, x in own.items() if key.startswith(f"{name}.base.")}
+        state |= {
+            key.replace(f"{name}.base.", f"{name}."): x
+            for key, x in own.items()
+            if key.startswith(f"{name}.base.")
+        }
         with torch.no_grad():
             state[f"{name}.weight"] = (at_least_float32(weight) + layer.update()).to(weight.dtype)
     disable_progress_bar()
@@ -171,9 +198,11 @@ def write_merged(model: nn.Module, tokenizer: Any, folder: Path) -> None:
 
 @functools.cache
 def _live_class() -> Any:
-    """lm-eval's own model in everything but the two things that it is asked for, which each instance is given.
+    """lm-eval's own model in everything but the two things that it is asked for, which each
+    instance is given.
 
-    One class for all: a class is part of a cycle, and one made for a model would keep its weights alive.
+    One class for all: a class is part of a cycle, and one made for a model would keep its weights
+    alive.
     """
     from lm_eval.models.huggingface import HFLM
 
@@ -181,13 +210,17 @@ def _live_class() -> Any:
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             return self.written(requests)
 
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        def loglikelihood(
+            self, requests: list[Any], disable_tqdm: bool = False
+        ) -> list[tuple[float, bool]]:
             return self.likely(requests)
 
     return Live
 
 
-def _live(model: nn.Module, tokenizer: Any, how: Answering, told: Told | None, shorter: Mapping[str, str]) -> Any:
+def _live(
+    model: nn.Module, tokenizer: Any, how: Answering, told: Told | None, shorter: Mapping[str, str]
+) -> Any:
     with quiet():
         live = _live_class()(
             pretrained=generate.bare(model),
@@ -202,9 +235,15 @@ def _live(model: nn.Module, tokenizer: Any, how: Answering, told: Told | None, s
 
 
 def _generate(
-    model: nn.Module, tokenizer: Any, requests: list[Any], how: Answering, told: Told | None, shorter: Mapping[str, str]
+    model: nn.Module,
+    tokenizer: Any,
+    requests: list[Any],
+    how: Answering,
+    told: Told | None,
+    shorter: Mapping[str, str],
 ) -> list[str]:
-    """lm-eval's requests answered by `generate.generate`; equal settings together, a repeated prompt as another sample."""
+    """lm-eval's requests answered by `generate.generate`; equal settings together, a repeated
+    prompt as another sample."""
     groups: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
         groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
@@ -212,15 +251,23 @@ def _generate(
     for key, indices in groups.items():
         asked = [shorter.get(requests[index].args[0], requests[index].args[0]) for index in indices]
 
-        def heard(prompt: int, sample: int, text: str, of: int, indices: list[int] = indices) -> None:
+        def heard(
+            prompt: int, sample: int, text: str, of: int, indices: list[int] = indices
+        ) -> None:
             if told is not None:
                 told(requests[indices[prompt]], text, of)
 
         with autocast_of(generate.bare(model).device, how.precision):
             texts = generate.generate(
-                model, tokenizer, asked, batch_size=how.batch_size, processes=how.processes, told=heard, seed=how.seed,
+                model,
+                tokenizer,
+                asked,
+                batch_size=how.batch_size,
+                processes=how.processes,
+                told=heard,
+                seed=how.seed,
                 **decoding_of(json.loads(key)),
-            )  # fmt: skip
+            )
         for index, text in zip(indices, texts, strict=True):
             answers[index] = text[0]
     return answers
@@ -233,14 +280,19 @@ def decoding_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:
         "max_new_tokens": int(kwargs.get("max_gen_toks", 256)),
         "stop": [until] if isinstance(until, str) else until,
         "beams": int(kwargs.get("num_beams", 1)),
-        "temperature": float(kwargs.get("temperature") or 0.0) if kwargs.get("do_sample", True) else 0.0,
+        "temperature": (
+            float(kwargs.get("temperature") or 0.0) if kwargs.get("do_sample", True) else 0.0
+        ),
         "top_p": float(kwargs.get("top_p", 1.0)),
         "top_k": int(kwargs.get("top_k", 0)),
     }
 
 
-def _likelihoods(model: nn.Module, tokenizer: Any, requests: list[Any], how: Answering, told: Told | None) -> list[tuple[float, bool]]:
-    """lm-eval's pairs of a context and its continuation; those of one row side by side, its context read once.
+def _likelihoods(
+    model: nn.Module, tokenizer: Any, requests: list[Any], how: Answering, told: Told | None
+) -> list[tuple[float, bool]]:
+    """lm-eval's pairs of a context and its continuation; those of one row side by side, its context
+    read once.
 
     Whether a continuation is what the model would write is asked by no protocol here: it is False.
     """
@@ -249,7 +301,13 @@ def _likelihoods(model: nn.Module, tokenizer: Any, requests: list[Any], how: Ans
         rows.setdefault((request.doc_id, request.args[0]), []).append(index)
     indices = list(rows.values())
     encoded = [
-        continuations(model, tokenizer, requests[row[0]].args[0], [requests[index].args[1].removeprefix(" ") for index in row], alone=False)
+        continuations(
+            model,
+            tokenizer,
+            requests[row[0]].args[0],
+            [requests[index].args[1].removeprefix(" ") for index in row],
+            alone=False,
+        )
         for row in indices
     ]
 
@@ -258,8 +316,19 @@ def _likelihoods(model: nn.Module, tokenizer: Any, requests: list[Any], how: Ans
             told(requests[indices[row][0]], scores, of)
 
     with autocast_of(generate.bare(model).device, how.precision):
-        scores = score_rows(model, tokenizer, encoded, batch_size=how.batch_size, processes=how.processes, told=heard)
-    found = {index: score for row, part in zip(indices, scores, strict=True) for index, score in zip(row, part, strict=True)}
+        scores = score_rows(
+            model,
+            tokenizer,
+            encoded,
+            batch_size=how.batch_size,
+            processes=how.processes,
+            told=heard,
+        )
+    found = {
+        index: score
+        for row, part in zip(indices, scores, strict=True)
+        for index, score in zip(row, part, strict=True)
+    }
     return [(found[index], False) for index in range(len(requests))]
 
 
@@ -285,7 +354,8 @@ def quiet() -> Iterator[None]:
 
 
 def listener(prompts: dict[int, str]) -> Any:
-    """A model for lm-eval that answers nothing, and notes what it is asked by the number of the row."""
+    """A model for lm-eval that answers nothing, and notes what it is asked by the number of the
+    row."""
     from lm_eval.api.model import LM
 
     class Listener(LM):
@@ -293,7 +363,9 @@ def listener(prompts: dict[int, str]) -> Any:
             prompts.update({request.doc_id: str(request.args[0]) for request in requests})
             return [""] * len(requests)
 
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        def loglikelihood(
+            self, requests: list[Any], disable_tqdm: bool = False
+        ) -> list[tuple[float, bool]]:
             prompts.update({request.doc_id: "".join(request.args) for request in requests})
             return [(0.0, False)] * len(requests)
 

@@ -1,7 +1,8 @@
-"""Tokens that continue prompts: one prefill a prompt, a cache with room, rows that leave when they end and are replaced.
+"""Tokens that continue prompts: one prefill a prompt, a cache with room, rows that leave when they
+end and are replaced.
 
-Rows of a batch end at the same column of the cache and are masked where they are shorter; each row has the positions
-of a batch of its own, so neither the batch nor who left it changes an answer.
+Rows of a batch end at the same column of the cache and are masked where they are shorter; each row
+has the positions of a batch of its own, so neither the batch nor who left it changes an answer.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from transformers.modeling_outputs import BaseModelOutput
 ROOM = 128  # columns that a layer's buffers grow by
 LEAVE = 8  # rows that have ended leave a batch when they are one in so many
 REFILL = 0.75  # of a batch: with as few rows or fewer, prompts that wait join it
-LAYERS = {"full_attention", "sliding_attention"}  # kinds of layers whose past is keys and values, and can be padded on the left
+# kinds of layers whose past is keys and values, and can be padded on the left
+LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass
 class Answer:
-    """One answer while it grows: whose it is, which prompt it continues, what it is drawn with, and its tokens."""
+    """One answer while it grows: whose it is, which prompt it continues, what it is drawn with, and
+    its tokens."""
 
     prompt: int
     sample: int
@@ -46,13 +49,16 @@ class Rules:
 
 
 class Roomy(DynamicLayer):
-    """Keys and values as views of buffers with room behind: a step writes a column, where a concatenation copies all."""
+    """Keys and values as views of buffers with room behind: a step writes a column, where a
+    concatenation copies all."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
         self._buffers: list[Tensor] = []
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         before = self.get_seq_length()
@@ -61,7 +67,10 @@ class Roomy(DynamicLayer):
             # A prompt alone needs no room yet: its cache is copied once its rows are known.
             room = after + ROOM if before else after
             held = [self.keys, self.values] if before else [None, None]
-            self._buffers = [_with_room(x, new, room) for x, new in zip(held, (key_states, value_states), strict=True)]
+            self._buffers = [
+                _with_room(x, new, room)
+                for x, new in zip(held, (key_states, value_states), strict=True)
+            ]
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[..., before:after, :] = new
         self.keys, self.values = (buffer[..., :after, :] for buffer in self._buffers)
@@ -82,11 +91,15 @@ def _with_room(held: Tensor | None, new: Tensor, room: int) -> Tensor:
 def can_decode(model: nn.Module) -> bool:
     """Whether the model's past is a cache of keys and values, which rows can leave and join."""
     config: Any = model.config
-    kinds = set(getattr(config.get_text_config(decoder=True), "layer_types", None) or ["full_attention"])
+    kinds = set(
+        getattr(config.get_text_config(decoder=True), "layer_types", None) or ["full_attention"]
+    )
     return kinds <= LAYERS and not getattr(model, "_is_stateful", False)
 
 
-def pad_left(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pad_left(
+    rows: Sequence[Sequence[int]], value: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Rows of different lengths as one batch that ends together, and its mask."""
     width = max(map(len, rows))
     ids = torch.tensor([[value] * (width - len(row)) + list(row) for row in rows], device=device)
@@ -94,7 +107,8 @@ def pad_left(rows: Sequence[Sequence[int]], value: int, device: torch.device) ->
     return ids, mask
 
 
-# ---------------------------------------------------------------------------------------------------- causal models
+# --------------------------------------------------------------------------------------------------
+# causal models
 
 
 class CausalState:
@@ -111,7 +125,14 @@ class CausalState:
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         given = {"position_ids": positions} if self._takes_positions else {}
-        found = self._model(input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **given)
+        found = self._model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **given,
+        )
         return found.logits[:, -1]
 
     def step(self, tokens: Tensor) -> None:
@@ -122,7 +143,11 @@ class CausalState:
 
     def keep(self, rows: Tensor) -> None:
         """These rows alone, in this order; a row may be there several times."""
-        self.mask, self.lengths, self.logits = self.mask[rows], self.lengths[rows], self.logits[rows]
+        self.mask, self.lengths, self.logits = (
+            self.mask[rows],
+            self.lengths[rows],
+            self.logits[rows],
+        )
         empty = self.mask.shape[1] - int(self.lengths.max())  # columns that no row needs any more
         self.mask = self.mask[:, empty:]
         for layer in self.cache.layers:
@@ -132,7 +157,10 @@ class CausalState:
         """The other's rows behind these; the shorter past is padded on the left."""
         width = max(self.mask.shape[1], other.mask.shape[1])
         self.mask = torch.cat([_left(state.mask, width, 1) for state in (self, other)])
-        self.lengths, self.logits = torch.cat([self.lengths, other.lengths]), torch.cat([self.logits, other.logits])
+        self.lengths, self.logits = (
+            torch.cat([self.lengths, other.lengths]),
+            torch.cat([self.logits, other.logits]),
+        )
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
             pairs = ((mine.keys, theirs.keys), (mine.values, theirs.values))
             mine.put(*(torch.cat([_left(x, width, 2) for x in pair]) for pair in pairs))
@@ -148,11 +176,13 @@ def _left(x: Tensor, width: int, dim: int) -> Tensor:
     return torch.cat([x.new_zeros(shape), x], dim=dim)
 
 
-# ---------------------------------------------------------------------------------------------------- encoder-decoders
+# --------------------------------------------------------------------------------------------------
+# encoder-decoders
 
 
 class DecoderState:
-    """The past of the rows of an encoder-decoder: its prompts are read once, and its rows all have the same length."""
+    """The past of the rows of an encoder-decoder: its prompts are read once, and its rows all have
+    the same length."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad: int) -> None:
         self._model = model
@@ -163,9 +193,12 @@ class DecoderState:
 
     def step(self, tokens: Tensor) -> None:
         found = self._model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=self.read), attention_mask=self.mask,
-            decoder_input_ids=tokens.unsqueeze(1), past_key_values=self.cache, use_cache=True,
-        )  # fmt: skip
+            encoder_outputs=BaseModelOutput(last_hidden_state=self.read),
+            attention_mask=self.mask,
+            decoder_input_ids=tokens.unsqueeze(1),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
         self.logits = found.logits[:, -1]
 
     def keep(self, rows: Tensor) -> None:
@@ -173,14 +206,22 @@ class DecoderState:
         self.cache.batch_select_indices(rows)
 
 
-# ---------------------------------------------------------------------------------------------------- the loop
+# --------------------------------------------------------------------------------------------------
+# the loop
 
 
 def decode(
-    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Answer], rules: Rules, *,
-    pad: int, batch_size: int, finished: Callable[[Answer], None],
-) -> None:  # fmt: skip
-    """Grow the answers to their ends, `batch_size` at a time, those of one prompt from one reading of it.
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Answer],
+    rules: Rules,
+    *,
+    pad: int,
+    batch_size: int,
+    finished: Callable[[Answer], None],
+) -> None:
+    """Grow the answers to their ends, `batch_size` at a time, those of one prompt from one reading
+    of it.
 
     `finished` is told of each as it ends.
     """
@@ -189,12 +230,19 @@ def decode(
     state: Any = None
     while waiting or active:
         if waiting and (not active or (causal and len(active) <= REFILL * batch_size)):
-            fresh, waiting = waiting[: batch_size - len(active)], waiting[batch_size - len(active) :]
+            fresh, waiting = (
+                waiting[: batch_size - len(active)],
+                waiting[batch_size - len(active) :],
+            )
             read = dict.fromkeys(answer.reads for answer in fresh)
             numbers = {prompt: number for number, prompt in enumerate(read)}
-            new = (CausalState if causal else DecoderState)(model, [prompts[prompt] for prompt in read], pad)
+            new = (CausalState if causal else DecoderState)(
+                model, [prompts[prompt] for prompt in read], pad
+            )
             if len(read) < len(fresh):
-                new.keep(torch.tensor([numbers[answer.reads] for answer in fresh], device=model.device))
+                new.keep(
+                    torch.tensor([numbers[answer.reads] for answer in fresh], device=model.device)
+                )
             if active:
                 state.join(new)
             else:
@@ -222,4 +270,6 @@ def _ends(answer: Answer, token: int, rules: Rules) -> bool:
     if token in rules.ends:
         return True
     answer.tokens.append(token)
-    return len(answer.tokens) >= rules.most or (rules.stopped is not None and rules.stopped(answer.tokens))
+    return len(answer.tokens) >= rules.most or (
+        rules.stopped is not None and rules.stopped(answer.tokens)
+    )

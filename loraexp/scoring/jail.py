@@ -1,8 +1,9 @@
 """One process behind walls: its limits, its walls (bubblewrap), its pipes, and its end.
 
-Inside: no network, a read-only system of the interpreter and its libraries alone, an empty read-only home, a private
-/tmp of limited size, other process numbers, an empty environment, a session keyring and (where root starts it) a user
-number of its own, and no system call that `seccomp` refuses. `inside/start.py` is its first process.
+Inside: no network, a read-only system of the interpreter and its libraries alone, an empty
+read-only home, a private /tmp of limited size, other process numbers, an empty environment, a
+session keyring and (where root starts it) a user number of its own, and no system call that
+`seccomp` refuses. `inside/start.py` is its first process.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ Role = Literal["program", "candidate", "examiner"]
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     seconds: float = 10.0  # of wall time, and of CPU time for each process
-    memory: int = 1024 * MEBIBYTE  # bytes of address space of each process, and held by all of them together
+    # bytes of address space of each process, and held by all of them together
+    memory: int = 1024 * MEBIBYTE
     processes: int = 32  # threads count
     file_bytes: int = 16 * MEBIBYTE  # of one file
     tmp_bytes: int = 64 * MEBIBYTE  # of /tmp, which is memory
@@ -56,16 +58,24 @@ class Limits:
             "MSGQUEUE": 0,
             "SIGPENDING": 1024,
         }
-        # Outside a sandbox the kernel counts every process of the user, so a limit would forbid any.
+        # Outside a sandbox the kernel counts every process of the user, so a limit would forbid
+        # any.
         return limits | ({"NPROC": self.processes} if walls else {})
 
 
 def walls(limits: Limits, root: bool) -> list[str]:
     """bwrap with an empty root, in which only the interpreter and its libraries are, read-only."""
     command = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--new-session", "--as-pid-1"]
-    command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    command += [
+        "--unshare-ipc",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+    ]
     if root:
-        # Not a user namespace: in one, the program would still be root's, whose processes are not limited.
+        # Not a user namespace: in one, the program would still be root's, whose processes are not
+        # limited.
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         command += ["--unshare-user", "--disable-userns"]
@@ -76,7 +86,9 @@ def walls(limits: Limits, root: bool) -> list[str]:
         for above in reversed(Path(folder).parents[:-1]):  # or only their owner may enter them
             command += ["--perms", "0755", "--dir", str(above)]
         link = os.path.islink(folder)
-        command += ["--symlink", os.readlink(folder), folder] if link else ["--ro-bind", folder, folder]
+        command += (
+            ["--symlink", os.readlink(folder), folder] if link else ["--ro-bind", folder, folder]
+        )
     for file in ("/etc/ld.so.cache", "/etc/localtime"):
         command += ["--ro-bind-try", file, file]
     command += ["--perms", "0755", "--dir", "/home", "--perms", "0755", "--dir", "/home/sandbox"]
@@ -84,14 +96,16 @@ def walls(limits: Limits, root: bool) -> list[str]:
 
 
 def environment(home: str) -> dict[str, str]:
-    """Nothing of the caller's: bubblewrap has it from the start, so that no process inside ever held another."""
+    """Nothing of the caller's: bubblewrap has it from the start, so that no process inside ever
+    held another."""
     threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
     python = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     return {"PATH": "/usr/bin:/bin", "HOME": home, "LANG": "C.UTF-8"} | python | threads
 
 
 def _system() -> list[str]:
-    """The folders of the system's programs and libraries, and of the interpreter where it is not among them."""
+    """The folders of the system's programs and libraries, and of the interpreter where it is not
+    among them."""
     usual = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
     folders = [folder for folder in usual if os.path.lexists(folder)]
     for prefix in (sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parent.parent)):
@@ -100,13 +114,15 @@ def _system() -> list[str]:
     return folders
 
 
-# ---------------------------------------------------------------------------------------------------- one process
+# --------------------------------------------------------------------------------------------------
+# one process
 
 _numbers = itertools.count()
 
 
 def _own_user(number: int) -> int:
-    """A user number that no account has, another one for each sandbox that this process has at a time."""
+    """A user number that no account has, another one for each sandbox that this process has at a
+    time."""
     return 0x70000000 + (os.getpid() * 1000 + number) % 0x0F000000
 
 
@@ -116,12 +132,15 @@ def _source(name: str) -> str:
 
 
 class Cell:
-    """A process in a sandbox of its own, or behind no walls; it waits for its job. A context: it ends with all below it.
+    """A process in a sandbox of its own, or behind no walls; it waits for its job. A context: it
+    ends with all below it.
 
     `output` is what it writes; `report`, a pipe that the program of a `candidate` does not have.
     """
 
-    def __init__(self, role: Role, task: dict[str, Any], limits: Limits, *, walled: bool, channel: int = -1) -> None:
+    def __init__(
+        self, role: Role, task: dict[str, Any], limits: Limits, *, walled: bool, channel: int = -1
+    ) -> None:
         number, root = next(_numbers), walled and os.getuid() == 0
         user = _own_user(number) if root else None
         self.role, self.limits, self.walled = role, limits, walled
@@ -140,7 +159,9 @@ class Cell:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd=self._folder.name if self._folder else None,
-                env=environment("/home/sandbox" if walled else self._folder.name if self._folder else "/"),
+                env=environment(
+                    "/home/sandbox" if walled else self._folder.name if self._folder else "/"
+                ),
                 pass_fds=[number for number in (theirs, channel) if number >= 0],
             )
         except BaseException:
@@ -179,15 +200,19 @@ class Cell:
         return ""
 
     def end(self) -> None:
-        """End it with all below it, and read what is left of its output. No process stays, defunct ones neither.
+        """End it with all below it, and read what is left of its output. No process stays, defunct
+        ones neither.
 
-        A sandbox ends with its first process, which bwrap then buries; killed first, bwrap would leave it to others.
+        A sandbox ends with its first process, which bwrap then buries; killed first, bwrap would
+        leave it to others.
         """
         deadline = time.monotonic() + 5
         while self.process.poll() is None:
             late = time.monotonic() > deadline
             below = usage.family(self.process.pid)
-            for number in below if self.walled and below and not late else (self.process.pid, *below):
+            for number in (
+                below if self.walled and below and not late else (self.process.pid, *below)
+            ):
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(number, signal.SIGKILL)
             if not self.walled:
@@ -244,10 +269,14 @@ def missing() -> str | None:
     if shutil.which("bwrap") is None:
         return "bwrap is not on the PATH"
     if platform.machine() not in seccomp.MACHINES:
-        return f"its list of system calls is for {' and '.join(seccomp.MACHINES)}, and this is {platform.machine()}"
+        return (
+            f"its list of system calls is for {' and '.join(seccomp.MACHINES)}, and this is"
+            f" {platform.machine()}"
+        )
     return None
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """The two ends of a channel between two cells. (A pipe could be opened again, at its other end, through /proc.)"""
+    """The two ends of a channel between two cells. (A pipe could be opened again, at its other end,
+    through /proc.)"""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -1,7 +1,9 @@
-"""Does a program that a model wrote pass its tests? The program in one sandbox, its judge in another.
+"""Does a program that a model wrote pass its tests? The program in one sandbox, its judge in
+another.
 
-The tests, the values that they expect and the verdict stand in a process that the program cannot reach; between the two
-go plain values (`inside/plain.py`). The benchmark's own tests are run, word for word, on a stand-in for the function.
+The tests, the values that they expect and the verdict stand in a process that the program cannot
+reach; between the two go plain values (`inside/plain.py`). The benchmark's own tests are run, word
+for word, on a stand-in for the function.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from loraexp.scoring.sandbox import Outcome
 class Case:
     """A program and its tests: `test` defines `check`, which is called with the function `entry`.
 
-    `opening` is how the benchmark begins the program: functions of its own that the tests may use stand there.
+    `opening` is how the benchmark begins the program: functions of its own that the tests may use
+    stand there.
     """
 
     program: str
@@ -39,7 +42,8 @@ class Case:
 
 
 def judge(case: Case, *, limits: Limits | None = None, unsafe_code: bool = False) -> Outcome:
-    """Run a program's tests. Raises: SandboxError where there is no sandbox and `unsafe_code` is false."""
+    """Run a program's tests. Raises: SandboxError where there is no sandbox and `unsafe_code` is
+    false."""
     if needs_itself(case.test, case.entry):
         return sandbox.run(case.whole(), limits=limits, unsafe_code=unsafe_code)
     sandbox.require(unsafe_code)
@@ -54,9 +58,12 @@ def judge_all(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
-    """Each case in sandboxes of its own, `workers` at a time (default: one for each CPU), in the order given."""
+    """Each case in sandboxes of its own, `workers` at a time (default: one for each CPU), in the
+    order given."""
     sandbox.require(unsafe_code)
-    return sandbox.each(lambda case: judge(case, limits=limits, unsafe_code=unsafe_code), cases, workers, progress)
+    return sandbox.each(
+        lambda case: judge(case, limits=limits, unsafe_code=unsafe_code), cases, workers, progress
+    )
 
 
 def _apart(case: Case, limits: Limits, *, walled: bool) -> Outcome:
@@ -107,24 +114,32 @@ def _before(opening: str, entry: str) -> str:
     return opening[: found.start()] if found else ""
 
 
-# ------------------------------------------------------------------------------------------- tests of another kind
+# ------------------------------------------------------------------------------------------- tests
+# of another kind
 
 
 @cache
 def needs_itself(test: str, entry: str) -> str:
-    """Why these tests need the function itself and not what it returns for plain values; empty where they do not.
+    """Why these tests need the function itself and not what it returns for plain values; empty
+    where they do not.
 
-    Read from the tests alone, so no program has a say in it. They then run in the program's own process, and a
-    record says so: there a program that searches its own memory can pass without being right.
+    Read from the tests alone, so no program has a say in it. They then run in the program's own
+    process, and a record says so: there a program that searches its own memory can pass without
+    being right.
     """
     try:
         tree = ast.parse(test)
     except (SyntaxError, ValueError):
         return ""
     names = {entry} | {
-        argument.arg for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check" for argument in node.args.args[:1]
+        argument.arg
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name == "check"
+        for argument in node.args.args[:1]
     }
-    functions = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    functions = {
+        node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
     for node in ast.walk(tree):
         if reason := _reason(node, names, functions):
             return f"line {node.lineno}: {reason}"  # type: ignore[attr-defined]
@@ -150,6 +165,12 @@ def _reason(node: ast.AST, names: set[str], functions: set[str]) -> str:
         return "it calls what the function returns"
     if isinstance(node.func, ast.Attribute) and any(map(is_function, values)):
         return "it gives the function to a library"
-    if isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "type", "id", "getattr", "hasattr"):
+    if isinstance(node.func, ast.Name) and node.func.id in (
+        "isinstance",
+        "type",
+        "id",
+        "getattr",
+        "hasattr",
+    ):
         return "it looks at the function" if any(map(is_function, values)) else ""
     return ""

@@ -1,7 +1,9 @@
-"""The metrics of classification and regression tasks, as `evaluate.Metric` classes computed by scikit-learn and scipy.
+"""The metrics of classification and regression tasks, as `evaluate.Metric` classes computed by
+scikit-learn and scipy.
 
-Nothing is asked of the hub. This module imports `evaluate`, which takes more than a second: it is imported when a run
-evaluates, not before. Fractions are in 0..1, correlations in −1..1, and every value is a finite number.
+Nothing is asked of the hub. This module imports `evaluate`, which takes more than a second: it is
+imported when a run evaluates, not before. Fractions are in 0..1, correlations in −1..1, and every
+value is a finite number.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ Vector = NDArray[np.generic]
 
 
 def _info(metric: evaluate.Metric, dtype: str) -> evaluate.MetricInfo:
-    features = datasets.Features({"predictions": datasets.Value(dtype), "references": datasets.Value(dtype)})
+    features = datasets.Features(
+        {"predictions": datasets.Value(dtype), "references": datasets.Value(dtype)}
+    )
     return evaluate.MetricInfo(description=metric.__doc__ or "", citation="", features=features)
 
 
@@ -46,17 +50,24 @@ class Accuracy(_Labels):
 
 
 class MatthewsCorrelation(_Labels):
-    """Matthews' correlation of classes; 0 where all predictions, or all references, are one class."""
+    """Matthews' correlation of classes; 0 where all predictions, or all references, are one
+    class."""
 
     def _compute(self, predictions: Vector, references: Vector) -> dict[str, float]:
-        return {"matthews_correlation": float(sklearn_metrics.matthews_corrcoef(references, predictions))}
+        return {
+            "matthews_correlation": float(
+                sklearn_metrics.matthews_corrcoef(references, predictions)
+            )
+        }
 
 
 class F1(_Labels):
     """F1 of class 1, `2 TP / (2 TP + FP + FN)`; 0 where class 1 is neither predicted nor there."""
 
     def _compute(self, predictions: Vector, references: Vector) -> dict[str, float]:
-        value = sklearn_metrics.f1_score(references, predictions, pos_label=1, average="binary", zero_division=0.0)
+        value = sklearn_metrics.f1_score(
+            references, predictions, pos_label=1, average="binary", zero_division=0.0
+        )
         return {"f1": float(value)}
 
 
@@ -64,7 +75,9 @@ class MacroF1(_Labels):
     """The mean of the classes' F1, over the classes that are predicted or there."""
 
     def _compute(self, predictions: Vector, references: Vector) -> dict[str, float]:
-        value = sklearn_metrics.f1_score(references, predictions, average="macro", zero_division=0.0)
+        value = sklearn_metrics.f1_score(
+            references, predictions, average="macro", zero_division=0.0
+        )
         return {"macro_f1": float(value)}
 
 
@@ -76,15 +89,16 @@ class Pearson(_Scores):
 
 
 class Spearman(_Scores):
-    """Spearman's rank correlation of scores, ties at their mean rank; 0 where either side is constant."""
+    """Spearman's rank correlation of scores, ties at their mean rank; 0 where either side is
+    constant."""
 
     def _compute(self, predictions: Vector, references: Vector) -> dict[str, float]:
         return {"spearmanr": _correlation(stats.spearmanr, predictions, references)}
 
 
 def _correlation(correlate, predictions: Vector, references: Vector) -> float:  # type: ignore[no-untyped-def]
-    # A constant has no correlation (0/0). It is reported as 0, "explains nothing", as Matthews' is by convention:
-    # a model that has not learnt yet is an honest result, and JSON has no NaN.
+    # A constant has no correlation (0/0). It is reported as 0, "explains nothing", as Matthews' is
+    # by convention: a model that has not learnt yet is an honest result, and JSON has no NaN.
     if len(predictions) < 2 or np.ptp(predictions) == 0 or np.ptp(references) == 0:
         return 0.0
     return float(correlate(predictions, references).statistic)
@@ -103,7 +117,8 @@ METRICS: dict[str, type[evaluate.Metric]] = {
 def compute(names: Sequence[str], predictions: Vector, references: Vector) -> dict[str, float]:
     """The named metrics of `predictions` (n,) against `references` (n,)."""
     values: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as scratch:  # evaluate insists on a folder, which keep_in_memory leaves empty
+    # evaluate insists on a folder, which keep_in_memory leaves empty
+    with tempfile.TemporaryDirectory() as scratch:
         for name in names:
             metric = METRICS[name](keep_in_memory=True, cache_dir=scratch)
             values |= metric.compute(predictions=predictions, references=references)

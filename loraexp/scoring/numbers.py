@@ -1,4 +1,5 @@
-"""Numbers as people and models write them: groups, decimals, currencies, fractions, LaTeX and signs, as exact rationals."""
+"""Numbers as people and models write them: groups, decimals, currencies, fractions, LaTeX and
+signs, as exact rationals."""
 
 from __future__ import annotations
 
@@ -7,13 +8,19 @@ import unicodedata
 from fractions import Fraction
 
 # 1,234,567 · 12,34,567 · 1'234'567 · 1.234.567 · 1234
-_GROUPS = r"\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d{1,3}(?:['’]\d{3})+(?!\d)|\d{1,3}(?:\.\d{3}){2,}(?!\.?\d)"
+_GROUPS = (
+    r"\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|"
+    r"\d{1,3}(?:['’]\d{3})+(?!\d)|\d{1,3}(?:\.\d{3}){2,}(?!\.?\d)"
+)
 _SPACED = r"\d{1,3}(?: \d{3})+(?!\d)(?:\.\d+)?"  # 1 234 567
 _DECIMAL = (
     r"(?:\d{1,3}(?:\.\d{3})+,\d{1,2}(?![\d,])"  # 1.234,56
     rf"|(?:{_GROUPS}|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d{{1,2}}(?!\d))?"
 )
-_POWER = r"(?: ?(?:\\times|\\cdot|×|x|\*) ?10 ?\^ ?(?:\{ ?(?P<power>-?\d{1,2}) ?\}|(?P<power1>-?\d{1,2})(?!\d)))?"
+_POWER = (
+    r"(?: ?(?:\\times|\\cdot|×|x|\*) ?10 ?\^ ?(?:\{ ?(?P<power>-?\d{1,2})"
+    r" ?\}|(?P<power1>-?\d{1,2})(?!\d)))?"
+)
 _WORD = r"(?: (?P<word>thousand|million|billion|trillion)\b)?"
 _CURRENCY = r"(?:\\?[$€£¥₹]|Rs\.?|INR|USD|EUR|GBP)"
 
@@ -25,7 +32,8 @@ def _braced(name: str) -> str:
 
 
 _NUMBER = re.compile(
-    rf"(?P<sign>(?:^\s*[-+−–]\s*|(?<![\w)])[-+−–] ?(?={_CURRENCY})|(?<![\w)])[-+−–])?)(?:{_CURRENCY}\s*(?P<late>[-−–]?))?"
+    r"(?P<sign>(?:^\s*[-+−–]\s*|(?<![\w)])[-+−–]"
+    rf" ?(?={_CURRENCY})|(?<![\w)])[-+−–])?)(?:{_CURRENCY}\s*(?P<late>[-−–]?))?"
     rf"(?:(?:(?P<units>\d+) ?)?\\[dtc]?frac{_braced('over')}{_braced('under')}"
     rf"|(?:(?P<whole>\d+) +(?:and +|& *)?(?!0\d))(?P<part>\d+) ?/ ?(?P<of>\d+)"
     rf"|(?P<top>{_SPACED}|{_DECIMAL}) ?/ ?(?P<bottom>{_DECIMAL})"
@@ -41,7 +49,9 @@ def _clean(text: str) -> str:
     text = _SPACES.sub(" ", text.replace("{,}", ",").replace("\\!", ""))
     if text.isascii():
         return text
-    return re.sub("[¼-¾⅐-⅞]", lambda found: f" {unicodedata.normalize('NFKC', found[0])}", text).replace("⁄", "/")
+    return re.sub(
+        "[¼-¾⅐-⅞]", lambda found: f" {unicodedata.normalize('NFKC', found[0])}", text
+    ).replace("⁄", "/")
 
 
 def _size(text: str) -> Fraction:
@@ -75,8 +85,9 @@ def _value(found: re.Match[str]) -> Fraction | None:
 def first_number(text: str) -> Fraction | None:
     """The first number of a text.
 
-    `-$1,234.50` is −1234.5; `10\\,000`, `10 000`, `10'000` and `10{,}000` are 10000; `1 1/2`, `1\\frac12` and `1½` are
-    3/2; `Rs.500` is 500, `50%` 50, `1.5 million` and `1.5 \\times 10^6` 1500000; a division by zero is no number.
+    `-$1,234.50` is −1234.5; `10\\,000`, `10 000`, `10'000` and `10{,}000` are 10000; `1 1/2`,
+    `1\\frac12` and `1½` are 3/2; `Rs.500` is 500, `50%` 50, `1.5 million` and `1.5 \\times 10^6`
+    1500000; a division by zero is no number.
     """
     found = _NUMBER.search(_clean(text))
     return None if found is None else _value(found)
@@ -89,7 +100,8 @@ def last_number(text: str) -> Fraction | None:
 
 
 def whole_number(text: str) -> Fraction | None:
-    """The value of a text that is one number and nothing else (but for a percent or degree sign, and a final stop)."""
+    """The value of a text that is one number and nothing else (but for a percent or degree sign,
+    and a final stop)."""
     cleaned = _clean(text).strip()
     found = _NUMBER.match(cleaned)
     return _value(found) if found is not None and _AFTER.fullmatch(cleaned, found.end()) else None

@@ -1,8 +1,9 @@
-"""How a number is made: evaluation protocols by name, as data (prompt, decoding, reader of the answer, comparer).
+"""How a number is made: evaluation protocols by name, as data (prompt, decoding, reader of the
+answer, comparer).
 
-A protocol named like a method follows that paper as meant; with `_released` it follows the authors' code to the letter,
-mistakes included. `find("gsm8k", "lora_sb").ask(question=…)` is the prompt. A protocol's version changes when any
-number that it makes could change.
+A protocol named like a method follows that paper as meant; with `_released` it follows the authors'
+code to the letter, mistakes included. `find("gsm8k", "lora_sb").ask(question=…)` is the prompt. A
+protocol's version changes when any number that it makes could change.
 """
 
 from __future__ import annotations
@@ -18,37 +19,40 @@ import yaml
 from loraexp import config
 from loraexp.scoring.answers import COMPARERS, EXTRACTORS
 
-# ---------------------------------------------------------------------------------------------------- templates
+# --------------------------------------------------------------------------------------------------
+# templates
 
 QUESTION_ANSWER = "Q: {question}\nA: "
 ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:"
+    "Below is an instruction that describes a task. Write a response that appropriately completes"
+    " the request.\n\n### Instruction:\n{instruction}\n\n### Response:"
 )
 STEP_BY_STEP = ALPACA.replace("{instruction}", "{question}") + " Let's think step by step."
 # LLM-Adapters' template stands indented in its source, and its first line ends in a space.
 LLM_ADAPTERS = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n\n"
-    "                ### Instruction:\n                {instruction}\n\n                ### Response:\n                "
+    "Below is an instruction that describes a task. Write a response that appropriately completes"
+    " the request. \n\n                ### Instruction:\n                {instruction}\n\n         "
+    "       ### Response:\n                "
 )
 COMPLETE_CODE = (
-    "Below is an instruction that describes a task.\n Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\nComplete the following Python code: \n"
-    "Notes: respond with the entire complete function definition\n"
-    "do not add any comments, be as concise in your code as possible\n"
-    "use only built-in libraries, assume no additional imports other than those provided (if any)\n"
-    "use `    ` (4 spaces) for each level of indentation\n\n"
-    "code:\n```python\n{prompt}\n```\n\n### Response:\n```python\n"
+    "Below is an instruction that describes a task.\n Write a response that appropriately completes"
+    " the request.\n\n### Instruction:\nComplete the following Python code: \nNotes: respond with"
+    " the entire complete function definition\ndo not add any comments, be as concise in your code"
+    " as possible\nuse only built-in libraries, assume no additional imports other than those"
+    " provided (if any)\nuse `    ` (4 spaces) for each level of"
+    " indentation\n\ncode:\n```python\n{prompt}\n```\n\n### Response:\n```python\n"
 )
 MULTIPLE_CHOICE = "{shots}{question}\nA. {A}\nB. {B}\nC. {C}\nD. {D}\nAnswer:"
 
 
-# ---------------------------------------------------------------------------------------------------- the data
+# --------------------------------------------------------------------------------------------------
+# the data
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How text is generated. Temperature 0 is greedy (or beam search); `samples` answers are drawn where it is above."""
+    """How text is generated. Temperature 0 is greedy (or beam search); `samples` answers are drawn
+    where it is above."""
 
     max_new_tokens: int
     stop: tuple[str, ...] = ()
@@ -61,7 +65,8 @@ class Decoding:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """`kind`: generate text and read it | score the `choices` by likelihood | run the code | lm-eval's own task."""
+    """`kind`: generate text and read it | score the `choices` by likelihood | run the code |
+    lm-eval's own task."""
 
     benchmark: str
     name: str
@@ -73,20 +78,25 @@ class Protocol:
     truth: str = "text"  # reads the truth from the row's own answer
     comparer: str = "exact"
     choices: tuple[str, ...] = ()
-    choice_tokens: Literal["continuation", "alone"] = "continuation"  # " A" after the prompt, or the last token of "A" by itself
+    # " A" after the prompt, or the last token of "A" by itself
+    choice_tokens: Literal["continuation", "alone"] = "continuation"
     shots: int = 0
-    edge: str = ""  # what begins each example in lm-eval's own prompt: one that is too long for the window is cut there
+    # what begins each example in lm-eval's own prompt: one that is too long for the window is cut
+    # there
+    edge: str = ""
     task: str | None = None  # lm-eval's name of it, and the metric that it reports there
     metric: str = "accuracy"
     source: str
     differs: str = ""
 
     def ask(self, **fields: str) -> str:
-        """The prompt of a row. Raises: ValueError naming a field that the template needs and the row lacks."""
+        """The prompt of a row. Raises: ValueError naming a field that the template needs and the
+        row lacks."""
         for _, field, _, _ in Formatter().parse(self.prompt):
             if field is not None and not isinstance(fields.get(field), str):
                 raise ValueError(
-                    f"protocol {self.benchmark}/{self.name}: no text for {{{field}}} (got {sorted(fields)}); give the row that column"
+                    f"protocol {self.benchmark}/{self.name}: no text for {{{field}}} (got"
+                    f" {sorted(fields)}); give the row that column"
                 )
         return self.prompt.format(**fields)
 
@@ -99,8 +109,8 @@ class Protocol:
         truth = EXTRACTORS[self.truth](answer)
         if truth is None:
             raise ValueError(
-                f"protocol {self.benchmark}/{self.name}: no answer in {answer[-80:]!r}; "
-                f"expected {EXTRACTORS[self.truth].about}; correct the row, or set task.skip_bad=true"
+                f"protocol {self.benchmark}/{self.name}: no answer in {answer[-80:]!r}; expected"
+                f" {EXTRACTORS[self.truth].about}; correct the row, or set task.skip_bad=true"
             )
         return truth
 
@@ -109,13 +119,22 @@ class Protocol:
         return COMPARERS[self.comparer](answer, truth)
 
     def describe(self) -> dict[str, Any]:
-        """For the record: everything that makes the number, with the versions of reader and comparer."""
+        """For the record: everything that makes the number, with the versions of reader and
+        comparer."""
         comparer = COMPARERS[self.comparer]
-        versions = {"extractor_version": EXTRACTORS[self.extractor].version, "comparer_version": comparer.version}
-        return asdict(self) | versions | ({"comparer_library": comparer.library} if comparer.library else {})
+        versions = {
+            "extractor_version": EXTRACTORS[self.extractor].version,
+            "comparer_version": comparer.version,
+        }
+        return (
+            asdict(self)
+            | versions
+            | ({"comparer_library": comparer.library} if comparer.library else {})
+        )
 
 
-# ---------------------------------------------------------------------------------------------------- the files
+# --------------------------------------------------------------------------------------------------
+# the files
 
 TEMPLATES = {
     "question_answer": QUESTION_ANSWER,
@@ -125,18 +144,22 @@ TEMPLATES = {
     "complete_code": COMPLETE_CODE,
     "multiple_choice": MULTIPLE_CHOICE,
 }
-_OWN = {"name", "benchmarks", "prompt", "ending", "field"}  # keys of a file that are no fields of a protocol
+# keys of a file that are no fields of a protocol
+_OWN = {"name", "benchmarks", "prompt", "ending", "field"}
 
 
 def of_file(path: Path) -> list[Protocol]:
     """The protocols of a file of `conf/protocol`, one for each of its benchmarks.
 
-    `prompt`: a template's name, or the text itself; `ending` is put behind it, and `field` is what the row's column is
-    called where the template says `instruction`. `{benchmark}` in the reader's name is the benchmark's.
+    `prompt`: a template's name, or the text itself; `ending` is put behind it, and `field` is what
+    the row's column is called where the template says `instruction`. `{benchmark}` in the reader's
+    name is the benchmark's.
 
     Raises: ValueError naming file, key and what is expected.
     """
-    keys = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    keys = yaml.load(
+        path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )
     known = _OWN | {field.name for field in fields(Protocol)} - {"benchmark"}
     unknown = sorted(set(keys) - known)
     if unknown or not {"name", "benchmarks", "source"} <= set(keys):
@@ -146,19 +169,34 @@ def of_file(path: Path) -> list[Protocol]:
     if "field" in keys:
         prompt = prompt.replace("{instruction}", f"{{{keys['field']}}}")
     how = keys.get("decoding")
-    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items() if key not in _OWN}
-    given |= {"prompt": prompt, "decoding": Decoding(**how | {"stop": tuple(how.get("stop", ()))}) if how else None}
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in keys.items()
+        if key not in _OWN
+    }
+    given |= {
+        "prompt": prompt,
+        "decoding": Decoding(**how | {"stop": tuple(how.get("stop", ()))}) if how else None,
+    }
     made = []
     for benchmark in keys["benchmarks"]:
         reader = given.get("extractor", "text").replace("{benchmark}", benchmark)
-        made.append(_sound(path, Protocol(**given | {"extractor": reader}, benchmark=benchmark, name=keys["name"])))
+        made.append(
+            _sound(
+                path,
+                Protocol(**given | {"extractor": reader}, benchmark=benchmark, name=keys["name"]),
+            )
+        )
     return made
 
 
 def _sound(path: Path, protocol: Protocol) -> Protocol:
     for key, table in (("extractor", EXTRACTORS), ("truth", EXTRACTORS), ("comparer", COMPARERS)):
         if getattr(protocol, key) not in table:
-            raise ValueError(f"{path}: {key}={getattr(protocol, key)}; expected one of {', '.join(sorted(table))}")
+            raise ValueError(
+                f"{path}: {key}={getattr(protocol, key)}; expected one of"
+                f" {', '.join(sorted(table))}"
+            )
     return protocol
 
 
@@ -175,32 +213,50 @@ def names(benchmark: str) -> list[str]:
     """The protocols of a benchmark. Raises: ValueError where there is no such benchmark."""
     found = [name for of, name in PROTOCOLS if of == benchmark]
     if not found:
-        raise ValueError(f"benchmark {benchmark}: there is none of this name; expected {', '.join(sorted({of for of, _ in PROTOCOLS}))}")
+        raise ValueError(
+            f"benchmark {benchmark}: there is none of this name; expected"
+            f" {', '.join(sorted({of for of, _ in PROTOCOLS}))}"
+        )
     return found
 
 
 def find(benchmark: str, name: str) -> Protocol:
     """A protocol by name. Raises: ValueError that lists the names there are."""
     if (benchmark, name) not in PROTOCOLS:  # a user's own files may have come since
-        PROTOCOLS.update({key: protocol for key, protocol in _all().items() if key not in PROTOCOLS})
+        PROTOCOLS.update(
+            {key: protocol for key, protocol in _all().items() if key not in PROTOCOLS}
+        )
     if name not in names(benchmark):
         raise ValueError(f"task.protocol={name}: {benchmark} has {', '.join(names(benchmark))}")
     return PROTOCOLS[benchmark, name]
 
 
-# ---------------------------------------------------------------------------------------------------- MMLU's prompt
+# --------------------------------------------------------------------------------------------------
+# MMLU's prompt
 
 
-def mmlu_parts(protocol: Protocol, subject: str, row: Mapping[str, str], examples: Sequence[Mapping[str, str]]) -> list[str]:
-    """Hendrycks' prompt in its parts: a header that names the subject, `protocol.shots` solved examples, the question.
+def mmlu_parts(
+    protocol: Protocol, subject: str, row: Mapping[str, str], examples: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """Hendrycks' prompt in its parts: a header that names the subject, `protocol.shots` solved
+    examples, the question.
 
-    Two spaces before the subject, as the original's `format_subject` leaves them. Raises: ValueError where there are
-    fewer examples than shots.
+    Two spaces before the subject, as the original's `format_subject` leaves them. Raises:
+    ValueError where there are fewer examples than shots.
     """
     if len(examples) < protocol.shots:
-        raise ValueError(f"MMLU {subject}: {len(examples)} examples in its dev file; protocol {protocol.name} shows {protocol.shots}")
-    header = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
-    shown = [protocol.ask(**{**example, "shots": ""}) + f" {example['answer']}\n\n" for example in examples[: protocol.shots]]
+        raise ValueError(
+            f"MMLU {subject}: {len(examples)} examples in its dev file; protocol {protocol.name}"
+            f" shows {protocol.shots}"
+        )
+    header = (
+        "The following are multiple choice questions (with answers) about "
+        f" {subject.replace('_', ' ')}.\n\n"
+    )
+    shown = [
+        protocol.ask(**{**example, "shots": ""}) + f" {example['answer']}\n\n"
+        for example in examples[: protocol.shots]
+    ]
     return [header, *shown, protocol.ask(**{**row, "shots": ""})]
 
 

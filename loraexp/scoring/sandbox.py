@@ -1,8 +1,10 @@
-"""Run Python that a model wrote, inside bubblewrap: nothing of this machine to read, write, reach or exhaust.
+"""Run Python that a model wrote, inside bubblewrap: nothing of this machine to read, write, reach
+or exhaust.
 
-`jail` has the walls and the limits of a process; here the supervisor outside watches wall time, output and what all
-processes together hold, and ends the sandbox with everything that is in it. A whole program `passes` here by coming to
-its end. Tests that a program must not reach are run by `judge`.
+`jail` has the walls and the limits of a process; here the supervisor outside watches wall time,
+output and what all processes together hold, and ends the sandbox with everything that is in it. A
+whole program `passes` here by coming to its end. Tests that a program must not reach are run by
+`judge`.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class SandboxError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """`passed`: all went well to the end. `detail`: the last line that it wrote, or which limit it met.
+    """`passed`: all went well to the end. `detail`: the last line that it wrote, or which limit it
+    met.
 
     `inside`: the tests ran in the program's own process, which could therefore have read them.
     """
@@ -54,7 +57,8 @@ class Outcome:
         return self.status == "passed"
 
 
-# ---------------------------------------------------------------------------------------------------- is there one?
+# --------------------------------------------------------------------------------------------------
+# is there one?
 
 
 @cache
@@ -66,7 +70,9 @@ def problem() -> str | None:
     try:
         tried = _whole("pass", Limits(seconds=30.0), walled=True)
     except OSError as error:
-        return f"running generated code needs a sandbox, and bwrap does not start ({error}): {REMEDY}"
+        return (
+            f"running generated code needs a sandbox, and bwrap does not start ({error}): {REMEDY}"
+        )
     if not tried.passed:
         reason = tried.detail[:160]
         return f"running generated code needs a sandbox, and bwrap fails here ({reason}): {REMEDY}"
@@ -74,19 +80,23 @@ def problem() -> str | None:
 
 
 def require(unsafe_code: bool = False) -> None:
-    """Raises: SandboxError, saying how to get one, where there is no sandbox and `unsafe_code` is false."""
+    """Raises: SandboxError, saying how to get one, where there is no sandbox and `unsafe_code` is
+    false."""
     reason = None if unsafe_code else problem()
     if reason is not None:
         raise SandboxError(reason)
 
 
-# ---------------------------------------------------------------------------------------------------- running
+# --------------------------------------------------------------------------------------------------
+# running
 
 
 def run(program: str, *, limits: Limits | None = None, unsafe_code: bool = False) -> Outcome:
-    """Execute a Python program in a sandbox of its own; `passed` if it comes to its end without an exception.
+    """Execute a Python program in a sandbox of its own; `passed` if it comes to its end without an
+    exception.
 
-    `unsafe_code` runs it as an ordinary process of this user instead, with the same limits but no walls.
+    `unsafe_code` runs it as an ordinary process of this user instead, with the same limits but no
+    walls.
 
     Raises: SandboxError where there is no sandbox and `unsafe_code` is false.
     """
@@ -119,7 +129,12 @@ def _whole(program: str, limits: Limits, *, walled: bool) -> Outcome:
     if status == "failed" and cell.report.strip() == secret.encode():
         status = "passed"
     text = text_of(cell).replace(secret, "")
-    return Outcome(status, detail or ("" if status == "passed" else last_line(cell)), text, time.monotonic() - started)
+    return Outcome(
+        status,
+        detail or ("" if status == "passed" else last_line(cell)),
+        text,
+        time.monotonic() - started,
+    )
 
 
 def settle(cell: Cell) -> None:
@@ -135,11 +150,16 @@ def text_of(cell: Cell) -> str:
 
 def last_line(cell: Cell) -> str:
     text = text_of(cell)
-    return text.splitlines()[-1][:300] if text else f"ended early with status {cell.process.returncode}"
+    return (
+        text.splitlines()[-1][:300]
+        if text
+        else f"ended early with status {cell.process.returncode}"
+    )
 
 
 def watch(cells: Sequence[Cell], limits: Limits, started: float) -> tuple[Status, str]:
-    """Feed the jobs and read output until the last cell has reported or ended ("failed"), or any has met a limit."""
+    """Feed the jobs and read output until the last cell has reported or ended ("failed"), or any
+    has met a limit."""
     look = started + LOOK_EVERY
     with selectors.DefaultSelector() as selector:
         for cell in cells:
@@ -170,7 +190,10 @@ def _ending(cells: Sequence[Cell]) -> tuple[Status, str]:
     """It has ended: of itself, or by the kernel's hand."""
     for cell in cells:
         if cell.group is not None and cell.group.exceeded():
-            return "memory", f"more than {cell.limits.memory // MEBIBYTE} MiB in all processes together"
+            return (
+                "memory",
+                f"more than {cell.limits.memory // MEBIBYTE} MiB in all processes together",
+            )
     return "failed", ""
 
 
@@ -190,7 +213,8 @@ def _serve(selector: selectors.BaseSelector, key: selectors.SelectorKey, events:
         except BrokenPipeError:
             cell.job = b""
         if not cell.job:
-            selector.unregister(key.fileobj)  # and left open: its end would be the end of the sandbox
+            # and left open: its end would be the end of the sandbox
+            selector.unregister(key.fileobj)
         return
     piece = os.read(key.fd, 65536)
     if not piece:

@@ -1,4 +1,5 @@
-"""Which part of the work this process does: a function of the work alone, so that many processes find what one finds."""
+"""Which part of the work this process does: a function of the work alone, so that many processes
+find what one finds."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from torch import nn
 
 
 class Sharing(Protocol):
-    """The processes of a run, as far as scoring needs them (`loraexp.machine.processes.Processes`)."""
+    """The processes of a run, as far as scoring needs them
+    (`loraexp.machine.processes.Processes`)."""
 
     world: int
     rank: int
@@ -21,8 +23,9 @@ class Sharing(Protocol):
 def parts_of(processes: Sharing | None, model: nn.Module, count: int) -> list[int]:
     """The numbers of the parts, of `count`, that this process does: every world-th one.
 
-    A part is a whole batch, and the batches do not depend on the processes: their sums are the same to the digit.
-    Where processes hold the weights in pieces every one does all: they have to make each forward pass together.
+    A part is a whole batch, and the batches do not depend on the processes: their sums are the same
+    to the digit. Where processes hold the weights in pieces every one does all: they have to make
+    each forward pass together.
     """
     if processes is None or processes.world == 1 or sharded(model):
         return list(range(count))
@@ -30,6 +33,9 @@ def parts_of(processes: Sharing | None, model: nn.Module, count: int) -> list[in
 
 
 def sharded(model: nn.Module) -> bool:
-    """Whether processes share the weights, so that each needs every other one for a forward pass of its own."""
+    """Whether processes share the weights, so that each needs every other one for a forward pass of
+    its own."""
     whole = type(model).__name__ != "FullyShardedDataParallel"
-    return not whole or any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
+    return not whole or any(
+        type(parameter).__name__ == "DTensor" for parameter in model.parameters()
+    )

@@ -1,4 +1,5 @@
-"""What a process and all below it hold of this machine: memory, files in memory, sockets; and a control group for it."""
+"""What a process and all below it hold of this machine: memory, files in memory, sockets; and a
+control group for it."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def family(root: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Held:
-    """Of a sandbox: `memory` in bytes, `files` on its file systems in memory, `sockets` of its network."""
+    """Of a sandbox: `memory` in bytes, `files` on its file systems in memory, `sockets` of its
+    network."""
 
     memory: int
     files: int
@@ -39,10 +41,12 @@ class Held:
 
 
 def held(root: int, enough: int, walled: bool) -> Held:
-    """What a process and all below it hold; `walled`: those below it are in a sandbox, and it is not.
+    """What a process and all below it hold; `walled`: those below it are in a sandbox, and it is
+    not.
 
-    Memory is exact where more than `enough` bytes seem to be held, and else an upper bound, which is cheaper: pages that
-    several processes share count once (each has its part of them), and so do pages of files in memory that are mapped.
+    Memory is exact where more than `enough` bytes seem to be held, and else an upper bound, which
+    is cheaper: pages that several processes share count once (each has its part of them), and so do
+    pages of files in memory that are mapped.
     """
     below = family(root)
     numbers = [root, *below]
@@ -56,13 +60,16 @@ def held(root: int, enough: int, walled: bool) -> Held:
 
 def _resident(number: int) -> int:
     try:
-        return int(Path(f"/proc/{number}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path(f"/proc/{number}/statm").read_text().split()[1]) * os.sysconf(
+            "SC_PAGE_SIZE"
+        )
     except (OSError, IndexError):
         return 0
 
 
 def _share(number: int) -> tuple[int, int]:
-    """Bytes of a process's own and of memory that is shared as files are, each page divided by those who have it."""
+    """Bytes of a process's own and of memory that is shared as files are, each page divided by
+    those who have it."""
     try:
         lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
     except OSError:  # it has ended, or may not be looked at
@@ -73,7 +80,8 @@ def _share(number: int) -> tuple[int, int]:
 
 
 def _in_memory(numbers: Iterable[int]) -> tuple[int, int]:
-    """Bytes and files on the file systems that a sandbox may write to, seen through any of its processes."""
+    """Bytes and files on the file systems that a sandbox may write to, seen through any of its
+    processes."""
     for number in reversed(list(numbers)):
         try:
             seen = [os.statvfs(f"/proc/{number}/root/{folder}") for folder in ("tmp", "dev/shm")]
@@ -91,12 +99,14 @@ def _sockets(number: int) -> int:
         return 0
 
 
-# ---------------------------------------------------------------------------------------------------- control groups
+# --------------------------------------------------------------------------------------------------
+# control groups
 
 
 @dataclass(frozen=True)
 class Group:
-    """A control group of the kernel with a limit of memory, which no trick passes: version 2, or 1."""
+    """A control group of the kernel with a limit of memory, which no trick passes: version 2, or
+    1."""
 
     folder: Path
     version: int
@@ -125,12 +135,18 @@ class Group:
 
 
 def group(name: str, memory: int) -> Group | None:
-    """A new control group with a limit of memory, or None where none may be made (an ordinary user without delegation)."""
+    """A new control group with a limit of memory, or None where none may be made (an ordinary user
+    without delegation)."""
     for above, version in _above():
         folder = above / f"loraexp-{os.getpid()}-{name}"
-        limits = {"memory.max": memory, "memory.swap.max": 0, "memory.oom.group": 1} if version == 2 else {
-            "memory.limit_in_bytes": memory, "memory.memsw.limit_in_bytes": memory,
-        }  # fmt: skip
+        limits = (
+            {"memory.max": memory, "memory.swap.max": 0, "memory.oom.group": 1}
+            if version == 2
+            else {
+                "memory.limit_in_bytes": memory,
+                "memory.memsw.limit_in_bytes": memory,
+            }
+        )
         try:
             folder.mkdir()
         except OSError:
@@ -149,7 +165,8 @@ def group(name: str, memory: int) -> Group | None:
 
 
 def _above() -> list[tuple[Path, int]]:
-    """The control groups in which this process may have made one, with the version; the leftovers of dead ones go."""
+    """The control groups in which this process may have made one, with the version; the leftovers
+    of dead ones go."""
     try:
         lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:
@@ -159,7 +176,9 @@ def _above() -> list[tuple[Path, int]]:
         if number == "0":
             mine = CGROUPS / path.lstrip("/")
             delegated = [mine, *([mine.parent] if mine != CGROUPS else [])]
-            places += [(one, 2) for one in delegated if "memory" in _words(one / "cgroup.subtree_control")]
+            places += [
+                (one, 2) for one in delegated if "memory" in _words(one / "cgroup.subtree_control")
+            ]
         elif "memory" in controllers.split(","):
             mine = CGROUPS / "memory" / path.lstrip("/")
             places.append((mine if mine.exists() else CGROUPS / "memory", 1))

@@ -1,4 +1,5 @@
-"""What data-driven initializers read, collected layer by layer from the calibration batches within a memory budget."""
+"""What data-driven initializers read, collected layer by layer from the calibration batches within
+a memory budget."""
 
 from loraexp.statistics.cache import fingerprint
 from loraexp.statistics.calibration import Calibration, layer_generator, token_mask

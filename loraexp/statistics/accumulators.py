@@ -1,4 +1,5 @@
-"""Sums over calibration tokens: each is handed a layer's input `h` and output gradient `μ` as the pass brings them."""
+"""Sums over calibration tokens: each is handed a layer's input `h` and output gradient `μ` as the
+pass brings them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from loraexp.statistics.probes import Pass
 
 @dataclass
 class Mask:
-    """The unpadded tokens of a batch: `flags` (samples, tokens) and the positions of its True entries, flattened."""
+    """The unpadded tokens of a batch: `flags` (samples, tokens) and the positions of its True
+    entries, flattened."""
 
     flags: Tensor
     positions: Tensor
@@ -23,7 +25,8 @@ class Mask:
 
 @dataclass
 class Seen:
-    """One call of a layer: input `h` (…, d_in) and, in a backward pass, `mu` (…, d_out), the gradient at its output."""
+    """One call of a layer: input `h` (…, d_in) and, in a backward pass, `mu` (…, d_out), the
+    gradient at its output."""
 
     h: Tensor
     mu: Tensor
@@ -53,8 +56,9 @@ Vector = Literal["input", "output"]
 
 
 class Accumulator:
-    """A sum over calls. `on` names the passes that feed it (empty: a sweep that only runs forward); `sums` are its
-    tensors, which processes add up; `end_of_pass` follows each pass of each batch."""
+    """A sum over calls. `on` names the passes that feed it (empty: a sweep that only runs forward);
+    `sums` are its tensors, which processes add up; `end_of_pass` follows each pass of each
+    batch."""
 
     on: tuple[Pass, ...]
     sums: tuple[Tensor, ...]
@@ -67,9 +71,12 @@ class Accumulator:
 
 
 class Outer(Accumulator):
-    """`Lᵀ (Σ μ hᵀ) R`: the gradient, or with blocks L (d_out, a), R (d_in, b) a sketch of it that never forms it."""
+    """`Lᵀ (Σ μ hᵀ) R`: the gradient, or with blocks L (d_out, a), R (d_in, b) a sketch of it that
+    never forms it."""
 
-    def __init__(self, on: Pass, like: Tensor, left: Tensor | None = None, right: Tensor | None = None) -> None:
+    def __init__(
+        self, on: Pass, like: Tensor, left: Tensor | None = None, right: Tensor | None = None
+    ) -> None:
         self.on, self.left, self.right = (on,), left, right
         rows = like.shape[0] if left is None else left.shape[1]
         columns = like.shape[1] if right is None else right.shape[1]
@@ -86,7 +93,8 @@ class Outer(Accumulator):
             mu = mu @ self.left
         if self.right is not None:
             h = h @ self.right
-        if seen.mask is not None:  # on the thinner of the two, which is no copy of a whole activation
+        # on the thinner of the two, which is no copy of a whole activation
+        if seen.mask is not None:
             keep = seen.mask.flags.reshape(-1, 1)
             mu, h = (mu * keep, h) if mu.shape[1] < h.shape[1] else (mu, h * keep)
         self.sum.addmm_(mu.mT, h)
@@ -123,7 +131,8 @@ class InputMoment(Accumulator):
 
 
 class Pooled(Accumulator):
-    """Holds the pooled rows of a pass until every call of the layer was seen: one called twice is pooled over both."""
+    """Holds the pooled rows of a pass until every call of the layer was seen: one called twice is
+    pooled over both."""
 
     def __init__(self, on: Sequence[Pass], vector: Vector, like: Tensor) -> None:
         self.on, self.vector, self.dtype = tuple(on), vector, like.dtype
@@ -161,7 +170,14 @@ class Rows(Pooled):
 class PooledMoment(Pooled):
     """`Lᵀ M R` and `tr M` of `M = Σ_i v_i v_iᵀ`, `v_i` a sample's pooled row, in float64."""
 
-    def __init__(self, on: Sequence[Pass], vector: Vector, like: Tensor, left: Tensor | None = None, right: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        on: Sequence[Pass],
+        vector: Vector,
+        like: Tensor,
+        left: Tensor | None = None,
+        right: Tensor | None = None,
+    ) -> None:
         super().__init__(on, vector, like)
         self.left, self.right = left, right
         width = like.shape[1] if vector == "input" else like.shape[0]
@@ -180,14 +196,16 @@ class PooledMoment(Pooled):
 
 
 class TokenMoment(PooledMoment):
-    """The same of `M = Σ_i Σ_ω v_iω v_iωᵀ`, over unpadded tokens, for a layer whose pooled rows cancel."""
+    """The same of `M = Σ_i Σ_ω v_iω v_iωᵀ`, over unpadded tokens, for a layer whose pooled rows
+    cancel."""
 
     def add(self, seen: Seen) -> None:
         self.fold(seen.tokens(self.vector, self.dtype))
 
 
 class Cancellation(Pooled):
-    """`Σ_i ‖Σ_ω δ_iω‖²` and `Σ_i (Σ_ω ‖δ_iω‖)²`: does pooling over tokens leave anything but rounding?"""
+    """`Σ_i ‖Σ_ω δ_iω‖²` and `Σ_i (Σ_ω ‖δ_iω‖)²`: does pooling over tokens leave anything but
+    rounding?"""
 
     def __init__(self, on: Pass, like: Tensor) -> None:
         super().__init__((on,), "output", like)
@@ -200,7 +218,9 @@ class Cancellation(Pooled):
         super().add(seen)
         self.resolution = max(self.resolution, torch.finfo(seen.mu.dtype).eps)
         norms = torch.linalg.vector_norm(seen.mu, dim=-1, dtype=self.dtype).unsqueeze(-1)
-        own = Seen(norms, norms, seen.mask, seen.samples, seen.first_sample, seen.which).pooled("output", self.dtype)
+        own = Seen(norms, norms, seen.mask, seen.samples, seen.first_sample, seen.which).pooled(
+            "output", self.dtype
+        )
         self.lengths = own if self.lengths is None else self.lengths + own
 
     def fold(self, rows: Tensor) -> None:
@@ -209,7 +229,8 @@ class Cancellation(Pooled):
         self.lengths = None
 
     def cancels(self) -> bool:
-        """Whether `‖Σ_ω δ‖ ≤ max(1e-4, 4 ε) Σ_ω ‖δ‖` in root mean square, ε the resolution of μ's dtype."""
+        """Whether `‖Σ_ω δ‖ ≤ max(1e-4, 4 ε) Σ_ω ‖δ‖` in root mean square, ε the resolution of μ's
+        dtype."""
         threshold = max(1e-4, 4 * self.resolution)
         pooled, lengths = self.sum.tolist()
         return pooled <= threshold**2 * lengths and lengths > 0

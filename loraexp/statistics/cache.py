@@ -19,7 +19,9 @@ from loraexp.adapter.layer import Curvature
 from loraexp.adapter.linalg import SVD
 from loraexp.statistics.calibration import Batch
 
-VERSION = 2  # of the code that makes statistics: a change of what they hold, or of the mask rule, takes the next number
+# of the code that makes statistics: a change of what they hold, or of the mask rule, takes the next
+# number
+VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -67,7 +69,9 @@ def flat(statistics: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, An
     return {name: x.detach().cpu().contiguous() for name, x in tensors.items()}, rest
 
 
-def unflat(tensors: Mapping[str, Tensor], rest: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def unflat(
+    tensors: Mapping[str, Tensor], rest: Mapping[str, Any], device: torch.device
+) -> dict[str, Any]:
     """The statistics again, on `device`."""
     statistics: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
@@ -92,7 +96,8 @@ def _checksum(path: Path) -> str:
 
 
 class Entry:
-    """One cache entry: a folder with a file of tensors per layer and a manifest of their checksums."""
+    """One cache entry: a folder with a file of tensors per layer and a manifest of their
+    checksums."""
 
     def __init__(self, root: Path, digest: str, limit: int) -> None:
         self.folder, self.limit = root / digest, limit
@@ -107,7 +112,8 @@ class Entry:
         try:
             self.manifest = json.loads((self.folder / MANIFEST).read_text())
             good = list(self.manifest) == list(names) and all(
-                _checksum(self.folder / layer["file"]) == layer["checksum"] for layer in self.manifest.values()
+                _checksum(self.folder / layer["file"]) == layer["checksum"]
+                for layer in self.manifest.values()
             )
         except (OSError, ValueError, KeyError, TypeError):
             good = False
@@ -116,13 +122,15 @@ class Entry:
         return good
 
     def read(self, devices: Mapping[str, torch.device]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Layers and statistics, each on its layer's device; of an entry that `sound` has just approved."""
+        """Layers and statistics, each on its layer's device; of an entry that `sound` has just
+        approved."""
         for name, layer in self.manifest.items():
             tensors = load_file(self.folder / layer["file"])
             yield name, unflat(tensors, layer["rest"], devices[name])
 
     def add(self, name: str, statistics: Mapping[str, Any]) -> bool:
-        """Write a layer's statistics to the entry under construction; False where that would pass the limit."""
+        """Write a layer's statistics to the entry under construction; False where that would pass
+        the limit."""
         tensors, rest = flat(statistics)
         self.size += sum(x.nbytes for x in tensors.values())
         if self.size > self.limit:
@@ -130,11 +138,16 @@ class Entry:
         self.building.mkdir(parents=True, exist_ok=True)
         file = f"{len(self.manifest):05d}.safetensors"
         save_file(tensors, self.building / file)
-        self.manifest[name] = {"file": file, "rest": rest, "checksum": _checksum(self.building / file)}
+        self.manifest[name] = {
+            "file": file,
+            "rest": rest,
+            "checksum": _checksum(self.building / file),
+        }
         return True
 
     def commit(self) -> None:
-        """Make the entry visible at once, and remove the oldest others while the folder holds more than the limit."""
+        """Make the entry visible at once, and remove the oldest others while the folder holds more
+        than the limit."""
         (self.building / MANIFEST).write_text(json.dumps(self.manifest))
         self._make_room()
         try:

@@ -24,10 +24,15 @@ def check(
 ) -> None:
     unknown = needs - set(STATISTICS)
     if unknown:
-        raise ValueError(f"unknown statistics {sorted(unknown)}: expected some of {', '.join(STATISTICS)}")
+        raise ValueError(
+            f"unknown statistics {sorted(unknown)}: expected some of {', '.join(STATISTICS)}"
+        )
     for name, kind in (("leading_gradient", LeadingRequest), ("curvature", CurvatureRequest)):
         if name in needs and not isinstance(request.get(name), kind):
-            raise ValueError(f"{name} is needed and its request is {request.get(name)!r}: expected a {kind.__name__}")
+            raise ValueError(
+                f"{name} is needed and its request is {request.get(name)!r}: expected a"
+                f" {kind.__name__}"
+            )
     if mode not in ("eval", "train"):
         raise ValueError(f"init.mode={mode!r}: expected eval or train")
     if budget < 0:
@@ -41,15 +46,20 @@ def check_samples(samples: int, tokens: int, needs: frozenset[str], request: Req
     if samples == 0 and needs - {"population"}:
         raise ValueError("no calibration batches: expected at least one, set init.samples")
     curvature, leading = request.get("curvature"), request.get("leading_gradient")
-    if "curvature" in needs and isinstance(curvature, CurvatureRequest) and (curvature.m or 0) > samples:
+    if (
+        "curvature" in needs
+        and isinstance(curvature, CurvatureRequest)
+        and (curvature.m or 0) > samples
+    ):
         raise ValueError(
-            f"init.samples={samples}: too few for the curvature's {curvature.m} eigenvectors; expected at least "
-            f"{curvature.m} samples, raise init.samples or lower rank"
+            f"init.samples={samples}: too few for the curvature's {curvature.m} eigenvectors;"
+            f" expected at least {curvature.m} samples, raise init.samples or lower rank"
         )
     if "leading_gradient" in needs and isinstance(leading, LeadingRequest) and leading.k > tokens:
         raise ValueError(
-            f"init.samples={samples} with {tokens} tokens: too few for the {leading.k} leading singular vectors of the "
-            f"gradient; expected at least {leading.k} tokens, raise init.samples or lower rank"
+            f"init.samples={samples} with {tokens} tokens: too few for the {leading.k} leading"
+            f" singular vectors of the gradient; expected at least {leading.k} tokens, raise"
+            " init.samples or lower rank"
         )
 
 
@@ -58,29 +68,42 @@ def tokens_by_layer(sweeper: Sweeper) -> dict[str, int]:
     those of the encoder.
     """
     sources = {
-        name: [mask_source(name, batch, sweeper.encoder_decoder) for batch in sweeper.calibration.batches] for name in sweeper.targets
+        name: [
+            mask_source(name, batch, sweeper.encoder_decoder)
+            for batch in sweeper.calibration.batches
+        ]
+        for name in sweeper.targets
     }
     counted: dict[tuple[str | None, ...], int] = {}
     for which in set(map(tuple, sources.values())):
         pairs = zip(which, sweeper.calibration.batches, strict=True)
         counted[which] = sum(tokens_in(batch, source) for source, batch in pairs)
     own = {name: counted[tuple(which)] for name, which in sources.items()}
-    return {name: sum(share[name] for share in shares) for shares in [gathered(own)] for name in own}
+    return {
+        name: sum(share[name] for share in shares) for shares in [gathered(own)] for name in own
+    }
 
 
-def warn_of_few_tokens(tokens: Mapping[str, int], needs: frozenset[str], request: Request, rank: int) -> None:
+def warn_of_few_tokens(
+    tokens: Mapping[str, int], needs: frozenset[str], request: Request, rank: int
+) -> None:
     """A gradient is a sum of one outer product a token: with fewer tokens than the rank, what is
     left is rounding.
     """
     if needs.isdisjoint({"gradient", "leading_gradient", "summed_gradient", "curvature"}):
         return
     asked = request.get("leading_gradient")
-    directions = max(rank, asked.k) if "leading_gradient" in needs and isinstance(asked, LeadingRequest) else rank
+    directions = (
+        max(rank, asked.k)
+        if "leading_gradient" in needs and isinstance(asked, LeadingRequest)
+        else rank
+    )
     for count in sorted({count for count in tokens.values() if count < directions}):
         first, *others = (name for name, own in tokens.items() if own == count)
         also = f" (and {len(others)} more, the last {others[-1]})" if others else ""
         warnings.warn(
-            f"layer {first}{also}: the calibration rows bring it {count} tokens, so its gradient has at most {count} "
-            f"directions, and rank={rank} takes {directions}: the others are rounding; raise init.samples or lower rank",
+            f"layer {first}{also}: the calibration rows bring it {count} tokens, so its gradient"
+            f" has at most {count} directions, and rank={rank} takes {directions}: the others are"
+            " rounding; raise init.samples or lower rank",
             stacklevel=3,
         )

@@ -1,4 +1,5 @@
-"""Collecting just the statistics that an initializer needs, layer by layer, within a budget of memory."""
+"""Collecting just the statistics that an initializer needs, layer by layer, within a budget of
+memory."""
 
 from __future__ import annotations
 
@@ -18,7 +19,13 @@ from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.statistics import cache as disk
 from loraexp.statistics.accumulators import Accumulator, Diagonal, InputMoment, Outer
 from loraexp.statistics.calibration import Calibration, layer_generator
-from loraexp.statistics.checks import Request, check, check_samples, tokens_by_layer, warn_of_few_tokens
+from loraexp.statistics.checks import (
+    Request,
+    check,
+    check_samples,
+    tokens_by_layer,
+    warn_of_few_tokens,
+)
 from loraexp.statistics.curvature import cancelling, collect_curvature
 from loraexp.statistics.hooks import Sweeper, distributed, gathered
 from loraexp.statistics.plan import Plan, Size, plan
@@ -31,9 +38,9 @@ MATRICES = frozenset({"gradient", "summed_gradient", "input_moment", "output_mom
 class Report:
     """What collecting cost; complete when the last layer has been taken.
 
-    `forward_sweeps`: forward and backward passes over the samples, each counted as one; `backward_sweeps`: the latter
-    alone; `seconds`: without the time
-    that the caller takes between layers; `peak_bytes`: of the process on a CPU, of the device's allocations elsewhere.
+    `forward_sweeps`: forward and backward passes over the samples, each counted as one;
+    `backward_sweeps`: the latter alone; `seconds`: without the time that the caller takes between
+    layers; `peak_bytes`: of the process on a CPU, of the device's allocations elsewhere.
     """
 
     way: str = ""
@@ -77,28 +84,36 @@ def collect(
     cache_limit: int = 2**31,
     progress: Callable[[int, int], None] | None = None,
 ) -> Collected:
-    """Collect `needs` for every target (name → linear module inside the model) from the calibration batches.
+    """Collect `needs` for every target (name → linear module inside the model) from the calibration
+    batches.
 
-    With `L = (1/n) Σ_i L_i` as `calibration.weighting` has it: `gradient`, `leading_gradient`, the core of `curvature`:
-    of L. `summed_gradient`: of `Σ_i L_i`. `input_moment` `E[h hᵀ]`, `output_moment` `E[μ²]`: means over unpadded tokens,
-    μ of the sample's own loss L_i. All in float32 or better, and none depends on padding, on how the samples are split
-    into batches, or on the number of processes.
-    `request` holds the sizes that `leading_gradient` and `curvature` are asked for. `budget`: bytes for the statistics'
-    own state, beyond model and activations; `plan` says what it does. The model's flags and hooks and the global random
-    state are as before whenever no batch is being run. `cache_key` says what else the statistics depend on and the
+    With `L = (1/n) Σ_i L_i` as `calibration.weighting` has it: `gradient`, `leading_gradient`, the
+    core of `curvature`: of L. `summed_gradient`: of `Σ_i L_i`. `input_moment` `E[h hᵀ]`,
+    `output_moment` `E[μ²]`: means over unpadded tokens, μ of the sample's own loss L_i. All in
+    float32 or better, and none depends on padding, on how the samples are split into batches, or on
+    the number of processes. `request` holds the sizes that `leading_gradient` and `curvature` are
+    asked for. `budget`: bytes for the statistics' own state, beyond model and activations; `plan`
+    says what it does. The model's flags and hooks and the global random state are as before
+    whenever no batch is being run. `cache_key` says what else the statistics depend on and the
     batches do not show: `fingerprint(model)`, task, loss. `rank`: of the factors that will be made.
 
-    Warns for a layer that sees fewer tokens than the directions that its factors take of a gradient.
-    Raises ValueError for an unknown statistic, a missing request, no batches, too few samples for the rank;
-    FloatingPointError naming batch and layer for a statistic that is not finite.
+    Warns for a layer that sees fewer tokens than the directions that its factors take of a
+    gradient. Raises ValueError for an unknown statistic, a missing request, no batches, too few
+    samples for the rank; FloatingPointError naming batch and layer for a statistic that is not
+    finite.
     """
     check(targets, calibration, needs, request, budget, mode)
-    loss = request["curvature"].loss if isinstance(request.get("curvature"), CurvatureRequest) else "squared"  # type: ignore[union-attr]
+    curvature = request.get("curvature")
+    loss = curvature.loss if isinstance(curvature, CurvatureRequest) else "squared"
     sweeper = Sweeper(model, targets, calibration, mode, seed, loss, progress)
     check_samples(sweeper.samples, sweeper.tokens, needs, request)
     warn_of_few_tokens(tokens_by_layer(sweeper), needs, request, rank)
     of_loss = needs - {"population", "input_moment"}
-    report = Report(samples=sweeper.samples, tokens=sweeper.tokens, weighting=calibration.weighting if of_loss else "")
+    report = Report(
+        samples=sweeper.samples,
+        tokens=sweeper.tokens,
+        weighting=calibration.weighting if of_loss else "",
+    )
     entry = None
     if cache is not None and needs - {"population"}:
         parts = {
@@ -109,21 +124,34 @@ def collect(
             "request": {name: asdict(asked) for name, asked in request.items() if name in needs},
             "mode": mode,
             "weighting": "samples" if sweeper.by_sample else "tokens",
-            "seed": seed if mode == "train" or not needs.isdisjoint({"leading_gradient", "curvature"}) else None,
+            "seed": (
+                seed
+                if mode == "train" or not needs.isdisjoint({"leading_gradient", "curvature"})
+                else None
+            ),
             "dtypes": [str(parameter.dtype) for parameter in model.parameters()],
         }
         entry = disk.Entry(cache, disk.key(parts), cache_limit)
-    return Collected(measured(layers(sweeper, needs, request, budget, entry, report), report, sweeper), report)
+    return Collected(
+        measured(layers(sweeper, needs, request, budget, entry, report), report, sweeper), report
+    )
 
 
 def layers(
-    sweeper: Sweeper, needs: frozenset[str], request: Request, budget: int, entry: disk.Entry | None, report: Report
+    sweeper: Sweeper,
+    needs: frozenset[str],
+    request: Request,
+    budget: int,
+    entry: disk.Entry | None,
+    report: Report,
 ) -> Iterator[Layer]:
     """The layers from the cache, or fresh ones, which go there."""
     population = {"population": sweeper.calibration.population} if "population" in needs else {}
     if entry is not None and all(gathered(entry.sound(list(sweeper.targets)))):
         report.cache_hit, report.way = True, "read from the cache"
-        devices = {name: like(module, sweeper.device).device for name, module in sweeper.targets.items()}
+        devices = {
+            name: like(module, sweeper.device).device for name, module in sweeper.targets.items()
+        }
         found = entry.read(devices)
     else:
         fresh = statistics(sweeper, needs, request, budget, report)
@@ -131,19 +159,25 @@ def layers(
     for name, values in found:
         if "curvature" in values and values["curvature"].notes:
             report.notes[name] = values["curvature"].notes
-        layer = Layer(name=name, W=weight(sweeper.targets[name], sweeper.device), **values, **population)
+        layer = Layer(
+            name=name, W=weight(sweeper.targets[name], sweeper.device), **values, **population
+        )
         del values
         yield layer
 
 
-def recorded(found: Iterator[tuple[str, dict[str, Any]]], entry: disk.Entry, report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+def recorded(
+    found: Iterator[tuple[str, dict[str, Any]]], entry: disk.Entry, report: Report
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Pass the statistics on and write them to the cache; one process writes for all."""
     writing = not distributed() or torch.distributed.get_rank() == 0
     entry.manifest = {}
     try:
         for name, values in found:
             if writing and not entry.add(name, values):
-                report.cache_note = f"not cached: larger than the cache's limit of {entry.limit} bytes"
+                report.cache_note = (
+                    f"not cached: larger than the cache's limit of {entry.limit} bytes"
+                )
                 writing = False
                 entry.discard()
             yield name, values
@@ -157,25 +191,34 @@ def recorded(found: Iterator[tuple[str, dict[str, Any]]], entry: disk.Entry, rep
 def statistics(
     sweeper: Sweeper, needs: frozenset[str], request: Request, budget: int, report: Report
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every layer's statistics from sweeps, a group of layers at a time where whole matrices are held."""
+    """Every layer's statistics from sweeps, a group of layers at a time where whole matrices are
+    held."""
     likes = {name: like(module, sweeper.device) for name, module in sweeper.targets.items()}
     unpooled = cancelling(sweeper, likes) if "curvature" in needs else frozenset()
-    known = {n: Size(x.shape[0], x.shape[1], x.element_size(), n in unpooled) for n, x in likes.items()}
+    known = {
+        n: Size(x.shape[0], x.shape[1], x.element_size(), n in unpooled) for n, x in likes.items()
+    }
     chosen = plan(known, needs, request, sweeper.samples, budget)
     report.way, report.state_bytes = str(chosen), chosen.bytes
-    sweeper.expected_batches = sweeper.done_batches + chosen.visits * len(sweeper.calibration.batches)
+    sweeper.expected_batches = sweeper.done_batches + chosen.visits * len(
+        sweeper.calibration.batches
+    )
 
     small: dict[str, dict[str, Any]] = {name: {} for name in likes}
     if chosen.curvature is not None:
         asked = request["curvature"]
         assert isinstance(asked, CurvatureRequest)
-        for name, curvature in collect_curvature(sweeper, likes, unpooled, asked, chosen.curvature).items():
+        for name, curvature in collect_curvature(
+            sweeper, likes, unpooled, asked, chosen.curvature
+        ).items():
             small[name]["curvature"] = curvature
     if chosen.leading == "sketched":
         for name, factors in sketched_leading(sweeper, likes, request).items():
             small[name]["leading_gradient"] = factors
     for names in chosen.groups:
-        yield from whole_matrices(sweeper, {n: likes[n] for n in names}, needs, request, chosen, small)
+        yield from whole_matrices(
+            sweeper, {n: likes[n] for n in names}, needs, request, chosen, small
+        )
 
 
 def whole_matrices(
@@ -186,7 +229,8 @@ def whole_matrices(
     chosen: Plan,
     small: dict[str, dict[str, Any]],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """One sweep for the whole matrices of a group of layers; each is let go of before the next layer is asked for."""
+    """One sweep for the whole matrices of a group of layers; each is let go of before the next
+    layer is asked for."""
     wanted = (needs & MATRICES) | ({"gradient"} if chosen.leading == "whole" else set())
     make: dict[str, Callable[[Tensor], Accumulator]] = {
         "gradient": lambda x: Outer(LOSS, x),
@@ -195,7 +239,11 @@ def whole_matrices(
         "output_moment": lambda x: Diagonal(LOSS, x),
     }
     order = [statistic for statistic in make if statistic in wanted]
-    sums = sweeper.run(lambda: {n: [make[s](x) for s in order] for n, x in likes.items()}) if order else {}
+    sums = (
+        sweeper.run(lambda: {n: [make[s](x) for s in order] for n, x in likes.items()})
+        if order
+        else {}
+    )
     for name in likes:
         values = small.pop(name)
         for statistic, accumulator in zip(order, sums.pop(name, []), strict=True):
@@ -204,7 +252,9 @@ def whole_matrices(
             asked = request["leading_gradient"]
             assert isinstance(asked, LeadingRequest)
             generator = layer_generator(sweeper.seed, name)
-            leading = randomized_svd(values["gradient"], asked.k, asked.oversample, asked.iterations, generator)
+            leading = randomized_svd(
+                values["gradient"], asked.k, asked.oversample, asked.iterations, generator
+            )
             values["leading_gradient"] = compact(leading)
             values["gradient_norm"] = torch.linalg.matrix_norm(values["gradient"])
             if "gradient" not in needs:
@@ -216,7 +266,8 @@ def whole_matrices(
 def scaled(statistic: str, accumulator: Accumulator, sweeper: Sweeper) -> Tensor:
     """A sum over the terms of the loss as the statistic that it stands for, in its own memory.
 
-    The terms are label tokens where they are not samples: the sample's own loss `L_i` is then their sum times n/ΣT.
+    The terms are label tokens where they are not samples: the sample's own loss `L_i` is then their
+    sum times n/ΣT.
     """
     total, *count = accumulator.sums
     share = sweeper.samples / max(sweeper.losses, 1)  # n/ΣT; 1 where the terms are the samples
@@ -228,13 +279,22 @@ def scaled(statistic: str, accumulator: Accumulator, sweeper: Sweeper) -> Tensor
     return total.mul_(share**2) if statistic == "output_moment" else total
 
 
-def sketched_leading(sweeper: Sweeper, likes: Mapping[str, Tensor], request: Request) -> dict[str, SVD]:
-    """The leading singular triplets of every gradient without a whole one: products of all layers, a sweep for each."""
+def sketched_leading(
+    sweeper: Sweeper, likes: Mapping[str, Tensor], request: Request
+) -> dict[str, SVD]:
+    """The leading singular triplets of every gradient without a whole one: products of all layers,
+    a sweep for each."""
     asked = request["leading_gradient"]
     assert isinstance(asked, LeadingRequest)
     steps = {
         name: randomized_svd_steps(
-            x.shape[0], x.shape[1], asked.k, asked.oversample, asked.iterations, layer_generator(sweeper.seed, name), x
+            x.shape[0],
+            x.shape[1],
+            asked.k,
+            asked.oversample,
+            asked.iterations,
+            layer_generator(sweeper.seed, name),
+            x,
         )
         for name, x in likes.items()
     }
@@ -244,7 +304,10 @@ def sketched_leading(sweeper: Sweeper, likes: Mapping[str, Tensor], request: Req
         current = products
 
         def make(current: Mapping[str, Product] = current) -> dict[str, list[Accumulator]]:
-            return {name: [Outer(LOSS, likes[name], **{product.side: product.block})] for name, product in current.items()}
+            return {
+                name: [Outer(LOSS, likes[name], **{product.side: product.block})]
+                for name, product in current.items()
+            }
 
         sums = sweeper.run(make)
         products = {}
@@ -269,7 +332,8 @@ def sizes(module: nn.Module) -> tuple[int, int]:
 
 @torch.no_grad()
 def weight(module: nn.Module, device: torch.device) -> Tensor:
-    """The frozen weight (d_out, d_in) of a linear module; of a packed, quantised one, what it does to unit vectors."""
+    """The frozen weight (d_out, d_in) of a linear module; of a packed, quantised one, what it does
+    to unit vectors."""
     stored = module.weight
     if isinstance(stored, Tensor) and stored.is_floating_point():
         return stored.detach()
@@ -278,7 +342,8 @@ def weight(module: nn.Module, device: torch.device) -> Tensor:
 
 
 def like(module: nn.Module, device: torch.device) -> Tensor:
-    """A (d_out, d_in) tensor without memory, of the module's device and the dtype that its statistics are summed in."""
+    """A (d_out, d_in) tensor without memory, of the module's device and the dtype that its
+    statistics are summed in."""
     stored = next(module.parameters(), torch.empty(0, device=device))
     dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
     return torch.zeros((), dtype=dtype, device=stored.device).expand(sizes(module))

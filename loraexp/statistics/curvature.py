@@ -1,8 +1,9 @@
-"""CG-LoRA's statistics: the leading eigenvectors of both curvature factors of a layer, and the gradient in them.
+"""CG-LoRA's statistics: the leading eigenvectors of both curvature factors of a layer, and the
+gradient in them.
 
-Three ways to the same numbers. "whole": one sweep holds the pooled rows and the whole gradient of every layer.
-"pooled": one sweep holds the pooled rows, a second projects the gradient. "sketched": every sweep holds sketches alone,
-so memory does not depend on the number of samples.
+Three ways to the same numbers. "whole": one sweep holds the pooled rows and the whole gradient of
+every layer. "pooled": one sweep holds the pooled rows, a second projects the gradient. "sketched":
+every sweep holds sketches alone, so memory does not depend on the number of samples.
 """
 
 from __future__ import annotations
@@ -33,14 +34,16 @@ CANCELS = "pooled output gradients cancel (as those of attention keys do): T is 
 
 
 class Ask(NamedTuple):
-    """What a subspace iteration asks of a symmetric `M`: `M @ block`, or with `project` `blockᵀ M block`."""
+    """What a subspace iteration asks of a symmetric `M`: `M @ block`, or with `project` `blockᵀ M
+    block`."""
 
     project: bool
     block: Tensor
 
 
 class Basis(NamedTuple):
-    """Leading eigenvectors `U = Q rotation` (d, m) and eigenvalues `D` (m,), descending, in float64."""
+    """Leading eigenvectors `U = Q rotation` (d, m) and eigenvalues `D` (m,), descending, in
+    float64."""
 
     Q: Tensor
     rotation: Tensor
@@ -53,7 +56,8 @@ class Basis(NamedTuple):
 
 @dataclass(frozen=True)
 class Weight:
-    """A layer as the statistics see it: `like` is an empty (d_out, d_in) of its device and accumulation dtype."""
+    """A layer as the statistics see it: `like` is an empty (d_out, d_in) of its device and
+    accumulation dtype."""
 
     name: str
     like: Tensor
@@ -63,10 +67,14 @@ class Weight:
 Steps = Generator[Ask, Tensor, Basis]
 
 
-def subspace_steps(dimension: int, m: int, iterations: int, generator: torch.Generator, like: Tensor) -> Steps:
-    """Subspace iteration with Rayleigh-Ritz of a positive matrix known through its products (CG-LoRA, Algorithm 1).
+def subspace_steps(
+    dimension: int, m: int, iterations: int, generator: torch.Generator, like: Tensor
+) -> Steps:
+    """Subspace iteration with Rayleigh-Ritz of a positive matrix known through its products
+    (CG-LoRA, Algorithm 1).
 
-    `Y = M Ω`, QR, `iterations` times, then the eigenvectors of `Qᵀ M Q`. Reference: `torch.linalg.eigh`.
+    `Y = M Ω`, QR, `iterations` times, then the eigenvectors of `Qᵀ M Q`. Reference:
+    `torch.linalg.eigh`.
     """
     Q = double(gaussian(dimension, min(m, dimension), generator, like))
     for _ in range(iterations):
@@ -87,12 +95,16 @@ def solve(steps: Steps, answer: Callable[[Ask], Tensor]) -> Basis:
 
 
 class Factor:
-    """One curvature factor of a layer, `S` ("input") or `T` ("output"): where it comes from and its basis."""
+    """One curvature factor of a layer, `S` ("input") or `T` ("output"): where it comes from and its
+    basis."""
 
-    def __init__(self, weight: Weight, vector: Vector, request: CurvatureRequest, seed: int) -> None:
+    def __init__(
+        self, weight: Weight, vector: Vector, request: CurvatureRequest, seed: int
+    ) -> None:
         self.vector, self.like, self.request = vector, weight.like, request
         probes = probe_passes(request)
-        self.on = probes[:1] if vector == "input" else probes  # every probe of a batch sees the same inputs
+        # every probe of a batch sees the same inputs
+        self.on = probes[:1] if vector == "input" else probes
         self.dimension = weight.like.shape[1] if vector == "input" else weight.like.shape[0]
         self.moment = TokenMoment if vector == "output" and weight.unpooled else PooledMoment
         self.generator = layer_generator(seed, weight.name, f"curvature {vector}")
@@ -100,22 +112,29 @@ class Factor:
 
     def steps(self) -> Steps:
         assert self.request.m is not None
-        return subspace_steps(self.dimension, self.request.m, self.request.iterations, self.generator, self.like)
+        return subspace_steps(
+            self.dimension, self.request.m, self.request.iterations, self.generator, self.like
+        )
 
     def held(self, samples: int) -> Accumulator:
-        """What the ways "whole" and "pooled" hold of the factor: pooled rows, or the moment itself over tokens."""
+        """What the ways "whole" and "pooled" hold of the factor: pooled rows, or the moment itself
+        over tokens."""
         if self.moment is TokenMoment:
             return TokenMoment(self.on, self.vector, self.like)
         return Rows(self.on, self.vector, self.like, samples)
 
     def basis(self, held: Accumulator) -> tuple[Basis, float]:
-        """Eigenvectors and trace of what `held` holds; exact ones from an SVD of the rows, which is not squared."""
+        """Eigenvectors and trace of what `held` holds; exact ones from an SVD of the rows, which is
+        not squared."""
         exact = self.request.bases == "exact" or self.request.m is None
         if isinstance(held, Rows):
             rows = double(held.rows.flatten(0, 1))
             trace = rows.square().sum().item()
             if exact:
-                Vh, singular = (decomposed := torch.linalg.svd(rows, full_matrices=False)).Vh, decomposed.S
+                Vh, singular = (
+                    (decomposed := torch.linalg.svd(rows, full_matrices=False)).Vh,
+                    decomposed.S,
+                )
                 return truncated(Vh.mT, singular.square(), self.request.m), trace
             return solve(self.steps(), lambda ask: rows_answer(rows, ask)), trace
         assert isinstance(held, TokenMoment)
@@ -144,17 +163,28 @@ FEW = 2  # samples that tell whether the pooled δ of a layer cancels
 
 
 def cancelling(sweeper: Sweeper, likes: Mapping[str, Tensor]) -> frozenset[str]:
-    """The layers whose output gradients sum to nothing over each sample's tokens, seen on the first few samples.
+    """The layers whose output gradients sum to nothing over each sample's tokens, seen on the first
+    few samples.
 
-    A softmax ignores a shift of all keys, so the pooled δ of a key projection is rounding; see `Cancellation.cancels`.
-    It is rounding for every sample or for none: two of them tell as much as all, at the cost of two.
+    A softmax ignores a shift of all keys, so the pooled δ of a key projection is rounding; see
+    `Cancellation.cancels`. It is rounding for every sample or for none: two of them tell as much as
+    all, at the cost of two.
     """
-    sums = sweeper.run(lambda: {name: [Cancellation(Pass("probe"), like)] for name, like in likes.items()}, first_samples=FEW)
-    return frozenset(name for name, (seen,) in sums.items() if isinstance(seen, Cancellation) and seen.cancels())
+    sums = sweeper.run(
+        lambda: {name: [Cancellation(Pass("probe"), like)] for name, like in likes.items()},
+        first_samples=FEW,
+    )
+    return frozenset(
+        name for name, (seen,) in sums.items() if isinstance(seen, Cancellation) and seen.cancels()
+    )
 
 
 def collect_curvature(
-    sweeper: Sweeper, likes: Mapping[str, Tensor], unpooled: frozenset[str], request: CurvatureRequest, way: str
+    sweeper: Sweeper,
+    likes: Mapping[str, Tensor],
+    unpooled: frozenset[str],
+    request: CurvatureRequest,
+    way: str,
 ) -> dict[str, Curvature]:
     """Every layer's `Curvature`, in the way that the plan chose."""
     weights = [Weight(name, like, name in unpooled) for name, like in likes.items()]
@@ -162,10 +192,16 @@ def collect_curvature(
     return collector(sweeper, weights, request, way == "whole")
 
 
-def collect_held(sweeper: Sweeper, weights: list[Weight], request: CurvatureRequest, whole: bool) -> dict[str, Curvature]:
-    """One sweep for the rows that span the bases; gradient and Θ come along whole, or projected in a second sweep."""
+def collect_held(
+    sweeper: Sweeper, weights: list[Weight], request: CurvatureRequest, whole: bool
+) -> dict[str, Curvature]:
+    """One sweep for the rows that span the bases; gradient and Θ come along whole, or projected in
+    a second sweep."""
     thetas = theta_passes(request)
-    factors = {w.name: [Factor(w, vector, request, sweeper.seed) for vector in ("input", "output")] for w in weights}
+    factors = {
+        w.name: [Factor(w, vector, request, sweeper.seed) for vector in ("input", "output")]
+        for w in weights
+    }
 
     def first_sweep() -> dict[str, list[Accumulator]]:
         sums: dict[str, list[Accumulator]] = {}
@@ -179,35 +215,57 @@ def collect_held(sweeper: Sweeper, weights: list[Weight], request: CurvatureRequ
         return sums
 
     held = sweeper.run(first_sweep)
-    found = {w.name: [f.basis(h) for f, h in zip(factors[w.name], held[w.name], strict=False)] for w in weights}
+    found = {
+        w.name: [f.basis(h) for f, h in zip(factors[w.name], held[w.name], strict=False)]
+        for w in weights
+    }
     if whole:
-        cores = {name: whole_core(pair, held.pop(name)[2:], sweeper) for name, pair in found.items()}
+        cores = {
+            name: whole_core(pair, held.pop(name)[2:], sweeper) for name, pair in found.items()
+        }
         return {w.name: assemble(w, request, found[w.name], *cores[w.name]) for w in weights}
     del held
 
     def second_sweep() -> dict[str, list[Accumulator]]:
-        return {w.name: projections(w, thetas, found[w.name][0][0].U, found[w.name][1][0].U) for w in weights}
+        return {
+            w.name: projections(w, thetas, found[w.name][0][0].U, found[w.name][1][0].U)
+            for w in weights
+        }
 
     projected = sweeper.run(second_sweep)
-    return {w.name: assemble(w, request, found[w.name], *projected_core(projected[w.name], sweeper)) for w in weights}
+    return {
+        w.name: assemble(w, request, found[w.name], *projected_core(projected[w.name], sweeper))
+        for w in weights
+    }
 
 
-def collect_sketched(sweeper: Sweeper, weights: list[Weight], request: CurvatureRequest, whole: bool = False) -> dict[str, Curvature]:
-    """`q` sweeps of sketches `M Ω`, and one for `Qᵀ M Q` together with `Q_Tᵀ G Q_S`, rotated to eigenvectors after it."""
+def collect_sketched(
+    sweeper: Sweeper, weights: list[Weight], request: CurvatureRequest, whole: bool = False
+) -> dict[str, Curvature]:
+    """`q` sweeps of sketches `M Ω`, and one for `Qᵀ M Q` together with `Q_Tᵀ G Q_S`, rotated to
+    eigenvectors after it."""
     thetas = theta_passes(request)
-    factors = {w.name: [Factor(w, vector, request, sweeper.seed) for vector in ("input", "output")] for w in weights}
+    factors = {
+        w.name: [Factor(w, vector, request, sweeper.seed) for vector in ("input", "output")]
+        for w in weights
+    }
     steps = {name: [factor.steps() for factor in pair] for name, pair in factors.items()}
     asks = {name: [next(step) for step in pair] for name, pair in steps.items()}
 
     def moments(name: str) -> list[Accumulator]:
         return [
-            factor.moment(factor.on, factor.vector, factor.like, ask.block if ask.project else None, ask.block)
+            factor.moment(
+                factor.on, factor.vector, factor.like, ask.block if ask.project else None, ask.block
+            )
             for factor, ask in zip(factors[name], asks[name], strict=True)
         ]
 
     for _ in range(request.iterations):
         sums = sweeper.run(lambda: {w.name: moments(w.name) for w in weights})
-        asks = {name: [step.send(moment.sums[0]) for step, moment in zip(pair, sums[name], strict=True)] for name, pair in steps.items()}
+        asks = {
+            name: [step.send(moment.sums[0]) for step, moment in zip(pair, sums[name], strict=True)]
+            for name, pair in steps.items()
+        }
 
     def last_sweep() -> dict[str, list[Accumulator]]:
         blocks = {name: [ask.block for ask in pair] for name, pair in asks.items()}
@@ -238,7 +296,8 @@ def solve_last(steps: Steps, answer: Tensor) -> Basis:
 
 
 def projections(w: Weight, thetas: tuple[Pass, ...], U_S: Tensor, U_T: Tensor) -> list[Accumulator]:
-    """`U_Tᵀ G U_S`, accumulated as `Σ (U_Tᵀ μ)(U_Sᵀ h)ᵀ`, and `U_Tᵀ Θ U_T` where there are probes for it."""
+    """`U_Tᵀ G U_S`, accumulated as `Σ (U_Tᵀ μ)(U_Sᵀ h)ᵀ`, and `U_Tᵀ Θ U_T` where there are probes
+    for it."""
     sums: list[Accumulator] = [Outer(LOSS, w.like, left=U_T.to(w.like), right=U_S.to(w.like))]
     if thetas:
         moment = TokenMoment if w.unpooled else PooledMoment
@@ -252,7 +311,9 @@ def projected_core(sums: list[Accumulator], sweeper: Sweeper) -> tuple[Tensor, T
     return core, sums[1].sums[0] if len(sums) > 1 else None
 
 
-def whole_core(found: list[tuple[Basis, float]], sums: list[Accumulator], sweeper: Sweeper) -> tuple[Tensor, Tensor | None]:
+def whole_core(
+    found: list[tuple[Basis, float]], sums: list[Accumulator], sweeper: Sweeper
+) -> tuple[Tensor, Tensor | None]:
     """The same from the whole gradient and the rows, or the moment, of Θ."""
     U_S, U_T = (basis.U for basis, _ in found)
     core = U_T.mT @ double(sums[0].sums[0]) @ U_S / sweeper.losses
@@ -264,7 +325,13 @@ def whole_core(found: list[tuple[Basis, float]], sums: list[Accumulator], sweepe
     return core, matrix_answer(sums[1].sums[0], ask)
 
 
-def assemble(w: Weight, request: CurvatureRequest, found: list[tuple[Basis, float]], core: Tensor, theta: Tensor | None) -> Curvature:
+def assemble(
+    w: Weight,
+    request: CurvatureRequest,
+    found: list[tuple[Basis, float]],
+    core: Tensor,
+    theta: Tensor | None,
+) -> Curvature:
     """The result in the accumulation dtype; T and Θ are means over probes."""
     (S, trace_S), (T, trace_T) = found
     d_out, d_in = w.like.shape

@@ -27,8 +27,9 @@ Sums = dict[str, list[Accumulator]]
 
 @contextmanager
 def prepared(model: nn.Module, mode: Literal["eval", "train"]) -> Iterator[None]:
-    """Within: no parameter requires a gradient, so backward passes compute those of activations only, and dropout is
-    off ("eval") or on ("train"). Every flag is as it was afterwards, also when a batch raises."""
+    """Within: no parameter requires a gradient, so backward passes compute those of activations
+    only, and dropout is off ("eval") or on ("train"). Every flag is as it was afterwards, also when
+    a batch raises."""
     if mode not in ("eval", "train"):
         raise ValueError(f"init.mode={mode!r}: expected eval or train")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -46,7 +47,8 @@ def prepared(model: nn.Module, mode: Literal["eval", "train"]) -> Iterator[None]
 
 
 class Keep(torch.autograd.Function):
-    """Saves a tensor as autograd saves activations: gradient checkpointing recomputes it instead of holding it."""
+    """Saves a tensor as autograd saves activations: gradient checkpointing recomputes it instead of
+    holding it."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, h: Tensor) -> Tensor:
@@ -59,7 +61,8 @@ class Keep(torch.autograd.Function):
 
 
 class Once:
-    """Stands in for the model within a batch: the k-th forward call after each `rewind` is run only the first time."""
+    """Stands in for the model within a batch: the k-th forward call after each `rewind` is run only
+    the first time."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -81,9 +84,17 @@ class Once:
 
 
 class BatchHooks:
-    """The hooks of one batch: they hand every call of a target to its accumulators, in the pass that is under way."""
+    """The hooks of one batch: they hand every call of a target to its accumulators, in the pass
+    that is under way."""
 
-    def __init__(self, sums: Sums, batch: Batch, first_sample: int, passes: Sequence[Pass], encoder_decoder: bool) -> None:
+    def __init__(
+        self,
+        sums: Sums,
+        batch: Batch,
+        first_sample: int,
+        passes: Sequence[Pass],
+        encoder_decoder: bool,
+    ) -> None:
         self.sums, self.batch, self.first_sample = sums, batch, first_sample
         self.passes, self.encoder_decoder = passes, encoder_decoder
         self.current: Pass | None = None
@@ -93,7 +104,10 @@ class BatchHooks:
     @contextmanager
     def attached(self, targets: Mapping[str, nn.Module]) -> Iterator[None]:
         hooks = {name: self._forward_hook(name) for name in self.sums}
-        handles = [targets[name].register_forward_hook(hook, with_kwargs=True) for name, hook in hooks.items()]
+        handles = [
+            targets[name].register_forward_hook(hook, with_kwargs=True)
+            for name, hook in hooks.items()
+        ]
         try:
             yield
         finally:
@@ -101,7 +115,9 @@ class BatchHooks:
                 handle.remove()
 
     def _forward_hook(self, name: str) -> Callable[..., Tensor | None]:
-        def seen_forward(module: nn.Module, args: tuple, keywords: dict[str, Any], output: Tensor) -> Tensor | None:
+        def seen_forward(
+            module: nn.Module, args: tuple, keywords: dict[str, Any], output: Tensor
+        ) -> Tensor | None:
             h = (args[0] if args else keywords["input"]).detach()
             if not self.passes:
                 with torch.autocast(h.device.type, enabled=False):
@@ -111,7 +127,8 @@ class BatchHooks:
                 return None  # the first, discarded forward of a re-entrant checkpoint
             anchor = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
             if not output.requires_grad:
-                output = output + anchor  # differentiation begins here: nothing below the first target costs a backward
+                # differentiation begins here: nothing below the first target costs a backward
+                output = output + anchor
             node = [Keep.apply(anchor, h).grad_fn]
 
             def seen_backward(mu: Tensor) -> None:
@@ -127,7 +144,9 @@ class BatchHooks:
         self.reached.add(name)
         try:
             mask = self._mask(name, h)
-        except ValueError:  # rows that are no tokens: a layer that also reads relative positions (DeBERTa's shared keys)
+        # rows that are no tokens: a layer that also reads relative positions (DeBERTa's shared
+        # keys)
+        except ValueError:
             if not all(isinstance(accumulator, Outer) for accumulator in self.sums[name]):
                 raise
             mask = None  # a gradient is a sum over whatever the layer read
@@ -155,10 +174,12 @@ class BatchHooks:
 
 
 class Sweeper:
-    """Runs sweeps: each fills accumulators over all batches of all processes, in passes that they ask for.
+    """Runs sweeps: each fills accumulators over all batches of all processes, in passes that they
+    ask for.
 
-    With several processes each has a share of the batches, in the order of rank; sums and counts are reduced at the end
-    of a sweep, so every process ends with the statistics of one that had all of them.
+    With several processes each has a share of the batches, in the order of rank; sums and counts
+    are reduced at the end of a sweep, so every process ends with the statistics of one that had all
+    of them.
     """
 
     def __init__(
@@ -174,34 +195,49 @@ class Sweeper:
         self.model, self.targets, self.calibration = model, dict(targets), calibration
         self.mode, self.seed, self.loss, self.progress = mode, seed, loss, progress
         self.device = next(model.parameters()).device
-        self.encoder_decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+        self.encoder_decoder = bool(
+            getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        )
         given = calibration.batches
         shares = gathered([sum(map(samples_in, given)), len(given), sum(map(tokens_in, given))])
         self.samples, _, self.tokens = (sum(column) for column in zip(*shares, strict=True))
         rank = dist.get_rank() if distributed() else 0
-        self.first_sample, self.first_batch = (sum(share[k] for share in shares[:rank]) for k in (0, 1))
+        self.first_sample, self.first_batch = (
+            sum(share[k] for share in shares[:rank]) for k in (0, 1)
+        )
         if calibration.weighting not in ("samples", "tokens"):
-            raise ValueError(f"init.weighting={calibration.weighting!r}: expected samples or tokens")
-        self.by_sample = calibration.weighting == "samples" and calibration.sample_losses is not None
+            raise ValueError(
+                f"init.weighting={calibration.weighting!r}: expected samples or tokens"
+            )
+        self.by_sample = (
+            calibration.weighting == "samples" and calibration.sample_losses is not None
+        )
         self.losses = 0  # terms of the loss in the last sweep that ran it: samples, or label tokens
         self.forwards = self.backwards = 0.0  # passes over all samples so far
         self.expected_batches = 0  # of the whole plan, for the progress display
         self.done_batches = 0
 
     def run(self, make: Callable[[], Sums], first_samples: int | None = None) -> Sums:
-        """Fill the accumulators that `make` makes, from all batches, or from the first samples of the first batch alone.
+        """Fill the accumulators that `make` makes, from all batches, or from the first samples of
+        the first batch alone.
 
-        Raises FloatingPointError naming batch and layer where a sum is not finite; ValueError for a layer that no batch
-        runs through to the loss.
+        Raises FloatingPointError naming batch and layer where a sum is not finite; ValueError for a
+        layer that no batch runs through to the loss.
         """
         sums = make()
         batches = self.calibration.batches
         if first_samples is not None:
-            batches = [{name: x[:first_samples] for name, x in batch.items()} for batch in batches[:1]]
+            batches = [
+                {name: x[:first_samples] for name, x in batch.items()} for batch in batches[:1]
+            ]
         losses, reached = self._accumulate(sums, batches)
         names = list(sums)
-        counts = torch.tensor([losses, *(name in reached for name in names)], dtype=torch.int64, device=self.device)
-        tensors = [tensor for accumulators in sums.values() for a in accumulators for tensor in a.sums]
+        counts = torch.tensor(
+            [losses, *(name in reached for name in names)], dtype=torch.int64, device=self.device
+        )
+        tensors = [
+            tensor for accumulators in sums.values() for a in accumulators for tensor in a.sums
+        ]
         for tensor in [counts, *tensors]:
             if distributed():
                 dist.all_reduce(tensor)
@@ -211,16 +247,23 @@ class Sweeper:
         for name, count in zip(names, counts[1:].tolist(), strict=True):
             if count == 0 and first_samples is None:
                 raise ValueError(
-                    f"layer {name}: no calibration batch passes through it to the loss, expected at least one; drop it "
-                    "from model.targets (with re-entrant gradient checkpointing: set use_reentrant=False)"
+                    f"layer {name}: no calibration batch passes through it to the loss, expected at"
+                    " least one; drop it from model.targets (with re-entrant gradient"
+                    " checkpointing: set use_reentrant=False)"
                 )
         return sums
 
-    def _accumulate(self, sums: Sums, batches: Sequence[Batch], first: int = 0) -> tuple[int, set[str]]:
-        """One pass over batches, which begin with batch `first` of this process; returns the number of terms of the
-        loss, and the layers that were seen."""
-        passes = sorted({which for accumulators in sums.values() for a in accumulators for which in a.on})
-        share = sum(map(samples_in, batches)) / max(sum(map(samples_in, self.calibration.batches)), 1)
+    def _accumulate(
+        self, sums: Sums, batches: Sequence[Batch], first: int = 0
+    ) -> tuple[int, set[str]]:
+        """One pass over batches, which begin with batch `first` of this process; returns the number
+        of terms of the loss, and the layers that were seen."""
+        passes = sorted(
+            {which for accumulators in sums.values() for a in accumulators for which in a.on}
+        )
+        share = sum(map(samples_in, batches)) / max(
+            sum(map(samples_in, self.calibration.batches)), 1
+        )
         self.forwards += share
         self.backwards += share * len(passes)
         losses = 0
@@ -235,13 +278,22 @@ class Sweeper:
                     self.progress(self.done_batches, max(self.expected_batches, self.done_batches))
         return losses, reached
 
-    def _batch(self, sums: Sums, passes: Sequence[Pass], given: Batch, index: int, first_sample: int, reached: set[str]) -> int:
+    def _batch(
+        self,
+        sums: Sums,
+        passes: Sequence[Pass],
+        given: Batch,
+        index: int,
+        first_sample: int,
+        reached: set[str],
+    ) -> int:
         batch = {name: x.to(self.device, non_blocking=True) for name, x in given.items()}
         hooks = BatchHooks(sums, batch, first_sample, passes, self.encoder_decoder)
         once = Once(self.model)
         losses = 0
         randomness = own_randomness(self.device, self.seed, self.first_batch + index)
-        # The hooks stay for the backward passes: gradient checkpointing runs the forward again there.
+        # The hooks stay for the backward passes: gradient checkpointing runs the forward again
+        # there.
         with randomness, hooks.attached(self.targets), torch.set_grad_enabled(bool(passes)):
             scalars = []
             if not passes:
@@ -256,36 +308,54 @@ class Sweeper:
                 hooks.current = which
                 if not scalar.requires_grad:
                     raise ValueError(
-                        f"batch {index}: its {which.kind} does not depend on any of the {len(sums)} target layers; "
-                        "expected a differentiable loss (with re-entrant gradient checkpointing: set use_reentrant=False)"
+                        f"batch {index}: its {which.kind} does not depend on any of the {len(sums)}"
+                        " target layers; expected a differentiable loss (with re-entrant gradient"
+                        " checkpointing: set use_reentrant=False)"
                     )
                 scalar.backward(retain_graph=which != passes[-1])
                 hooks.end_of_pass()
         reached |= hooks.reached
         return losses
 
-    def _scalar(self, once: Once, batch: Batch, which: Pass, first_sample: int) -> tuple[Tensor, int]:
-        """What a pass differentiates, and the number of losses that are in it: samples, or label tokens."""
+    def _scalar(
+        self, once: Once, batch: Batch, which: Pass, first_sample: int
+    ) -> tuple[Tensor, int]:
+        """What a pass differentiates, and the number of losses that are in it: samples, or label
+        tokens."""
         if which == LOSS and self.by_sample:
             assert self.calibration.sample_losses is not None
             return self.calibration.sample_losses(once, batch).sum(), samples_in(batch)
         if which == LOSS:
             return self.calibration.loss_sum(once, batch)
-        return probe_sum(self.calibration.outputs(once, batch), which, self.loss, self.seed, first_sample), 0
+        return (
+            probe_sum(
+                self.calibration.outputs(once, batch), which, self.loss, self.seed, first_sample
+            ),
+            0,
+        )
 
     def _blame(self, make: Callable[[], Sums]) -> None:
-        """Find the batch and the layer whose sums are not finite, by running the batches again one at a time."""
-        where = "the sum over batches" if not distributed() else "the sum over batches, or a batch of another process"
+        """Find the batch and the layer whose sums are not finite, by running the batches again one
+        at a time."""
+        where = (
+            "the sum over batches"
+            if not distributed()
+            else "the sum over batches, or a batch of another process"
+        )
         for index in range(len(self.calibration.batches)):
             sums = make()
             self._accumulate(sums, [self.calibration.batches[index]], index)
-            broken = [name for name, held in sums.items() if not all_finite([x for a in held for x in a.sums])]
+            broken = [
+                name
+                for name, held in sums.items()
+                if not all_finite([x for a in held for x in a.sums])
+            ]
             if broken:
                 where = f"batch {self.first_batch + index}, layer {broken[0]}"
                 break
         raise FloatingPointError(
-            f"{where}: a statistic is NaN or infinite, expected finite numbers; look at that batch's rows and labels, "
-            "or run with precision=fp32"
+            f"{where}: a statistic is NaN or infinite, expected finite numbers; look at that"
+            " batch's rows and labels, or run with precision=fp32"
         )
 
 

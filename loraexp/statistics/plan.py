@@ -1,4 +1,5 @@
-"""How statistics are collected within a memory budget: decided before the first batch, by pure arithmetic."""
+"""How statistics are collected within a memory budget: decided before the first batch, by pure
+arithmetic."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from loraexp.adapter.layer import CurvatureRequest, LeadingRequest
 
 
 class Size(NamedTuple):
-    """What a layer's statistics take room for; `unpooled`: its pooled output gradients cancel (attention keys)."""
+    """What a layer's statistics take room for; `unpooled`: its pooled output gradients cancel
+    (attention keys)."""
 
     d_out: int
     d_in: int
@@ -19,8 +21,8 @@ class Size(NamedTuple):
 
 
 class Way(NamedTuple):
-    """A way to collect one statistic. `sweeps`: forward and backward passes over the samples, a backward counted as a
-    forward; `visits`: forward passes alone."""
+    """A way to collect one statistic. `sweeps`: forward and backward passes over the samples, a
+    backward counted as a forward; `visits`: forward passes alone."""
 
     name: str
     sweeps: int
@@ -31,8 +33,9 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """`leading`: whole or sketched; `curvature`: whole, pooled or sketched; None where not needed. `groups`: the layers
-    that whole matrices are held for at a time, a sweep for each group (no sweep where no whole matrix is needed)."""
+    """`leading`: whole or sketched; `curvature`: whole, pooled or sketched; None where not needed.
+    `groups`: the layers that whole matrices are held for at a time, a sweep for each group (no
+    sweep where no whole matrix is needed)."""
 
     leading: str | None
     curvature: str | None
@@ -48,8 +51,9 @@ class Plan:
         ways += [f"{len(self.groups)} group{'s' * (len(self.groups) != 1)} of layers"]
         within = "within" if self.bytes <= self.budget else "the least possible, above"
         return (
-            f"{', '.join(ways)}; {self.sweeps:g} forward and backward passes; "
-            f"{self.bytes / 2**20:.1f} MiB of state, {within} the budget of {self.budget / 2**20:.1f} MiB"
+            f"{', '.join(ways)}; {self.sweeps:g} forward and backward passes;"
+            f" {self.bytes / 2**20:.1f} MiB of state, {within} the budget of"
+            f" {self.budget / 2**20:.1f} MiB"
         )
 
 
@@ -77,7 +81,10 @@ def plan(
     def grouped(wanted: frozenset[str]) -> Way:
         backwards = int(not wanted <= {"input_moment"})
         groups = group(sizes, lambda size: matrix_bytes(size, wanted), budget)
-        largest = max((sum(matrix_bytes(sizes[name], wanted) for name in names) for names in groups), default=0)
+        largest = max(
+            (sum(matrix_bytes(sizes[name], wanted) for name in names) for names in groups),
+            default=0,
+        )
         return Way("whole", len(groups) * (1 + backwards), len(groups), largest, groups)
 
     everything = (tuple(sizes),)
@@ -87,7 +94,9 @@ def plan(
         asked = request["leading_gradient"]
         assert isinstance(asked, LeadingRequest)
         products, state = 2 + 2 * asked.iterations, max(rest.bytes, sketch_bytes(sizes, asked))
-        sketched = Way("sketched", rest.sweeps + 2 * products, rest.visits + products, state, rest.groups)
+        sketched = Way(
+            "sketched", rest.sweeps + 2 * products, rest.visits + products, state, rest.groups
+        )
         ways = [grouped(matrices | {"gradient"}), sketched]
     chosen = choose(ways, budget)
     curvature = Way("none", 0, 0, 0)
@@ -116,7 +125,9 @@ def matrix_bytes(size: Size, wanted: frozenset[str]) -> int:
     return size.itemsize * sum(numbers[statistic] for statistic in wanted)
 
 
-def group(sizes: Mapping[str, Size], cost: Callable[[Size], int], budget: int) -> tuple[tuple[str, ...], ...]:
+def group(
+    sizes: Mapping[str, Size], cost: Callable[[Size], int], budget: int
+) -> tuple[tuple[str, ...], ...]:
     """The layers in their order, as many at a time as the budget holds, at least one."""
     groups: list[list[str]] = []
     held = 0
@@ -131,16 +142,21 @@ def group(sizes: Mapping[str, Size], cost: Callable[[Size], int], budget: int) -
 
 def sketch_bytes(sizes: Mapping[str, Size], request: LeadingRequest) -> int:
     """The block that is multiplied and the product, for every layer."""
-    return sum(s.itemsize * (s.d_out + s.d_in) * min(request.k + request.oversample, s.d_out, s.d_in) for s in sizes.values())
+    return sum(
+        s.itemsize * (s.d_out + s.d_in) * min(request.k + request.oversample, s.d_out, s.d_in)
+        for s in sizes.values()
+    )
 
 
 def curvature_ways(sizes: Mapping[str, Size], request: CurvatureRequest, samples: int) -> list[Way]:
-    """Whole gradient and pooled rows in one sweep; pooled rows, then the gradient in their basis; sketches alone."""
+    """Whole gradient and pooled rows in one sweep; pooled rows, then the gradient in their basis;
+    sketches alone."""
     probes = request.probes
     thetas = probes if request.loss == "cross_entropy" else 0
 
     def rows(size: Size, outputs: int) -> int:
-        """The pooled inputs, and the pooled output gradients of `outputs` passes or second moments in their place."""
+        """The pooled inputs, and the pooled output gradients of `outputs` passes or second moments
+        in their place."""
         output = size.itemsize * samples * outputs * size.d_out
         if size.unpooled:
             output = 8 * size.d_out**2 * (2 if outputs > probes else 1)

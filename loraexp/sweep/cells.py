@@ -1,4 +1,5 @@
-"""A sweep as runs: the configuration of every grid point of every place of the table, composed and checked."""
+"""A sweep as runs: the configuration of every grid point of every place of the table, composed and
+checked."""
 
 from __future__ import annotations
 
@@ -31,15 +32,23 @@ class Cell:
     match: str  # of every run that is the same, wherever its data were read
 
 
-# Keys whose value is checked by itself, whatever the others are: once is enough for all cells that have it.
+# Keys whose value is checked by itself, whatever the others are: once is enough for all cells that
+# have it.
 ALONE = (
-    "lr", "seed", "alpha", "train.batch_size", "train.epochs", "train.gradient_accumulation", "train.warmup_ratio",
+    "lr",
+    "seed",
+    "alpha",
+    "train.batch_size",
+    "train.epochs",
+    "train.gradient_accumulation",
+    "train.warmup_ratio",
     "train.weight_decay",
-)  # fmt: skip
+)
 
 
 def expand(sweep: Sweep) -> list[Cell]:
-    """Every run of every cell, rows first; raises ConfigError naming the cell that does not compose."""
+    """Every run of every cell, rows first; raises ConfigError naming the cell that does not
+    compose."""
     cells: list[Cell] = []
     composer = Composer()
     for row, column in sweep.trained():
@@ -57,9 +66,14 @@ def expand_place(sweep: Sweep, row: str, column: str, composer: Composer) -> lis
     cells = []
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
-        overrides = tuple(last_wins([*before, *(f"{key}={literal(value)}" for key, value in point.items()), *after]))
+        overrides = tuple(
+            last_wins(
+                [*before, *(f"{key}={literal(value)}" for key, value in point.items()), *after]
+            )
+        )
         found = composer.composed(overrides, frozenset(grid))
-        point = {key: lookup(found.plain, key, value) for key, value in point.items()}  # `after` has the last word
+        # `after` has the last word
+        point = {key: lookup(found.plain, key, value) for key, value in point.items()}
         cells.append(Cell(row=row, column=column, point=point, overrides=overrides, **vars(found)))
     return cells
 
@@ -75,31 +89,41 @@ class Composed:
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Composed:
-        return cls(plain=plain, run_id=config.run_id(plain), folder=config.run_folder(plain), match=config.match_key(plain))
+        return cls(
+            plain=plain,
+            run_id=config.run_id(plain),
+            folder=config.run_folder(plain),
+            match=config.match_key(plain),
+        )
 
 
 class Composer:
-    """The configurations of a sweep, each once: columns that read other values of the same runs share them.
+    """The configurations of a sweep, each once: columns that read other values of the same runs
+    share them.
 
-    The files of a place are merged once, and the points of its grid put in. A point that differs from an earlier one in
-    keys of ALONE is that one with these values, and what refers to them, replaced; every other is checked whole. What is
-    more than a merge of files is composed by Hydra.
+    The files of a place are merged once, and the points of its grid put in. A point that differs
+    from an earlier one in keys of ALONE is that one with these values, and what refers to them,
+    replaced; every other is checked whole. What is more than a merge of files is composed by Hydra.
     """
 
     def __init__(self) -> None:
         self.known: dict[tuple[str, ...], Composed] = {}
-        self.shared: dict[tuple[str, ...], Any] = {}  # what Hydra composed, by the overrides that all points of a grid have
+        # what Hydra composed, by the overrides that all points of a grid have
+        self.shared: dict[tuple[str, ...], Any] = {}
         self.checked: dict[tuple[str, ...], tuple[dict[str, Any], dict[tuple[str, ...], str]]] = {}
         self.sound: set[str] = set()  # words of ALONE that a whole check has accepted
 
     def composed(self, overrides: tuple[str, ...], axes: frozenset[str]) -> Composed:
         """What `loraexp OVERRIDES` would run; raises ConfigError."""
         if overrides not in self.known:
-            self.known[overrides] = Composed.of(self.quick(overrides, axes) or resolve(overrides, axes, self.shared))
+            self.known[overrides] = Composed.of(
+                self.quick(overrides, axes) or resolve(overrides, axes, self.shared)
+            )
         return self.known[overrides]
 
     def quick(self, overrides: tuple[str, ...], axes: frozenset[str]) -> dict[str, Any] | None:
-        """The checked configuration without Hydra; None where that is not certain to be the same."""
+        """The checked configuration without Hydra; None where that is not certain to be the
+        same."""
         alone, rest = partition(overrides, lambda word: key_of(word) in axes and stands_alone(word))
         values = [(key_of(word), parsed(word)) for word in alone]
         if rest in self.checked and self.sound.issuperset(alone):
@@ -107,7 +131,11 @@ class Composer:
             return replaced(plain, values, references)
         choices, others = partition(rest, of_groups)
         node = composition.merged(choices)
-        node = composition.with_values(node, [(key_of(word), parsed(word)) for word in others]) if node is not None else None
+        node = (
+            composition.with_values(node, [(key_of(word), parsed(word)) for word in others])
+            if node is not None
+            else None
+        )
         node = composition.with_values(node, values) if node is not None else None
         found = composition.resolved(node) if node is not None else None
         if found is None:
@@ -122,7 +150,11 @@ def stands_alone(word: str) -> bool:
     return key_of(word) in ALONE and word[0] not in "+~" and isinstance(parsed(word), (int, float))
 
 
-def replaced(plain: dict[str, Any], values: Sequence[tuple[str, Any]], references: Mapping[tuple[str, ...], str]) -> dict[str, Any]:
+def replaced(
+    plain: dict[str, Any],
+    values: Sequence[tuple[str, Any]],
+    references: Mapping[tuple[str, ...], str],
+) -> dict[str, Any]:
     """A checked configuration with other values of some keys, and of what refers to them."""
     for key, value in values:
         plain = composition.put(plain, tuple(key.split(".")), value)
@@ -132,11 +164,14 @@ def replaced(plain: dict[str, Any], values: Sequence[tuple[str, Any]], reference
     return plain
 
 
-def resolve(overrides: tuple[str, ...], axes: frozenset[str], shared: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+def resolve(
+    overrides: tuple[str, ...], axes: frozenset[str], shared: dict[tuple[str, ...], Any]
+) -> dict[str, Any]:
     """The plain configuration of `loraexp OVERRIDES`, by Hydra.
 
-    Files are composed once for each choice of them, and other values put in one by one. Those of `axes`, the grid's keys,
-    are put into what the points of the grid share, where each point replaces all those of the one before.
+    Files are composed once for each choice of them, and other values put in one by one. Those of
+    `axes`, the grid's keys, are put into what the points of the grid share, where each point
+    replaces all those of the one before.
     """
     common, own = partition(overrides, lambda word: key_of(word) not in axes or of_groups(word))
     if common not in shared:
@@ -145,12 +180,17 @@ def resolve(overrides: tuple[str, ...], axes: frozenset[str], shared: dict[tuple
     return config.check(put(shared[common], own))[1]
 
 
-def partition(words: tuple[str, ...], test: Callable[[str], bool]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return tuple(word for word in words if test(word)), tuple(word for word in words if not test(word))
+def partition(
+    words: tuple[str, ...], test: Callable[[str], bool]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(word for word in words if test(word)), tuple(
+        word for word in words if not test(word)
+    )
 
 
 def of_groups(word: str) -> bool:
-    """Whether an override chooses a file, or adds or removes keys, so that Hydra has to compose it."""
+    """Whether an override chooses a file, or adds or removes keys, so that Hydra has to compose
+    it."""
     return key_of(word) in config.GROUPS or word.startswith(("+", "~"))
 
 
@@ -173,7 +213,9 @@ def parsed(word: str) -> Any:
     with config.translated():
         override = OverridesParser.create().parse_override(word)
         if override.is_sweep_override():
-            raise ConfigError(f"{word}: expected one value; several are the sweep's grid, or a list in brackets")
+            raise ConfigError(
+                f"{word}: expected one value; several are the sweep's grid, or a list in brackets"
+            )
         return override.value()
 
 
@@ -183,13 +225,21 @@ def update(cfg: Any, key: str, value: Any) -> None:
 
     with config.translated():
         if OmegaConf.select(cfg, key, default=cfg) is cfg:
-            raise ConfigError(f"{key}: there is no such key; {config.nearest(key, config.known_keys(key))}")
+            raise ConfigError(
+                f"{key}: there is no such key; {config.nearest(key, config.known_keys(key))}"
+            )
         OmegaConf.update(cfg, key, value)
 
 
 def literal(value: Any) -> str:
     """A value as Hydra's command line reads it."""
-    return "null" if value is None else json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value)
+    return (
+        "null"
+        if value is None
+        else json.dumps(value)
+        if isinstance(value, (bool, list, dict))
+        else str(value)
+    )
 
 
 def last_wins(overrides: Sequence[str]) -> list[str]:

@@ -1,9 +1,10 @@
-"""Configurations as plain merges of their files, where that is all that Hydra would do: a hundred times faster.
+"""Configurations as plain merges of their files, where that is all that Hydra would do: a hundred
+times faster.
 
-`conf/config.yaml` lists its groups after `_self_`; a group's file is merged under the group's name; a method or an
-experiment is merged into everything, and may choose other files of groups. Whatever is more than that (a package, a
-defaults list of another shape, an added key) is left to Hydra: `merged` returns None, and so does `resolved`.
-A test holds both ways equal on every sweep.
+`conf/config.yaml` lists its groups after `_self_`; a group's file is merged under the group's name;
+a method or an experiment is merged into everything, and may choose other files of groups. Whatever
+is more than that (a package, a defaults list of another shape, an added key) is left to Hydra:
+`merged` returns None, and so does `resolved`. A test holds both ways equal on every sweep.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -32,7 +33,8 @@ class NotPlain(ValueError):
 
 
 def merged(choices: Sequence[str]) -> Node | None:
-    """The configuration of `GROUP=NAME …` before any other override, unresolved; None where Hydra is needed."""
+    """The configuration of `GROUP=NAME …` before any other override, unresolved; None where Hydra
+    is needed."""
     chosen: dict[str, str] = {}
     for word in choices:
         group, equals, name = word.partition("=")
@@ -67,7 +69,9 @@ def merge_files(asked: Mapping[str, str], root: Path) -> Node:
         if group in wide:
             result = over(result, without(files[group]))
             continue
-        result = over(result, {group: group_file(config.file_of(group, str(name)).parent, str(name))})
+        result = over(
+            result, {group: group_file(config.file_of(group, str(name)).parent, str(name))}
+        )
     for path in (root / name for name in optional if (root / name).is_file()):
         content, package = read(path)
         if package != "_global_" or "defaults" in content:
@@ -77,7 +81,8 @@ def merge_files(asked: Mapping[str, str], root: Path) -> Node:
 
 
 def group_file(folder: Path, name: str) -> Node:
-    """The keys of a group's file, over those of the files of its group that it starts from; raises NotPlain."""
+    """The keys of a group's file, over those of the files of its group that it starts from; raises
+    NotPlain."""
     content, package = read(folder / f"{name}.yaml")
     parts = content.get("defaults", ["_self_"])
     if package is not None or "_self_" not in parts:
@@ -105,7 +110,8 @@ def read_at(path: Path, changed: int) -> tuple[Node, str | None]:
 
 
 def defaults_of(base: Node) -> tuple[dict[str, str | None], list[str], list[str]]:
-    """The usual choice of every group, their order, and files that count last if they are there; raises NotPlain."""
+    """The usual choice of every group, their order, and files that count last if they are there;
+    raises NotPlain."""
     listed = base.get("defaults") or []
     usual: dict[str, str | None] = {}
     optional: list[str] = []
@@ -120,7 +126,12 @@ def defaults_of(base: Node) -> tuple[dict[str, str | None], list[str], list[str]
             continue
         if kind == "optional" and isinstance(name, str):
             optional.append(f"{group}/{name}.yaml")
-        elif kind or optional or group not in config.GROUPS or not (name is None or isinstance(name, str)):
+        elif (
+            kind
+            or optional
+            or group not in config.GROUPS
+            or not (name is None or isinstance(name, str))
+        ):
             raise NotPlain
         else:
             usual[group] = name
@@ -128,12 +139,20 @@ def defaults_of(base: Node) -> tuple[dict[str, str | None], list[str], list[str]
 
 
 def overridden(content: Node) -> dict[str, str | None]:
-    """The choices that a method or an experiment makes: `override /GROUP: NAME`; raises NotPlain."""
+    """The choices that a method or an experiment makes: `override /GROUP: NAME`; raises
+    NotPlain."""
     found: dict[str, str | None] = {}
     for item in content.get("defaults") or []:
-        word, name = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else ("", None)
+        word, name = (
+            next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else ("", None)
+        )
         group = str(word).removeprefix("override /")
-        if f"override /{group}" != word or group not in config.GROUPS or group in GLOBAL or not isinstance(name, str):
+        if (
+            f"override /{group}" != word
+            or group not in config.GROUPS
+            or group in GLOBAL
+            or not isinstance(name, str)
+        ):
             raise NotPlain
         found[group] = name
     return found
@@ -148,15 +167,19 @@ def over(below: Node, above: Node) -> Node:
     both = dict(below)
     for key, value in above.items():
         held = both.get(key)
-        both[key] = over(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
+        both[key] = (
+            over(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
+        )
     return both
 
 
-# ------------------------------------------------------------------------------------------------------------ values
+# --------------------------------------------------------------------------------------------------
+# values
 
 
 def with_values(node: Node, values: Sequence[tuple[str, Any]]) -> Node | None:
-    """The same with other values of existing keys; None where a key is not there, or would be merged."""
+    """The same with other values of existing keys; None where a key is not there, or would be
+    merged."""
     for key, value in values:
         path = tuple(key.split("."))
         if not has(node, path) or isinstance(value, dict) or isinstance(at(node, path), dict):
@@ -199,12 +222,17 @@ def links(node: Any, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:
 
 
 def resolved(node: Node) -> tuple[Node, dict[Path_, str]] | None:
-    """The node with its references in place, and which key each whole reference names; None where Hydra is needed."""
+    """The node with its references in place, and which key each whole reference names; None where
+    Hydra is needed."""
     whole: dict[Path_, str] = {}
     for path, text in list(links(node)):
         found = WHOLE.fullmatch(text)
         if found:
-            source = at(node, tuple(found[1].split("."))) if has(node, tuple(found[1].split("."))) else "${"
+            source = (
+                at(node, tuple(found[1].split(".")))
+                if has(node, tuple(found[1].split(".")))
+                else "${"
+            )
             if isinstance(source, (dict, list)) or (isinstance(source, str) and "${" in source):
                 return None
             whole[path] = found[1]
@@ -213,7 +241,8 @@ def resolved(node: Node) -> tuple[Node, dict[Path_, str]] | None:
         if not text or re.search(r"\$\{(?!oc\.env:)", text) or text == "???":
             return None
         try:
-            node = put(node, path, OmegaConf.to_container(OmegaConf.create({"text": text}), resolve=True)["text"])  # type: ignore[index,call-overload]
+            plain = OmegaConf.to_container(OmegaConf.create({"text": text}), resolve=True)
+            node = put(node, path, cast(dict[str, Any], plain)["text"])
         except OmegaConfBaseException:
             return None
     return node, whole

@@ -1,7 +1,9 @@
-"""What a sweep without runs returns: named values and curves of a small-scale experiment, filed like a run.
+"""What a sweep without runs returns: named values and curves of a small-scale experiment, filed
+like a run.
 
-The function behind `compute._target_` is called with the other keys of `compute` and with `progress`, and returns `Computed`.
-Its folder is `<output_root>/computed/<sweep>-<id>/`: `record.json` as a run has it, and `series.json` with the curves.
+The function behind `compute._target_` is called with the other keys of `compute` and with
+`progress`, and returns `Computed`. Its folder is `<output_root>/computed/<sweep>-<id>/`:
+`record.json` as a run has it, and `series.json` with the curves.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ from loraexp.sweep.schema import Sweep
 Progress = Callable[[int, int], None]  # progress(done, total)
 ELSEWHERE = ("progress", "output_root", "data_dir", "device")  # where and how, not what
 
-OF_RUNS = ("cache_root", "wandb.mode", "wandb.project", "wandb.entity", "wandb.group")  # what its own runs are told besides
+# what its own runs are told besides
+OF_RUNS = ("cache_root", "wandb.mode", "wandb.project", "wandb.entity", "wandb.group")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line of a panel, its band where there are several seeds, and where it ended early if it diverged."""
+    """One line of a panel, its band where there are several seeds, and where it ended early if it
+    diverged."""
 
     panel: str
     label: str
@@ -40,13 +44,16 @@ class Curve:
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
-    kind: str = "line"  # line | points | trajectory (start and end marked) | level (a horizontal line at y[0]) | histogram (y: the sample)
+    # line | points | trajectory (start and end marked) | level (a horizontal line at y[0]) |
+    # histogram (y: the sample)
+    kind: str = "line"
     diverged_at: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """A function of two variables on a grid, drawn as contours under the curves of the same panel: z is (len(y), len(x))."""
+    """A function of two variables on a grid, drawn as contours under the curves of the same panel:
+    z is (len(y), len(x))."""
 
     panel: str
     x: Sequence[float]
@@ -57,7 +64,8 @@ class Surface:
 
 @dataclass(frozen=True, kw_only=True)
 class Computed:
-    """The result: values by name (a list has one for each seed), curves and surfaces by panel, and how axes are called."""
+    """The result: values by name (a list has one for each seed), curves and surfaces by panel, and
+    how axes are called."""
 
     values: dict[str, float | list[float]]
     curves: list[Curve] = field(default_factory=list)
@@ -74,7 +82,8 @@ def folder(sweep: Sweep, output_root: str | Path) -> Path:
 
 
 def check(sweep: Sweep) -> Callable[..., Computed]:
-    """The function of a computed sweep, its keywords checked against its signature; raises ConfigError."""
+    """The function of a computed sweep, its keywords checked against its signature; raises
+    ConfigError."""
     assert sweep.compute is not None
     try:
         component = config.Component.of(sweep.compute, "compute")
@@ -85,21 +94,27 @@ def check(sweep: Sweep) -> Callable[..., Computed]:
 
 
 def configuration(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keywords that the function is called with, defaults among them, and the resolved configuration of its own runs.
+    """The keywords that the function is called with, defaults among them, and the resolved
+    configuration of its own runs.
 
-    A function that takes `output_root` files its runs beside all others: their `overrides` are composed like any run's.
-    Of a function without runs the second is empty.
+    A function that takes `output_root` files its runs beside all others: their `overrides` are
+    composed like any run's. Of a function without runs the second is empty.
     """
     assert sweep.compute is not None
     parameters = inspect.signature(check(sweep)).parameters
-    keywords = {name: sweep.compute.get(name, parameter.default) for name, parameter in parameters.items() if name not in ELSEWHERE}
+    keywords = {
+        name: sweep.compute.get(name, parameter.default)
+        for name, parameter in parameters.items()
+        if name not in ELSEWHERE
+    }
     if "output_root" not in parameters or "overrides" not in keywords:
         return keywords, {}
     return keywords, config.check(config.compose(keywords.pop("overrides")))[1]
 
 
 def value_of(sweep: Sweep, key: str, default: Any = None) -> Any:
-    """What a computed sweep has for a key that its paper states: of its runs, a keyword (also `compute.KEY`), or an override."""
+    """What a computed sweep has for a key that its paper states: of its runs, a keyword (also
+    `compute.KEY`), or an override."""
     keywords, plain = configuration(sweep)
     found = lookup(plain, key, default)
     if found is not default:
@@ -111,8 +126,11 @@ def value_of(sweep: Sweep, key: str, default: Any = None) -> Any:
     return yaml.safe_load(said[key]) if key in said else default
 
 
-def run(sweep: Sweep, output_root: str | Path, progress: Progress | None = None, *, force: bool = False) -> Path:
-    """Compute and file the result, unless it is there; a failure leaves a record that says why, and raises.
+def run(
+    sweep: Sweep, output_root: str | Path, progress: Progress | None = None, *, force: bool = False
+) -> Path:
+    """Compute and file the result, unless it is there; a failure leaves a record that says why, and
+    raises.
 
     Another process that computes the same is waited for.
     """
@@ -129,11 +147,16 @@ def run(sweep: Sweep, output_root: str | Path, progress: Progress | None = None,
             keywords["overrides"] = [*keywords["overrides"], *more]
     described = {"sweep": sweep.key, "compute": sweep.compute}
     try:
-        with Record(into, into.name.rpartition("-")[2], described, forced=force, waits=True) as record:
+        with Record(
+            into, into.name.rpartition("-")[2], described, forced=force, waits=True
+        ) as record:
             began = time.perf_counter()
             made = function(**keywords, progress=progress or (lambda done, total: None))
             series = dataclasses.asdict(made)
-            write_json(into / "series.json", finite({key: series[key] for key in ("curves", "surfaces", "axes")}))
+            write_json(
+                into / "series.json",
+                finite({key: series[key] for key in ("curves", "surfaces", "axes")}),
+            )
             cost = {"seconds": time.perf_counter() - began}
             record.update(data=made.data, metrics={"values": finite(made.values)}, cost=cost)
             record.finish()

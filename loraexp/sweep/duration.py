@@ -1,7 +1,9 @@
-"""How long a run will take before it is started: tokens to train on and to write, at the speed of a named accelerator.
+"""How long a run will take before it is started: tokens to train on and to write, at the speed of a
+named accelerator.
 
-Training costs its operations, at a share of what the card's sheet says, and for each micro-batch a little for every layer:
-one row at a time is slow on any card. Both constants are fitted to the hours that the papers print; a test compares.
+Training costs its operations, at a share of what the card's sheet says, and for each micro-batch a
+little for every layer: one row at a time is slow on any card. Both constants are fitted to the
+hours that the papers print; a test compares.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from loraexp.tasks.recipes import TRAINING_SETS, Recipe
 
 UTILISATION = 0.28  # share of the sheet's FLOP/s that training reaches
 SINGLE = 0.6  # the same of float32 without TF32, whose sheet is low
-LAYER_SECONDS = 6.5e-3  # of a micro-batch on an accelerator, forward and backward: launches, and products too small for the card
+# of a micro-batch on an accelerator, forward and backward: launches, and products too small for the
+# card
+LAYER_SECONDS = 6.5e-3
 WRITE_SECONDS = 7e-4  # of a layer, for one token of every row that is being written
 OVERHEAD_SECONDS = 10.0  # a run's loading, evaluation of a split and writing
 LETTERS = 4  # of a token, about
@@ -34,7 +38,8 @@ def known() -> dict[str, Any]:
     return yaml.safe_load((Path(__file__).parent / "known.yaml").read_text())
 
 
-# ------------------------------------------------------------------------------------------------------------ how much
+# --------------------------------------------------------------------------------------------------
+# how much
 
 
 def recipe_of(settings: Settings) -> Recipe | None:
@@ -46,23 +51,28 @@ def recipe_of(settings: Settings) -> Recipe | None:
 
 
 def longest(settings: Settings) -> int:
-    """Tokens of the longest row that trains: `task.max_length`, or what the recipe takes rows below."""
+    """Tokens of the longest row that trains: `task.max_length`, or what the recipe takes rows
+    below."""
     limit = int(settings.task.get("max_length", 512))
     recipe = recipe_of(settings)
     return min(limit, recipe.below) if recipe is not None and recipe.below else limit
 
 
 def rows_of(settings: Settings) -> int | None:
-    """Rows that train: those there are, those the recipe takes, and what `task.rows` and `task.limit_train` leave of them."""
+    """Rows that train: those there are, those the recipe takes, and what `task.rows` and
+    `task.limit_train` leave of them."""
     recipe, task = recipe_of(settings), settings.task
     there = (settings.facts.get("task") or {}).get("rows")
     of_recipe = recipe.rows if recipe is not None and task.get("rows") is None else None
-    counts = [count for count in (there, of_recipe, task.get("rows"), task.get("limit_train")) if count]
+    counts = [
+        count for count in (there, of_recipe, task.get("rows"), task.get("limit_train")) if count
+    ]
     return min(counts) if there else None
 
 
 def tokens_of(settings: Settings) -> float:
-    """Mean tokens of a row with the prompt of its recipe; the longest there may be where the mean is not known."""
+    """Mean tokens of a row with the prompt of its recipe; the longest there may be where the mean
+    is not known."""
     most = longest(settings)
     mean = (settings.facts.get("task") or {}).get("tokens")
     return most if mean is None else min(mean + prompt_tokens(recipe_of(settings)), most)
@@ -88,15 +98,23 @@ def steps_and_tokens(settings: Settings) -> tuple[int, int] | None:
     rows = rows_of(settings)
     if rows is None:
         return None
-    return math.ceil(train.epochs * math.ceil(rows / examples)), int(train.epochs * rows * tokens_of(settings))
+    return math.ceil(train.epochs * math.ceil(rows / examples)), int(
+        train.epochs * rows * tokens_of(settings)
+    )
 
 
 def flops(settings: Settings, numbers: Mapping[str, int], tokens: int) -> float:
-    """2·N a token forward, 2·N backward to the activations, and 2·N to the weights where they all train; N in linear layers."""
-    return (6.0 if config.Component.of(settings.init, "init").full else 4.0) * numbers["products"] * tokens
+    """2·N a token forward, 2·N backward to the activations, and 2·N to the weights where they all
+    train; N in linear layers."""
+    return (
+        (6.0 if config.Component.of(settings.init, "init").full else 4.0)
+        * numbers["products"]
+        * tokens
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------ how fast
+# --------------------------------------------------------------------------------------------------
+# how fast
 
 
 def card(hardware: str) -> dict[str, float] | None:
@@ -106,7 +124,8 @@ def card(hardware: str) -> dict[str, float] | None:
 
 
 def speed(hardware: str, precision: str, tf32: bool = False) -> float | None:
-    """FLOP/s that training reaches on an accelerator of that name: a share of its sheet in that precision."""
+    """FLOP/s that training reaches on an accelerator of that name: a share of its sheet in that
+    precision."""
     found = card(hardware)
     if found is None:
         return None
@@ -118,7 +137,8 @@ def speed(hardware: str, precision: str, tf32: bool = False) -> float | None:
 
 
 def seconds(settings: Settings, numbers: Mapping[str, int], hardware: str) -> float | None:
-    """Of a whole run on one accelerator; None where its speed or the size of its task is not known."""
+    """Of a whole run on one accelerator; None where its speed or the size of its task is not
+    known."""
     found = card(hardware)
     rate = speed(hardware, settings.precision, bool(getattr(settings.train, "tf32", False)))
     work = steps_and_tokens(settings)
@@ -127,14 +147,19 @@ def seconds(settings: Settings, numbers: Mapping[str, int], hardware: str) -> fl
     steps, tokens = work
     launches = 0.0
     if "bandwidth" in found:
-        parts = settings.train.gradient_accumulation * min(settings.train.micro_batches, settings.train.batch_size)
+        parts = settings.train.gradient_accumulation * min(
+            settings.train.micro_batches, settings.train.batch_size
+        )
         launches = steps * parts * numbers["layers"] * LAYER_SECONDS
     training = flops(settings, numbers, tokens) / rate + launches
     return OVERHEAD_SECONDS + training + answers_seconds(settings, numbers, found, rate)
 
 
-def answers_seconds(settings: Settings, numbers: Mapping[str, int], found: Mapping[str, float], rate: float) -> float:
-    """Of writing, or choosing, the answers to the benchmarks' questions under every protocol asked for."""
+def answers_seconds(
+    settings: Settings, numbers: Mapping[str, int], found: Mapping[str, float], rate: float
+) -> float:
+    """Of writing, or choosing, the answers to the benchmarks' questions under every protocol asked
+    for."""
     total = 0.0
     for benchmark, protocol in asked(settings):
         facts = known()["benchmarks"].get(benchmark)
@@ -146,10 +171,15 @@ def answers_seconds(settings: Settings, numbers: Mapping[str, int], found: Mappi
         if protocol.decoding is None:
             continue
         batches = math.ceil(rows * protocol.decoding.samples / settings.train.eval_batch_size)
-        written = min(protocol.decoding.max_new_tokens, 2 * facts["answer"])  # the longest of a batch ends it
-        weights = 2 * numbers["products"] / (found["bandwidth"] * 1e12) if "bandwidth" in found else 0.0
+        # the longest of a batch ends it
+        written = min(protocol.decoding.max_new_tokens, 2 * facts["answer"])
+        weights = (
+            2 * numbers["products"] / (found["bandwidth"] * 1e12) if "bandwidth" in found else 0.0
+        )
         products = 2.0 * numbers["products"] * settings.train.eval_batch_size / rate
-        each = max(weights, products) + (numbers["layers"] * WRITE_SECONDS if "bandwidth" in found else 0.0)
+        each = max(weights, products) + (
+            numbers["layers"] * WRITE_SECONDS if "bandwidth" in found else 0.0
+        )
         total += batches * written * each * max(1, protocol.decoding.beams)
     return total
 
@@ -166,9 +196,11 @@ def asked(settings: Settings) -> list[tuple[str, protocols.Protocol]]:
 
 
 def written_tokens(settings: Settings) -> int:
-    """Tokens of the longest question with its answer, whose keys and values are kept while it is written; 0: none is."""
+    """Tokens of the longest question with its answer, whose keys and values are kept while it is
+    written; 0: none is."""
     lengths = [
-        known()["benchmarks"].get(benchmark, {"prompt": 128})["prompt"] * 2 + protocol.decoding.max_new_tokens
+        known()["benchmarks"].get(benchmark, {"prompt": 128})["prompt"] * 2
+        + protocol.decoding.max_new_tokens
         for benchmark, protocol in asked(settings)
         if protocol.decoding is not None
     ]

@@ -1,7 +1,8 @@
-"""What a run will need before it is started: memory of its parts, disk, FLOPs, from the model's skeleton on the meta device.
+"""What a run will need before it is started: memory of its parts, disk, FLOPs, from the model's
+skeleton on the meta device.
 
-Nothing is downloaded and no weight is loaded. Activations are counted, not guessed: the forward pass runs without
-numbers, and what autograd would keep for the backward pass is added up.
+Nothing is downloaded and no weight is loaded. Activations are counted, not guessed: the forward
+pass runs without numbers, and what autograd would keep for the backward pass is added up.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Unknown(LookupError):
 
 
 def offline(everything: Settings) -> Settings:
-    """Settings whose architecture is on this machine: their own, that of a local folder, or the yaml's; raises Unknown."""
+    """Settings whose architecture is on this machine: their own, that of a local folder, or the
+    yaml's; raises Unknown."""
     settings = everything.model
     if settings.config is not None:
         return everything
@@ -53,14 +55,18 @@ def offline(everything: Settings) -> Settings:
             pass
     found = everything.facts.get("model", {}).get("config")
     if found is None:
-        raise Unknown(f"model={settings.name}: {settings.path} is not on this machine; set model.path=DIR to count its layers")
+        raise Unknown(
+            f"model={settings.name}: {settings.path} is not on this machine; set model.path=DIR to"
+            " count its layers"
+        )
     return dataclasses.replace(everything, model=dataclasses.replace(settings, config=found))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes at the peak, by part. Training holds all but `statistics` and `written`; initialising weights, its own activations
-    and `statistics`; writing answers weights, adapter and `written`."""
+    """Bytes at the peak, by part. Training holds all but `statistics` and `written`; initialising
+    weights, its own activations and `statistics`; writing answers weights, adapter and
+    `written`."""
 
     weights: int
     adapter: int
@@ -99,7 +105,8 @@ class Shape:
 
 
 def shape_of(settings: Settings, *, length: int | None = None) -> Shape:
-    """`length`: tokens of the longest row; None: what recipe and max_length allow. Attention is fused on an accelerator, not on a CPU."""
+    """`length`: tokens of the longest row; None: what recipe and max_length allow. Attention is
+    fused on an accelerator, not on a CPU."""
     train, calibration = settings.train, settings.calibration
     parts = {
         "model": dataclasses.asdict(settings.model),
@@ -123,7 +130,8 @@ def shape_of(settings: Settings, *, length: int | None = None) -> Shape:
 
 @cache
 def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
-    """The memory of a run of this shape, and its numbers of parameters: trainable, total, adapter, products (in linear layers)."""
+    """The memory of a run of this shape, and its numbers of parameters: trainable, total, adapter,
+    products (in linear layers)."""
     parts = json.loads(shape.settings)
     settings = ModelSettings(**parts["model"])
     initializer = config.Component.of(parts["init"], "init")
@@ -132,24 +140,38 @@ def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
     dtype = getattr(torch, settings.dtype) if settings.dtype else torch.float32
     if parts["precision"] == "bf16" and not full and not settings.dtype:
         dtype = torch.bfloat16
-    model = copy.deepcopy(skeleton(json.dumps(parts["model"], sort_keys=True), dtype, parts["labels"]))
+    model = copy.deepcopy(
+        skeleton(json.dumps(parts["model"], sort_keys=True), dtype, parts["labels"])
+    )
     head = load.new_modules(model, settings.kind)
     targets = load.target_layers(model, settings.targets, head)
     weights = weight_bytes(model, settings)
-    products = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
+    products = sum(
+        m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)
+    )
     statistics = statistics_bytes(made, parts, targets)
-    alike = (*map(str, (parts["model"], dtype, parts["labels"], parts["rank"], sorted(trains))), shape.length, shape.fused)
+    alike = (
+        *map(str, (parts["model"], dtype, parts["labels"], parts["rank"], sorted(trains))),
+        shape.length,
+        shape.fused,
+    )
 
     def shown(batch: int) -> int:
         """Of every initializer that trains the same factors the same."""
         if (*alike, batch) not in COUNTED:
-            COUNTED[*alike, batch] = activations(model, settings=settings, batch=batch, length=shape.length, fused=shape.fused)
+            COUNTED[*alike, batch] = activations(
+                model, settings=settings, batch=batch, length=shape.length, fused=shape.fused
+            )
         return COUNTED[*alike, batch]
 
     largest = max(int(m.in_features) * int(m.out_features) for m in targets.values())  # type: ignore[arg-type]
     work = 0 if full else SVD_WORK * 4 * largest
 
-    adapters = train_everything(model) if full else attached(model, targets, head, parts["rank"], trains, settings)
+    adapters = (
+        train_everything(model)
+        if full
+        else attached(model, targets, head, parts["rank"], trains, settings)
+    )
     trainable = adapters.trainable()
     numbers = adapters.count() | {"products": products, "layers": layers_of(model)}
     offset = 2 if not full and has_offset(made, parts["init"]) else 1
@@ -168,31 +190,44 @@ def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
 
 def weight_bytes(model: nn.Module, settings: ModelSettings) -> int:
     """Of all frozen parameters, each once however many modules share it."""
-    held = {id(p): stored_bytes(p, module, settings) for module in model.modules() for p in module.parameters(recurse=False)}
+    held = {
+        id(p): stored_bytes(p, module, settings)
+        for module in model.modules()
+        for p in module.parameters(recurse=False)
+    }
     return sum(held.values())
 
 
 def layers_of(model: nn.Module) -> int:
     """Blocks of the network, of encoder and decoder together."""
     cfg: Any = model.config
-    return int(getattr(cfg, "num_hidden_layers", 0)) + int(getattr(cfg, "num_decoder_layers", 0) or 0)
+    return int(getattr(cfg, "num_hidden_layers", 0)) + int(
+        getattr(cfg, "num_decoder_layers", 0) or 0
+    )
 
 
 def cache_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """Keys and values of one token while an answer is written: 512 KiB in LLaMA-2-7B in bf16."""
     cfg: Any = model.config
     heads: Any = getattr(cfg, "num_key_value_heads", None) or getattr(cfg, "num_attention_heads", 0)
-    width: Any = getattr(cfg, "head_dim", None) or cfg.hidden_size // max(1, cfg.num_attention_heads)
+    width: Any = getattr(cfg, "head_dim", None) or cfg.hidden_size // max(
+        1, cfg.num_attention_heads
+    )
     return 2 * layers_of(model) * heads * width * dtype.itemsize
 
 
 def calibration_rows(settings: Settings) -> int:
-    """Rows of the initialiser's forward pass: `init.batch_size`, at most those of a micro-batch of training."""
-    return min(settings.calibration.batch_size, math.ceil(settings.train.batch_size / settings.train.micro_batches))
+    """Rows of the initialiser's forward pass: `init.batch_size`, at most those of a micro-batch of
+    training."""
+    return min(
+        settings.calibration.batch_size,
+        math.ceil(settings.train.batch_size / settings.train.micro_batches),
+    )
 
 
 def has_offset(made: Any, node: Mapping[str, Any]) -> bool:
-    """Whether training starts from pretrained weights with factors whose product is not zero: a second pair is kept beside them.
+    """Whether training starts from pretrained weights with factors whose product is not zero: a
+    second pair is kept beside them.
 
     What the product is of an initializer that needs no statistics, it shows on a small layer.
     """
@@ -216,19 +251,31 @@ def skeleton(settings: str, dtype: torch.dtype, labels: int) -> nn.Module:
 
 def bare(settings: ModelSettings, dtype: torch.dtype, labels: int) -> nn.Module:
     """The model without numbers, in the dtype of its frozen weights."""
-    cfg = load.load_config(settings, **({"num_labels": labels} if labels and settings.kind == "encoder" else {}))
+    cfg = load.load_config(
+        settings, **({"num_labels": labels} if labels and settings.kind == "encoder" else {})
+    )
     with torch.device("meta"):
-        return load.model_class(settings.kind).from_config(cfg, dtype=dtype, **load.attention(settings))
+        return load.model_class(settings.kind).from_config(
+            cfg, dtype=dtype, **load.attention(settings)
+        )
 
 
 def stored_bytes(parameter: Tensor, module: nn.Module, settings: ModelSettings) -> int:
-    """Of a frozen parameter: quantised linear layers take 1 or 1/2 byte a number, and NF4 its scales (1/64 float32) beside them."""
+    """Of a frozen parameter: quantised linear layers take 1 or 1/2 byte a number, and NF4 its
+    scales (1/64 float32) beside them."""
     if settings.quantise and isinstance(module, nn.Linear) and parameter.dim() == 2:
         return int(parameter.numel() * (1 if settings.quantise == "8bit" else 0.5 + 4 / 64))
     return parameter.numel() * parameter.element_size()
 
 
-def attached(model: nn.Module, targets: Mapping[str, Any], head: list[str], rank: int, trains: Any, settings: ModelSettings) -> Adapters:
+def attached(
+    model: nn.Module,
+    targets: Mapping[str, Any],
+    head: list[str],
+    rank: int,
+    trains: Any,
+    settings: ModelSettings,
+) -> Adapters:
     """Factors without numbers in their layers."""
     with torch.device("meta"):
         factors = {
@@ -251,20 +298,27 @@ def optimizer_bytes(adapters: Adapters, node: dict[str, Any]) -> int:
 
 
 def statistics_bytes(made: Any, parts: dict[str, Any], targets: Mapping[str, Any]) -> int:
-    """What the initializer's statistics hold at once, as the collection plans it within its budget."""
+    """What the initializer's statistics hold at once, as the collection plans it within its
+    budget."""
     if not made.needs:
         return 0
     samples, _, budget = parts["calibration"]
     hyper = {k: v for k, v in parts["init"].items() if k not in ("_target_", "_partial_", "name")}
     sizes = {name: Size(m.out_features, m.in_features) for name, m in targets.items()}
-    return plan_statistics(sizes, made.needs, made.request(parts["rank"], **hyper), samples, budget).bytes
+    return plan_statistics(
+        sizes, made.needs, made.request(parts["rank"], **hyper), samples, budget
+    ).bytes
 
 
-def activations(model: nn.Module, *, settings: ModelSettings, batch: int, length: int, fused: bool) -> int:
-    """Bytes that autograd keeps of one forward pass of (batch, length) tokens and its loss, and the gradient of the largest.
+def activations(
+    model: nn.Module, *, settings: ModelSettings, batch: int, length: int, fused: bool
+) -> int:
+    """Bytes that autograd keeps of one forward pass of (batch, length) tokens and its loss, and the
+    gradient of the largest.
 
-    With gradient checkpointing: the hidden state of every layer, and one layer whole. Parameters are not counted.
-    Attention is counted as its fused kernels keep it: queries, keys, values and outputs, never the (length, length) products.
+    With gradient checkpointing: the hidden state of every layer, and one layer whole. Parameters
+    are not counted. Attention is counted as its fused kernels keep it: queries, keys, values and
+    outputs, never the (length, length) products.
     """
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, Tensor] = {}
@@ -279,8 +333,14 @@ def activations(model: nn.Module, *, settings: ModelSettings, batch: int, length
         tokens = torch.zeros(batch, length, dtype=torch.long)
         answer = {"decoder_input_ids": tokens[:, :ANSWER]} if settings.kind == "seq2seq" else {}
         logits = model(input_ids=tokens, **answer).logits.float()
-        functional.cross_entropy(logits.flatten(0, -2), torch.zeros(logits.shape[:-1], dtype=torch.long).flatten(), reduction="sum")
-    sizes = {x: x.untyped_storage().nbytes() for x in kept.values() if not (fused and squares(x, length))}
+        functional.cross_entropy(
+            logits.flatten(0, -2),
+            torch.zeros(logits.shape[:-1], dtype=torch.long).flatten(),
+            reduction="sum",
+        )
+    sizes = {
+        x: x.untyped_storage().nbytes() for x in kept.values() if not (fused and squares(x, length))
+    }
     total, largest = sum(sizes.values()), max(sizes.values(), default=0)
     if settings.gradient_checkpointing:
         cfg: Any = model.config
@@ -294,11 +354,13 @@ def squares(x: Tensor, length: int) -> bool:
     return x.dim() >= 3 and tuple(x.shape[-2:]) == (length, length)
 
 
-# ------------------------------------------------------------------------------------------------------ time and disk
+# --------------------------------------------------------------------------------------------------
+# time and disk
 
 
 def disk_bytes(settings: Settings, memory: Memory, numbers: Mapping[str, int]) -> int:
-    """What a finished run keeps: the whole model with init=full, else init/ and adapter/ as they trained and in PEFT's form."""
+    """What a finished run keeps: the whole model with init=full, else init/ and adapter/ as they
+    trained and in PEFT's form."""
     log = 60_000  # record, ledger, configuration, log
     if not numbers["adapter"]:
         return 4 * numbers["total"] + log
@@ -317,7 +379,11 @@ def remedy(memory: Memory, settings: Settings, budget: float) -> str:
         return "model.quantise=4bit" if settings.model.quantise != "4bit" else "a smaller model"
     if memory.init > budget and memory.init >= memory.train:
         activations = memory.init_activations > memory.statistics
-        return "init.batch_size" if activations and calibration_rows(settings) > 1 else "init.memory_budget"
+        return (
+            "init.batch_size"
+            if activations and calibration_rows(settings) > 1
+            else "init.memory_budget"
+        )
     if memory.write > budget and memory.write >= memory.train:
         return "train.eval_batch_size"
     if memory.activations > memory.optimizer + memory.gradients:

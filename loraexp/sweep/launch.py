@@ -1,7 +1,8 @@
 """`loraexp sweep`: every missing run of a sweep, through the Hydra launcher of the configuration.
 
-What has been done is what the records on disk say. So a command that was interrupted is simply given again, and two
-commands on one disk share a sweep: the lock in a run's folder is the claim, and a dead process holds none.
+What has been done is what the records on disk say. So a command that was interrupted is simply
+given again, and two commands on one disk share a sweep: the lock in a run's folder is the claim,
+and a dead process holds none.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ from loraexp.sweep.watch import Watch, held, stamp, wait
 REST = 60.0  # seconds in which a worker that was told to stop begins nothing
 ATTEMPTS = 2  # at a run whose process dies without a word (killed for its memory, its node lost)
 
-Report = dict[str, str]  # what a worker says of a run: folder, and outcome (ended | interrupted | busy | error) with reason
+# what a worker says of a run: folder, and outcome (ended | interrupted | busy | error) with reason
+Report = dict[str, str]
 Launch = Callable[[Sequence[Cell]], list[Report] | None]
 
 
-# -------------------------------------------------------------------------------------------------- computed sweeps
+# --------------------------------------------------------------------------------------------------
+# computed sweeps
 
 
 def compute(sweep: Sweep) -> Path:
-    """A sweep without runs: its function, with a progress bar; one that is finished is not computed again. Its folder."""
+    """A sweep without runs: its function, with a progress bar; one that is finished is not computed
+    again. Its folder."""
     into = computed.folder(sweep, sweep.output_root)
     computed.check(sweep)
     with tally(sweep.key) as progress:
@@ -50,18 +54,27 @@ def compute(sweep: Sweep) -> Path:
     return into
 
 
-# ------------------------------------------------------------------------------------------------------------- runs
+# --------------------------------------------------------------------------------------------------
+# runs
 
 
 def run(sweep: Sweep, hydra: Sequence[str], summarise: Callable[[Sweep, Watch], None]) -> Watch:
-    """Bring every run of the sweep to an end; `summarise` is called also when that is interrupted."""
+    """Bring every run of the sweep to an end; `summarise` is called also when that is
+    interrupted."""
     cells = ordered(expand(sweep))
-    values = {f"{row}/{column}": sweep.rows[row].value or sweep.columns[column].value for row, column in sweep.trained()}
+    values = {
+        f"{row}/{column}": sweep.rows[row].value or sweep.columns[column].value
+        for row, column in sweep.trained()
+    }
     watch = Watch(sweep.key, cells, values)
     notice(f"{sweep.key}: {len(cells)} runs, {watch.already} finished already")
     try:
         if watch.already < len(cells):
-            with watched(pass_on=to_children) as stop, launcher(sweep, watch.before, hydra) as launch, watch.shown():
+            with (
+                watched(pass_on=to_children) as stop,
+                launcher(sweep, watch.before, hydra) as launch,
+                watch.shown(),
+            ):
                 rounds(watch, launch, stop)
     finally:
         summarise(sweep, watch)
@@ -69,7 +82,8 @@ def run(sweep: Sweep, hydra: Sequence[str], summarise: Callable[[Sweep, Watch], 
 
 
 def ordered(cells: Sequence[Cell]) -> list[Cell]:
-    """Each run once, in the order of the sweep, but those that share a model, then a task, then statistics one after another."""
+    """Each run once, in the order of the sweep, but those that share a model, then a task, then
+    statistics one after another."""
     first: dict[str, int] = {}
 
     def seen(*parts: Any) -> int:
@@ -80,7 +94,11 @@ def ordered(cells: Sequence[Cell]) -> list[Cell]:
         plain = cell.plain
         full = config.Component.of(plain["init"], "init").full
         shared = (plain["model"], plain["precision"], full)
-        return seen(*shared), seen(*shared, plain["task"]), seen(*shared, plain["task"], plain["init"], plain["seed"])
+        return (
+            seen(*shared),
+            seen(*shared, plain["task"]),
+            seen(*shared, plain["task"], plain["init"], plain["seed"]),
+        )
 
     once: dict[Path, Cell] = {}
     for cell in cells:
@@ -90,17 +108,21 @@ def ordered(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def rounds(watch: Watch, launch: Launch, stop: Stop | None = None) -> None:
-    """Launch what nobody runs, until every cell has come to an end; cells that others hold are waited for.
+    """Launch what nobody runs, until every cell has come to an end; cells that others hold are
+    waited for.
 
-    A run whose process died is tried once more, by whichever command finds it, and alone: what died with it is not
-    suspected again. A death is charged to the runs that had begun, not to those that waited behind them. One whose worker
-    was told to stop goes on in another. Raises: Interrupted where this command itself was told to stop, once its workers
-    have.
+    A run whose process died is tried once more, by whichever command finds it, and alone: what died
+    with it is not suspected again. A death is charged to the runs that had begun, not to those that
+    waited behind them. One whose worker was told to stop goes on in another. Raises: Interrupted
+    where this command itself was told to stop, once its workers have.
     """
     tried: Counter[Path] = Counter()
     while left := watch.open():
         if stop is not None and stop.name is not None:
-            raise Interrupted(stop.name, f"with {len(left)} of {len(watch.cells)} runs left; the same command goes on there")
+            raise Interrupted(
+                stop.name,
+                f"with {len(left)} of {len(watch.cells)} runs left; the same command goes on there",
+            )
         free = [cell for cell in left if not held(cell.folder)]
         if not free:
             wait()
@@ -119,20 +141,29 @@ def rounds(watch: Watch, launch: Launch, stop: Stop | None = None) -> None:
         for cell in dead(watch, cells, reports, stamps):
             tried[cell.folder] += 1
             if tried[cell.folder] >= ATTEMPTS:
-                watch.fail(cell.folder, f"its process died {ATTEMPTS} times without a word: killed, perhaps for its memory")
+                watch.fail(
+                    cell.folder,
+                    f"its process died {ATTEMPTS} times without a word: killed, perhaps for its"
+                    " memory",
+                )
 
 
-def dead(watch: Watch, cells: Sequence[Cell], reports: list[Report] | None, stamps: Mapping[Path, int]) -> list[Cell]:
-    """The cells whose process died: those that wrote a record since they were launched, and came to no end.
+def dead(
+    watch: Watch, cells: Sequence[Cell], reports: list[Report] | None, stamps: Mapping[Path, int]
+) -> list[Cell]:
+    """The cells whose process died: those that wrote a record since they were launched, and came to
+    no end.
 
-    Where the launcher says of each what became of it, it is believed. Where none had begun and none has ended, the launcher
-    itself does not work with them: then it is all of them.
+    Where the launcher says of each what became of it, it is believed. Where none had begun and none
+    has ended, the launcher itself does not work with them: then it is all of them.
     """
     still = {cell.folder for cell in watch.open() if not held(cell.folder)}
     if reports is not None:
         over = ("busy", "interrupted", "error")
         said = zip(cells, reports, strict=True)
-        return [cell for cell, report in said if report["outcome"] not in over and cell.folder in still]
+        return [
+            cell for cell, report in said if report["outcome"] not in over and cell.folder in still
+        ]
     left = [cell for cell in cells if cell.folder in still]
     begun = [cell for cell in left if stamp(cell.folder) != stamps[cell.folder]]
     return begun or (left if len(left) == len(cells) else [])
@@ -140,9 +171,11 @@ def dead(watch: Watch, cells: Sequence[Cell], reports: list[Report] | None, stam
 
 @contextmanager
 def launcher(sweep: Sweep, before: dict[Path, int], hydra: Sequence[str]) -> Any:
-    """A function that hands cells to the Hydra launcher `hydra/launcher=NAME`, and returns what its workers said.
+    """A function that hands cells to the Hydra launcher `hydra/launcher=NAME`, and returns what its
+    workers said.
 
-    It returns None where the launcher itself broke down after runs had begun: what became of them is on disk.
+    It returns None where the launcher itself broke down after runs had begun: what became of them
+    is on disk.
     """
     from hydra import initialize_config_dir
     from hydra._internal.callbacks import Callbacks
@@ -151,13 +184,24 @@ def launcher(sweep: Sweep, before: dict[Path, int], hydra: Sequence[str]) -> Any
     from hydra.types import HydraContext, RunMode
 
     root = [f"output_root={quoted(str(sweep.output_root))}", *config.search.overrides()]
-    with initialize_config_dir(str(config.folder("conf")), job_name="loraexp", version_base="1.3"), config.translated():
+    with (
+        initialize_config_dir(str(config.folder("conf")), job_name="loraexp", version_base="1.3"),
+        config.translated(),
+    ):
         loader = GlobalHydra.instance().hydra
         assert loader is not None
-        cfg = loader.compose_config(config_name="config", overrides=[*root, *hydra], run_mode=RunMode.MULTIRUN)
+        cfg = loader.compose_config(
+            config_name="config", overrides=[*root, *hydra], run_mode=RunMode.MULTIRUN
+        )
         context = HydraContext(config_loader=loader.config_loader, callbacks=Callbacks(cfg))
-        task = partial(run_cell, before={str(folder): when for folder, when in before.items()}, parent=os.getpid())
-        made = Plugins.instance().instantiate_launcher(config=cfg, hydra_context=context, task_function=task)
+        task = partial(
+            run_cell,
+            before={str(folder): when for folder, when in before.items()},
+            parent=os.getpid(),
+        )
+        made = Plugins.instance().instantiate_launcher(
+            config=cfg, hydra_context=context, task_function=task
+        )
 
         def launch(cells: Sequence[Cell]) -> list[Report] | None:
             stamps = [stamp(cell.folder) for cell in cells]
@@ -166,11 +210,17 @@ def launcher(sweep: Sweep, before: dict[Path, int], hydra: Sequence[str]) -> Any
             except Exception as error:  # noqa: BLE001 - a launcher raises what it likes, also for one worker that died
                 if stamps == [stamp(cell.folder) for cell in cells]:
                     raise ConfigError(
-                        f"{' '.join(hydra) or 'hydra/launcher=basic'}: no run could be started: {reason_of(error)}"
+                        f"{' '.join(hydra) or 'hydra/launcher=basic'}: no run could be started:"
+                        f" {reason_of(error)}"
                     ) from error
-                notice(f"loraexp: the launcher stopped ({reason_of(error)}); going on with what is left")
+                notice(
+                    f"loraexp: the launcher stopped ({reason_of(error)}); going on with what is"
+                    " left"
+                )
                 return None
-            return [checked(report.return_value, cell) for report, cell in zip(done, cells, strict=True)]
+            return [
+                checked(report.return_value, cell) for report, cell in zip(done, cells, strict=True)
+            ]
 
         yield launch
 
@@ -178,19 +228,24 @@ def launcher(sweep: Sweep, before: dict[Path, int], hydra: Sequence[str]) -> Any
 def checked(report: Report, cell: Cell) -> Report:
     if report["outcome"] != "error" and report["folder"] != str(cell.folder):
         raise RuntimeError(
-            f"{cell.row}/{cell.column}: ran as {report['folder']}, expected {cell.folder}: its overrides compose differently"
+            f"{cell.row}/{cell.column}: ran as {report['folder']}, expected {cell.folder}: its"
+            " overrides compose differently"
         )
     return report
 
 
 def job(cell: Cell) -> list[str]:
     """The overrides of a cell, its paths absolute."""
-    paths = {key: lookup(cell.plain, key) for key in PLACES}  # absolute for workers that start elsewhere
-    return last_wins([*cell.overrides, *(f"{key}={quoted(str(path))}" for key, path in paths.items() if path)])
+    # absolute for workers that start elsewhere
+    paths = {key: lookup(cell.plain, key) for key in PLACES}
+    return last_wins(
+        [*cell.overrides, *(f"{key}={quoted(str(path))}" for key, path in paths.items() if path)]
+    )
 
 
 def run_cell(cfg: Any, *, before: dict[str, int], parent: int) -> Report:
-    """One run, in this process or in a worker, which when told to stop says so and begins nothing for a while."""
+    """One run, in this process or in a worker, which when told to stop says so and begins nothing
+    for a while."""
     from loraexp.machine import progress
 
     if os.getpid() == parent:
@@ -204,7 +259,10 @@ def run_cell(cfg: Any, *, before: dict[str, int], parent: int) -> Report:
             return attempt(cfg, before)
         except Interrupted as told:
             stop.name = told.name
-            return {"folder": str(config.run_folder(config.check(cfg)[1])), "outcome": "interrupted"}
+            return {
+                "folder": str(config.run_folder(config.check(cfg)[1])),
+                "outcome": "interrupted",
+            }
         finally:
             if stop.name is not None:
                 Told.at = time.monotonic()
@@ -217,15 +275,21 @@ class Told:
 
 
 def attempt(cfg: Any, before: dict[str, int]) -> Report:
-    """One run; what went wrong is told, never raised, and a run that another process has is left to it."""
+    """One run; what went wrong is told, never raised, and a run that another process has is left to
+    it."""
     from loraexp.machine.measure import ran_out
 
     try:
         settings, plain = config.check(cfg)
         folder = config.run_folder(plain)
         content = record.read(folder)
-        if content is not None and content["status"] == "failed" and stamp(folder) != before.get(str(folder), 0):
-            return {"folder": str(folder), "outcome": "ended"}  # tried in vain by another process since this command began
+        if (
+            content is not None
+            and content["status"] == "failed"
+            and stamp(folder) != before.get(str(folder), 0)
+        ):
+            # tried in vain by another process since this command began
+            return {"folder": str(folder), "outcome": "ended"}
         from loraexp.run.experiment import run as run_one
 
         run_one(settings, plain)
@@ -245,7 +309,8 @@ def attempt(cfg: Any, before: dict[str, int]) -> Report:
 
 
 def release(everything: bool) -> None:
-    """Free what a failed run has left; after one that ran out of memory also what is kept for the next."""
+    """Free what a failed run has left; after one that ran out of memory also what is kept for the
+    next."""
     import torch
 
     from loraexp.run import kept

@@ -1,4 +1,5 @@
-"""What a sweep costs before it is started: runs, hours, memory, disk; from records where there are any."""
+"""What a sweep costs before it is started: runs, hours, memory, disk; from records where there are
+any."""
 
 from __future__ import annotations
 
@@ -27,12 +28,15 @@ class Costs:
     disk: int = 0
     unsized: int = 0  # runs whose disk is not known
     memory: dict[tuple[str, str], Any] = field(default_factory=dict)  # place → estimate.Memory
-    recorded: dict[tuple[str, str], int] = field(default_factory=dict)  # place → the peak that its finished runs had
-    settings: dict[tuple[str, str], Any] = field(default_factory=dict)  # place → those of the run that needs most
+    # place → the peak that its finished runs had
+    recorded: dict[tuple[str, str], int] = field(default_factory=dict)
+    # place → those of the run that needs most
+    settings: dict[tuple[str, str], Any] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)  # one line each
 
 
-# ------------------------------------------------------------------------------------------------------- gathering
+# --------------------------------------------------------------------------------------------------
+# gathering
 
 
 def gather(sweep: Sweep, cells: Sequence[Cell]) -> Costs:
@@ -51,7 +55,9 @@ def gather(sweep: Sweep, cells: Sequence[Cell]) -> Costs:
         costs.states[status if status in costs.states else "missing"] += 1
         if content and status == "finished":
             note_peak(costs, cell, content)
-        estimate_cell(sweep, cell, costs, None if status == "finished" else times, todo=status != "finished")
+        estimate_cell(
+            sweep, cell, costs, None if status == "finished" else times, todo=status != "finished"
+        )
     return costs
 
 
@@ -79,7 +85,9 @@ def note_peak(costs: Costs, cell: Cell, content: Mapping[str, Any]) -> None:
     costs.recorded[place] = max(costs.recorded.get(place, 0), *peaks)
 
 
-def estimate_cell(sweep: Sweep, cell: Cell, costs: Costs, times: Mapping[Any, float] | None, *, todo: bool) -> None:
+def estimate_cell(
+    sweep: Sweep, cell: Cell, costs: Costs, times: Mapping[Any, float] | None, *, todo: bool
+) -> None:
     """Memory of a cell's place; time and disk of a run that is to do."""
     from loraexp.sweep import duration, estimate
 

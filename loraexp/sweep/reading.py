@@ -1,4 +1,5 @@
-"""Files of `sweeps/`, and of the user's own: read, patched by a variant, checked; every mistake is one line."""
+"""Files of `sweeps/`, and of the user's own: read, patched by a variant, checked; every mistake is
+one line."""
 
 from __future__ import annotations
 
@@ -12,7 +13,20 @@ import yaml
 
 from loraexp import config
 from loraexp.config import ConfigError, search
-from loraexp.sweep.schema import Claim, Column, Hours, Plot, Report, Row, Select, Special, Sweep, Variant, key_of, listed
+from loraexp.sweep.schema import (
+    Claim,
+    Column,
+    Hours,
+    Plot,
+    Report,
+    Row,
+    Select,
+    Special,
+    Sweep,
+    Variant,
+    key_of,
+    listed,
+)
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same reader in C, several times faster
 
@@ -34,14 +48,20 @@ def about(name: str) -> str:
 
 
 def load(name: str, variant: str | None = None, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep `sweeps/NAME.yaml`, or of a yaml file of the user's own; raises ConfigError naming file and place."""
+    """The sweep `sweeps/NAME.yaml`, or of a yaml file of the user's own; raises ConfigError naming
+    file and place."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else file_of(name)
     if not path.is_file():
-        raise ConfigError(f"{name}: there is no sweep of that name and no such file; {config.nearest(name, names(), 'sweeps')}")
+        raise ConfigError(
+            f"{name}: there is no sweep of that name and no such file;"
+            f" {config.nearest(name, names(), 'sweeps')}"
+        )
     try:
         content = yaml.load(path.read_text(), Loader=LOADER)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path.name}: not a yaml file: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"{path.name}: not a yaml file: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path.name}: expected keys such as title, rows and columns")
     try:
@@ -50,9 +70,24 @@ def load(name: str, variant: str | None = None, overrides: Sequence[str] = ()) -
         raise ConfigError(f"{path.name}: {error}") from error
 
 
-# Where results go and who else is told: keys that concern no number, which a sweep without runs takes as every other does.
-ALL_TAKE = ("output_root", "cache_root", "wandb.mode", "wandb.project", "wandb.entity", "wandb.group")
-FILE_KEYS = {f.name for f in dataclasses.fields(Sweep)} - {"name", "variant", "means", "path", "overrides", "extend"}
+# Where results go and who else is told: keys that concern no number, which a sweep without runs
+# takes as every other does.
+ALL_TAKE = (
+    "output_root",
+    "cache_root",
+    "wandb.mode",
+    "wandb.project",
+    "wandb.entity",
+    "wandb.group",
+)
+FILE_KEYS = {f.name for f in dataclasses.fields(Sweep)} - {
+    "name",
+    "variant",
+    "means",
+    "path",
+    "overrides",
+    "extend",
+}
 
 
 def read(content: dict[str, Any], path: Path, variant: str | None, overrides: list[str]) -> Sweep:
@@ -63,7 +98,10 @@ def read(content: dict[str, Any], path: Path, variant: str | None, overrides: li
         if not isinstance(content.get(key), str):
             raise ConfigError(f"{key}: missing; expected a word")
     content = copy.deepcopy(content)
-    variants = {name: config.build(Variant, patch, f"variants.{name}") for name, patch in (content.pop("variants", None) or {}).items()}
+    variants = {
+        name: config.build(Variant, patch, f"variants.{name}")
+        for name, patch in (content.pop("variants", None) or {}).items()
+    }
     own: list[str] = []
     if variant is not None:
         if variant not in variants:
@@ -83,7 +121,9 @@ def read(content: dict[str, Any], path: Path, variant: str | None, overrides: li
         kind=content["kind"],
         base=content.get("base") or [],
         overrides=own + overrides,
-        grid=listed({key: values for key, values in (content.get("grid") or {}).items() if key != "extend"}),
+        grid=listed(
+            {key: values for key, values in (content.get("grid") or {}).items() if key != "extend"}
+        ),
         extend=extension(content.get("grid") or {}),
         rows=each(Row, content, "rows"),
         columns=each(Column, content, "columns"),
@@ -108,14 +148,18 @@ def extension(grid: dict[str, Any]) -> dict[str, int]:
     found = grid.get("extend") or {}
     for key, most in found.items() if isinstance(found, dict) else [("", None)]:
         if key not in grid or not isinstance(most, int) or isinstance(most, bool) or most < 0:
-            raise ConfigError(f"grid.extend: {found}: expected keys of the grid with whole numbers, such as {{lr: 3}}")
+            raise ConfigError(
+                f"grid.extend: {found}: expected keys of the grid with whole numbers, such as"
+                " {lr: 3}"
+            )
     return dict(found)
 
 
 def patched(compute: dict[str, Any] | None, overrides: list[str]) -> dict[str, Any] | None:
     """The keywords of a computed sweep with the user's `compute.KEY=VALUE` put in.
 
-    Of a run's keys it takes those that say where and how (`ALL_TAKE`), as every sweep does; others would say nothing to it.
+    Of a run's keys it takes those that say where and how (`ALL_TAKE`), as every sweep does; others
+    would say nothing to it.
     """
     if compute is None:
         return None
@@ -128,18 +172,27 @@ def patched(compute: dict[str, Any] | None, overrides: list[str]) -> dict[str, A
             common.append(word)
         else:
             also = ", ".join(ALL_TAKE)
-            raise ConfigError(f"{word}: expected compute.KEY=VALUE, or one of {also}: this sweep is computed, it has no runs")
+            raise ConfigError(
+                f"{word}: expected compute.KEY=VALUE, or one of {also}: this sweep is computed, it"
+                " has no runs"
+            )
     if common:
         config.check(config.compose(common))
     return compute
 
 
 def each(kind: type, content: dict[str, Any], key: str) -> dict[str, Any]:
-    return {str(name): config.build(kind, values or {}, f"{key}.{name}") for name, values in (content.get(key) or {}).items()}
+    return {
+        str(name): config.build(kind, values or {}, f"{key}.{name}")
+        for name, values in (content.get(key) or {}).items()
+    }
 
 
 def several(kind: type, content: dict[str, Any], key: str) -> list[Any]:
-    return [config.build(kind, values or {}, f"{key}[{i}]") for i, values in enumerate(content.get(key) or [])]
+    return [
+        config.build(kind, values or {}, f"{key}[{i}]")
+        for i, values in enumerate(content.get(key) or [])
+    ]
 
 
 def apply(variant: Variant, content: dict[str, Any]) -> list[str]:
@@ -147,13 +200,21 @@ def apply(variant: Variant, content: dict[str, Any]) -> list[str]:
     content["base"] = (content.get("base") or []) + variant.base
     content["grid"] = (content.get("grid") or {}) | variant.grid
     gone: dict[str, set[str]] = {}
-    for key, keep, patch in (("rows", variant.keep_rows, variant.rows), ("columns", variant.keep_columns, variant.columns)):
+    for key, keep, patch in (
+        ("rows", variant.keep_rows, variant.rows),
+        ("columns", variant.keep_columns, variant.columns),
+    ):
         found = content.get(key) or {}
         for name in keep or []:
             if name not in found:
-                raise ConfigError(f"variants: keep_{key}: {name}: there is no such name; {config.nearest(name, found)}")
+                raise ConfigError(
+                    f"variants: keep_{key}: {name}: there is no such name;"
+                    f" {config.nearest(name, found)}"
+                )
         kept = {name: found[name] for name in (found if keep is None else keep)}
-        content[key] = kept | {name: (kept.get(name) or {}) | values for name, values in patch.items()}
+        content[key] = kept | {
+            name: (kept.get(name) or {}) | values for name, values in patch.items()
+        }
         gone[key] = set(found) - set(content[key])
     if variant.compute:
         content["compute"] = (content.get("compute") or {}) | variant.compute
@@ -170,7 +231,10 @@ def apply(variant: Variant, content: dict[str, Any]) -> list[str]:
     }
     for claim in list(content.get("claims") or []):
         named = [claim.get(k) for k in ("value", "minus", "over") if claim.get(k)]
-        if any(row in gone["rows"] or column in gone["columns"] for row, column, *_ in (f"{name}/".split("/") for name in named)):
+        if any(
+            row in gone["rows"] or column in gone["columns"]
+            for row, column, *_ in (f"{name}/".split("/") for name in named)
+        ):
             content["claims"].remove(claim)
     for plot in content.get("plots") or []:
         for key in ("rows", "columns"):
@@ -180,11 +244,16 @@ def apply(variant: Variant, content: dict[str, Any]) -> list[str]:
 
 
 def narrowed(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The exceptions of a sweep whose rows or columns a variant has left out: for what remains of them."""
+    """The exceptions of a sweep whose rows or columns a variant has left out: for what remains of
+    them."""
     kept = []
     for exception in content.get("cells") or []:
         left = {
-            key: None if exception.get(key) is None else [name for name in exception[key] if name in content[key]]
+            key: (
+                None
+                if exception.get(key) is None
+                else [name for name in exception[key] if name in content[key]]
+            )
             for key in ("rows", "columns")
         }
         if all(names is None or names for names in left.values()):
@@ -211,8 +280,16 @@ def check(sweep: Sweep) -> None:
     for name, column in sweep.columns.items():
         for other in column.mean_of or []:
             known_name(f"columns.{name}.mean_of", other, sweep.columns, "column")
-        if sweep.compute is None and column.value is None and column.mean_of is None and any(r.value is None for r in sweep.rows.values()):
-            raise ConfigError(f"columns.{name}.value: missing; expected a path into the record, such as dev/accuracy")
+        if (
+            sweep.compute is None
+            and column.value is None
+            and column.mean_of is None
+            and any(r.value is None for r in sweep.rows.values())
+        ):
+            raise ConfigError(
+                f"columns.{name}.value: missing; expected a path into the record, such as"
+                " dev/accuracy"
+            )
     for i, plot in enumerate(sweep.plots):
         for key, choices in (("rows", sweep.rows), ("columns", sweep.columns)):
             for name in getattr(plot, key) or []:
@@ -224,20 +301,29 @@ def check(sweep: Sweep) -> None:
 
 def known_name(where: str, name: str, choices: Any, what: str) -> None:
     if name not in choices:
-        raise ConfigError(f"{where}: {name}: there is no such {what}; {config.nearest(name, choices)}")
+        raise ConfigError(
+            f"{where}: {name}: there is no such {what}; {config.nearest(name, choices)}"
+        )
 
 
-# ---------------------------------------------------------------------------------------------------- comparing
+# --------------------------------------------------------------------------------------------------
+# comparing
 
 
 EQUAL = "equal_conditions"
 
 
-def comparison(mine: Sequence[str], against: Sequence[str], overrides: Sequence[str], variant: str | None = None) -> Sweep:
-    """`sweeps/equal_conditions.yaml` with rows of one's own first, beside those named (none: all of its rows).
+def comparison(
+    mine: Sequence[str],
+    against: Sequence[str],
+    overrides: Sequence[str],
+    variant: str | None = None,
+) -> Sweep:
+    """`sweeps/equal_conditions.yaml` with rows of one's own first, beside those named (none: all of
+    its rows).
 
-    A row of one's own is an initializer, a method, or `KEY=VALUE` words joined by commas (`init=mine,optimizer=p_lora`).
-    Raises: ConfigError for a name that is none.
+    A row of one's own is an initializer, a method, or `KEY=VALUE` words joined by commas
+    (`init=mine,optimizer=p_lora`). Raises: ConfigError for a name that is none.
     """
     path = config.folder("sweeps") / f"{EQUAL}.yaml"
     content: dict[str, Any] = yaml.load(path.read_text(), Loader=LOADER)
@@ -245,7 +331,10 @@ def comparison(mine: Sequence[str], against: Sequence[str], overrides: Sequence[
     for name in against:
         known_name("--against", name, rows, "row")
     kept = {name: rows[name] for name in against} if against else dict(rows)
-    own = {name.replace("=", "_").replace(",", "-"): {"label": name, "overrides": own_words(name)} for name in mine}
+    own = {
+        name.replace("=", "_").replace(",", "-"): {"label": name, "overrides": own_words(name)}
+        for name in mine
+    }
     content["rows"] = own | {name: row for name, row in kept.items() if name not in own}
     words = {key_of(word): word for word in overrides}
     for patch in content["variants"].values():
@@ -256,9 +345,13 @@ def comparison(mine: Sequence[str], against: Sequence[str], overrides: Sequence[
         content["columns"] = columns_of(content["columns"], task)
         content["plots"] = plots_of(content.get("plots") or [], content["columns"], first, task)
         for patch in content["variants"].values():
-            kept_columns = [name.replace(first, task, 1) for name in patch.get("keep_columns") or []]
+            kept_columns = [
+                name.replace(first, task, 1) for name in patch.get("keep_columns") or []
+            ]
             if kept_columns:
-                patch["keep_columns"] = [name for name in kept_columns if name in content["columns"]]
+                patch["keep_columns"] = [
+                    name for name in kept_columns if name in content["columns"]
+                ]
     return read(content, path, variant, list(overrides))
 
 
@@ -273,8 +366,11 @@ def own_words(name: str) -> list[str]:
 
 
 def columns_of(columns: dict[str, Any], task: str) -> dict[str, Any]:
-    """The columns of a task; of one that the file has none for, those of its first task, read of this one."""
-    own = {name: column for name, column in columns.items() if f"task={task}" in column["overrides"]}
+    """The columns of a task; of one that the file has none for, those of its first task, read of
+    this one."""
+    own = {
+        name: column for name, column in columns.items() if f"task={task}" in column["overrides"]
+    }
     if own:
         return own
     key, first = next(iter(columns.items()))
@@ -288,18 +384,27 @@ def columns_of(columns: dict[str, Any], task: str) -> dict[str, Any]:
     return found
 
 
-def plots_of(plots: list[dict[str, Any]], columns: dict[str, Any], first: str, task: str) -> list[dict[str, Any]]:
-    """The plots of what is left of the columns; those of the first task, of this one in its place."""
+def plots_of(
+    plots: list[dict[str, Any]], columns: dict[str, Any], first: str, task: str
+) -> list[dict[str, Any]]:
+    """The plots of what is left of the columns; those of the first task, of this one in its
+    place."""
 
     def here(name: str) -> str:
         return name if name in columns else name.replace(first, task, 1)
 
     kept = []
     for plot in plots:
-        drawn = plot | {key: here(plot[key]) for key in ("x", "y") if plot.get("kind") == "scatter" and key in plot}
+        drawn = plot | {
+            key: here(plot[key])
+            for key in ("x", "y")
+            if plot.get("kind") == "scatter" and key in plot
+        }
         left = [here(name) for name in plot.get("columns") or []]
         left = list(dict.fromkeys(name for name in left if name in columns))
         ends = [drawn[key] for key in ("x", "y") if drawn.get("kind") == "scatter" and key in drawn]
-        if (left or not plot.get("columns")) and all("/" in name or name in columns for name in ends):
+        if (left or not plot.get("columns")) and all(
+            "/" in name or name in columns for name in ends
+        ):
             kept.append(drawn | ({"columns": left} if left else {}))
     return kept

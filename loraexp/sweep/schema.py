@@ -1,9 +1,11 @@
-"""One table or figure of a paper as data: what a file of `sweeps/` may hold, and what follows from it.
+"""One table or figure of a paper as data: what a file of `sweeps/` may hold, and what follows from
+it.
 
-A sweep says what is run (base, rows, columns, grid: all of them overrides of the configuration), which value is read from a run's
-record, which grid value is chosen and by what, what the paper printed and stated, and what is drawn and claimed. Variants are
-the same artifact under other means: `smoke` is a tiny model on a few rows. A sweep with `compute` is an experiment
-without runs: one function whose values and curves take the place of the records.
+A sweep says what is run (base, rows, columns, grid: all of them overrides of the configuration),
+which value is read from a run's record, which grid value is chosen and by what, what the paper
+printed and stated, and what is drawn and claimed. Variants are the same artifact under other means:
+`smoke` is a tiny model on a few rows. A sweep with `compute` is an experiment without runs: one
+function whose values and curves take the place of the records.
 """
 
 from __future__ import annotations
@@ -21,9 +23,12 @@ from loraexp.config.paths import unquoted
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """How a number is printed: records hold fractions and SI units, tables print what the paper prints."""
+    """How a number is printed: records hold fractions and SI units, tables print what the paper
+    prints."""
 
-    unit: str = "percent"  # percent | fraction | seconds | minutes | hours | MiB | GiB | count | million | ratio | any other word, as it is
+    # percent | fraction | seconds | minutes | hours | MiB | GiB | count | million | ratio | any
+    # other word, as it is
+    unit: str = "percent"
     digits: int = 2
     goal: Literal["max", "min", "none"] = "max"  # which is the best of a column
     spread: Literal["std", "none"] = "std"
@@ -35,7 +40,8 @@ class Row:
     group: str | None = None  # a heading that several rows share: a model, a rank
     overrides: list[str] = field(default_factory=list)
     grid: dict[str, Any] = field(default_factory=dict)  # in place of the sweep's values, key by key
-    settings: dict[str, Any] = field(default_factory=dict)  # what the paper states of this row alone
+    # what the paper states of this row alone
+    settings: dict[str, Any] = field(default_factory=dict)
     skip: str | None = None  # why nothing is run: a row that the paper quotes from elsewhere
     value: str | None = None  # in place of the column's, where a row reads another value
     note: str | None = None
@@ -47,8 +53,11 @@ class Column:
     overrides: list[str] = field(default_factory=list)
     grid: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    value: str | None = None  # `split/metric`, `cost/init_seconds`, `parameters/trainable`: a path into the record, or `A + B`
-    epoch: float | None = None  # the value as it was logged at the end of this epoch, instead of the end of the run
+    # `split/metric`, `cost/init_seconds`, `parameters/trainable`: a path into the record, or `A +
+    # B`
+    value: str | None = None
+    # the value as it was logged at the end of this epoch, instead of the end of the run
+    epoch: float | None = None
     mean_of: list[str] | None = None  # the mean of other columns of the row, seed by seed
     unit: str | None = None  # in place of the report's
     digits: int | None = None
@@ -58,7 +67,8 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Special:
-    """Overrides, another grid or a reason to skip, for the cells of some rows and columns (null: all of them)."""
+    """Overrides, another grid or a reason to skip, for the cells of some rows and columns (null:
+    all of them)."""
 
     rows: list[str] | None = None
     columns: list[str] | None = None
@@ -70,7 +80,8 @@ class Special:
 
 @dataclass(frozen=True, kw_only=True)
 class Select:
-    """Which point of the grid is reported: the best by a validation value, averaged over the other axes."""
+    """Which point of the grid is reported: the best by a validation value, averaged over the other
+    axes."""
 
     over: list[str] = field(default_factory=lambda: ["lr"])
     by: str = "best/value"
@@ -79,9 +90,9 @@ class Select:
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """One picture. `curve`: a logged value against step or epoch, with a band over seeds · `against`: the cells' values
-    against a grid key · `bar` · `scatter`: one value against another · `histogram` · `series`, `surface`: what a computed
-    sweep returned, by panel."""
+    """One picture. `curve`: a logged value against step or epoch, with a band over seeds ·
+    `against`: the cells' values against a grid key · `bar` · `scatter`: one value against another ·
+    `histogram` · `series`, `surface`: what a computed sweep returned, by panel."""
 
     name: str
     kind: Literal["curve", "against", "bar", "scatter", "histogram", "series", "surface"]
@@ -104,8 +115,9 @@ class Plot:
 class Claim:
     """A sentence of the paper as a number: `value [− minus] [/ over]` against a threshold.
 
-    Names are those of a computed sweep's values, or of a cell: `row/column` (mean over seeds at the chosen point),
-    `row/column/mean_over_lr`, `row/column/worst_over_lr`, `row/column/std` (any grid key for lr).
+    Names are those of a computed sweep's values, or of a cell: `row/column` (mean over seeds at the
+    chosen point), `row/column/mean_over_lr`, `row/column/worst_over_lr`, `row/column/std` (any grid
+    key for lr).
     """
 
     text: str
@@ -142,7 +154,8 @@ class Variant:
     select: dict[str, Any] = field(default_factory=dict)
     hours: dict[str, Any] | None = None
     deviations: list[str] = field(default_factory=list)
-    published: bool = True  # false: the paper's numbers are not comparable, and are not printed beside ours
+    # false: the paper's numbers are not comparable, and are not printed beside ours
+    published: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +173,8 @@ class Sweep:
     base: list[str]
     overrides: list[str]  # the variant's and the user's, after everything else
     grid: dict[str, list[Any]]
-    extend: dict[str, int]  # key of the grid → how many values a place may get beyond its edges (`grid.extend`)
+    # key of the grid → how many values a place may get beyond its edges (`grid.extend`)
+    extend: dict[str, int]
     rows: dict[str, Row]
     columns: dict[str, Column]
     cells: list[Special]
@@ -182,20 +196,27 @@ class Sweep:
 
     @property
     def words(self) -> str:
-        """What it is called on the command line: `cg_lora_table1 --variant smoke`, or the path of a file of the user's own."""
+        """What it is called on the command line: `cg_lora_table1 --variant smoke`, or the path of a
+        file of the user's own."""
         name = self.name if self.path.parent in config.search.sweeps() else str(self.path)
         return f"{name} --variant {self.variant}" if self.variant else name
 
     @property
     def place(self) -> str:
-        """Where it stands in its paper, and under which other means: `cg_lora table1, variant smoke: a tiny model`."""
-        return f"{self.paper} {self.artifact}" + (f", variant {self.variant}: {self.means}" if self.variant else "")
+        """Where it stands in its paper, and under which other means: `cg_lora table1, variant
+        smoke: a tiny model`."""
+        return f"{self.paper} {self.artifact}" + (
+            f", variant {self.variant}: {self.means}" if self.variant else ""
+        )
 
     @property
     def heading(self) -> str:
-        """What its table shows: a variant's is headed by its own means, for the artifact's title names another model or task."""
+        """What its table shows: a variant's is headed by its own means, for the artifact's title
+        names another model or task."""
         means = self.means or ""
-        return f"{means[:1].upper()}{means[1:]} (in place of: {self.title})" if means else self.title
+        return (
+            f"{means[:1].upper()}{means[1:]} (in place of: {self.title})" if means else self.title
+        )
 
     @property
     def output_root(self) -> Path:
@@ -220,7 +241,9 @@ class Sweep:
 
     def exceptions(self, row: str, column: str) -> Iterator[Special]:
         for exception in self.cells:
-            if row in (exception.rows or self.rows) and column in (exception.columns or self.columns):
+            if row in (exception.rows or self.rows) and column in (
+                exception.columns or self.columns
+            ):
                 yield exception
 
     def stated(self, row: str, column: str) -> dict[str, Any]:
@@ -234,9 +257,12 @@ class Sweep:
         return grid
 
     def overrides_of(self, row: str, column: str) -> list[str]:
-        """What a place is, before its grid and `overrides`: base, row, column, exceptions; of one key the last counts."""
+        """What a place is, before its grid and `overrides`: base, row, column, exceptions; of one
+        key the last counts."""
         words = [*self.base, *self.rows[row].overrides, *self.columns[column].overrides]
-        return words + [word for exception in self.exceptions(row, column) for word in exception.overrides]
+        return words + [
+            word for exception in self.exceptions(row, column) for word in exception.overrides
+        ]
 
     def trained(self) -> Iterator[tuple[str, str]]:
         """The (row, column) that runs make: neither skipped nor a mean of others."""

@@ -1,4 +1,5 @@
-"""Where the runs of a sweep stand, read from their records: whoever runs them, this process, a launcher's, or another command's."""
+"""Where the runs of a sweep stand, read from their records: whoever runs them, this process, a
+launcher's, or another command's."""
 
 from __future__ import annotations
 
@@ -37,8 +38,9 @@ def held(folder: Path) -> bool:
 class Watch:
     """The cells that a command is to bring to an end, and what has become of each since it began.
 
-    `state[folder]`: todo, running, finished or failed; `before[folder]`: the stamp of the record when the command began:
-    a failure from before is todo, one since then is failed, and is not tried again by this command.
+    `state[folder]`: todo, running, finished or failed; `before[folder]`: the stamp of the record
+    when the command began: a failure from before is todo, one since then is failed, and is not
+    tried again by this command.
     """
 
     def __init__(self, name: str, cells: Sequence[Cell], values: Mapping[str, str | None]) -> None:
@@ -50,7 +52,8 @@ class Watch:
         self.reasons: dict[Path, str] = {}  # of the failed
         self.seconds: dict[Path, float] = {}  # of the finished
         self.most_running = 1
-        self.look_lock = threading.RLock()  # the thread that shows progress and the command both look
+        # the thread that shows progress and the command both look
+        self.look_lock = threading.RLock()
         for folder in self.cells:
             self.changed(folder)
         self.already = self.counts()["finished"]
@@ -93,7 +96,9 @@ class Watch:
                     self.say(folder)
             counts = self.counts()
             self.most_running = max(self.most_running, counts["running"])
-            self.advance(0, running=str(counts["running"]), failed=str(counts["failed"]), left=self.left())
+            self.advance(
+                0, running=str(counts["running"]), failed=str(counts["failed"]), left=self.left()
+            )
 
     def say(self, folder: Path) -> None:
         """One line for a run that has come to an end."""
@@ -107,12 +112,16 @@ class Watch:
             outcome = f"{path} {value:.4f}" if value is not None else "finished"
             outcome += f" in {spoken(self.seconds[folder])}"
         if counts["todo"] + counts["running"]:
-            outcome += f" | {counts['running']} running, {counts['failed']} failed, {self.left() or 'time left unknown'}"
+            outcome += (
+                f" | {counts['running']} running, {counts['failed']} failed,"
+                f" {self.left() or 'time left unknown'}"
+            )
         notice(f"[{ended}/{len(self.cells)}] {described(cell)}: {outcome}")
         self.advance(1)
 
     def left(self) -> str:
-        """The time left: for each run to do the mean of the finished ones of its place, its column, or all, shared by those at work."""
+        """The time left: for each run to do the mean of the finished ones of its place, its column,
+        or all, shared by those at work."""
         known: dict[Any, list[float]] = {}
         for folder, seconds in self.seconds.items():
             cell = self.cells[folder]
@@ -131,7 +140,11 @@ class Watch:
     def open(self) -> list[Cell]:
         """The cells that have not come to an end, in their order."""
         self.look()
-        return [self.cells[folder] for folder, state in self.state.items() if state in ("todo", "running")]
+        return [
+            self.cells[folder]
+            for folder, state in self.state.items()
+            if state in ("todo", "running")
+        ]
 
     @contextmanager
     def shown(self) -> Any:
@@ -157,7 +170,12 @@ class Watch:
 
 def described(cell: Cell) -> str:
     """`cg_lora/cola lr=0.0002 seed=1`."""
-    return " ".join([f"{cell.row}/{cell.column}", *(f"{key.removeprefix('train.')}={value}" for key, value in cell.point.items())])
+    return " ".join(
+        [
+            f"{cell.row}/{cell.column}",
+            *(f"{key.removeprefix('train.')}={value}" for key, value in cell.point.items()),
+        ]
+    )
 
 
 def wait(seconds: float = EVERY) -> None:

@@ -1,4 +1,5 @@
-"""GLUE as text to text: an encoder-decoder reads a sentence after an instruction and writes the name of its class."""
+"""GLUE as text to text: an encoder-decoder reads a sentence after an instruction and writes the
+name of its class."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from loraexp.tasks.text import IGNORED, TextTask
 
 VERSION = 1  # of the prompts below; part of the cache key
 RESULT = "\nresult: "
-# LoRA-GA and LoRA-One: instruction + text(s) + "\nresult: ". STS-B is in neither paper; its line is T5's own task name.
+# LoRA-GA and LoRA-One: instruction + text(s) + "\nresult: ". STS-B is in neither paper; its line is
+# T5's own task name.
 LORA_GA = {
     "cola": "classify the grammaticality of the text: {0}",
     "sst2": "classify the sentiment of the text: {0}",
@@ -35,7 +37,8 @@ LORA_GA = {
     "rte": "classify the semantic similarity of the text: {0}\n{1}",
     "stsb": "rate the semantic similarity of the text: {0}\n{1}",
 }
-# CG-LoRA prints CoLA's alone ("classify the grammaticality of {sentence}"); the others follow its form.
+# CG-LoRA prints CoLA's alone ("classify the grammaticality of {sentence}"); the others follow its
+# form.
 CG_LORA = {
     "cola": "classify the grammaticality of {0}",
     "sst2": "classify the sentiment of {0}",
@@ -58,9 +61,10 @@ class Protocol:
     scoring: Scoring
 
 
-# LoRA-GA (Outsider565/LoRA-GA, reproduce/utils.py at 89af7de) and LoRA-One (YuanheZ/LoRA-One, utils.py at 01bba05) have
-# both in `compute_metrics`: exact match "should be the default evaluation metric for most tasks", and the first token
-# among the labels' is "use it in cola and mrpc, because it's too hard for vanilla lora".
+# LoRA-GA (Outsider565/LoRA-GA, reproduce/utils.py at 89af7de) and LoRA-One (YuanheZ/LoRA-One,
+# utils.py at 01bba05) have both in `compute_metrics`: exact match "should be the default evaluation
+# metric for most tasks", and the first token among the labels' is "use it in cola and mrpc, because
+# it's too hard for vanilla lora".
 RESTRICTED = ("cola", "mrpc")
 PROTOCOLS = {
     "cg_lora": Protocol(CG_LORA, "", "class_probability"),
@@ -77,14 +81,18 @@ def scoring_of(protocol: str, benchmark: str) -> Scoring:
     return "first_token" if by_paper else PROTOCOLS[protocol].scoring
 
 
-WORDS = {"mrpc": ["different", "equivalent"], "qqp": ["different", "duplicate"]}  # where a head's classes have other names
-SAME = {"not_equivalent": "different", "not_duplicate": "different"}  # the data's words for the papers'
-SCORES = [f"{step / 5:.1f}" for step in range(26)]  # STS-B's, as T5 writes them: to the nearest 0.2 (Raffel et al. 2020)
+# where a head's classes have other names
+WORDS = {"mrpc": ["different", "equivalent"], "qqp": ["different", "duplicate"]}
+# the data's words for the papers'
+SAME = {"not_equivalent": "different", "not_duplicate": "different"}
+# STS-B's, as T5 writes them: to the nearest 0.2 (Raffel et al. 2020)
+SCORES = [f"{step / 5:.1f}" for step in range(26)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlueTextKeys(GlueKeys):
-    """The keys of one GLUE task as text: those of the task for encoders, whose `protocol` is `selection` here."""
+    """The keys of one GLUE task as text: those of the task for encoders, whose `protocol` is
+    `selection` here."""
 
     benchmark: str  # its name among the prompts
     label_names: list[str] | None  # type: ignore[assignment]  # None: numbers, to the nearest 0.2
@@ -93,11 +101,16 @@ class GlueTextKeys(GlueKeys):
 
 
 def as_text(keys: GlueKeys) -> GlueTextKeys:
-    """The keys of the same task as text: what selects stays, the paper's prompt is LoRA-GA's where none is named."""
+    """The keys of the same task as text: what selects stays, the paper's prompt is LoRA-GA's where
+    none is named."""
     named = keys.protocol in PROTOCOLS
     usual = "cg_lora" if keys.problem == "regression" else "lora_ga"  # numbers share first tokens
     words = None if keys.problem == "regression" else WORDS.get(keys.config, keys.label_names)
-    texts = {"label_names": words, "benchmark": keys.config, "protocol": keys.protocol if named else usual}
+    texts = {
+        "label_names": words,
+        "benchmark": keys.config,
+        "protocol": keys.protocol if named else usual,
+    }
     return GlueTextKeys(**vars(keys) | texts, selection="held_out" if named else keys.protocol)  # type: ignore[arg-type]
 
 
@@ -108,12 +121,14 @@ def glue_text(keys: GlueTextKeys, given: Given) -> GlueText:
 
 
 def of_text(keys: GlueTextKeys, given: Given) -> GlueText:
-    """One GLUE task as text, e.g. `classify the grammaticality of the text: They drank the pub dry.` → `acceptable`.
+    """One GLUE task as text, e.g. `classify the grammaticality of the text: They drank the pub
+    dry.` → `acceptable`.
 
-    The rows, splits and limits are those of the task for encoders (`loraexp.tasks.glue`). `protocol`: the prompt and
-    the scoring of a paper, see `PROTOCOLS`.
+    The rows, splits and limits are those of the task for encoders (`loraexp.tasks.glue`).
+    `protocol`: the prompt and the scoring of a paper, see `PROTOCOLS`.
 
-    Raises: SourceError where a file or the hub's copy is missing; ValueError naming file and line of a malformed row.
+    Raises: SourceError where a file or the hub's copy is missing; ValueError naming file and line
+    of a malformed row.
     """
     if keys.protocol not in PROTOCOLS:
         raise ValueError(f"task.protocol={keys.protocol}: expected {' or '.join(PROTOCOLS)}")
@@ -121,7 +136,9 @@ def of_text(keys: GlueTextKeys, given: Given) -> GlueText:
         raise ValueError(f"task.selection={keys.selection}: expected held_out or paper")
     chosen = PROTOCOLS[keys.protocol]
     if keys.benchmark not in chosen.prompts:
-        raise ValueError(f"task.benchmark={keys.benchmark}: expected one of {', '.join(chosen.prompts)}")
+        raise ValueError(
+            f"task.benchmark={keys.benchmark}: expected one of {', '.join(chosen.prompts)}"
+        )
     keys.check(METRICS[keys.problem])
     names = SCORES if keys.problem == "regression" else list(keys.label_names or [])
     train, dev = glue_rows(keys, label_parser(keys.problem, names, SAME))
@@ -144,15 +161,27 @@ def of_text(keys: GlueTextKeys, given: Given) -> GlueText:
 
 
 def _examples(
-    keys: GlueTextKeys, protocol: Protocol, names: Sequence[str], rows: Mapping[str, Rows], given: Given
+    keys: GlueTextKeys,
+    protocol: Protocol,
+    names: Sequence[str],
+    rows: Mapping[str, Rows],
+    given: Given,
 ) -> dict[str, TextExamples]:
     # The names are in the key: another word for a class is another target.
     name = f"glue {keys.benchmark} {keys.protocol} {list(names)}"
     pair = _pair(protocol, keys.benchmark, names, keys.problem)
-    how = Reading(name, VERSION * 1000 + keys.version, pair, given.kind, keys.max_length, long="cut_prompt")  # type: ignore[arg-type]
+    version = VERSION * 1000 + keys.version
+    kind = cast(Literal["causal", "seq2seq"], given.kind)
+    how = Reading(name, version, pair, kind, keys.max_length, long="cut_prompt")
     made = {}
     for split, part in rows.items():
-        tokens = encode_pairs(_Labelled(part), how, given.tokenizer, cache_root=Path(given.cache_root), progress=given.progress)
+        tokens = encode_pairs(
+            _Labelled(part),
+            how,
+            given.tokenizer,
+            cache_root=Path(given.cache_root),
+            progress=given.progress,
+        )
         made[split] = replace(tokens, labels=part.labels, notes=part.notes + tokens.notes)
     return made
 
@@ -171,28 +200,36 @@ class _Labelled:
         return self.rows.fingerprint()
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
-        for number, (texts, label) in enumerate(zip(self.rows.texts, self.rows.labels.tolist(), strict=True), start=1):
+        for number, (texts, label) in enumerate(
+            zip(self.rows.texts, self.rows.labels.tolist(), strict=True), start=1
+        ):
             yield f"{self.rows.source} row {number}", {"texts": texts, "label": label}
 
 
-def _pair(protocol: Protocol, benchmark: str, names: Sequence[str], problem: str) -> Callable[[Row], Pair]:
+def _pair(
+    protocol: Protocol, benchmark: str, names: Sequence[str], problem: str
+) -> Callable[[Row], Pair]:
     def pair(row: Row) -> Pair:
         index = round(row["label"] * 5) if problem == "regression" else int(row["label"])
-        return Pair(protocol.prompts[benchmark].format(*row["texts"]) + protocol.ending, names[index])
+        return Pair(
+            protocol.prompts[benchmark].format(*row["texts"]) + protocol.ending, names[index]
+        )
 
     return pair
 
 
 @dataclass(kw_only=True, eq=False)
 class GlueText(TextTask):
-    """Text-to-text rows whose answer is one of a few names, scored exactly: no text is generated or parsed.
+    """Text-to-text rows whose answer is one of a few names, scored exactly: no text is generated or
+    parsed.
 
-    `class_probability`: `log p(name, </s> | prompt)`, the sum over all of the name's tokens (CG-LoRA). `first_token`:
-    the logit of each name's first token (LoRA-GA, LoRA-One, on CoLA and MRPC). `exact`: is each token of the name, its
-    end included, the arg max over the whole vocabulary, so that the model would write it and nothing else (the same
-    papers, elsewhere)? A row whose arg max is no name at all is wrong, whatever its class. One forward pass scores all
-    names: an encoder runs once, and its decoder takes the names side by side, padded to the longest, which a decoder that
-    looks back never sees.
+    `class_probability`: `log p(name, </s> | prompt)`, the sum over all of the name's tokens
+    (CG-LoRA). `first_token`: the logit of each name's first token (LoRA-GA, LoRA-One, on CoLA and
+    MRPC). `exact`: is each token of the name, its end included, the arg max over the whole
+    vocabulary, so that the model would write it and nothing else (the same papers, elsewhere)? A
+    row whose arg max is no name at all is wrong, whatever its class. One forward pass scores all
+    names: an encoder runs once, and its decoder takes the names side by side, padded to the
+    longest, which a decoder that looks back never sees.
     """
 
     metrics: tuple[str, ...]
@@ -204,12 +241,19 @@ class GlueText(TextTask):
         self.names = self._names()
         firsts = self.names[:, 0].tolist()
         if self.scoring == "exact" and self.problem == "regression":
-            raise ValueError(f"task={self.name}: a score has no exact match; set task.protocol=cg_lora, which compares whole names")
-        if self.scoring == "first_token" and len(set(firsts)) < len(firsts):
-            same = [name for name, first in zip(self.label_names, firsts, strict=True) if firsts.count(first) > 1]
             raise ValueError(
-                f"task={self.name}: {', '.join(same)} begin with the same token, so the first token cannot tell them "
-                "apart; set task.protocol=cg_lora, which compares whole names"
+                f"task={self.name}: a score has no exact match; set task.protocol=cg_lora, which"
+                " compares whole names"
+            )
+        if self.scoring == "first_token" and len(set(firsts)) < len(firsts):
+            same = [
+                name
+                for name, first in zip(self.label_names, firsts, strict=True)
+                if firsts.count(first) > 1
+            ]
+            raise ValueError(
+                f"task={self.name}: {', '.join(same)} begin with the same token, so the first token"
+                " cannot tell them apart; set task.protocol=cg_lora, which compares whole names"
             )
 
     def _names(self) -> Tensor:
@@ -220,16 +264,25 @@ class GlueText(TextTask):
 
     def scores(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """The score (n, C) of each name after each prompt: the highest is the model's answer."""
-        return self._of_decoder(model, batch) if self.kind == "causal" else self._of_both(model, batch)
+        return (
+            self._of_decoder(model, batch) if self.kind == "causal" else self._of_both(model, batch)
+        )
 
     def _of_decoder(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """A causal model reads each prompt once for each name, with the name behind it, or once for first tokens."""
+        """A causal model reads each prompt once for each name, with the name behind it, or once for
+        first tokens."""
         prompt = batch["attention_mask"].bool() & (batch["labels"] == IGNORED)
         names, lengths = self.names.to(prompt.device), prompt.sum(dim=1)
         if self.scoring == "first_token":
             width = int(lengths.max())
-            asked = {"input_ids": batch["input_ids"][:, :width], "attention_mask": prompt[:, :width].long(), "use_cache": False}
-            last = model(**asked).logits[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+            asked = {
+                "input_ids": batch["input_ids"][:, :width],
+                "attention_mask": prompt[:, :width].long(),
+                "use_cache": False,
+            }
+            last = model(**asked).logits[
+                torch.arange(len(lengths), device=lengths.device), lengths - 1
+            ]
             return at_least_float32(last).index_select(1, names[:, 0])
         prompts = [row[:length] for row, length in zip(batch["input_ids"], lengths, strict=True)]
         words = [name[name != IGNORED] for name in names]
@@ -246,23 +299,36 @@ class GlueText(TextTask):
         mask = batch["attention_mask"]
         names = self.names.to(mask.device)
         body: Any = getattr(model, "module", model)
-        read = body.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        read = body.get_encoder()(
+            input_ids=batch["input_ids"], attention_mask=mask
+        ).last_hidden_state
         if self.scoring == "first_token":
             first = self._shifted(model, names[:1, :1].expand(len(mask), 1))
-            logits = model(encoder_outputs=(read,), attention_mask=mask, decoder_input_ids=first, use_cache=False).logits
+            logits = model(
+                encoder_outputs=(read,),
+                attention_mask=mask,
+                decoder_input_ids=first,
+                use_cache=False,
+            ).logits
             return at_least_float32(logits[:, 0]).index_select(1, names[:, 0])
         classes = len(names)
         labels = names.repeat(len(mask), 1)  # (n·C, L): all names of a row, one after another
         each = (read.repeat_interleave(classes, dim=0), mask.repeat_interleave(classes, dim=0))
-        asked = {"attention_mask": each[1], "decoder_input_ids": self._shifted(model, labels), "use_cache": False}
+        asked = {
+            "attention_mask": each[1],
+            "decoder_input_ids": self._shifted(model, labels),
+            "use_cache": False,
+        }
         logits = model(encoder_outputs=each[:1], **asked).logits
         return self._of_names(logits, labels, len(mask))
 
     def _of_names(self, logits: Tensor, labels: Tensor, rows: int) -> Tensor:
-        """log p (n, C) of the names whose tokens are the labels (n·C, L); for exact match beside it whether each is the
-        arg max (n, 2 C)."""
+        """log p (n, C) of the names whose tokens are the labels (n·C, L); for exact match beside it
+        whether each is the arg max (n, 2 C)."""
         flat = at_least_float32(logits).flatten(0, 1)
-        losses = functional.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none")
+        losses = functional.cross_entropy(
+            flat, labels.flatten(), ignore_index=IGNORED, reduction="none"
+        )
         scores = -losses.view(rows, -1, labels.shape[1]).sum(dim=2)
         if self.scoring != "exact":
             return scores
@@ -270,7 +336,8 @@ class GlueText(TextTask):
         return torch.cat([scores, matched.view(rows, -1).to(scores.dtype)], dim=1)
 
     def compute_metrics(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
-        """The task's metrics of the scores (n, C) against the classes (n,), or against STS-B's real scores.
+        """The task's metrics of the scores (n, C) against the classes (n,), or against STS-B's real
+        scores.
 
         `log_likelihood` is of the true name among the names.
         """
@@ -283,10 +350,15 @@ class GlueText(TextTask):
             chosen = logits.argmax(axis=-1)
         if self.problem == "regression":
             return measures.compute(self.metrics, chosen / 5, labels)
-        return measures.compute(self.metrics, chosen, labels.astype(np.int64)) | likelihood(logits, labels)
+        return measures.compute(self.metrics, chosen, labels.astype(np.int64)) | likelihood(
+            logits, labels
+        )
 
     def _describe(self, split: str, examples: TextExamples) -> dict[str, Any]:
-        said = super()._describe(split, examples) | {"protocol": self.protocol, "scoring": self.scoring}
+        said = super()._describe(split, examples) | {
+            "protocol": self.protocol,
+            "scoring": self.scoring,
+        }
         if self.problem == "single_label_classification":
             said["labels"] = self.label_counts(split, slice(None))
         return said

@@ -28,15 +28,18 @@ class CsvKeys(LabelledKeys):
 
 @of_keys(CsvKeys, kinds=frozenset({"encoder"}))
 def labelled_csv(keys: CsvKeys, given: Given) -> Classification:
-    """Labelled texts, e.g. the tweets' row `negative,0.7991,self-driving cars just seem lazy and a waste of money`.
+    """Labelled texts, e.g. the tweets' row `negative,0.7991,self-driving cars just seem lazy and a
+    waste of money`.
 
-    Duplicate texts are dropped first (the first label stays). Then `dev_rows` rows are the dev split and the rest is
-    train, by a hash of the text: the same rows on every machine, whatever the run's seed. Such files are often sorted
-    by topic or label, so their rows are put in the order of that hash: the head of train is a random sample.
-    `data_dir` is a folder that holds the file in place of `source`; `eval_data_dir` one whose file, as a whole, is the
-    dev split, and its texts are taken out of train.
+    Duplicate texts are dropped first (the first label stays). Then `dev_rows` rows are the dev
+    split and the rest is train, by a hash of the text: the same rows on every machine, whatever the
+    run's seed. Such files are often sorted by topic or label, so their rows are put in the order of
+    that hash: the head of train is a random sample. `data_dir` is a folder that holds the file in
+    place of `source`; `eval_data_dir` one whose file, as a whole, is the dev split, and its texts
+    are taken out of train.
 
-    Raises: SourceError where the file is missing or not the expected one; ValueError naming file and line of a bad row.
+    Raises: SourceError where the file is missing or not the expected one; ValueError naming file
+    and line of a bad row.
     """
     if keys.dev_rows < 1:
         raise ValueError(f"task.dev_rows={keys.dev_rows}: expected a number of rows above 0")
@@ -66,6 +69,8 @@ def _locate(source: str, sha256: str | None, directory: str | None, key: str) ->
         return path
     path = Path(hub.resolve(source, key="task.source"))
     if not path.is_file():
-        raise hub.SourceError(f"task.source={source}: {path} is not a file; give the path of a CSV file")
+        raise hub.SourceError(
+            f"task.source={source}: {path} is not a file; give the path of a CSV file"
+        )
     hub.verify(path, sha256, key="task.sha256")
     return path

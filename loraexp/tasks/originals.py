@@ -17,7 +17,9 @@ class GlueKeys(LabelledKeys):
     """The keys of one GLUE task, as its yaml has them."""
 
     # held_out, paper: what selects | the others, of a text model: the paper's prompt and scoring
-    protocol: Literal["held_out", "paper", "cg_lora", "lora_ga", "lora_one", "exact", "restricted"] = "held_out"  # type: ignore[assignment]
+    protocol: Literal[
+        "held_out", "paper", "cg_lora", "lora_ga", "lora_one", "exact", "restricted"
+    ] = "held_out"  # type: ignore[assignment]
     source: str  # on the hub, used where data_dir is null
     config: str
     revision: str | None
@@ -33,11 +35,14 @@ class GlueKeys(LabelledKeys):
 
 
 def glue_rows(keys: GlueKeys, parse: Parse) -> tuple[Rows, dict[str, Rows]]:
-    """The rows of train and of each labelled dev split, for encoders and for text-to-text alike; see `loraexp.tasks.glue`."""
+    """The rows of train and of each labelled dev split, for encoders and for text-to-text alike;
+    see `loraexp.tasks.glue`."""
     columns = Columns(text=keys.text, label="label", parse=parse)
 
     def hub(split: str) -> Rows:
-        return labelled(Hub(keys.source, keys.config, split, keys.revision, "task.data_dir"), columns)
+        return labelled(
+            Hub(keys.source, keys.config, split, keys.revision, "task.data_dir"), columns
+        )
 
     if keys.data_dir is None:
         train = hub("train")
@@ -66,30 +71,45 @@ class _Originals:
         complete, left_out = self._find(full), self._find(without)
         if complete is None or left_out is None:
             return self._read(self._expect("train.tsv"))
-        pairs = frozenset(tuple(line.split("\t")) for line in left_out.read_text("utf-8-sig").splitlines())
+        pairs = frozenset(
+            tuple(line.split("\t")) for line in left_out.read_text("utf-8-sig").splitlines()
+        )
         rows = self._read(complete, without=pairs, identity=self.keys.full_train_ids or ())
-        return rows.noted(f"read from {full} without the pairs in {without}, because copies of train.tsv lack rows")
+        return rows.noted(
+            f"read from {full} without the pairs in {without}, because copies of train.tsv lack"
+            " rows"
+        )
 
     def dev(self) -> dict[str, Rows]:
         splits = self.keys.dev_splits
         here = [split for split in splits if self._find(f"{split}.tsv")] or splits[:1]
         missing = [f"{split}.tsv" for split in splits if split not in here]
-        notes = [f"not reported, because not in {self.directory}: {', '.join(missing)}"] if missing else []
+        notes = (
+            [f"not reported, because not in {self.directory}: {', '.join(missing)}"]
+            if missing
+            else []
+        )
         return {split: self._read(self._expect(f"{split}.tsv")).noted(*notes) for split in here}
 
     def _places(self, file: str) -> tuple[Path, Path]:
-        return self.directory.expanduser() / self.keys.folder / file, self.directory.expanduser() / file
+        return (
+            self.directory.expanduser() / self.keys.folder / file,
+            self.directory.expanduser() / file,
+        )
 
     def _find(self, file: str | None) -> Path | None:
-        return next((place for place in self._places(file) if place.is_file()), None) if file else None
+        return (
+            next((place for place in self._places(file) if place.is_file()), None) if file else None
+        )
 
     def _expect(self, file: str) -> Path:
         path = self._find(file)
         if path is None:
             inside, itself = self._places(file)
             raise SourceError(
-                f"{self.key}={self.directory}: neither {inside} nor {itself} is there; give the folder of GLUE's "
-                f"original files, or set task.data_dir=null to load {self.keys.source} from the hub"
+                f"{self.key}={self.directory}: neither {inside} nor {itself} is there; give the"
+                " folder of GLUE's original files, or set task.data_dir=null to load"
+                f" {self.keys.source} from the hub"
             )
         return path
 

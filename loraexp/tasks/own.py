@@ -1,4 +1,5 @@
-"""A task of one's own data, said in one yaml: labelled texts for a head, or instructions for a model of text."""
+"""A task of one's own data, said in one yaml: labelled texts for a head, or instructions for a
+model of text."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ from loraexp.data.rows import BadRow, Files, Hub, Row, Source, column
 from loraexp.data.tables import Columns, Parse, Rows, label_parser, labelled, plain
 from loraexp.machine.hub import SourceError
 from loraexp.run.task import Given, Task, of_keys
-from loraexp.tasks.classification import HELD_OUT_FRACTION, HELD_OUT_MOST, Classification, LabelledKeys
+from loraexp.tasks.classification import (
+    HELD_OUT_FRACTION,
+    HELD_OUT_MOST,
+    Classification,
+    LabelledKeys,
+)
 from loraexp.tasks.generation import GenerationTask, check_sizes, divide, reported
 
 VERSION = 1  # of the way templates are filled; part of the cache key
@@ -29,7 +35,8 @@ USUAL = {
 
 @dataclass(frozen=True, kw_only=True)
 class OwnKeys:
-    """The keys of a task of one's own data; `prompt` and `response` make it instructions, else `label` is classified."""
+    """The keys of a task of one's own data; `prompt` and `response` make it instructions, else
+    `label` is classified."""
 
     name: str = "data"
     version: int = 1
@@ -62,23 +69,28 @@ class OwnKeys:
 
 @of_keys(OwnKeys, kinds=frozenset({"encoder", "causal", "seq2seq"}))
 def data(keys: OwnKeys, given: Given) -> Task:
-    """Rows of CSV, TSV, JSON lines, Parquet or the hub, e.g. `text,label` → `a lovely film,positive`.
+    """Rows of CSV, TSV, JSON lines, Parquet or the hub, e.g. `text,label` → `a lovely
+    film,positive`.
 
-    With `text` and `label` a model with a head learns classes (or scores); with the templates `prompt` and `response`,
-    e.g. `Question: {question}\\nAnswer: ` and `{answer}`, a model of text learns to answer, selected by the likelihood
-    of held-out answers. Without `dev`, a part of train that a hash of its texts draws stands for it.
+    With `text` and `label` a model with a head learns classes (or scores); with the templates
+    `prompt` and `response`, e.g. `Question: {question}\\nAnswer: ` and `{answer}`, a model of text
+    learns to answer, selected by the likelihood of held-out answers. Without `dev`, a part of train
+    that a hash of its texts draws stands for it.
 
-    Raises: SourceError where the data are not there; ValueError naming file, row and fix of a bad row.
+    Raises: SourceError where the data are not there; ValueError naming file, row and fix of a bad
+    row.
     """
     if (keys.prompt is None) != (keys.response is None):
         missing = "response" if keys.response is None else "prompt"
-        raise ValueError(f"task.{missing}=null: instructions have a prompt and a response; set both, or neither")
+        raise ValueError(
+            f"task.{missing}=null: instructions have a prompt and a response; set both, or neither"
+        )
     if keys.prompt is not None:
         return instructions(keys, given)
     if given.kind != "encoder":
         raise ValueError(
-            f"task={keys.name}: model.kind is {given.kind}, which writes text; set task.prompt and task.response "
-            "(such as '{text}' and '{label}'), or choose an encoder"
+            f"task={keys.name}: model.kind is {given.kind}, which writes text; set task.prompt and"
+            " task.response (such as '{text}' and '{label}'), or choose an encoder"
         )
     return classes(keys, given)
 
@@ -90,22 +102,31 @@ def records(keys: OwnKeys, which: str) -> Source:
             raise SourceError("task.source=null: with task.format=hub give the id of a data set")
         return Hub(keys.source, keys.config, which, keys.revision, "task.data_dir")
     if keys.data_dir is None:
-        raise SourceError(f"task.data_dir=null: give the folder of {which}, or task.format=hub with task.source")
+        raise SourceError(
+            f"task.data_dir=null: give the folder of {which}, or task.format=hub with task.source"
+        )
     path = Path(keys.data_dir).expanduser() / which
     if not path.is_file():
-        raise SourceError(f"task.data_dir={keys.data_dir}: {path} is not there; correct task.train or task.dev")
+        raise SourceError(
+            f"task.data_dir={keys.data_dir}: {path} is not there; correct task.train or task.dev"
+        )
     return Files((path,), form="json" if keys.format == "jsonl" else keys.format)
 
 
-# ------------------------------------------------------------------------------------------------ labelled texts
+# --------------------------------------------------------------------------------------------------
+# labelled texts
 
 
 def classes(keys: OwnKeys, given: Given) -> Classification:
     """Labelled texts for a head."""
     if not keys.text or keys.label is None:
-        raise ValueError("task.text, task.label: give the columns of the text (one or two) and of the label")
+        raise ValueError(
+            "task.text, task.label: give the columns of the text (one or two) and of the label"
+        )
     rows = records(keys, keys.train)
-    names = keys.label_names or (["score"] if keys.problem == "regression" else names_of(rows, keys.label))
+    names = keys.label_names or (
+        ["score"] if keys.problem == "regression" else names_of(rows, keys.label)
+    )
     metrics = keys.metrics or USUAL[keys.problem]
     shared = LabelledKeys(
         name=keys.name,
@@ -133,38 +154,52 @@ def classes(keys: OwnKeys, given: Given) -> Classification:
 
 
 def read(keys: OwnKeys, rows: Source, parse: Parse) -> Rows:
-    columns = Columns(text=keys.text or [], label=str(keys.label), parse=parse, skip_bad=keys.skip_bad)
+    columns = Columns(
+        text=keys.text or [], label=str(keys.label), parse=parse, skip_bad=keys.skip_bad
+    )
     return labelled(rows, columns)
 
 
 def names_of(rows: Source, label: str) -> list[str]:
-    """The names of the classes: those that the set tells, or all labels there are, sorted, numbers as numbers."""
+    """The names of the classes: those that the set tells, or all labels there are, sorted, numbers
+    as numbers."""
     if told := rows.classes(label):
         return list(told)
-    found = {plain(row[label]) for _, row in rows if not isinstance(row, BadRow) and row.get(label) is not None}
+    found = {
+        plain(row[label])
+        for _, row in rows
+        if not isinstance(row, BadRow) and row.get(label) is not None
+    }
     if not found:
         return ["none"]  # reading the rows says what is wrong with them
     if len(found) > MOST_CLASSES:
         raise ValueError(
-            f"task.label={label}: {rows.name} has {len(found):,} different labels; set task.problem=regression for "
-            "scores, or name the classes in task.label_names"
+            f"task.label={label}: {rows.name} has {len(found):,} different labels; set"
+            " task.problem=regression for scores, or name the classes in task.label_names"
         )
     numbers = all(name.lstrip("-").isdigit() for name in found)
     return sorted(found, key=(lambda name: int(name)) if numbers else str)  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------------------------------ instructions
+# --------------------------------------------------------------------------------------------------
+# instructions
 
 
 def instructions(keys: OwnKeys, given: Given) -> GenerationTask:
-    """Prompts and responses by template, selected by likelihood; benchmarks where some are named."""
+    """Prompts and responses by template, selected by likelihood; benchmarks where some are
+    named."""
     kind = cast(Kind, given.kind)
     if given.kind == "encoder":
-        raise ValueError(f"task={keys.name}: task.prompt needs a model that writes; choose one of kind causal or seq2seq")
+        raise ValueError(
+            f"task={keys.name}: task.prompt needs a model that writes; choose one of kind causal or"
+            " seq2seq"
+        )
     check_sizes(keys.held_out, keys.max_length, kind, given.tokenizer)
     name = f"{keys.name} {keys.prompt!r} {keys.response!r}"
     pair = filled(str(keys.prompt), str(keys.response))
-    how = Reading(name, VERSION * 1000 + keys.version, pair, kind, keys.max_length, skip_bad=keys.skip_bad)
+    how = Reading(
+        name, VERSION * 1000 + keys.version, pair, kind, keys.max_length, skip_bad=keys.skip_bad
+    )
 
     def examples(which: str) -> TextExamples:
         rows, root = records(keys, which), Path(given.cache_root)
@@ -175,9 +210,18 @@ def instructions(keys: OwnKeys, given: Given) -> GenerationTask:
         splits["dev"] = examples(keys.dev).limit(keys.limit_eval)
     wanted = [keys.protocol] if isinstance(keys.protocol, str) else list(keys.protocol or ())
     if keys.benchmarks and not wanted:
-        raise ValueError(f"task.protocol=null: name the protocols that score {', '.join(keys.benchmarks)}")
+        raise ValueError(
+            f"task.protocol=null: name the protocols that score {', '.join(keys.benchmarks)}"
+        )
     asked, questions, notes = (
-        reported(wanted, keys.benchmarks, keys.eval_data_dir, "task.eval_data_dir", keys.limit_eval, keys.skip_bad)
+        reported(
+            wanted,
+            keys.benchmarks,
+            keys.eval_data_dir,
+            "task.eval_data_dir",
+            keys.limit_eval,
+            keys.skip_bad,
+        )
         if keys.benchmarks
         else ({}, {}, ())
     )
@@ -204,7 +248,8 @@ def instructions(keys: OwnKeys, given: Given) -> GenerationTask:
 
 
 def filled(prompt: str, response: str) -> Callable[[Row], Pair]:
-    """`(row) → Pair`, with every `{column}` of the templates replaced by the row's; BadRow names one that is not there.
+    """`(row) → Pair`, with every `{column}` of the templates replaced by the row's; BadRow names
+    one that is not there.
 
     Written on a command line, where `\\n` is two letters, it is a new line too.
     """

@@ -1,4 +1,5 @@
-"""What the papers train generation on: which rows, put how, with the loss where; named by the paper, as data.
+"""What the papers train generation on: which rows, put how, with the loss where; named by the
+paper, as data.
 
 A recipe is the training half of a protocol; the half that scores is in `loraexp.scoring.protocols`.
 """
@@ -18,18 +19,19 @@ from loraexp.scoring.protocols import LLM_ADAPTERS, QUESTION_ANSWER
 VERSION = 2  # of everything below; part of the cache key
 
 WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{given}\n\n### Response:"
+    "Below is an instruction that describes a task, paired with an input that provides further"
+    " context. Write a response that appropriately completes the request.\n\n###"
+    " Instruction:\n{instruction}\n\n### Input:\n{given}\n\n### Response:"
 )
 ANSWER_IS = "\nThe answer is:"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`pair`: a row's prompt and response, None where the paper leaves the row out. `below`: only rows with fewer tokens.
-    `rows`: only the first so many of what is left. `learn_prompt`: the prompt's tokens are in the loss. `long`: what is
-    done with a prompt that leaves no room for an answer in `task.max_length`, see `Reading`."""
+    """`pair`: a row's prompt and response, None where the paper leaves the row out. `below`: only
+    rows with fewer tokens. `rows`: only the first so many of what is left. `learn_prompt`: the
+    prompt's tokens are in the loss. `long`: what is done with a prompt that leaves no room for an
+    answer in `task.max_length`, see `Reading`."""
 
     pair: Callable[[Row], Pair | None]
     below: int | None = None
@@ -44,27 +46,37 @@ def question_answer(question: str) -> str:
 
 
 def alpaca(instruction: str, given: str = "") -> str:
-    """Alpaca's prompt, as MetaMath, PiSSA, LoRA-XS and LoRA-SB put a question: it ends in `### Response:`."""
-    return WITH_INPUT.format(instruction=instruction, given=given) if given else ALPACA_PROMPT.format(instruction=instruction)
+    """Alpaca's prompt, as MetaMath, PiSSA, LoRA-XS and LoRA-SB put a question: it ends in `###
+    Response:`."""
+    return (
+        WITH_INPUT.format(instruction=instruction, given=given)
+        if given
+        else ALPACA_PROMPT.format(instruction=instruction)
+    )
 
 
 def indented(instruction: str, spaces: int) -> str:
-    """LLM-Adapters' prompt for commonsense, its body indented by 16 spaces there and by 12 in LoRA-SB's training."""
+    """LLM-Adapters' prompt for commonsense, its body indented by 16 spaces there and by 12 in
+    LoRA-SB's training."""
     return LLM_ADAPTERS.replace(" " * 16, " " * spaces).format(instruction=instruction)
 
 
-# ------------------------------------------------------------------------------------------------ mathematics
+# --------------------------------------------------------------------------------------------------
+# mathematics
 
 
 def metamath_cut(row: Row) -> Pair:
-    """A row's question, its answer cut before `The answer is:`, so that it ends in `#### 72` (LoRA-GA, LoRA-One, LoRA-DA).
+    """A row's question, its answer cut before `The answer is:`, so that it ends in `#### 72`
+    (LoRA-GA, LoRA-One, LoRA-DA).
 
-    A row of Yu et al. 2024, "MetaMath": `query: Randy has 60 mango trees …`, `response: … #### 35\nThe answer is: 35`,
-    `type: GSM_Rephrased`.
+    A row of Yu et al. 2024, "MetaMath": `query: Randy has 60 mango trees …`, `response: … ####
+    35\nThe answer is: 35`, `type: GSM_Rephrased`.
     """
     answer = text(row, "response").split(ANSWER_IS)[0]
     if not answer.strip():
-        raise Blank(f"column 'response' has nothing before {ANSWER_IS.strip()!r}, expected the working")
+        raise Blank(
+            f"column 'response' has nothing before {ANSWER_IS.strip()!r}, expected the working"
+        )
     return Pair(question_answer(text(row, "query")), answer)
 
 
@@ -74,13 +86,15 @@ def metamath_gsm(row: Row) -> Pair | None:
 
 
 def metamath_alpaca(row: Row) -> Pair:
-    """Every row, as MetaMath trains it: `… ### Instruction:\\n{query}\\n\\n### Response:` and the whole answer."""
+    """Every row, as MetaMath trains it: `… ### Instruction:\\n{query}\\n\\n### Response:` and the
+    whole answer."""
     return Pair(alpaca(text(row, "query")), text(row, "response"))
 
 
-# Released loaders: YuanheZ/LoRA-One@01bba05:data.py has `load_meta_math` (type GSM, under 512 tokens, the first 100,000)
-# and `load_meta_math_full` (every type, under 512 tokens, all of them); zqy0126/LoRA-DA@928f484:data.py has both too and
-# trains on the first (conf/lora_da.yaml: dataset_name meta_math).
+# Released loaders: YuanheZ/LoRA-One@01bba05:data.py has `load_meta_math` (type GSM, under 512
+# tokens, the first 100,000) and `load_meta_math_full` (every type, under 512 tokens, all of them);
+# zqy0126/LoRA-DA@928f484:data.py has both too and trains on the first (conf/lora_da.yaml:
+# dataset_name meta_math).
 METAMATH = {
     "lora_ga": Recipe(metamath_gsm, below=512, rows=100_000),
     "lora_one": Recipe(metamath_gsm, below=512, rows=100_000),
@@ -100,7 +114,8 @@ def gsm8k_alpaca(row: Row) -> Pair:
     return Pair(alpaca(text(row, "question")), f"{working}\n#### {number}{ANSWER_IS} {number}")
 
 
-# GSM8K's own rows, written as MetaMathQA writes the same questions: no paper trains on them, every family scores them.
+# GSM8K's own rows, written as MetaMathQA writes the same questions: no paper trains on them, every
+# family scores them.
 GSM8K = {
     "lora_ga": Recipe(gsm8k_cut),
     "lora_one": Recipe(gsm8k_cut),
@@ -109,17 +124,24 @@ GSM8K = {
 }
 
 
-# ------------------------------------------------------------------------------------------------ code
+# --------------------------------------------------------------------------------------------------
+# code
 
 
 def code_feedback(row: Row) -> Pair | None:
-    """A question and its answer up to the end of the first code block; rows without one are left out.
+    """A question and its answer up to the end of the first code block; rows without one are left
+    out.
 
-    Columns `query`, `answer`, or Code-Feedback's `messages`, of which the first question and answer are taken. A row of
-    Zheng et al. 2024, "OpenCodeInterpreter": `query: Write a function that …`, `answer: Here is …```python\\ndef …``` …`.
+    Columns `query`, `answer`, or Code-Feedback's `messages`, of which the first question and answer
+    are taken. A row of Zheng et al. 2024, "OpenCodeInterpreter": `query: Write a function that …`,
+    `answer: Here is …```python\\ndef …``` …`.
     """
     if "messages" in row:
-        said = {m.get("role"): m.get("content") for m in reversed(column(row, "messages")) if isinstance(m, Mapping)}
+        said = {
+            m.get("role"): m.get("content")
+            for m in reversed(column(row, "messages"))
+            if isinstance(m, Mapping)
+        }
         row = {"query": said.get("user"), "answer": said.get("assistant")}
     query, answer = text(row, "query"), text(row, "answer")
     parts = answer.split("```")
@@ -128,14 +150,18 @@ def code_feedback(row: Row) -> Pair | None:
     return Pair(alpaca(query), "```".join(parts[:2]) + "```")
 
 
-CODE_FEEDBACK = {name: Recipe(code_feedback, below=1024, rows=100_000) for name in ("lora_ga", "lora_one")}
+CODE_FEEDBACK = {
+    name: Recipe(code_feedback, below=1024, rows=100_000) for name in ("lora_ga", "lora_one")
+}
 
 
-# ------------------------------------------------------------------------------------------------ instructions
+# --------------------------------------------------------------------------------------------------
+# instructions
 
 
 def alpaca_row(row: Row) -> Pair:
-    """A row of Taori et al. 2023: `instruction: Give three tips for staying healthy.`, `input:`, `output: 1. Eat a balanced …`.
+    """A row of Taori et al. 2023: `instruction: Give three tips for staying healthy.`, `input:`,
+    `output: 1. Eat a balanced …`.
 
     An input that is null or not there is none.
     """
@@ -147,8 +173,9 @@ ALPACA = {"lora_one": Recipe(alpaca_row)}
 
 
 def commonsense(prompt: Callable[[str], str]) -> Callable[[Row], Pair]:
-    """A row of Hu et al. 2023, "LLM-Adapters", in that prompt: `instruction: Please answer the following question with true
-    or false, question: …`, `output: the correct answer is true`, `answer: true`."""
+    """A row of Hu et al. 2023, "LLM-Adapters", in that prompt: `instruction: Please answer the
+    following question with true or false, question: …`, `output: the correct answer is true`,
+    `answer: true`."""
 
     def pair(row: Row) -> Pair:
         if "answer" in row:
@@ -159,7 +186,9 @@ def commonsense(prompt: Callable[[str], str]) -> Callable[[Row], Pair]:
 
 
 COMMONSENSE = {
-    "llm_adapters": Recipe(commonsense(lambda instruction: indented(instruction, 16)), learn_prompt=True, long="cut"),
+    "llm_adapters": Recipe(
+        commonsense(lambda instruction: indented(instruction, 16)), learn_prompt=True, long="cut"
+    ),
     "lora_sb": Recipe(commonsense(lambda instruction: indented(instruction, 12))),
     "lora_one": Recipe(commonsense(lambda instruction: alpaca(instruction) + "\n")),
 }

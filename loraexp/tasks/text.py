@@ -1,4 +1,5 @@
-"""Tasks whose answer is text: what causal and encoder-decoder models share, from tokens to the loss of the answer's tokens."""
+"""Tasks whose answer is text: what causal and encoder-decoder models share, from tokens to the loss
+of the answer's tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from loraexp.data.pairs import Kind, TextExamples
 from loraexp.run.evaluate import of_batches
 from loraexp.run.task import Problem, Task
 
-IGNORED = -100  # the label of a token that is not in the loss: padding, and prompts unless they are learnt
+# the label of a token that is not in the loss: padding, and prompts unless they are learnt
+IGNORED = -100
 KINDS = frozenset({"causal", "seq2seq"})
 
 
@@ -25,11 +27,12 @@ KINDS = frozenset({"causal", "seq2seq"})
 class TextTask(Task):
     """Prompts and responses, tokenised, for a causal model or an encoder-decoder.
 
-    Example of a row, as a causal model sees it: `<s> Q: … \\n A:` (no labels), then `48/2 = 24 … #### 72 </s>` (labels).
-    An encoder-decoder reads the prompt in its encoder and has the response as the decoder's labels. Padding never has
-    labels, in T5 either (the released codes of LoRA-GA and LoRA-One leave T5's padding in the loss). With `learn_prompt`
-    the prompt's tokens of a causal model are labels too. Rows stand alone in a batch (no packing): nothing attends
-    across them, and the loop's length buckets keep the padding small.
+    Example of a row, as a causal model sees it: `<s> Q: … \\n A:` (no labels), then `48/2 = 24 …
+    #### 72 </s>` (labels). An encoder-decoder reads the prompt in its encoder and has the response
+    as the decoder's labels. Padding never has labels, in T5 either (the released codes of LoRA-GA
+    and LoRA-One leave T5's padding in the loss). With `learn_prompt` the prompt's tokens of a
+    causal model are labels too. Rows stand alone in a batch (no packing): nothing attends across
+    them, and the loop's length buckets keep the padding small.
     """
 
     several_labels: ClassVar[bool] = True
@@ -42,55 +45,90 @@ class TextTask(Task):
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(
-                f"task={self.name}: model.kind is {self.kind}; expected causal or seq2seq, for example model=smollm2-135m or model=t5-base"
+                f"task={self.name}: model.kind is {self.kind}; expected causal or seq2seq, for"
+                " example model=smollm2-135m or model=t5-base"
             )
         if self.learn_prompt and self.kind == "seq2seq":
-            raise ValueError(f"task={self.name}: its protocol learns the prompt, which an encoder-decoder cannot; choose a causal model")
+            raise ValueError(
+                f"task={self.name}: its protocol learns the prompt, which an encoder-decoder"
+                " cannot; choose a causal model"
+            )
         self.reports = tuple(self.reports)
         self._pad = int(self.tokenizer.pad_token_id)
 
-    # ------------------------------------------------------------------------------------------------ batches
+    # ----------------------------------------------------------------------------------------------
+    # batches
 
-    def collate(self, examples: TextExamples, rows: Sequence[int] | NDArray[Any], *, pad_to: int | None = None) -> dict[str, Tensor]:
-        """The rows as one batch, padded on the right to the longest of them, or the input to `pad_to` tokens where given."""
+    def collate(
+        self,
+        examples: TextExamples,
+        rows: Sequence[int] | NDArray[Any],
+        *,
+        pad_to: int | None = None,
+    ) -> dict[str, Tensor]:
+        """The rows as one batch, padded on the right to the longest of them, or the input to
+        `pad_to` tokens where given."""
         starts, ends = examples.starts[rows].tolist(), examples.ends[rows].tolist()
         middles = (examples.starts[rows] + examples.prompts[rows]).tolist()
-        pieces = [examples.tokens[a:b] for a, b in zip(starts, ends if self.kind == "causal" else middles, strict=True)]
+        pieces = [
+            examples.tokens[a:b]
+            for a, b in zip(starts, ends if self.kind == "causal" else middles, strict=True)
+        ]
         ids, mask = padded(pieces, self._pad, pad_to)
         if self.kind == "seq2seq":
-            labels, _ = padded([examples.tokens[a:b] for a, b in zip(middles, ends, strict=True)], IGNORED)
+            labels, _ = padded(
+                [examples.tokens[a:b] for a, b in zip(middles, ends, strict=True)], IGNORED
+            )
         else:
             labels = np.where(mask == 1, ids, IGNORED)
             for row, (start, middle) in enumerate(zip(starts, middles, strict=True)):
-                # The first token has nothing before it, so nothing predicts it: it is no label even where prompts are.
+                # The first token has nothing before it, so nothing predicts it: it is no label even
+                # where prompts are.
                 labels[row, : 1 if self.learn_prompt else max(middle - start, 1)] = IGNORED
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask), "labels": torch.from_numpy(labels)}
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask),
+            "labels": torch.from_numpy(labels),
+        }
 
-    # ------------------------------------------------------------------------------------------------ the model
+    # ----------------------------------------------------------------------------------------------
+    # the model
 
     def _predictions(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (n, L, V) and the labels (n, L) that each of them predicts, −100 where none."""
         labels = batch["labels"]
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        inputs = {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "use_cache": False,
+        }
         if self.kind == "seq2seq":
             return model(**inputs, decoder_input_ids=self._shifted(model, labels)).logits, labels
-        # Token t is predicted at t − 1; logits before the first label of the batch are not computed. The last position
-        # predicts nothing: a label for it is cheaper than a copy of all logits but its own.
+        # Token t is predicted at t − 1; logits before the first label of the batch are not
+        # computed. The last position predicts nothing: a label for it is cheaper than a copy of all
+        # logits but its own.
         first = int((labels != IGNORED).any(dim=0).nonzero()[0])
         logits = model(**inputs, logits_to_keep=labels.shape[1] - first + 1).logits
         return logits, functional.pad(labels[:, first:], (0, 1), value=IGNORED)
 
     def _shifted(self, model: nn.Module, labels: Tensor) -> Tensor:
-        """What the decoder reads to predict `labels`: its start token, then the labels but the last, padding where none."""
+        """What the decoder reads to predict `labels`: its start token, then the labels but the
+        last, padding where none."""
         body: Any = getattr(model, "module", model)
         start = body.config.decoder_start_token_id
         shifted = functional.pad(labels[:, :-1], (1, 0), value=int(start))
         return shifted.masked_fill(shifted == IGNORED, self._pad)
 
     def _token_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Cross-entropies (n, L) in float32 or better, 0 where there is no label, and the labels."""
+        """Cross-entropies (n, L) in float32 or better, 0 where there is no label, and the
+        labels."""
         logits, labels = self._predictions(model, batch)
-        losses = functional.cross_entropy(at_least_float32(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        losses = functional.cross_entropy(
+            at_least_float32(logits).flatten(0, 1),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            reduction="none",
+        )
         return losses.view(labels.shape), labels
 
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
@@ -99,27 +137,36 @@ class TextTask(Task):
         return losses.sum(), int((labels != IGNORED).sum())
 
     def sample_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """`L_i` (n,): the mean over each row's label tokens, which is the loss of a batch of that row alone."""
+        """`L_i` (n,): the mean over each row's label tokens, which is the loss of a batch of that
+        row alone."""
         losses, labels = self._token_losses(model, batch)
         return losses.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp_min(1)
 
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """The logits at the label tokens (n, L, V), each row's from its first label on; exact zeros behind its last.
+        """The logits at the label tokens (n, L, V), each row's from its first label on; exact zeros
+        behind its last.
 
-        A row's outputs do not depend on the batch it is in, so neither do the probes that belong to its place.
+        A row's outputs do not depend on the batch it is in, so neither do the probes that belong to
+        its place.
         """
         logits, labels = self._predictions(model, batch)
         here = labels != IGNORED
         counts = here.sum(dim=1)
-        order = torch.argsort(here.to(torch.int8), dim=1, descending=True, stable=True)[:, : int(counts.max())]
-        gathered = at_least_float32(logits[torch.arange(len(order), device=order.device).unsqueeze(1), order])
+        order = torch.argsort(here.to(torch.int8), dim=1, descending=True, stable=True)[
+            :, : int(counts.max())
+        ]
+        gathered = at_least_float32(
+            logits[torch.arange(len(order), device=order.device).unsqueeze(1), order]
+        )
         behind = torch.arange(order.shape[1], device=labels.device) >= counts.unsqueeze(1)
         return gathered.masked_fill(behind.unsqueeze(-1), 0.0)
 
     def likelihood(self, model: nn.Module, split: str, **how: Any) -> dict[str, float]:
-        """`log_likelihood`: the mean log-probability of a label token of the split, in nats (at most 0; higher is better).
+        """`log_likelihood`: the mean log-probability of a label token of the split, in nats (at
+        most 0; higher is better).
 
-        The batches' sums are added in one order, whatever process made them. `how`: see `of_batches`.
+        The batches' sums are added in one order, whatever process made them. `how`: see
+        `of_batches`.
 
         Raises: FloatingPointError where it is not a number.
         """
@@ -131,24 +178,34 @@ class TextTask(Task):
         parts = [value for _, value in of_batches(model, self, split, summed, **how)]
         total, count = sum(loss for loss, _ in parts), sum(labels for _, labels in parts)
         if not np.isfinite(total):
-            raise FloatingPointError(f"task={self.name}: the loss of {split} is {total}: it diverged, lower lr or use precision=fp32")
+            raise FloatingPointError(
+                f"task={self.name}: the loss of {split} is {total}: it diverged, lower lr or use"
+                " precision=fp32"
+            )
         return {"log_likelihood": -total / count}
 
-    # ------------------------------------------------------------------------------------------------ the record
+    # ----------------------------------------------------------------------------------------------
+    # the record
 
     def describe(self) -> dict[str, Any]:
         """Per tokenised split: rows, fingerprint, source, its part, tokens and notes."""
         return {split: self._describe(split, examples) for split, examples in self.splits.items()}
 
     def _describe(self, split: str, examples: TextExamples) -> dict[str, Any]:
-        parts = {"trains": split == "train", "selects": split == self.selection, "reported": split in self.reports}
+        parts = {
+            "trains": split == "train",
+            "selects": split == self.selection,
+            "reported": split in self.reports,
+        }
         return {
             "rows": len(examples),
             "fingerprint": examples.fingerprint,
             "source": examples.source,
             "part": [part for part, is_so in parts.items() if is_so],
             "tokens": int(examples.lengths.sum()),
-            "label_tokens": int((examples.lengths - (0 if self.learn_prompt else examples.prompts)).sum()),
+            "label_tokens": int(
+                (examples.lengths - (0 if self.learn_prompt else examples.prompts)).sum()
+            ),
             "skipped": examples.skipped,
             "left_out": examples.left_out,
             "cut": examples.cut,
@@ -156,11 +213,16 @@ class TextTask(Task):
         }
 
 
-def padded(pieces: Sequence[NDArray[Any]], value: int, width: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of different lengths as one array, padded on the right with `value`, and the mask of what is not padding."""
+def padded(
+    pieces: Sequence[NDArray[Any]], value: int, width: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of different lengths as one array, padded on the right with `value`, and the mask of
+    what is not padding."""
     longest = max(map(len, pieces))
     if width is not None and width < longest:
-        raise ValueError(f"pad_to={width}: a row of the batch has {longest} tokens; expected at least that")
+        raise ValueError(
+            f"pad_to={width}: a row of the batch has {longest} tokens; expected at least that"
+        )
     ids = np.full((len(pieces), width or longest), value, dtype=np.int64)
     mask = np.zeros_like(ids)
     for row, piece in enumerate(pieces):

@@ -22,7 +22,14 @@ def relative_risk(batch: Batch, whole: float) -> Tensor:
 
 
 def ablation(
-    d: int, rows: int, spectra: dict[str, list[float]], lrs: list[float], steps: int, seeds: int, target: float, progress: Progress
+    d: int,
+    rows: int,
+    spectra: dict[str, list[float]],
+    lrs: list[float],
+    steps: int,
+    seeds: int,
+    target: float,
+    progress: Progress,
 ) -> Computed:
     """Gradient descent from the spectral start with (+) and without (−) preconditioners, over
     learning rates.
@@ -43,19 +50,40 @@ def ablation(
         for sign, rule in (("+", "prec_gd"), ("-", "gd")):
             traces = []
             for lr in lrs:
-                batch = Batch(given, {"spectral": partial(spectral, rank=len(spectrum))}, len(spectrum))
-                trace = descend(batch, rule, lr, steps, {"risk": relative}, progress=linear.share(progress, done, total))
+                batch = Batch(
+                    given, {"spectral": partial(spectral, rank=len(spectrum))}, len(spectrum)
+                )
+                trace = descend(
+                    batch,
+                    rule,
+                    lr,
+                    steps,
+                    {"risk": relative},
+                    progress=linear.share(progress, done, total),
+                )
                 traces.append(trace)
                 done += steps
                 values[f"risk/{name}/{sign}/lr {lr:g}"] = logs(trace["risk"][-1]).tolist()
             last = torch.stack([logs(x["risk"][-1]).nan_to_num(0.0).clamp_max(0.0) for x in traces])
-            until = torch.stack([first_step(x.steps, x["risk"] <= target).clamp_max(steps) for x in traces])
-            values[f"tolerated/{name}/{sign}"] = float((last <= logs(torch.tensor(target))).all(-1).sum())
+            until = torch.stack(
+                [first_step(x.steps, x["risk"] <= target).clamp_max(steps) for x in traces]
+            )
+            values[f"tolerated/{name}/{sign}"] = float(
+                (last <= logs(torch.tensor(target))).all(-1).sum()
+            )
             values[f"steps/{name}/{sign}"] = until.amin(0).tolist()
-            best = traces[min(range(len(lrs)), key=lambda i: (float(until[i].mean()), float(last[i].mean())))]
+            best = traces[
+                min(range(len(lrs)), key=lambda i: (float(until[i].mean()), float(last[i].mean())))
+            ]
             label = "(+) with preconditioners" if sign == "+" else "(−) without"
             curves.append(band(f"{name}: last risk against η", label, lrs, last))
-            curves.append(band(f"{name}: risk at the best η", label, best.steps, logs(best["risk"])))
-        axes[f"{name}: last risk against η"] = {"x": "learning rate η", "y": "log10 of the last relative risk", "x_scale": "log"}
+            curves.append(
+                band(f"{name}: risk at the best η", label, best.steps, logs(best["risk"]))
+            )
+        axes[f"{name}: last risk against η"] = {
+            "x": "learning rate η",
+            "y": "log10 of the last relative risk",
+            "x_scale": "log",
+        }
         axes[f"{name}: risk at the best η"] = {"x": "step", "y": "log10 relative risk"}
     return Computed(values=values, curves=curves, axes=axes)

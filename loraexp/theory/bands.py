@@ -11,12 +11,25 @@ from loraexp.sweep.computed import Curve
 from loraexp.theory.linear import Trace
 
 
-def band(panel: str, label: str, x: Sequence[float], y: Tensor, diverged_at: float | None = None, kind: str = "line") -> Curve:
+def band(
+    panel: str,
+    label: str,
+    x: Sequence[float],
+    y: Tensor,
+    diverged_at: float | None = None,
+    kind: str = "line",
+) -> Curve:
     """The mean over seeds of y (points, seeds), and the least and largest as its band."""
     return Curve(
-        panel=panel, label=label, x=list(x), y=y.mean(-1).tolist(), low=y.amin(-1).tolist(), high=y.amax(-1).tolist(),
-        diverged_at=diverged_at, kind=kind,
-    )  # fmt: skip
+        panel=panel,
+        label=label,
+        x=list(x),
+        y=y.mean(-1).tolist(),
+        low=y.amin(-1).tolist(),
+        high=y.amax(-1).tolist(),
+        diverged_at=diverged_at,
+        kind=kind,
+    )
 
 
 def first_divergence(trace: Trace, arm: int, arms: int) -> int | None:

@@ -1,4 +1,5 @@
-"""The bias that LoRA-GA's offset puts on what is learnt (LoRA-One, appendix F), against the number of outputs."""
+"""The bias that LoRA-GA's offset puts on what is learnt (LoRA-One, appendix F), against the number
+of outputs."""
 
 from __future__ import annotations
 
@@ -45,7 +46,14 @@ def bias_of_lora_ga(
         bias, least, without = [], [], []
         for i, layer in enumerate(given.layers()):
             generator = layer_generator(i, layer.name)
-            product = lora_ga(layer, rank=rank, scaling=1.0, generator=generator, gamma=gamma, flavour=gamma_reading).product()
+            product = lora_ga(
+                layer,
+                rank=rank,
+                scaling=1.0,
+                generator=generator,
+                gamma=gamma,
+                flavour=gamma_reading,
+            ).product()
             shift = given.left[i] @ given.right[i]
             whole = shift.square().sum()
             bias.append(float(torch.linalg.matrix_norm(product, 2)))
@@ -58,6 +66,8 @@ def bias_of_lora_ga(
     ends = [sum(column) / len(column) for column in (columns["bias"][0], columns["bias"][-1])]
     values["slope"] = math.log(ends[1] / ends[0]) / math.log(numbers[-1] / numbers[0])
     labels = {"bias": "‖A0 B0‖ over ‖Δ‖", "least": "least share of Δ that is missed"}
-    curves = [band(name, labels[name], numbers, torch.tensor(found)) for name, found in columns.items()]
+    curves = [
+        band(name, labels[name], numbers, torch.tensor(found)) for name, found in columns.items()
+    ]
     axes = {name: {"x": "outputs k", "y": labels[name], "x_scale": "log"} for name in columns}
     return Computed(values=values, curves=curves, axes=axes)

@@ -1,4 +1,5 @@
-"""What methods cost apart from a run: operations of inference, and of CG-LoRA's initialisation part by part."""
+"""What methods cost apart from a run: operations of inference, and of CG-LoRA's initialisation part
+by part."""
 
 from __future__ import annotations
 
@@ -28,33 +29,53 @@ from loraexp.theory.meter import Alive, Bench, Meter, MeteredSweeper, prepare
 GIGA = 1e9
 Progress = Callable[[int, int], None]
 
-# ---------------------------------------------------------------------------------------------------- inference
+# --------------------------------------------------------------------------------------------------
+# inference
 
 
 def inference_macs(*, tokens: int, models: dict, rows: dict, progress: Progress) -> Computed:
-    """Multiply-accumulates and floating-point operations of one forward pass, in 10⁹, with an adapter kept apart.
+    """Multiply-accumulates and floating-point operations of one forward pass, in 10⁹, with an
+    adapter kept apart.
 
-    LoRA-SB, Table 6. `models`: by name the keys of a file of `conf/model` with the architecture in `config`; `rows`: by
-    name `model`, `init` and `rank`. A linear layer (d_out, d_in) costs `tokens · d_out · d_in`, an adapter on it
-    `tokens · r (d_in + d_out)`, and `tokens · r²` more where the initializer has an R. Counted: the linear layers of the
-    blocks and a language model's head, at every token; a classifier's new head, once. Not counted: embeddings,
-    normalisations, activation functions and the products of queries, keys and values. An operation is half of a
+    LoRA-SB, Table 6. `models`: by name the keys of a file of `conf/model` with the architecture in
+    `config`; `rows`: by name `model`, `init` and `rank`. A linear layer (d_out, d_in) costs `tokens
+    · d_out · d_in`, an adapter on it `tokens · r (d_in + d_out)`, and `tokens · r²` more where the
+    initializer has an R. Counted: the linear layers of the blocks and a language model's head, at
+    every token; a classifier's new head, once. Not counted: embeddings, normalisations, activation
+    functions and the products of queries, keys and values. An operation is half of a
     multiply-accumulate: FLOPs = 2 MACs. Raises ConfigError for a key that is none.
     """
     values: dict[str, float | list[float]] = {}
     found: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for done, (name, row) in enumerate(rows.items()):
         if row["model"] not in models:
-            raise config.ConfigError(f"compute.rows.{name}.model={row['model']}: expected one of {', '.join(models)}")
-        macs = forward_macs(architecture(row["model"], models[row["model"]]), row["init"], row["rank"], tokens) / GIGA
+            raise config.ConfigError(
+                f"compute.rows.{name}.model={row['model']}: expected one of {', '.join(models)}"
+            )
+        macs = (
+            forward_macs(
+                architecture(row["model"], models[row["model"]]), row["init"], row["rank"], tokens
+            )
+            / GIGA
+        )
         values |= {f"{name}/macs": macs, f"{name}/flops": 2 * macs}
         found.setdefault((row["model"], row["init"]), []).append((row["rank"], macs))
         progress(done + 1, len(rows))
     curves = [
-        Curve(panel=model, label=init, x=[rank for rank, _ in points], y=[macs for _, macs in points], kind="points")
+        Curve(
+            panel=model,
+            label=init,
+            x=[rank for rank, _ in points],
+            y=[macs for _, macs in points],
+            kind="points",
+        )
         for (model, init), points in found.items()
     ]
-    return Computed(values=values, curves=curves, axes={model: {"x": "rank", "y": "multiply-accumulates (10⁹)"} for model in models})
+    return Computed(
+        values=values,
+        curves=curves,
+        axes={model: {"x": "rank", "y": "multiply-accumulates (10⁹)"} for model in models},
+    )
 
 
 def architecture(name: str, given: Mapping[str, Any]) -> ModelSettings:
@@ -69,7 +90,9 @@ def forward_macs(settings: ModelSettings, init: str, rank: int, tokens: int) -> 
     head = load.new_modules(skeleton, settings.kind)
     targets = load.target_layers(skeleton, settings.targets, head)
     load.check_rank(targets, rank)
-    middle = rank if "R" in config.Component.of(config.read_yaml("init", init), "init").trains else 0
+    middle = (
+        rank if "R" in config.Component.of(config.read_yaml("init", init), "init").trains else 0
+    )
     total = 0
     for name, module in skeleton.named_modules():
         if load.is_linear(module):
@@ -79,7 +102,8 @@ def forward_macs(settings: ModelSettings, init: str, rank: int, tokens: int) -> 
     return total
 
 
-# ---------------------------------------------------------------------------------------------------- initialisation
+# --------------------------------------------------------------------------------------------------
+# initialisation
 
 
 def initialisation_by_operation(
@@ -92,24 +116,36 @@ def initialisation_by_operation(
     repeats: int = 5,
     progress: Progress,
 ) -> Computed:
-    """CG-LoRA's initialisation part by part, relative to one batched forward pass, and its total against LoRA-GA's.
+    """CG-LoRA's initialisation part by part, relative to one batched forward pass, and its total
+    against LoRA-GA's.
 
-    LoRA-GA twice: `lora_ga` as the available implementation, whose backward passes give every parameter's gradient,
-    held whole (`every_gradient`), and `lora_ga_lean` as a run does it, with those of the adapted layers alone.
+    LoRA-GA twice: `lora_ga` as the available implementation, whose backward passes give every
+    parameter's gradient, held whole (`every_gradient`), and `lora_ga_lean` as a run does it, with
+    those of the adapted layers alone.
 
-    CG-LoRA, Table 3. Seconds are medians over `repeats`, after one run that is not counted. A part that is done for
-    every batch (sketching, loss backward) is of one batch, less its forward pass; the others are of all layers together.
-    Memory is of the tensors alive (`Alive`): a forward pass with the weights, as the unit; of a part, what it holds at
-    its peak beyond what was there. CG-LoRA runs with its sketches alone (`init.memory_budget=0`, Algorithm 1), LoRA-GA
-    with whole gradients. Backward passes are over all samples. `overrides`: what else `loraexp` would be given.
+    CG-LoRA, Table 3. Seconds are medians over `repeats`, after one run that is not counted. A part
+    that is done for every batch (sketching, loss backward) is of one batch, less its forward pass;
+    the others are of all layers together. Memory is of the tensors alive (`Alive`): a forward pass
+    with the weights, as the unit; of a part, what it holds at its peak beyond what was there.
+    CG-LoRA runs with its sketches alone (`init.memory_budget=0`, Algorithm 1), LoRA-GA with whole
+    gradients. Backward passes are over all samples. `overrides`: what else `loraexp` would be
+    given.
 
-    Values: `forward`, `sketching`, `qr`, `svd`, `loss_backward`, `factors` `/relative_compute` and `/relative_memory`;
-    `cg_lora`, `lora_ga`, `lora_ga_lean` `/total_time` (seconds), `/peak_memory` (bytes, weights included) and
-    `/backward_passes`.
+    Values: `forward`, `sketching`, `qr`, `svd`, `loss_backward`, `factors` `/relative_compute` and
+    `/relative_memory`; `cg_lora`, `lora_ga`, `lora_ga_lean` `/total_time` (seconds), `/peak_memory`
+    (bytes, weights included) and `/backward_passes`.
     """
-    given = [f"model={model}", f"task={task}", f"device={device}", *([f"task.data_dir={data_dir}"] if data_dir else []), *overrides]
+    given = [
+        f"model={model}",
+        f"task={task}",
+        f"device={device}",
+        *([f"task.data_dir={data_dir}"] if data_dir else []),
+        *overrides,
+    ]
     bench = prepare([*given, "method=cg_lora", "init.memory_budget=0", "init.cache=false"])
-    other = prepare([*given, "method=lora_ga", "init.memory_budget=2_000_000_000", "init.cache=false"], bench)
+    other = prepare(
+        [*given, "method=lora_ga", "init.memory_budget=2_000_000_000", "init.cache=false"], bench
+    )
     weights = sum(p.numel() * p.element_size() for p in bench.model.parameters())
     works: dict[str, Callable[..., Any]] = {
         "parts": partial(parts, bench),
@@ -124,18 +160,23 @@ def initialisation_by_operation(
         if name == "parts":
             values |= relative(seconds, held, weights, len(bench.batches))
         else:
-            values |= {f"{name}/total_time": seconds[name], f"{name}/peak_memory": float(weights + held[name])}
+            values |= {
+                f"{name}/total_time": seconds[name],
+                f"{name}/peak_memory": float(weights + held[name]),
+            }
             values[f"{name}/backward_passes"] = work()
     values["batches"] = float(len(bench.batches))
     return Computed(values=values, data=bench.task.describe())
 
 
 def every_gradient(bench: Bench) -> float:
-    """LoRA-GA as its available implementation: the gradient of every parameter, and the factors of it.
+    """LoRA-GA as its available implementation: the gradient of every parameter, and the factors of
+    it.
 
-    Outsider565/LoRA-GA 89af7de, peft/src/peft/utils/lora_ga_utils: the loss of each batch goes back into all parameters
-    and their gradients are summed; here they stay on the device, with which the paper's peak agrees (weights, gradients
-    and activations). Returns the backward passes over all samples.
+    Outsider565/LoRA-GA 89af7de, peft/src/peft/utils/lora_ga_utils: the loss of each batch goes back
+    into all parameters and their gradients are summed; here they stay on the device, with which the
+    paper's peak agrees (weights, gradients and activations). Returns the backward passes over all
+    samples.
     """
     objective = Objective(bench.task, bench.device, bench.settings.precision)
     initializer = make(bench.settings.init)
@@ -160,8 +201,11 @@ def every_gradient(bench: Bench) -> float:
     return 1.0
 
 
-def measure(work: Callable[..., None], name: str, device: torch.device, repeats: int) -> tuple[dict[str, float], dict[str, int]]:
-    """Median seconds and peak bytes of each part of some work, which is done once before; `parts` meters itself."""
+def measure(
+    work: Callable[..., None], name: str, device: torch.device, repeats: int
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Median seconds and peak bytes of each part of some work, which is done once before; `parts`
+    meters itself."""
 
     def once(meter: Meter) -> Meter:
         if name == "parts":
@@ -179,7 +223,8 @@ def measure(work: Callable[..., None], name: str, device: torch.device, repeats:
 
 
 def parts(bench: Bench, meter: Meter) -> None:
-    """One initialisation by CG-LoRA through its own functions, with the meter switched between its parts."""
+    """One initialisation by CG-LoRA through its own functions, with the meter switched between its
+    parts."""
     batches = bench.batches
     objective = Objective(bench.task, bench.device, bench.settings.precision)
     initializer = make(bench.settings.init)
@@ -188,21 +233,41 @@ def parts(bench: Bench, meter: Meter) -> None:
     with torch.no_grad(), meter.during("forward"):
         for batch in batches:
             objective.outputs(bench.model, to_device(batch, bench.device))
-    sweeper = MeteredSweeper(bench.model, bench.targets, calibration, bench.settings.calibration.mode, bench.settings.seed, asked.loss)
+    sweeper = MeteredSweeper(
+        bench.model,
+        bench.targets,
+        calibration,
+        bench.settings.calibration.mode,
+        bench.settings.seed,
+        asked.loss,
+    )
     likes = {name: like(module, bench.device) for name, module in bench.targets.items()}
-    unmetered = Sweeper(bench.model, bench.targets, calibration, bench.settings.calibration.mode, bench.settings.seed, asked.loss)
+    unmetered = Sweeper(
+        bench.model,
+        bench.targets,
+        calibration,
+        bench.settings.calibration.mode,
+        bench.settings.seed,
+        asked.loss,
+    )
     unpooled = cancelling(unmetered, likes)
     sweeper.meter, sweeper.iterations = meter, asked.iterations
     curvatures = collect_curvature(sweeper, likes, unpooled, asked, "sketched")
-    with warnings.catch_warnings(action="ignore"), meter.during("factors"):  # what a run's ledger would say of its layers
+    # what a run's ledger would say of its layers
+    with warnings.catch_warnings(action="ignore"), meter.during("factors"):
         for name, curvature in curvatures.items():
-            layer = Layer(name=name, W=weight(bench.targets[name], bench.device), curvature=curvature)
+            layer = Layer(
+                name=name, W=weight(bench.targets[name], bench.device), curvature=curvature
+            )
             generator = layer_generator(bench.settings.seed, name)
             initializer(layer, rank=bench.settings.rank, scaling=bench.scaling, generator=generator)
 
 
-def relative(seconds: dict[str, float], held: dict[str, int], weights: int, batches: int) -> dict[str, float | list[float]]:
-    """The parts in units of one batched forward pass; a sweep's last pass is the probe's again and the loss's."""
+def relative(
+    seconds: dict[str, float], held: dict[str, int], weights: int, batches: int
+) -> dict[str, float | list[float]]:
+    """The parts in units of one batched forward pass; a sweep's last pass is the probe's again and
+    the loss's."""
     forward = seconds["forward"] / batches
     sweep = seconds["sketching"] / batches
     times = {

@@ -38,10 +38,14 @@ class Regression:
     @property
     def guidance(self) -> Tensor:
         """`Ω = Σ_i J_[i]⁻¹/N − Δ Δᵀ` (equation 19; 13 where d_2 = 1)."""
-        return self.variances.sum() / self.samples * torch.linalg.inv(self.moment) - self.shift @ self.shift.mT
+        return (
+            self.variances.sum() / self.samples * torch.linalg.inv(self.moment)
+            - self.shift @ self.shift.mT
+        )
 
     def layer(self, name: str) -> Layer:
-        """What exact statistics tell an initializer: `G = −Σ Δ diag(1/σ²)`, `Z = Σ`, `y = 1/σ²`, N."""
+        """What exact statistics tell an initializer: `G = −Σ Δ diag(1/σ²)`, `Z = Σ`, `y = 1/σ²`,
+        N."""
         return Layer(
             name=name,
             W=torch.zeros_like(self.shift).mT,
@@ -55,7 +59,9 @@ class Regression:
         """Equation 47 without its o(1/N): `‖Δ‖² + tr(Qᵀ Ω Q)` of an orthonormal A = Q (d_1, r)."""
         return float(self.shift.square().sum() + (Q.mT @ self.guidance @ Q).trace())
 
-    def errors(self, bases: dict[str, Tensor], draws: int, generator: torch.Generator) -> dict[str, float]:
+    def errors(
+        self, bases: dict[str, Tensor], draws: int, generator: torch.Generator
+    ) -> dict[str, float]:
         """`E ‖W_0 + A B̂ − W_tgt‖²` with A frozen and B̂ of maximum likelihood, a mean over
         training sets that all A share.
         """
@@ -66,7 +72,10 @@ class Regression:
             count = min(DRAWS, draws - first)
             shape = (count, self.samples)
             X = torch.randn(*shape, d_1, generator=generator, dtype=torch.float64) @ root.mT
-            noise = torch.randn(*shape, d_2, generator=generator, dtype=torch.float64) * self.variances.sqrt()
+            noise = (
+                torch.randn(*shape, d_2, generator=generator, dtype=torch.float64)
+                * self.variances.sqrt()
+            )
             gram, cross = X.mT @ X, X.mT @ (X @ self.shift + noise)
             for name, Q in bases.items():
                 B = torch.linalg.solve(Q.mT @ gram @ Q, Q.mT @ cross)
@@ -74,7 +83,16 @@ class Regression:
         return {name: value / draws for name, value in total.items()}
 
 
-def regression(seed: int, d_in: int, d_out: int, true_rank: int, samples: int, decay: float, noise: float, distance: float) -> Regression:
+def regression(
+    seed: int,
+    d_in: int,
+    d_out: int,
+    true_rank: int,
+    samples: int,
+    decay: float,
+    noise: float,
+    distance: float,
+) -> Regression:
     """Inputs whose variances fall as `i^-decay` in random directions, outputs of different noise, a
     Δ of rank r*.
     """
@@ -144,10 +162,14 @@ def frozen_subspaces(
     made = arms(rank)
     values: dict[str, float | list[float]] = {}
     table: dict[str, list[float]] = {}
-    for done, (name, d_out) in enumerate((name, d) for name, d in outputs.items() for _ in range(seeds)):
+    for done, (name, d_out) in enumerate(
+        (name, d) for name, d in outputs.items() for _ in range(seeds)
+    ):
         given = regression(done % seeds, d_in, d_out, true_rank, samples, decay, noise, distance)
         layer = given.layer(f"{name} {done % seeds}")
-        possible = {arm: make for arm, make in made.items() if directions_of(arm, rank) <= min(d_in, d_out)}
+        possible = {
+            arm: make for arm, make in made.items() if directions_of(arm, rank) <= min(d_in, d_out)
+        }
         bases = {arm: make(layer, layer_generator(done, arm)) for arm, make in possible.items()}
         whole = float(given.shift.square().sum())
         errors = given.errors(bases, draws, layer_generator(done, "draws"))
@@ -158,7 +180,9 @@ def frozen_subspaces(
             table.setdefault(f"over bound/{arm}_{name}", []).append(errors[arm] / bound)
         for other in ("lora_one", "lora_ga"):
             if other in bases:
-                table.setdefault(f"remark 3/{other}_{name}", []).append(sine(bases["gradient"], bases[other]))
+                table.setdefault(f"remark 3/{other}_{name}", []).append(
+                    sine(bases["gradient"], bases[other])
+                )
         progress(done + 1, len(outputs) * seeds)
     for name in outputs:
         for kind in ("bound", "error"):

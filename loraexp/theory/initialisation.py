@@ -24,8 +24,19 @@ Held = dict[str, Factors]
 
 def initialised(bench: Bench) -> Held:
     """The factors, made as a run makes them."""
-    how: dict[str, Any] = {"settings": bench.settings, "device": bench.device, "processes": Processes(str(bench.device))}
-    return initialize(bench.model, bench.targets, bench.task, make(bench.settings.init), scaling=bench.scaling, **how).factors
+    how: dict[str, Any] = {
+        "settings": bench.settings,
+        "device": bench.device,
+        "processes": Processes(str(bench.device)),
+    }
+    return initialize(
+        bench.model,
+        bench.targets,
+        bench.task,
+        make(bench.settings.init),
+        scaling=bench.scaling,
+        **how,
+    ).factors
 
 
 def one_step(bench: Bench, adapters: Adapters) -> None:
@@ -75,7 +86,15 @@ def initialisation_memory(
     training.
     """
     data = [f"task.data_dir={data_dir}"] if data_dir else []
-    common = [f"model={model}", f"task={task}", f"device={device}", *data, "method=lora_sb", "init.cache=false", *overrides]
+    common = [
+        f"model={model}",
+        f"task={task}",
+        f"device={device}",
+        *data,
+        "method=lora_sb",
+        "init.cache=false",
+        *overrides,
+    ]
     bench = prepare(common)
     weights = sum(p.numel() * p.element_size() for p in bench.model.parameters())
     values: dict[str, float | list[float]] = {}

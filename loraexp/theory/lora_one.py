@@ -1,4 +1,5 @@
-"""LoRA-One's figures on the linear task: variance of the start, the global minimum, preconditioners (appendix G.1, slides)."""
+"""LoRA-One's figures on the linear task: variance of the start, the global minimum, preconditioners
+(appendix G.1, slides)."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from loraexp.theory.bands import band, first_divergence, smallest_gap
 from loraexp.theory.linear import Batch, Trace, by_seed, descend, first_step, logs
 from loraexp.theory.starts import gaussian, spectral, subspace_of_gradient
 
-# ------------------------------------------------------------------------------------------------------ Figure 2
+# --------------------------------------------------------------------------------------------------
+# Figure 2
 
 
 def figure2(
@@ -37,12 +39,15 @@ def figure2(
     ratios: list[float],
     progress: Progress,
 ) -> Computed:
-    """Risk and alignment of LoRA from (LoRA-init), against the variance α² of A, the dimension and the ratio of the two rates.
+    """Risk and alignment of LoRA from (LoRA-init), against the variance α² of A, the dimension and
+    the ratio of the two rates.
 
-    LoRA-One, Figure 2 and its appendix G.1; slides, Figure 1. `Δ = U Vᵀ` with r* singular values 1, d = k, N = d `rows_per_dimension`.
-    Values by `<dimension's name>/variance <α²>`: `risk/…` (log10 of the last risk), `angle/…` (the least over the measured steps),
-    `steps/…` until the angle is below `aligned`; and `gap/…`, the smallest fall of the mean from a variance to the next smaller one.
-    `ratios` η_B/η_A are run in the first dimension with the smallest variance, with η_A = `lr` and with `√(η_A η_B) = lr`.
+    LoRA-One, Figure 2 and its appendix G.1; slides, Figure 1. `Δ = U Vᵀ` with r* singular values 1,
+    d = k, N = d `rows_per_dimension`. Values by `<dimension's name>/variance <α²>`: `risk/…` (log10
+    of the last risk), `angle/…` (the least over the measured steps), `steps/…` until the angle is
+    below `aligned`; and `gap/…`, the smallest fall of the mean from a variance to the next smaller
+    one. `ratios` η_B/η_A are run in the first dimension with the smallest variance, with η_A = `lr`
+    and with `√(η_A η_B) = lr`.
     """
     if sorted(variances, reverse=True) != variances:
         raise ConfigError(f"variances={variances}: expected the largest first")
@@ -54,13 +59,31 @@ def figure2(
         starts = {f"{v:g}": partial(gaussian, rank=rank, variance=v) for v in variances}
         batch = Batch(given, starts, rank)
         measures = {"risk": linear.risk, "angle": linear.angle_to_gradient(batch, true_rank)}
-        trace = descend(batch, "gd", lr, steps, measures, every=every, progress=linear.share(progress, i * steps, total))
+        trace = descend(
+            batch,
+            "gd",
+            lr,
+            steps,
+            measures,
+            every=every,
+            progress=linear.share(progress, i * steps, total),
+        )
         risk, angle = (by_seed(trace[name], len(variances)) for name in ("risk", "angle"))
         last, best = logs(risk[-1]), angle.nan_to_num(1.0).amin(0)
-        until = by_seed(first_step(trace.steps, trace["angle"] <= aligned).clamp_max(steps), len(variances))
+        until = by_seed(
+            first_step(trace.steps, trace["angle"] <= aligned).clamp_max(steps), len(variances)
+        )
         for j, v in enumerate(variances):
             label = f"α² = {v:g}"
-            curves.append(band(f"risk, {size} d", label, trace.steps, logs(risk[..., j]), first_divergence(trace, j, len(variances))))
+            curves.append(
+                band(
+                    f"risk, {size} d",
+                    label,
+                    trace.steps,
+                    logs(risk[..., j]),
+                    first_divergence(trace, j, len(variances)),
+                )
+            )
             curves.append(band(f"angle, {size} d", label, trace.steps, angle[..., j]))
             for name, x in (("risk", last), ("angle", best), ("steps", until)):
                 values[f"{name}/{size}/variance {v:g}"] = x[:, j].tolist()
@@ -72,12 +95,25 @@ def figure2(
         start = partial(gaussian, rank=rank, variance=variances[-1])
         d = next(iter(dimensions.values()))
         given = shifts.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
-        found, drawn = two_rates(given, start, rank, true_rank, lr, steps, every, aligned, ratios, part)
+        found, drawn = two_rates(
+            given, start, rank, true_rank, lr, steps, every, aligned, ratios, part
+        )
         values |= found
         curves += drawn
-    axes = {f"{name}, {size} d": {"x": f"step (d = {d})", "y": LABELS[name]} for name in LABELS for size, d in dimensions.items()}
-    axes |= {f"{name} against α²": {"x": "variance α² of the start", "y": BEST[name], "x_scale": "log"} for name in BEST}
-    return Computed(values=values, curves=curves, axes=axes | ({"two rates": {"x": "step", "y": LABELS["angle"]}} if ratios else {}))
+    axes = {
+        f"{name}, {size} d": {"x": f"step (d = {d})", "y": LABELS[name]}
+        for name in LABELS
+        for size, d in dimensions.items()
+    }
+    axes |= {
+        f"{name} against α²": {"x": "variance α² of the start", "y": BEST[name], "x_scale": "log"}
+        for name in BEST
+    }
+    return Computed(
+        values=values,
+        curves=curves,
+        axes=axes | ({"two rates": {"x": "step", "y": LABELS["angle"]}} if ratios else {}),
+    )
 
 
 LABELS = {"risk": "log10 risk ½‖BA − Δ‖²", "angle": "sine of principal angle to G♮"}
@@ -85,25 +121,43 @@ BEST = {"risk": "log10 of the last risk", "angle": "best sine of principal angle
 
 
 def two_rates(
-    given: shifts.Tasks, start: linear.Start, rank: int, true_rank: int, lr: float, steps: int, every: int, aligned: float,
-    ratios: list[float], progress: Callable[[int], None],
-) -> tuple[dict[str, float | list[float]], list[Curve]]:  # fmt: skip
-    """Steps until alignment where B learns `ratio` times as fast as A: with A at `lr`, and with the geometric mean at `lr`."""
+    given: shifts.Tasks,
+    start: linear.Start,
+    rank: int,
+    true_rank: int,
+    lr: float,
+    steps: int,
+    every: int,
+    aligned: float,
+    ratios: list[float],
+    progress: Callable[[int], None],
+) -> tuple[dict[str, float | list[float]], list[Curve]]:
+    """Steps until alignment where B learns `ratio` times as fast as A: with A at `lr`, and with the
+    geometric mean at `lr`."""
     values: dict[str, float | list[float]] = {}
     curves = []
     runs = [(f"η_B = {r:g} η_A, η_A = η", lr, r, "faster B") for r in ratios]
-    runs += [(f"η_B = {r:g} η_A, √(η_A η_B) = η", lr / r**0.5, r, "same mean") for r in ratios if r != 1]
+    runs += [
+        (f"η_B = {r:g} η_A, √(η_A η_B) = η", lr / r**0.5, r, "same mean") for r in ratios if r != 1
+    ]
     for i, (label, rate, ratio, kind) in enumerate(runs):
         batch = Batch(given, {"random": start}, rank)
         measure = {"angle": linear.angle_to_gradient(batch, true_rank)}
         done = partial(lambda first, step: progress(first + step), i * steps)
-        trace = descend(batch, "imbalanced", rate, steps, measure, every=every, progress=done, ratio=ratio)
-        curves.append(band("two rates", label, trace.steps, trace["angle"], first_divergence(trace, 0, 1)))
-        values[f"steps/{kind}/ratio {ratio:g}"] = first_step(trace.steps, trace["angle"] <= aligned).clamp_max(steps).tolist()
+        trace = descend(
+            batch, "imbalanced", rate, steps, measure, every=every, progress=done, ratio=ratio
+        )
+        curves.append(
+            band("two rates", label, trace.steps, trace["angle"], first_divergence(trace, 0, 1))
+        )
+        values[f"steps/{kind}/ratio {ratio:g}"] = (
+            first_step(trace.steps, trace["angle"] <= aligned).clamp_max(steps).tolist()
+        )
     return values, curves
 
 
-# ------------------------------------------------------------------------------------------------------ Figure 4
+# --------------------------------------------------------------------------------------------------
+# Figure 4
 
 NAMES = {
     "lora_one": "LoRA-One",
@@ -114,22 +168,40 @@ NAMES = {
 }
 
 
-GammaReading = Literal["paper", "released"]  # LoRA-GA's factors are k^(1/4)/γ (equation 91) or k^(1/4)/√γ (the authors' notebook)
+# LoRA-GA's factors are k^(1/4)/γ (equation 91) or k^(1/4)/√γ (the authors' notebook)
+GammaReading = Literal["paper", "released"]
 
 
-def biased(layer: Layer, generator: torch.Generator, *, rank: int, gamma: float, reading: GammaReading, scaling: float) -> Factors:
-    """LoRA-GA with the α/√r of equation 91 inside its factors: the same offset, and steps as without a scaling."""
-    found = lora_ga(layer, rank=rank, scaling=1.0, generator=generator, gamma=gamma, flavour=reading)
+def biased(
+    layer: Layer,
+    generator: torch.Generator,
+    *,
+    rank: int,
+    gamma: float,
+    reading: GammaReading,
+    scaling: float,
+) -> Factors:
+    """LoRA-GA with the α/√r of equation 91 inside its factors: the same offset, and steps as
+    without a scaling."""
+    found = lora_ga(
+        layer, rank=rank, scaling=1.0, generator=generator, gamma=gamma, flavour=reading
+    )
     return replace(found, A=scaling**0.5 * found.A, B=scaling**0.5 * found.B)
 
 
-def starts_of_figure4(rank: int, lr: float, gamma: float, reading: GammaReading, scaling: float, scale: float) -> dict[str, linear.Start]:
+def starts_of_figure4(
+    rank: int, lr: float, gamma: float, reading: GammaReading, scaling: float, scale: float
+) -> dict[str, linear.Start]:
     """The methods of Figure 4, and two readings of them that the text leaves open."""
     return {
-        "lora_one": lambda layer, g: lora_one(layer, rank=rank, scaling=1.0, generator=g, scale=scale),
+        "lora_one": lambda layer, g: lora_one(
+            layer, rank=rank, scaling=1.0, generator=g, scale=scale
+        ),
         "spectral": partial(spectral, rank=rank),
         "lora_ga": partial(biased, rank=rank, gamma=gamma, reading=reading, scaling=scaling),
-        "lora_sb": lambda layer, g: lora_sb(layer, rank=rank, scaling=scale, generator=g, step_size=lr),
+        "lora_sb": lambda layer, g: lora_sb(
+            layer, rank=rank, scaling=scale, generator=g, step_size=lr
+        ),
         "lora_sb_svd": partial(subspace_of_gradient, rank=rank),
     }
 
@@ -151,61 +223,111 @@ def figure4(
     damping: float = 0.0,
     alpha: float | None = None,
 ) -> Computed:
-    """Log-risk of LoRA-One, LoRA-SB and LoRA-GA under and over the rank of Δ, with the best rank-r risk as a line.
+    """Log-risk of LoRA-One, LoRA-SB and LoRA-GA under and over the rank of Δ, with the best rank-r
+    risk as a line.
 
-    LoRA-One, Figure 4 and its appendix G.1: η = 0.5, stable parameter γ = 16, scaling parameter 1; the number of steps is not stated.
-    `gamma_reading`: LoRA-GA's factors are `k^{1/4}/γ` (paper: equation 91) or `k^{1/4}/√γ` (released); its `α/√r` is of
-    `alpha`, or 1 where that is null.
-    `damping`: λ of the preconditioned rule; 0 in the text, 1e-3 in the authors' notebook.
-    Plain gradient descent at 0.5 diverges on singular values of 40 (the curvature is 80), and it is not said which other rule
-    was run; here three: `gd` at η, `prec_gd` at η (equation Prec-GD, for which Theorem C.21 allows rates up to 0.5), and `small`: gradient
-    descent at `stable_lr`. LoRA-SB trains R alone and takes plain gradient descent under each. `cases` are [r, r*] by name.
-    Values `risk/<case>/<rule>/<method>` (log10 of the last risk), `excess/…` (log10 of what its training loss, relative to that of
-    W0, lies above the infimum over updates of rank r; −40 where it does not), `reached/…` (the share of seeds where that is below 1e-8),
-    `above/…` (log10 of the last risk over the best rank-r risk, where that is not 0), `diverged/…` (the share of seeds) and
-    `diverged_at/…` (the first step). LoRA-GA's update has rank 2r, its offset included, and may lie below the infimum.
+    LoRA-One, Figure 4 and its appendix G.1: η = 0.5, stable parameter γ = 16, scaling parameter 1;
+    the number of steps is not stated. `gamma_reading`: LoRA-GA's factors are `k^{1/4}/γ` (paper:
+    equation 91) or `k^{1/4}/√γ` (released); its `α/√r` is of `alpha`, or 1 where that is null.
+    `damping`: λ of the preconditioned rule; 0 in the text, 1e-3 in the authors' notebook. Plain
+    gradient descent at 0.5 diverges on singular values of 40 (the curvature is 80), and it is not
+    said which other rule was run; here three: `gd` at η, `prec_gd` at η (equation Prec-GD, for
+    which Theorem C.21 allows rates up to 0.5), and `small`: gradient descent at `stable_lr`.
+    LoRA-SB trains R alone and takes plain gradient descent under each. `cases` are [r, r*] by name.
+    Values `risk/<case>/<rule>/<method>` (log10 of the last risk), `excess/…` (log10 of what its
+    training loss, relative to that of W0, lies above the infimum over updates of rank r; −40 where
+    it does not), `reached/…` (the share of seeds where that is below 1e-8), `above/…` (log10 of the
+    last risk over the best rank-r risk, where that is not 0), `diverged/…` (the share of seeds) and
+    `diverged_at/…` (the first step). LoRA-GA's update has rank 2r, its offset included, and may lie
+    below the infimum.
     """
-    rules = {"gd": ("gd", lr, steps), "prec_gd": ("prec_gd", lr, steps), "small": ("gd", stable_lr, plain_steps)}
+    rules = {
+        "gd": ("gd", lr, steps),
+        "prec_gd": ("prec_gd", lr, steps),
+        "small": ("gd", stable_lr, plain_steps),
+    }
     total = len(cases) * 2 * (2 * steps + plain_steps)
     done = 0
     values: dict[str, float | list[float]] = {}
     curves: list[Curve] = []
     for case, ranks in cases.items():
         if len(ranks) != 2 or not 1 <= ranks[1] <= len(spectrum):
-            raise ConfigError(f"cases.{case}={ranks}: expected [r, r*] with an r* of 1 to {len(spectrum)}, the length of spectrum")
+            raise ConfigError(
+                f"cases.{case}={ranks}: expected [r, r*] with an r* of 1 to {len(spectrum)}, the"
+                " length of spectrum"
+            )
         rank, true_rank = ranks
         given = shifts.tasks(seeds, d, d, spectrum[:true_rank], rows)
         infimum = linear.least_risk(spectrum[:true_rank], rank)
         values[f"infimum/{case}"] = infimum
         for name, (rule, rate, count) in rules.items():
             panel = PANELS[name].format(case=f"r = {rank}, r* = {true_rank}", lr=rate)
-            starts = starts_of_figure4(rank, rate, gamma, gamma_reading, 1.0 if alpha is None else alpha / rank**0.5, scale)
-            frozen = {method: start for method, start in starts.items() if method.startswith("lora_sb")}
-            for own, arms in ((rule, {m: start for m, start in starts.items() if m not in frozen}), ("gd", frozen)):
+            starts = starts_of_figure4(
+                rank, rate, gamma, gamma_reading, 1.0 if alpha is None else alpha / rank**0.5, scale
+            )
+            frozen = {
+                method: start for method, start in starts.items() if method.startswith("lora_sb")
+            }
+            for own, arms in (
+                (rule, {m: start for m, start in starts.items() if m not in frozen}),
+                ("gd", frozen),
+            ):
                 measures = {"risk": linear.risk, "loss": linear.training_loss}
                 part = linear.share(progress, done, total)
                 options = {"damping": damping} if own == "prec_gd" else {}
                 every = max(1, count // 200)
-                trace = descend(Batch(given, arms, rank), own, rate, count, measures, every=every, progress=part, **options)
+                trace = descend(
+                    Batch(given, arms, rank),
+                    own,
+                    rate,
+                    count,
+                    measures,
+                    every=every,
+                    progress=part,
+                    **options,
+                )
                 done += count
                 values |= ends(trace, f"{case}/{name}", list(arms), given, rank, infimum)
-                curves += [risk_curve(trace, panel, method, j, len(arms)) for j, method in enumerate(arms)]
+                curves += [
+                    risk_curve(trace, panel, method, j, len(arms)) for j, method in enumerate(arms)
+                ]
             if infimum:
                 level = float(logs(torch.tensor(infimum)))
-                curves.append(Curve(panel=panel, label=f"best rank-{rank} risk", x=[0, count], y=[level, level], kind="level"))
+                curves.append(
+                    Curve(
+                        panel=panel,
+                        label=f"best rank-{rank} risk",
+                        x=[0, count],
+                        y=[level, level],
+                        kind="level",
+                    )
+                )
     axes = {curve.panel: {"x": "step", "y": LABELS["risk"]} for curve in curves}
     return Computed(values=values, curves=curves, axes=axes)
 
 
-PANELS = {"gd": "{case}, GD, η = {lr:g}", "prec_gd": "{case}, preconditioned GD, η = {lr:g}", "small": "{case}, GD, η = {lr:g}"}
+PANELS = {
+    "gd": "{case}, GD, η = {lr:g}",
+    "prec_gd": "{case}, preconditioned GD, η = {lr:g}",
+    "small": "{case}, GD, η = {lr:g}",
+}
 
 
 def risk_curve(trace: Trace, panel: str, method: str, arm: int, arms: int) -> Curve:
-    return band(panel, NAMES[method], trace.steps, logs(by_seed(trace["risk"], arms)[..., arm]), first_divergence(trace, arm, arms))
+    return band(
+        panel,
+        NAMES[method],
+        trace.steps,
+        logs(by_seed(trace["risk"], arms)[..., arm]),
+        first_divergence(trace, arm, arms),
+    )
 
 
-def ends(trace: Trace, where: str, arms: Sequence[str], given: shifts.Tasks, rank: int, infimum: float) -> dict[str, float | list[float]]:
-    """The last risk and excess loss of each arm by seed; of a diverged one no number, and the step at which it diverged."""
+def ends(
+    trace: Trace, where: str, arms: Sequence[str], given: shifts.Tasks, rank: int, infimum: float
+) -> dict[str, float | list[float]]:
+    """The last risk and excess loss of each arm by seed; of a diverged one no number, and the step
+    at which it diverged."""
     values: dict[str, float | list[float]] = {}
     for j, method in enumerate(arms):
         risk, loss = (by_seed(trace[name][-1], len(arms))[:, j] for name in ("risk", "loss"))

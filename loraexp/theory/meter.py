@@ -36,7 +36,8 @@ class Alive(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.most = 0
-        self.known: set[int] = set()  # storages by identity, which is theirs for as long as they live
+        # storages by identity, which is theirs for as long as they live
+        self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for given in tree_leaves((args, kwargs)):
@@ -85,7 +86,9 @@ class Meter:
         if self.part is not None:
             self.seconds[self.part] = self.seconds.get(self.part, 0.0) + now - self.since
             if self.alive is not None:
-                self.bytes[self.part] = max(self.bytes.get(self.part, 0), self.alive.most - self.held)
+                self.bytes[self.part] = max(
+                    self.bytes.get(self.part, 0), self.alive.most - self.held
+                )
         if self.alive is not None:
             self.alive.most = self.held = self.alive.now
         self.part, self.since = part, time.perf_counter()
@@ -130,13 +133,18 @@ class Bench:
 
     @property
     def scaling(self) -> float:
-        return scaling_factor(self.settings.adapter.scaling, self.settings.alpha, self.settings.rank)
+        return scaling_factor(
+            self.settings.adapter.scaling, self.settings.alpha, self.settings.rank
+        )
 
     @property
     def batches(self) -> list[dict[str, Tensor]]:
         examples, asked = self.task.splits["train"], self.settings.calibration
         rows = calibration_rows(len(examples), asked, self.settings.seed)
-        return [self.task.collate(examples, part) for part in np.split(rows, range(asked.batch_size, len(rows), asked.batch_size))]
+        return [
+            self.task.collate(examples, part)
+            for part in np.split(rows, range(asked.batch_size, len(rows), asked.batch_size))
+        ]
 
     def whole(self) -> float:
         """The initialisation as a run does it; its backward passes over all samples."""
@@ -158,6 +166,10 @@ def prepare(overrides: list[str], like: Bench | None = None) -> Bench:
     device = choose_device(settings.device)
     tokenizer = load.load_tokenizer(settings.model)
     task = make_task(settings, tokenizer)
-    model = load.load_model(settings.model, dtype=torch.float32, head_seed=settings.seed, **labels(task)).to(device)
+    model = load.load_model(
+        settings.model, dtype=torch.float32, head_seed=settings.seed, **labels(task)
+    ).to(device)
     head = load.new_modules(model, settings.model.kind)
-    return Bench(settings, model, load.target_layers(model, settings.model.targets, head), task, device)
+    return Bench(
+        settings, model, load.target_layers(model, settings.model.targets, head), task, device
+    )

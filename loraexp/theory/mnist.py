@@ -1,4 +1,5 @@
-"""A two-layer network that has learnt MNIST's odd digits learns the even ones: trajectories of full and low-rank fine-tuning."""
+"""A two-layer network that has learnt MNIST's odd digits learns the even ones: trajectories of full
+and low-rank fine-tuning."""
 
 from __future__ import annotations
 
@@ -31,17 +32,22 @@ EARLY = 0.05  # the share of the steps that counts as the beginning
 CPU = torch.device("cpu")
 
 
-# ------------------------------------------------------------------------------------------------------ training
+# --------------------------------------------------------------------------------------------------
+# training
 
 
 def settings_of(overrides: Sequence[str], seed: int) -> Settings:
-    """The settings that `loraexp OVERRIDES seed=SEED` would run with; model, task and loop are this module's own."""
-    settings, _ = config.check(config.compose([*overrides, "init.cache=false", "wandb.mode=disabled", f"seed={seed}"]))
+    """The settings that `loraexp OVERRIDES seed=SEED` would run with; model, task and loop are this
+    module's own."""
+    settings, _ = config.check(
+        config.compose([*overrides, "init.cache=false", "wandb.mode=disabled", f"seed={seed}"])
+    )
     return settings
 
 
 def adapted(model: TwoLayer, data: Data, settings: Settings) -> Adapters:
-    """The method's start, made by the initializer and the adapter of real runs; with `init=full` every weight trains."""
+    """The method's start, made by the initializer and the adapter of real runs; with `init=full`
+    every weight trains."""
     if config.Component.of(settings.init, "init").full:
         return train_everything(model)
     targets = dict(model.named_children())
@@ -52,15 +58,29 @@ def adapted(model: TwoLayer, data: Data, settings: Settings) -> Adapters:
     scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
     task = DigitTask(data.even)
     how: dict[str, Any] = {"settings": settings, "device": CPU, "processes": Processes("cpu")}
-    return attach(model, initialize(model, targets, task, make(settings.init), scaling=scaling, **how).factors, scaling)
+    return attach(
+        model,
+        initialize(model, targets, task, make(settings.init), scaling=scaling, **how).factors,
+        scaling,
+    )
 
 
-def fine_tuned(start: TwoLayer, data: Data, settings: Settings, steps: int, every: int, advance: Callable[[], None]) -> Way:
-    """Full-batch steps of the method's own optimizer at a constant rate; a loss that is no number ends the way there."""
+def fine_tuned(
+    start: TwoLayer,
+    data: Data,
+    settings: Settings,
+    steps: int,
+    every: int,
+    advance: Callable[[], None],
+) -> Way:
+    """Full-batch steps of the method's own optimizer at a constant rate; a loss that is no number
+    ends the way there."""
     origin, model = start.flat(), copy.deepcopy(start)
     adapters = adapted(model, data, settings)
     way = Way(steps=[0], moved=[model.flat() - origin])
-    optimizer = make(settings.optimizer)(adapters, lr=settings.lr, weight_decay=settings.train.weight_decay)
+    optimizer = make(settings.optimizer)(
+        adapters, lr=settings.lr, weight_decay=settings.train.weight_decay
+    )
     for step in range(steps + 1):
         loss = functional.cross_entropy(model(data.even.x), data.even.labels)
         if not torch.isfinite(loss):
@@ -81,11 +101,14 @@ def fine_tuned(start: TwoLayer, data: Data, settings: Settings, steps: int, ever
         advance()
     if way.diverged_at is None:
         with torch.no_grad():
-            way.accuracy = float((model(data.held_out.x).argmax(dim=1) == data.held_out.labels).float().mean())
+            way.accuracy = float(
+                (model(data.held_out.x).argmax(dim=1) == data.held_out.labels).float().mean()
+            )
     return way
 
 
-# ------------------------------------------------------------------------------------------------------ the figure
+# --------------------------------------------------------------------------------------------------
+# the figure
 
 
 def trajectories(
@@ -104,18 +127,23 @@ def trajectories(
 ) -> Computed:
     """Full-batch fine-tuning of a two-layer network from odd to even digits by several methods.
 
-    LoRA-One figure 1 (c) and appendix G.1, LoRA-DA figure 3 and appendix E, both after Meng et al. 2024. `methods`:
-    name → `label` and `overrides` of the run configuration (`method=lora_one`), after `overrides` for all of them
-    (rank, lr, optimizer). Values, a number for each seed, where `M` is the vector of all weights:
+    LoRA-One figure 1 (c) and appendix G.1, LoRA-DA figure 3 and appendix E, both after Meng et al.
+    2024. `methods`: name → `label` and `overrides` of the run configuration (`method=lora_one`),
+    after `overrides` for all of them (rank, lr, optimizer). Values, a number for each seed, where
+    `M` is the vector of all weights:
 
         NAME/initial_loss, NAME/final_loss, NAME/accuracy (of even digits held out)
-        NAME/distance          mean over the way of ‖M_t − M_t^full‖ / ‖M_T^full − M_0‖; NAME/final_distance: its last value
-        NAME/early_length      ‖M_e − M_0'‖ / ‖M_e^full − M_0‖ after a twentieth of the steps, M_0' the method's start
+        NAME/distance
+            mean over the way of ‖M_t − M_t^full‖ / ‖M_T^full − M_0‖; NAME/final_distance: its last
+                value
+        NAME/early_length
+            ‖M_e − M_0'‖ / ‖M_e^full − M_0‖ after a twentieth of the steps, M_0' the method's start
         NAME/early_cosine      cosine of the same two displacements
         NAME/in_plane          share of ‖M_T − M_0‖² that lies in the drawn plane
 
-    Drawn, for the first seed: the ways in the plane (see `Plane`) over the loss, loss and distance against the step.
-    Raises: ConfigError for methods without `full`, a rank above a layer's size; SourceError for missing data.
+    Drawn, for the first seed: the ways in the plane (see `Plane`) over the loss, loss and distance
+    against the step. Raises: ConfigError for methods without `full`, a rank above a layer's size;
+    SourceError for missing data.
     """
     labels = checked(methods)
     pool = digits.read(data_dir)
@@ -140,7 +168,8 @@ def trajectories(
         latest = {name: found[-1] for name, found in ways.items()}
         if latest[FULL].diverged_at is not None:
             raise Diverged(
-                f"full fine-tuning diverged at step {latest[FULL].diverged_at}, and the others are measured against it; lower lr"
+                f"full fine-tuning diverged at step {latest[FULL].diverged_at}, and the others are"
+                " measured against it; lower lr"
             )
         plane = Plane.through(start.flat(), latest)
         for name, way in latest.items():
@@ -149,28 +178,42 @@ def trajectories(
         drawn = drawn or (plane, data)
     assert drawn is not None
     surfaces = [surface(drawn[0], drawn[1].even, corners(drawn[0], ways), points)]
-    rows = {"odd": len(drawn[1].odd), "even": len(drawn[1].even), "held_out": len(drawn[1].held_out)}
+    rows = {
+        "odd": len(drawn[1].odd),
+        "even": len(drawn[1].even),
+        "held_out": len(drawn[1].held_out),
+    }
     return Computed(
-        values=dict(values), curves=curves(ways, labels, drawn[0], every), surfaces=surfaces, axes=AXES,
+        values=dict(values),
+        curves=curves(ways, labels, drawn[0], every),
+        surfaces=surfaces,
+        axes=AXES,
         data={"source": pool.source, "fingerprint": pool.fingerprint(), "rows": rows},
-    )  # fmt: skip
+    )
 
 
 def checked(methods: Mapping[str, Any]) -> dict[str, str]:
-    """The labels of the methods; `full` is among them, because all others are measured against it."""
+    """The labels of the methods; `full` is among them, because all others are measured against
+    it."""
     for name, said in methods.items():
         if not isinstance(said, dict) or set(said) != {"label", "overrides"}:
             raise ConfigError(
-                f"compute.methods.{name}: expected label and overrides, for example {{label: LoRA, overrides: [method=lora]}}"
+                f"compute.methods.{name}: expected label and overrides, for example {{label: LoRA,"
+                " overrides: [method=lora]}"
             )
     if FULL not in methods or len(methods) < 2:
-        raise ConfigError(f"compute.methods: {', '.join(methods)}: expected {FULL} and at least one other to compare with it")
+        raise ConfigError(
+            f"compute.methods: {', '.join(methods)}: expected {FULL} and at least one other to"
+            " compare with it"
+        )
     return {name: str(said["label"]) for name, said in methods.items()}
 
 
 def measured(way: Way, full: Way, plane: Plane, steps: int) -> dict[str, float]:
     """The numbers of one way; of one that diverged, up to there."""
-    early = next((i for i, step in enumerate(way.steps) if step >= EARLY * steps), len(way.steps) - 1)
+    early = next(
+        (i for i, step in enumerate(way.steps) if step >= EARLY * steps), len(way.steps) - 1
+    )
     mine, theirs = way.moved[early] - way.moved[0], full.moved[min(early, len(full.moved) - 1)]
     apart = distances(way, full)
     found = {
@@ -187,7 +230,10 @@ def measured(way: Way, full: Way, plane: Plane, steps: int) -> dict[str, float]:
 
 
 AXES = {
-    "trajectories": {"x": "towards full fine-tuning's end (‖ΔW‖)", "y": "leading direction of the others beside it (‖ΔW‖)"},
+    "trajectories": {
+        "x": "towards full fine-tuning's end (‖ΔW‖)",
+        "y": "leading direction of the others beside it (‖ΔW‖)",
+    },
     "loss": {"x": "step", "y": "training loss", "y_scale": "log"},
     "distance": {"x": "step", "y": "distance to full fine-tuning (1: its length)"},
 }
@@ -196,40 +242,64 @@ AXES = {
 def corners(plane: Plane, ways: Mapping[str, list[Way]]) -> Tensor:
     """The least and largest coordinates (2, 2) of what is drawn."""
     unit = ways[FULL][0].length
-    points = torch.cat([torch.stack(found[0].drawn(unit)) @ plane.directions.mT for found in ways.values()])
+    points = torch.cat(
+        [torch.stack(found[0].drawn(unit)) @ plane.directions.mT for found in ways.values()]
+    )
     return torch.stack([points.amin(dim=0), points.amax(dim=0)])
 
 
 @torch.no_grad()
 def surface(plane: Plane, images: Images, corners: Tensor, points: int) -> Surface:
-    """The loss on the images over the plane; the hidden layer is linear in both coordinates and computed once."""
+    """The loss on the images over the plane; the hidden layer is linear in both coordinates and
+    computed once."""
     low, high = corners
     margin = 0.15 * (high - low)
-    x, y = (torch.linspace(float(a), float(b), points) for a, b in zip(low - margin, high + margin, strict=True))
+    x, y = (
+        torch.linspace(float(a), float(b), points)
+        for a, b in zip(low - margin, high + margin, strict=True)
+    )
     vectors = (plane.origin, *plane.directions)
-    size = len(plane.origin) // (PIXELS + CLASSES) * PIXELS  # entries of the hidden layer's weight, the first of the vector
+    # entries of the hidden layer's weight, the first of the vector
+    size = len(plane.origin) // (PIXELS + CLASSES) * PIXELS
     hidden = [images.x @ v[:size].reshape(-1, PIXELS).mT for v in vectors]
     output = [v[size:].reshape(CLASSES, -1) for v in vectors]
 
     def loss(a: Tensor, b: Tensor) -> float:
         active = functional.relu(hidden[0] + a * hidden[1] + b * hidden[2])
-        return float(functional.cross_entropy(active @ (output[0] + a * output[1] + b * output[2]).mT, images.labels))
+        return float(
+            functional.cross_entropy(
+                active @ (output[0] + a * output[1] + b * output[2]).mT, images.labels
+            )
+        )
 
     z = [[loss(a, b) for a in x] for b in y]
     return Surface(panel="trajectories", x=x.tolist(), y=y.tolist(), z=z, label="training loss")
 
 
-def curves(ways: Mapping[str, list[Way]], labels: Mapping[str, str], plane: Plane, every: int) -> list[Curve]:
-    """The ways of the first seed in the plane; loss and distance as means over seeds with their extremes."""
+def curves(
+    ways: Mapping[str, list[Way]], labels: Mapping[str, str], plane: Plane, every: int
+) -> list[Curve]:
+    """The ways of the first seed in the plane; loss and distance as means over seeds with their
+    extremes."""
     made, unit = [], ways[FULL][0].length
     for name, found in ways.items():
         where = torch.stack(found[0].drawn(unit)) @ plane.directions.mT
         ended = min((way.diverged_at for way in found if way.diverged_at is not None), default=None)
         common: dict[str, Any] = {"label": labels[name], "diverged_at": ended}
-        made.append(Curve(panel="trajectories", kind="trajectory", x=where[:, 0].tolist(), y=where[:, 1].tolist(), **common))
+        made.append(
+            Curve(
+                panel="trajectories",
+                kind="trajectory",
+                x=where[:, 0].tolist(),
+                y=where[:, 1].tolist(),
+                **common,
+            )
+        )
         length = min(len(way.losses) for way in found)
         shown = range(0, length, max(1, every // 4))
-        series: dict[str, tuple[Sequence[int], list[list[float]]]] = {"loss": (shown, [[way.losses[i] for i in shown] for way in found])}
+        series: dict[str, tuple[Sequence[int], list[list[float]]]] = {
+            "loss": (shown, [[way.losses[i] for i in shown] for way in found])
+        }
         if name != FULL:
             pieces = [distances(way, full) for way, full in zip(found, ways[FULL], strict=True)]
             kept = min(map(len, pieces))
@@ -237,5 +307,13 @@ def curves(ways: Mapping[str, list[Way]], labels: Mapping[str, str], plane: Plan
         for panel, (x, samples) in series.items():
             stacked = np.array(samples)
             band = {"low": stacked.min(0).tolist(), "high": stacked.max(0).tolist()}
-            made.append(Curve(panel=panel, x=[float(step) for step in x], y=stacked.mean(0).tolist(), **band, **common))
+            made.append(
+                Curve(
+                    panel=panel,
+                    x=[float(step) for step in x],
+                    y=stacked.mean(0).tolist(),
+                    **band,
+                    **common,
+                )
+            )
     return made

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,14 +27,17 @@ PRETRAINING = {"lr": 1e-3, "epochs": 30, "batch_size": 100}
 
 
 class TwoLayer(nn.Module):
-    """`softmax(V relu(W x))` without biases: what full fine-tuning moves is what the adapters move."""
+    """`softmax(V relu(W x))` without biases: what full fine-tuning moves is what the adapters
+    move."""
 
     def __init__(self, width: int, seed: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(PIXELS, width, bias=False)
         self.output = nn.Linear(width, CLASSES, bias=False)
         for name, layer in self.named_children():
-            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=layer_generator(seed, name, "mnist"))  # type: ignore[arg-type]
+            generator = layer_generator(seed, name, "mnist")
+            weight = cast(Tensor, layer.weight)
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output(functional.relu(self.hidden(x)))
@@ -43,7 +46,12 @@ class TwoLayer(nn.Module):
     def flat(self) -> Tensor:
         """Both weights, the adapters' updates added, as one vector."""
         layers = (self.hidden, self.output)
-        return torch.cat([(x.weight + x.update() if isinstance(x, AdaptedLinear) else x.weight).flatten() for x in layers])
+        return torch.cat(
+            [
+                (x.weight + x.update() if isinstance(x, AdaptedLinear) else x.weight).flatten()
+                for x in layers
+            ]
+        )
 
 
 class Images:
@@ -70,14 +78,18 @@ class DigitTask(Task):
             splits={"train": train},
         )
 
-    def collate(self, examples: Images, rows: Any, *, pad_to: int | None = None) -> dict[str, Tensor]:
+    def collate(
+        self, examples: Images, rows: Any, *, pad_to: int | None = None
+    ) -> dict[str, Tensor]:
         return {"x": examples.x[rows], "labels": examples.labels[rows]}
 
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         return model(batch["x"])
 
     def sample_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        return functional.cross_entropy(self.outputs(model, batch), batch["labels"], reduction="none")
+        return functional.cross_entropy(
+            self.outputs(model, batch), batch["labels"], reduction="none"
+        )
 
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
         return self.sample_losses(model, batch).sum(), len(batch["labels"])
@@ -106,7 +118,8 @@ class Data:
         odds, evens = order[is_odd], order[~is_odd]
         if len(evens) <= even or not len(odds):
             raise ConfigError(
-                f"compute.even={even}: {pool.source} has {len(evens)} even and {len(odds)} odd digits; ask for fewer, some are held out"
+                f"compute.even={even}: {pool.source} has {len(evens)} even and {len(odds)} odd"
+                " digits; ask for fewer, some are held out"
             )
         parts = odds[:odd], evens[:even], evens[even : even + HELD_OUT]
         return cls(*(Images(pool.take(rows)) for rows in parts))

@@ -54,7 +54,9 @@ def counted_step(d_in: int, d_out: int, rank: int) -> int:
     return counter.get_total_flops()
 
 
-def lora_pro_operations(layers: dict[str, list[int]], ranks: list[int], tokens: int, progress: Progress) -> Computed:
+def lora_pro_operations(
+    layers: dict[str, list[int]], ranks: list[int], tokens: int, progress: Progress
+) -> Computed:
     """Operations that LoRA-Pro adds to a training step of LoRA-One, per pair of matrices (LoRA-One,
     section 6.1).
 
@@ -69,17 +71,31 @@ def lora_pro_operations(layers: dict[str, list[int]], ranks: list[int], tokens: 
     for done, (name, (d_in, d_out)) in enumerate(layers.items()):
         found: list[tuple[float, float, float]] = []
         for rank in ranks:
-            formula, rule, step = printed(d_in, d_out, rank), counted_rule(d_in, d_out, rank), counted_step(d_in, d_out, rank)
+            formula, rule, step = (
+                printed(d_in, d_out, rank),
+                counted_rule(d_in, d_out, rank),
+                counted_step(d_in, d_out, rank),
+            )
             # forward and gradient of the input: 2 products of each; the pair's own gradients: a
             # third of its factors
             training = tokens * (4 * d_in * d_out + 6 * rank * (d_in + d_out))
             row = f"{name}_{rank}"
-            values |= {f"{row}/printed": formula / MEGA, f"{row}/rule": rule / MEGA, f"{row}/step": step / MEGA}
+            values |= {
+                f"{row}/printed": formula / MEGA,
+                f"{row}/rule": rule / MEGA,
+                f"{row}/step": step / MEGA,
+            }
             values |= {f"{row}/ratio": rule / formula, f"{row}/share": step / training}
             found.append((formula / MEGA, rule / MEGA, step / MEGA))
         columns = zip(*found, strict=True)
         labels = ("printed", "counted, closed form", "counted, AdamW form")
-        curves += [Curve(panel=name, label=label, x=ranks, y=list(y)) for label, y in zip(labels, columns, strict=True)]
+        curves += [
+            Curve(panel=name, label=label, x=ranks, y=list(y))
+            for label, y in zip(labels, columns, strict=True)
+        ]
         progress(done + 1, len(layers))
-    axes = {name: {"x": "rank", "y": "operations (10⁶)", "x_scale": "log", "y_scale": "log"} for name in layers}
+    axes = {
+        name: {"x": "rank", "y": "operations (10⁶)", "x_scale": "log", "y_scale": "log"}
+        for name in layers
+    }
     return Computed(values=values, curves=curves, axes=axes)

@@ -1,4 +1,5 @@
-"""The plane in the space of all weights that trajectories are drawn in, and how they are measured against full fine-tuning."""
+"""The plane in the space of all weights that trajectories are drawn in, and how they are measured
+against full fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ FAR = 3.0  # lengths of full fine-tuning beyond which a diverged way is not draw
 
 @dataclass
 class Way:
-    """The way of one method: the loss before each step, and the weights at some of them, relative to the pretrained ones."""
+    """The way of one method: the loss before each step, and the weights at some of them, relative
+    to the pretrained ones."""
 
     steps: list[int] = field(default_factory=list)
     moved: list[Tensor] = field(default_factory=list)
@@ -25,7 +27,9 @@ class Way:
 
     def drawn(self, unit: float) -> list[Tensor]:
         """The kept points; of a way that diverged, those before it left the picture."""
-        return [x for x in self.moved if self.diverged_at is None or float(x.norm()) <= FAR * unit] or self.moved[:1]
+        return [
+            x for x in self.moved if self.diverged_at is None or float(x.norm()) <= FAR * unit
+        ] or self.moved[:1]
 
     @property
     def length(self) -> float:
@@ -34,15 +38,18 @@ class Way:
 
 def distances(way: Way, full: Way) -> list[float]:
     """‖M_t − M_t^full‖ at the kept steps, in units of the length of full fine-tuning."""
-    return [float((a - b).norm()) / full.length for a, b in zip(way.moved, full.moved, strict=False)]
+    return [
+        float((a - b).norm()) / full.length for a, b in zip(way.moved, full.moved, strict=False)
+    ]
 
 
 @dataclass(frozen=True)
 class Plane:
     """Two orthonormal directions in the space of all weights, through the pretrained ones.
 
-    The first leads from the pretrained weights to where full fine-tuning ends, so both points lie in the plane. The
-    second is the leading principal direction of what the first leaves of the other methods' ways.
+    The first leads from the pretrained weights to where full fine-tuning ends, so both points lie
+    in the plane. The second is the leading principal direction of what the first leaves of the
+    other methods' ways.
     """
 
     origin: Tensor
@@ -62,4 +69,6 @@ class Plane:
 
     def share(self, moved: Tensor) -> float:
         """How much of a displacement's squared length lies in the plane."""
-        return float((self.directions @ moved).square().sum() / moved.square().sum().clamp_min(1e-30))
+        return float(
+            (self.directions @ moved).square().sum() / moved.square().sum().clamp_min(1e-30)
+        )

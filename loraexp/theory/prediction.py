@@ -1,4 +1,5 @@
-"""CG-LoRA's prediction alignment of every initializer, exact and with K-FAC, on a linear and a two-layer network."""
+"""CG-LoRA's prediction alignment of every initializer, exact and with K-FAC, on a linear and a
+two-layer network."""
 
 from __future__ import annotations
 
@@ -23,10 +24,12 @@ NETWORKS = ("linear", "two_layer")
 
 @dataclass(frozen=True)
 class Problem:
-    """A network, its rows, and the exact quantities of CG-LoRA's section 4 for its first layer W (d_out, d_in).
+    """A network, its rows, and the exact quantities of CG-LoRA's section 4 for its first layer W
+    (d_out, d_in).
 
-    `J` (n C, d_out, d_in) is the Jacobian of the outputs, `Z` (n C,) the residuals y − f, `S` and `T` the K-FAC factors of Assumption
-    4.3 (i), `F` the whitened gradient of Definition 4.4 in the eigenvectors `U_T`, `U_S`, with eigenvalues `D_T`, `D_S`.
+    `J` (n C, d_out, d_in) is the Jacobian of the outputs, `Z` (n C,) the residuals y − f, `S` and
+    `T` the K-FAC factors of Assumption 4.3 (i), `F` the whitened gradient of Definition 4.4 in the
+    eigenvectors `U_T`, `U_S`, with eigenvalues `D_T`, `D_S`.
     """
 
     model: nn.Sequential
@@ -50,19 +53,31 @@ class Problem:
 
     def curvature(self) -> Curvature:
         """What the initializer would be told by exact statistics with every eigenvector."""
-        return Curvature(U_S=self.U_S, D_S=self.D_S, U_T=self.U_T, D_T=self.D_T, core=self.U_T.mT @ self.G @ self.U_S)
+        return Curvature(
+            U_S=self.U_S,
+            D_S=self.D_S,
+            U_T=self.U_T,
+            D_T=self.D_T,
+            core=self.U_T.mT @ self.G @ self.U_S,
+        )
 
     def calibration(self) -> Calibration:
         return Calibration(
             batches=[{"x": self.x, "labels": self.y}],
-            loss_sum=lambda model, batch: ((model(batch["x"]) - batch["labels"]).square().sum() / 2, len(batch["x"])),
+            loss_sum=lambda model, batch: (
+                (model(batch["x"]) - batch["labels"]).square().sum() / 2,
+                len(batch["x"]),
+            ),
             outputs=lambda model, batch: model(batch["x"]),
             population=len(self.x),
         )
 
 
-def problem(kind: str, seed: int, d_in: int, d_out: int, outputs: int, rows: int, decay: float, noise: float) -> Problem:
-    """Rows whose input variances fall as `i^-decay`, answers of the same network with other weights, and noise."""
+def problem(
+    kind: str, seed: int, d_in: int, d_out: int, outputs: int, rows: int, decay: float, noise: float
+) -> Problem:
+    """Rows whose input variances fall as `i^-decay`, answers of the same network with other
+    weights, and noise."""
     g = layer_generator(seed, kind, "prediction alignment")
 
     def normal(*shape: int) -> Tensor:
@@ -88,7 +103,9 @@ def problem(kind: str, seed: int, d_in: int, d_out: int, outputs: int, rows: int
     Z = (y - predict(W)).detach().flatten()
     # J of one row and output is δ hᵀ: δ = J h / ‖h‖².
     delta = torch.einsum("ncoi,ni->nco", J, x) / x.square().sum(-1)[:, None, None]
-    (D_S, U_S), (D_T, U_T) = (torch.linalg.eigh(M) for M in (x.mT @ x / rows, torch.einsum("nco,ncp->op", delta, delta)))
+    (D_S, U_S), (D_T, U_T) = (
+        torch.linalg.eigh(M) for M in (x.mT @ x / rows, torch.einsum("nco,ncp->op", delta, delta))
+    )
     return Problem(model, x, y, J.flatten(0, 1), Z, U_S, D_S, U_T, D_T)
 
 
@@ -99,7 +116,8 @@ def basis(columns: Tensor) -> Tensor:
 
 
 def exact_share(given: Problem, factors: Factors | None) -> float:
-    """`‖(Π_J − Π_{J_LoRA}) Z‖ / ‖Π_J Z‖` (Corollary 4.2): what of full fine-tuning's change the adapter cannot follow."""
+    """`‖(Π_J − Π_{J_LoRA}) Z‖ / ‖Π_J Z‖` (Corollary 4.2): what of full fine-tuning's change the
+    adapter cannot follow."""
     if factors is None:
         return 0.0
     J, (B, A) = given.J, (basis(factors.B), basis(factors.A.mT))
@@ -114,7 +132,8 @@ def exact_share(given: Problem, factors: Factors | None) -> float:
 
 
 def kfac_share(given: Problem, factors: Factors | None) -> float:
-    """The same where `JᵀJ = S ⊗ T` (equation 9): the part of F outside what the trained factors reach, over `‖F‖_F`."""
+    """The same where `JᵀJ = S ⊗ T` (equation 9): the part of F outside what the trained factors
+    reach, over `‖F‖_F`."""
     if factors is None:
         return 0.0
     F = given.F
@@ -129,16 +148,25 @@ def kfac_share(given: Problem, factors: Factors | None) -> float:
     return float(left.norm() / F.norm())
 
 
-# ------------------------------------------------------------------------------------------------------ the initializers
+# --------------------------------------------------------------------------------------------------
+# the initializers
 
 
 def initializer(arm: str, given: Mapping[str, Any], lr: float) -> dict[str, Any]:
-    """The checked node of an initializer: the file of its group, the arm's own values, and what follows from a constant rate."""
+    """The checked node of an initializer: the file of its group, the arm's own values, and what
+    follows from a constant rate."""
     name = given.get("init", arm)
     if name not in config.names("init"):
-        raise ConfigError(f"compute.arms.{arm}: init={name}: there is no such initializer; {config.nearest(name, config.names('init'))}")
+        raise ConfigError(
+            f"compute.arms.{arm}: init={name}: there is no such initializer;"
+            f" {config.nearest(name, config.names('init'))}"
+        )
     calibration = {f.name for f in dataclasses.fields(CalibrationSettings)}
-    node = {key: value for key, value in config.read_yaml("init", name).items() if key not in calibration}
+    node = {
+        key: value
+        for key, value in config.read_yaml("init", name).items()
+        if key not in calibration
+    }
     node |= {key: value for key, value in given.items() if key not in ("init", "exact")}
     component = config.Component.of(node, "init")
     component.check()
@@ -147,8 +175,11 @@ def initializer(arm: str, given: Mapping[str, Any], lr: float) -> dict[str, Any]
     return function.settle(node, training)
 
 
-def factors_of(node: Mapping[str, Any], given: Problem, rank: int, seed: int, exact: bool) -> Factors | None:
-    """The factors that an initializer makes of the statistics collected from the network, or of exact curvature."""
+def factors_of(
+    node: Mapping[str, Any], given: Problem, rank: int, seed: int, exact: bool
+) -> Factors | None:
+    """The factors that an initializer makes of the statistics collected from the network, or of
+    exact curvature."""
     initializer = config.Component.of(node, "init")
     made: Any = initializer.function
     keywords = initializer.keywords
@@ -158,7 +189,19 @@ def factors_of(node: Mapping[str, Any], given: Problem, rank: int, seed: int, ex
         layer = Layer(name=TARGET, W=weight(first, given.x.device), curvature=given.curvature())
     else:
         request = made.request(rank, **keywords)
-        layer = next(iter(collect(given.model, targets, given.calibration(), made.needs, request, budget=2**30, seed=seed).layers))
+        layer = next(
+            iter(
+                collect(
+                    given.model,
+                    targets,
+                    given.calibration(),
+                    made.needs,
+                    request,
+                    budget=2**30,
+                    seed=seed,
+                ).layers
+            )
+        )
     return made(layer, rank=rank, scaling=1.0, generator=layer_generator(seed, TARGET), **keywords)
 
 
@@ -175,21 +218,31 @@ def prediction_alignment(
     seeds: int,
     progress: Progress,
 ) -> Computed:
-    """The objective that CG-LoRA minimises, of each initializer (an arm), as a share of full fine-tuning's change of the predictions.
+    """The objective that CG-LoRA minimises, of each initializer (an arm), as a share of full
+    fine-tuning's change of the predictions.
 
-    CG-LoRA, equations 6, 9 and 10, and Theorem 5.3. Values `<arm>/<exact|kfac>_<linear|two_layer>`, one for each seed: 0 follows full
-    fine-tuning wholly, 1 not at all; `bound_r/…`, `bound_2r/…`: `(Σ_{i>r} s_i²(F))^{1/2}` and `(Σ_{i>2r} s_i²(F))^{1/2}` over
-    `‖F‖_F`. K-FAC is exact on the linear network `f(x) = W x`, and an approximation on the two-layer one, `V tanh(W x)`. An arm names
-    `init` (its own name if it does not) and hyper-parameters; `exact: true` gives CG-LoRA exact curvature in place of the collected one.
-    `theorem/<arm>/…`: the largest distance from Theorem 5.3 or the bound (10) over seeds, for arms with exact curvature; `lowest/…`: the
-    least of what any arm that trains A and B lies above the bound (10); `kfac error`: the largest difference of the two objectives on
-    the linear network. `spectrum/<lower|upper>_<where>`: the bounds (11) on the singular values of F: the largest lower bound over its
-    singular value, and the largest singular value over its upper bound, with the spectrum of `JᵀJ` of K-FAC, or of the exact J.
+    CG-LoRA, equations 6, 9 and 10, and Theorem 5.3. Values `<arm>/<exact|kfac>_<linear|two_layer>`,
+    one for each seed: 0 follows full fine-tuning wholly, 1 not at all; `bound_r/…`, `bound_2r/…`:
+    `(Σ_{i>r} s_i²(F))^{1/2}` and `(Σ_{i>2r} s_i²(F))^{1/2}` over `‖F‖_F`. K-FAC is exact on the
+    linear network `f(x) = W x`, and an approximation on the two-layer one, `V tanh(W x)`. An arm
+    names `init` (its own name if it does not) and hyper-parameters; `exact: true` gives CG-LoRA
+    exact curvature in place of the collected one. `theorem/<arm>/…`: the largest distance from
+    Theorem 5.3 or the bound (10) over seeds, for arms with exact curvature; `lowest/…`: the least
+    of what any arm that trains A and B lies above the bound (10); `kfac error`: the largest
+    difference of the two objectives on the linear network. `spectrum/<lower|upper>_<where>`: the
+    bounds (11) on the singular values of F: the largest lower bound over its singular value, and
+    the largest singular value over its upper bound, with the spectrum of `JᵀJ` of K-FAC, or of the
+    exact J.
     """
     if not 1 <= rank <= min(d_in, d_out) // 2:
-        raise ConfigError(f"rank={rank}: expected 1 to {min(d_in, d_out) // 2}, half of the smaller of d_in={d_in} and d_out={d_out}")
+        raise ConfigError(
+            f"rank={rank}: expected 1 to {min(d_in, d_out) // 2}, half of the smaller of"
+            f" d_in={d_in} and d_out={d_out}"
+        )
     if rows < d_in:
-        raise ConfigError(f"rows={rows}: expected at least d_in={d_in}, or the input curvature is singular")
+        raise ConfigError(
+            f"rows={rows}: expected at least d_in={d_in}, or the input curvature is singular"
+        )
     nodes = {arm: initializer(arm, given or {}, lr) for arm, given in arms.items()}
     values: dict[str, Any] = {}
     total, done = len(NETWORKS) * seeds * len(arms), 0
@@ -217,7 +270,8 @@ def prediction_alignment(
 
 
 def bounds_of_spectrum(given: Problem, kind: str) -> dict[str, float]:
-    """`s_i(G)/√s_1(JᵀJ) ≤ s_i(F) ≤ s_i(G)/√s⁺_min(JᵀJ)` (11): lower over s_i(F), and s_i(F) over upper, the largest i of each."""
+    """`s_i(G)/√s_1(JᵀJ) ≤ s_i(F) ≤ s_i(G)/√s⁺_min(JᵀJ)` (11): lower over s_i(F), and s_i(F) over
+    upper, the largest i of each."""
     count = min(given.F.shape)
     s_F, s_G = torch.linalg.svdvals(given.F)[:count], torch.linalg.svdvals(given.G)[:count]
     kept = s_G > 1e-10 * s_G[0]
@@ -231,19 +285,31 @@ def bounds_of_spectrum(given: Problem, kind: str) -> dict[str, float]:
     return found
 
 
-def gaps(values: Mapping[str, list[float]], arms: Mapping[str, Any], trained: set[str]) -> dict[str, float]:
-    """How far the objectives are from what Theorem 5.3, the bound (10) and K-FAC's exactness say."""
+def gaps(
+    values: Mapping[str, list[float]], arms: Mapping[str, Any], trained: set[str]
+) -> dict[str, float]:
+    """How far the objectives are from what Theorem 5.3, the bound (10) and K-FAC's exactness
+    say."""
     found = {}
 
     def distances(arm: str, bound: str, column: str) -> list[float]:
-        return [a - b for a, b in zip(values[f"{arm}/{column}"], values[f"{bound}/{column}"], strict=True)]
+        return [
+            a - b
+            for a, b in zip(values[f"{arm}/{column}"], values[f"{bound}/{column}"], strict=True)
+        ]
 
     for column in ("exact_linear", "kfac_linear", "kfac_two_layer"):
         for arm, given in arms.items():
             if (given or {}).get("exact"):
                 bound = "bound_2r" if (given or {}).get("modes") == "disjoint" else "bound_r"
-                found[f"theorem/{arm}/{column}"] = max(abs(x) for x in distances(arm, bound, column))
-        found[f"lowest/{column}"] = min(x for arm in trained for x in distances(arm, "bound_2r", column))
+                found[f"theorem/{arm}/{column}"] = max(
+                    abs(x) for x in distances(arm, bound, column)
+                )
+        found[f"lowest/{column}"] = min(
+            x for arm in trained for x in distances(arm, "bound_2r", column)
+        )
     pairs = [(values[f"{arm}/exact_linear"], values[f"{arm}/kfac_linear"]) for arm in arms]
-    found["kfac error"] = max(abs(a - b) for exact, kfac in pairs for a, b in zip(exact, kfac, strict=True))
+    found["kfac error"] = max(
+        abs(a - b) for exact, kfac in pairs for a, b in zip(exact, kfac, strict=True)
+    )
     return found

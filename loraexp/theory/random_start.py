@@ -23,7 +23,9 @@ def base_of_c9(d: int, rank: int, true_rank: int, theta: float, xi: float) -> fl
     return theta / (24 * math.sqrt(d)) * (1.0 if rank >= 2 * true_rank else xi / rank)
 
 
-def start_of_c9(layer: Layer, generator: torch.Generator, *, rank: int, true_rank: int, theta: float, xi: float) -> Factors:
+def start_of_c9(
+    layer: Layer, generator: torch.Generator, *, rank: int, true_rank: int, theta: float, xi: float
+) -> Factors:
     """(LoRA-init) with the largest α that Theorem C.9 allows: `α = base^{3κ/2} √(λ_1/(27 d))` of
     the layer's own gradient.
     """
@@ -82,7 +84,9 @@ def random_start(
         for size, d in dimensions.items():
             given = shifts.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
             smallest = torch.linalg.svdvals(given.gradient)[:, true_rank - 1]
-            bound = -math.log(base_of_c9(d, rank, true_rank, theta, xi)) / torch.log1p(lr * smallest)
+            bound = -math.log(base_of_c9(d, rank, true_rank, theta, xi)) / torch.log1p(
+                lr * smallest
+            )
             start = partial(start_of_c9, rank=rank, true_rank=true_rank, theta=theta, xi=xi)
             batch = Batch(given, {"random": start}, rank)
             measures = {
@@ -96,7 +100,9 @@ def random_start(
             trace = descend(batch, "gd", lr, int(at.max()), measures)
             until = first_step(trace.steps, trace["A"] <= theta).double()
             values[f"3.1/angle/{name}/{size}"] = trace["B"].amax(0).tolist()
-            values[f"C.9/angle over θ/{name}/{size}"] = (trace["A"].gather(0, at[None])[0] / theta).tolist()
+            values[f"C.9/angle over θ/{name}/{size}"] = (
+                trace["A"].gather(0, at[None])[0] / theta
+            ).tolist()
             values[f"C.9/steps over bound/{name}/{size}"] = (until / bound).tolist()
             values[f"steps/{name}/{size}"] = until.tolist()
             taken.append(float(until.mean()))
@@ -105,5 +111,8 @@ def random_start(
             done += 1
             progress(done, total)
         values[f"C.9/growth/{name}"] = taken[-1] / taken[0] - bounds[-1] / bounds[0]
-    axes = {curve.panel: {"x": "step", "y": "sine of the principal angle of A to G♮"} for curve in curves}
+    axes = {
+        curve.panel: {"x": "step", "y": "sine of the principal angle of A to G♮"}
+        for curve in curves
+    }
     return Computed(values=values, curves=curves, axes=axes)

@@ -66,7 +66,13 @@ def directions(d: int, count: int, generator: torch.Generator) -> Tensor:
 
 
 def tasks(
-    seeds: int, d: int, k: int, spectrum: Sequence[float], rows: int, *, gram: Callable[[torch.Generator], Tensor] | None = None
+    seeds: int,
+    d: int,
+    k: int,
+    spectrum: Sequence[float],
+    rows: int,
+    *,
+    gram: Callable[[torch.Generator], Tensor] | None = None,
 ) -> Tasks:
     """A task for each seed: `Δ = U diag(spectrum) Vᵀ` with random singular vectors, W0 and inputs
     standard normal.
@@ -75,7 +81,10 @@ def tasks(
     Raises ConfigError for more singular values than min(d, k).
     """
     if len(spectrum) > min(d, k):
-        raise ConfigError(f"a shift of rank {len(spectrum)} in {k} x {d}: expected at most {min(d, k)} singular values; raise d")
+        raise ConfigError(
+            f"a shift of rank {len(spectrum)} in {k} x {d}: expected at most {min(d, k)} singular"
+            " values; raise d"
+        )
     made = []
     for seed in range(seeds):
         generator = layer_generator(seed, f"{d} {k}", "linear task")

@@ -15,7 +15,9 @@ from loraexp.initializers.lora_one import lora_one
 def gaussian(layer: Layer, generator: torch.Generator, *, rank: int, variance: float) -> Factors:
     """(LoRA-init): LoRA's start with the entries of A from N(0, α²), as the paper draws them."""
     factors = lora(layer, rank=rank, scaling=1.0, generator=generator)
-    return replace(factors, A=variance**0.5 * linalg.gaussian(rank, layer.d_in, generator, factors.A))
+    return replace(
+        factors, A=variance**0.5 * linalg.gaussian(rank, layer.d_in, generator, factors.A)
+    )
 
 
 def spectral(layer: Layer, generator: torch.Generator, *, rank: int, gamma: float = 1.0) -> Factors:
@@ -36,5 +38,9 @@ def subspace_of_gradient(layer: Layer, generator: torch.Generator, *, rank: int)
     `lora_sb` takes those of the gradient's signs, as its own paper has it.
     """
     orthonormal = layer.d_out**0.5
-    found = lora_one(layer, rank=rank, scaling=1.0, generator=generator, scale=orthonormal, flavour="slides")
-    return replace(found, R=-found.B.mT @ layer.gradient @ found.A.mT, start="shifted", train=frozenset({"R"}))
+    found = lora_one(
+        layer, rank=rank, scaling=1.0, generator=generator, scale=orthonormal, flavour="slides"
+    )
+    return replace(
+        found, R=-found.B.mT @ layer.gradient @ found.A.mT, start="shifted", train=frozenset({"R"})
+    )

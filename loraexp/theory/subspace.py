@@ -37,7 +37,8 @@ def least(A: Tensor, B: Tensor, gradient: Tensor) -> float:
     """`min ‖B X A − g‖` over every X (r, r), by dense least squares on vec(X): no formula of the
     paper.
     """
-    columns = torch.kron(B.contiguous(), A.mT.contiguous())  # row-major vec(B X A) = (B ⊗ Aᵀ) vec(X)
+    # row-major vec(B X A) = (B ⊗ Aᵀ) vec(X)
+    columns = torch.kron(B.contiguous(), A.mT.contiguous())
     target = gradient.reshape(-1, 1)
     solution = torch.linalg.lstsq(columns, target, driver="gelsd").solution
     return float((columns @ solution - target).norm())
@@ -50,7 +51,14 @@ def best(gradient: Tensor, rank: int) -> Tensor:
 
 
 def theorems_of_lora_sb(
-    d: int, outputs: int, rank: int, true_rank: int, rows: int, scales: list[float], seeds: int, progress: Progress
+    d: int,
+    outputs: int,
+    rank: int,
+    true_rank: int,
+    rows: int,
+    scales: list[float],
+    seeds: int,
+    progress: Progress,
 ) -> Computed:
     """Theorems 2, 4 and 5 of LoRA-SB on the gradient of the linear task.
 
@@ -73,7 +81,9 @@ def theorems_of_lora_sb(
         for rule in RULES:
             at = [equivalent(rule, A, B, G, s) for s in scales]
             values.setdefault(f"{rule}/excess", []).append(float((at[0] - G).norm()) / floor - 1)
-            values.setdefault(f"{rule}/change", []).append(float((at[-1] - at[0]).norm() / at[0].norm()))
+            values.setdefault(f"{rule}/change", []).append(
+                float((at[-1] - at[0]).norm() / at[0].norm())
+            )
         target = best(G, rank)
         orthonormal = (torch.linalg.qr(A.mT).Q.mT, torch.linalg.qr(B).Q)
         gradient = subspace_of_gradient(layer, g, rank=rank)
@@ -84,6 +94,8 @@ def theorems_of_lora_sb(
             ("random", orthonormal),
         ):
             step = equivalent("plain", A, B, G, 1.0)
-            values.setdefault(f"first step/{name}", []).append(float((step - target).norm() / target.norm()))
+            values.setdefault(f"first step/{name}", []).append(
+                float((step - target).norm() / target.norm())
+            )
         progress(seed + 1, seeds)
     return Computed(values=dict(values))

@@ -1,4 +1,5 @@
-"""The theorems of LoRA-One as numbers: what they bound, measured against the bound (3.3, C.17, C.21, 4.2)."""
+"""The theorems of LoRA-One as numbers: what they bound, measured against the bound (3.3, C.17,
+C.21, 4.2)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from loraexp.theory.bands import band
 from loraexp.theory.linear import Batch, Trace, descend, first_step, logs, thin_norms
 from loraexp.theory.starts import spectral
 
-ROUNDING = 1e-11  # a bound below this, relative to λ_r*, is compared with nothing: float64 ends there
+# a bound below this, relative to λ_r*, is compared with nothing: float64 ends there
+ROUNDING = 1e-11
 CLOSE = 1e-6  # the error, relative to λ_r*, that steps are counted to
 
 
@@ -26,11 +28,15 @@ def spectrum(rank: int, kappa: float) -> list[float]:
 
 
 def concentrated(d: int, epsilon: float) -> Callable[[torch.Generator], Tensor]:
-    """A second moment with `‖Σ − I‖_op = ε` exactly: the event that the theorems hold on, without the N that makes it likely."""
+    """A second moment with `‖Σ − I‖_op = ε` exactly: the event that the theorems hold on, without
+    the N that makes it likely."""
 
     def gram(generator: torch.Generator) -> Tensor:
         Q = shifts.directions(d, d, generator)
-        return torch.eye(d, dtype=torch.float64) + epsilon * (Q * torch.linspace(-1, 1, d, dtype=torch.float64)) @ Q.mT
+        return (
+            torch.eye(d, dtype=torch.float64)
+            + epsilon * (Q * torch.linspace(-1, 1, d, dtype=torch.float64)) @ Q.mT
+        )
 
     return gram
 
@@ -41,7 +47,8 @@ def frobenius_error(batch: Batch) -> Tensor:
 
 
 def worst(errors: Tensor, bounds: Tensor) -> list[float]:
-    """The largest error over its bound, by seed, where the bound (steps,) is above rounding; errors (steps, seeds)."""
+    """The largest error over its bound, by seed, where the bound (steps,) is above rounding; errors
+    (steps, seeds)."""
     kept = bounds > ROUNDING
     return (errors[kept] / bounds[kept, None]).amax(0).tolist()
 
@@ -57,7 +64,8 @@ def contraction(errors: Tensor, floor: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the theorems on the linear task share: Δ of rank r* with `λ_1 = 1`, `λ_r* = 1/κ`, learnt at rank r in d x d."""
+    """What the theorems on the linear task share: Δ of rank r* with `λ_1 = 1`, `λ_r* = 1/κ`, learnt
+    at rank r in d x d."""
 
     d: int
     rank: int
@@ -65,22 +73,51 @@ class Setting:
     seeds: int
 
     def batch(self, kappa: float, epsilon: float) -> Batch:
-        given = shifts.tasks(self.seeds, self.d, self.d, spectrum(self.true_rank, kappa), 1, gram=concentrated(self.d, epsilon))
+        given = shifts.tasks(
+            self.seeds,
+            self.d,
+            self.d,
+            spectrum(self.true_rank, kappa),
+            1,
+            gram=concentrated(self.d, epsilon),
+        )
         return Batch(given, {"spectral": partial(spectral, rank=self.rank)}, self.rank)
 
-    def trace(self, rule: str, kappa: float, epsilon: float, lr: float, steps: int, progress: Callable[[int], None]) -> Trace:
-        return descend(self.batch(kappa, epsilon), rule, lr, steps, {"error": frobenius_error}, progress=progress)
+    def trace(
+        self,
+        rule: str,
+        kappa: float,
+        epsilon: float,
+        lr: float,
+        steps: int,
+        progress: Callable[[int], None],
+    ) -> Trace:
+        return descend(
+            self.batch(kappa, epsilon),
+            rule,
+            lr,
+            steps,
+            {"error": frobenius_error},
+            progress=progress,
+        )
 
 
-def theorem_3_3(d: int, true_rank: int, kappas: Sequence[float], rows: int, seeds: int) -> dict[str, float | list[float]]:
-    """`‖A0 B0 − Δ‖_op ≤ ε ‖Δ‖_op` with the ε of N sampled rows, and `≤ λ_r*/2` where `ε = 1/(2κ)`."""
+def theorem_3_3(
+    d: int, true_rank: int, kappas: Sequence[float], rows: int, seeds: int
+) -> dict[str, float | list[float]]:
+    """`‖A0 B0 − Δ‖_op ≤ ε ‖Δ‖_op` with the ε of N sampled rows, and `≤ λ_r*/2` where `ε =
+    1/(2κ)`."""
     values: dict[str, float | list[float]] = {}
     for kappa in kappas:
         given = shifts.tasks(seeds, d, d, spectrum(true_rank, kappa), rows)
         epsilon = torch.linalg.matrix_norm(given.gram - torch.eye(d, dtype=torch.float64), 2)
-        error = linear.operator_error(Batch(given, {"spectral": partial(spectral, rank=true_rank)}, true_rank))
+        error = linear.operator_error(
+            Batch(given, {"spectral": partial(spectral, rank=true_rank)}, true_rank)
+        )
         values[f"3.3/error over ε/κ {kappa:g}"] = (error / epsilon).tolist()
-        half = linear.operator_error(Setting(d, true_rank, true_rank, seeds).batch(kappa, 1 / (2 * kappa)))
+        half = linear.operator_error(
+            Setting(d, true_rank, true_rank, seeds).batch(kappa, 1 / (2 * kappa))
+        )
         values[f"3.3/error over half λ/κ {kappa:g}"] = (half / (0.5 / kappa)).tolist()
     return values
 
@@ -93,20 +130,31 @@ def bounds_c17(kappa: float) -> tuple[float, float]:
 
 
 def bounds_c21(kappa: float, true_rank: int) -> tuple[float, float]:
-    """The largest ε that Theorem C.21 allows short of leaving no step, and η just inside its interval."""
+    """The largest ε that Theorem C.21 allows short of leaving no step, and η just inside its
+    interval."""
     epsilon = min(1 / (2 * true_rank**0.5 * kappa), 0.125)  # at 1/4 the interval of η is empty
     return epsilon, 0.99 * (0.5 - 2 * epsilon) / (1 + epsilon) ** 2
 
 
 def linear_rates(
-    d: int, rank: int, true_rank: int, kappas: list[float], rows: int, steps: int, rate: float, seeds: int, progress: Progress
+    d: int,
+    rank: int,
+    true_rank: int,
+    kappas: list[float],
+    rows: int,
+    steps: int,
+    rate: float,
+    seeds: int,
+    progress: Progress,
 ) -> Computed:
-    """Theorems 3.3, C.17 and C.21: errors over their bounds, and how the steps that are needed depend on κ.
+    """Theorems 3.3, C.17 and C.21: errors over their bounds, and how the steps that are needed
+    depend on κ.
 
-    Values by κ: `C.17/worst/…`, `C.21/worst/…`: the largest error over its bound, with ε and η at the theorem's own limits (1 or less:
-    it holds); `C.17/factor/…`, `C.21/factor/…` and `…/bound/…`: the contraction per step, measured and proven; `steps/gd/…`,
-    `steps/prec_gd/…`: until the error is 1e-6 λ_r*, both at η = `rate` and ε = 0.01/κ, and `steps/<rule>/growth`: at the largest κ over
-    the smallest. Values of Theorem 3.3 as `theorem_3_3` names them.
+    Values by κ: `C.17/worst/…`, `C.21/worst/…`: the largest error over its bound, with ε and η at
+    the theorem's own limits (1 or less: it holds); `C.17/factor/…`, `C.21/factor/…` and
+    `…/bound/…`: the contraction per step, measured and proven; `steps/gd/…`, `steps/prec_gd/…`:
+    until the error is 1e-6 λ_r*, both at η = `rate` and ε = 0.01/κ, and `steps/<rule>/growth`: at
+    the largest κ over the smallest. Values of Theorem 3.3 as `theorem_3_3` names them.
     """
     setting = Setting(d, rank, true_rank, seeds)
     values = theorem_3_3(d, true_rank, kappas, rows, seeds)
@@ -117,44 +165,67 @@ def linear_rates(
         at = torch.arange(steps + 1, dtype=torch.float64)
         epsilon, lr = bounds_c17(kappa)
         factor = 1 - lr / (64 * kappa**2)
-        errors = setting.trace("gd", kappa, epsilon, lr, steps, part[0])["error"] * kappa  # in units of λ_r*
+        # in units of λ_r*
+        errors = setting.trace("gd", kappa, epsilon, lr, steps, part[0])["error"] * kappa
         values[f"C.17/worst/κ {kappa:g}"] = worst(errors, (2 * true_rank) ** 0.5 * factor**at)
-        values[f"C.17/factor/κ {kappa:g}"], values[f"C.17/bound/κ {kappa:g}"] = contraction(errors, ROUNDING), factor
+        values[f"C.17/factor/κ {kappa:g}"], values[f"C.17/bound/κ {kappa:g}"] = (
+            contraction(errors, ROUNDING),
+            factor,
+        )
         epsilon, lr = bounds_c21(kappa, true_rank)
         errors = setting.trace("prec_gd", kappa, epsilon, lr, steps, part[1])["error"] * kappa
         values[f"C.21/worst/κ {kappa:g}"] = worst(errors, 0.5 * (1 - lr / 2) ** at)
-        values[f"C.21/factor/κ {kappa:g}"], values[f"C.21/bound/κ {kappa:g}"] = contraction(errors, ROUNDING), 1 - lr / 2
-        for rule, label, progressed in (("gd", "gradient descent", part[2]), ("prec_gd", "preconditioned", part[3])):
+        values[f"C.21/factor/κ {kappa:g}"], values[f"C.21/bound/κ {kappa:g}"] = (
+            contraction(errors, ROUNDING),
+            1 - lr / 2,
+        )
+        for rule, label, progressed in (
+            ("gd", "gradient descent", part[2]),
+            ("prec_gd", "preconditioned", part[3]),
+        ):
             trace = setting.trace(rule, kappa, 0.01 / kappa, rate, steps, progressed)
             errors = trace["error"] * kappa
             curves.append(band(label, f"κ = {kappa:g}", trace.steps, logs(errors)))
-            values[f"steps/{rule}/κ {kappa:g}"] = first_step(trace.steps, errors <= CLOSE).clamp_max(steps).tolist()
+            values[f"steps/{rule}/κ {kappa:g}"] = (
+                first_step(trace.steps, errors <= CLOSE).clamp_max(steps).tolist()
+            )
     for rule in ("gd", "prec_gd"):
-        most, least = (torch.tensor(values[f"steps/{rule}/κ {kappa:g}"]).mean() for kappa in (kappas[-1], kappas[0]))
+        most, least = (
+            torch.tensor(values[f"steps/{rule}/κ {kappa:g}"]).mean()
+            for kappa in (kappas[-1], kappas[0])
+        )
         values[f"steps/{rule}/growth"] = float(most / least)
-    axes = {label: {"x": "step", "y": "log10 of ‖BA − Δ‖_F / λ_r*"} for label in ("gradient descent", "preconditioned")}
+    axes = {
+        label: {"x": "step", "y": "log10 of ‖BA − Δ‖_F / λ_r*"}
+        for label in ("gradient descent", "preconditioned")
+    }
     return Computed(values=values, curves=curves, axes=axes)
 
 
-# ------------------------------------------------------------------------------------------------------ Theorem 4.2
+# --------------------------------------------------------------------------------------------------
+# Theorem 4.2
 
 
 @dataclass(frozen=True)
 class ReluTasks(shifts.Tasks):
-    """`y = σ((W0 + Δ) x)` of standard normal inputs `X` (n, N, d): one layer with ReLU outputs (LoRA-One, section 4)."""
+    """`y = σ((W0 + Δ) x)` of standard normal inputs `X` (n, N, d): one layer with ReLU outputs
+    (LoRA-One, section 4)."""
 
     X: Tensor
     Y: Tensor  # (n, N, k)
-    surrogate: bool = False  # the slides' GLM-tron direction, without the derivative σ' of the activation
+    # the slides' GLM-tron direction, without the derivative σ' of the activation
+    surrogate: bool = False
 
     @property
     def gradient(self) -> Tensor:
         return self.at(self.W)
 
     def at(self, W: Tensor) -> Tensor:
-        """`∇_W 1/(2N) ‖σ(X Wᵀ) − Y‖²` (n, k, d), the negative of the paper's J_W: its sum over pieces of the rows.
+        """`∇_W 1/(2N) ‖σ(X Wᵀ) − Y‖²` (n, k, d), the negative of the paper's J_W: its sum over
+        pieces of the rows.
 
-        With `surrogate` the slides' `−J_W^GLM = (1/N)(σ(X Wᵀ) − Y)ᵀ X`, whose mean is `½ (W − W0 − Δ)`.
+        With `surrogate` the slides' `−J_W^GLM = (1/N)(σ(X Wᵀ) − Y)ᵀ X`, whose mean is `½ (W − W0 −
+        Δ)`.
         """
         total = torch.zeros_like(W)
         for X, Y in zip(self.X.split(shifts.ROWS, 1), self.Y.split(shifts.ROWS, 1), strict=True):
@@ -173,42 +244,78 @@ class ReluBatch(Batch):
         return {"A": left.mT @ J, "B": self.scaling * J @ A.mT}
 
 
-def relu_tasks(seeds: int, d: int, true_rank: int, kappas: Sequence[float], rows: int, signal: float) -> ReluTasks:
-    """A task for each seed and κ on the same inputs; the rows of W0 have length `signal · κ r*` (Assumption 4.1 ii)."""
+def relu_tasks(
+    seeds: int, d: int, true_rank: int, kappas: Sequence[float], rows: int, signal: float
+) -> ReluTasks:
+    """A task for each seed and κ on the same inputs; the rows of W0 have length `signal · κ r*`
+    (Assumption 4.1 ii)."""
     made = []
     for seed in range(seeds):
         generator = layer_generator(seed, f"{d} {rows}", "relu task")
         X = torch.randn(rows, d, generator=generator, dtype=torch.float64)
-        U, V = shifts.directions(d, true_rank, generator), shifts.directions(d, true_rank, generator)
-        W = torch.nn.functional.normalize(torch.randn(d, d, generator=generator, dtype=torch.float64), dim=1)
+        U, V = (
+            shifts.directions(d, true_rank, generator),
+            shifts.directions(d, true_rank, generator),
+        )
+        W = torch.nn.functional.normalize(
+            torch.randn(d, d, generator=generator, dtype=torch.float64), dim=1
+        )
         for kappa in kappas:
-            made.append((signal * kappa * true_rank * W, U * torch.tensor(spectrum(true_rank, kappa), dtype=torch.float64), V.mT, X))
+            made.append(
+                (
+                    signal * kappa * true_rank * W,
+                    U * torch.tensor(spectrum(true_rank, kappa), dtype=torch.float64),
+                    V.mT,
+                    X,
+                )
+            )
     W, left, right, X = (torch.stack(parts) for parts in zip(*made, strict=True))
     Y = (X @ (W + left @ right).mT).clamp_min(0)
-    return ReluTasks(W, left, right, torch.eye(d, dtype=torch.float64).expand(len(W), d, d), rows, X=X, Y=Y)
+    return ReluTasks(
+        W, left, right, torch.eye(d, dtype=torch.float64).expand(len(W), d, d), rows, X=X, Y=Y
+    )
 
 
 def relu_rates(
-    d: int, true_rank: int, kappas: list[float], rows: int, signal: float, lr: float, steps: int, seeds: int, progress: Progress
+    d: int,
+    true_rank: int,
+    kappas: list[float],
+    rows: int,
+    signal: float,
+    lr: float,
+    steps: int,
+    seeds: int,
+    progress: Progress,
 ) -> Computed:
-    """Theorem 4.2: preconditioned gradient descent on a ReLU layer, from the spectral start with γ = 2, at rank r = r*.
+    """Theorem 4.2: preconditioned gradient descent on a ReLU layer, from the spectral start with γ
+    = 2, at rank r = r*.
 
-    Values by κ: `4.2/ρ/…`: `‖A0 B0 − Δ‖_F / λ_r*`, which the theorem wants at most 1/20; `4.2/worst/…`: the largest `‖A_t B_t − Δ‖_F`
-    after the start over `(1 − η/4)^t ‖A0 B0 − Δ‖_F`; `4.2/factor/…`: the contraction per step. `4.2/bound`: `1 − η/4`, and
-    `4.2/spread`: the largest factor less the smallest over κ. `GLM/…`: the same of the slides' direction, that of GLM-tron,
-    which leaves the derivative of the activation out; `…/worst over λ/…`: the largest error over `(1 − η/4)^t λ_r*(Δ)`, as they print it.
+    Values by κ: `4.2/ρ/…`: `‖A0 B0 − Δ‖_F / λ_r*`, which the theorem wants at most 1/20;
+    `4.2/worst/…`: the largest `‖A_t B_t − Δ‖_F` after the start over `(1 − η/4)^t ‖A0 B0 − Δ‖_F`;
+    `4.2/factor/…`: the contraction per step. `4.2/bound`: `1 − η/4`, and `4.2/spread`: the largest
+    factor less the smallest over κ. `GLM/…`: the same of the slides' direction, that of GLM-tron,
+    which leaves the derivative of the activation out; `…/worst over λ/…`: the largest error over
+    `(1 − η/4)^t λ_r*(Δ)`, as they print it.
     """
     plain = relu_tasks(seeds, d, true_rank, kappas, rows, signal)
     values: dict[str, float | list[float]] = {}
     curves = []
     for i, (name, panel) in enumerate({"4.2": RELU, "GLM": GLM}.items()):
         given = replace(plain, surrogate=name == "GLM")
-        batch = ReluBatch(given, {"spectral": partial(spectral, rank=true_rank, gamma=2.0)}, true_rank)
+        batch = ReluBatch(
+            given, {"spectral": partial(spectral, rank=true_rank, gamma=2.0)}, true_rank
+        )
         part = linear.share(progress, i * steps, 2 * steps)
         trace = descend(batch, "prec_gd", lr, steps, {"error": frobenius_error}, progress=part)
-        errors = linear.by_seed(trace["error"], len(kappas)) * torch.tensor(kappas, dtype=torch.float64)  # (steps, seeds, κ), in λ_r*
+        # (steps, seeds, κ), in λ_r*
+        errors = linear.by_seed(trace["error"], len(kappas)) * torch.tensor(
+            kappas, dtype=torch.float64
+        )
         values |= rates_of(name, errors, kappas, lr)
-        curves += [band(panel, f"κ = {kappa:g}", trace.steps, logs(errors[..., j])) for j, kappa in enumerate(kappas)]
+        curves += [
+            band(panel, f"κ = {kappa:g}", trace.steps, logs(errors[..., j]))
+            for j, kappa in enumerate(kappas)
+        ]
     axes = {panel: {"x": "step", "y": "log10 of ‖BA − Δ‖_F / λ_r*"} for panel in (RELU, GLM)}
     return Computed(values=values, curves=curves, axes=axes)
 
@@ -216,7 +323,9 @@ def relu_rates(
 RELU, GLM = "ReLU layer, preconditioned", "ReLU layer, GLM-tron, preconditioned"
 
 
-def rates_of(name: str, errors: Tensor, kappas: Sequence[float], lr: float) -> dict[str, float | list[float]]:
+def rates_of(
+    name: str, errors: Tensor, kappas: Sequence[float], lr: float
+) -> dict[str, float | list[float]]:
     """The values of one direction, from errors (steps, seeds, κ) in units of λ_r*."""
     at = torch.arange(len(errors), dtype=torch.float64)[:, None]
     values: dict[str, float | list[float]] = {f"{name}/bound": 1 - lr / 4}
@@ -226,8 +335,12 @@ def rates_of(name: str, errors: Tensor, kappas: Sequence[float], lr: float) -> d
         bound = (1 - lr / 4) ** at * error[0]
         kept = error[1:] > ROUNDING
         values[f"{name}/ρ/κ {kappa:g}"] = error[0].tolist()
-        values[f"{name}/worst/κ {kappa:g}"] = torch.where(kept, error[1:] / bound[1:], 0.0).amax(0).tolist()
-        values[f"{name}/worst over λ/κ {kappa:g}"] = torch.where(kept, error[1:] / (1 - lr / 4) ** at[1:], 0.0).amax(0).tolist()
+        values[f"{name}/worst/κ {kappa:g}"] = (
+            torch.where(kept, error[1:] / bound[1:], 0.0).amax(0).tolist()
+        )
+        values[f"{name}/worst over λ/κ {kappa:g}"] = (
+            torch.where(kept, error[1:] / (1 - lr / 4) ** at[1:], 0.0).amax(0).tolist()
+        )
         values[f"{name}/factor/κ {kappa:g}"] = rates = contraction(error, ROUNDING)
         factors.append(sum(rates) / len(rates))
     values[f"{name}/spread"] = max(factors) - min(factors)

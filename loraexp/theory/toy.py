@@ -1,4 +1,5 @@
-"""LoRA-One's two-parameter example: trajectories from a random and a spectral start on the surface of the loss."""
+"""LoRA-One's two-parameter example: trajectories from a random and a spectral start on the surface
+of the loss."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ from loraexp.theory.linear import Batch, by_seed, descend
 from loraexp.theory.starts import gaussian, spectral
 
 SHIFT = (2.0, 1.0)  # w
-STARTS = {"squared": "(Spectral-init), y² as printed", "gradient": "(Spectral-init), y", "random": "(LoRA-init)"}
+STARTS = {
+    "squared": "(Spectral-init), y² as printed",
+    "gradient": "(Spectral-init), y",
+    "random": "(LoRA-init)",
+}
 SPECTRAL = ("squared", "gradient")
 SPAN = 3.2  # the plane that is drawn: both coordinates from −SPAN to SPAN
 TICKS = 81
@@ -33,13 +38,15 @@ class ToyTasks(shifts.Tasks):
 
     @property
     def squared(self) -> Tensor:
-        """`¼ Σ y_i² x_i` (n, 1, 2): the one-step gradient as the text prints it and the authors' notebook computes it."""
+        """`¼ Σ y_i² x_i` (n, 1, 2): the one-step gradient as the text prints it and the authors'
+        notebook computes it."""
         y = self.X @ torch.tensor(SHIFT, dtype=self.X.dtype)
         return torch.einsum("ni,nid->nd", y.square(), self.X)[:, None] / self.rows
 
 
 def toy_tasks(seeds: int, rows: int) -> ToyTasks:
-    """`y = wᵀx` with `w = (2, 1)`, W0 = 0 and `rows` standard normal inputs for each seed: the linear task with d = 2, k = 1."""
+    """`y = wᵀx` with `w = (2, 1)`, W0 = 0 and `rows` standard normal inputs for each seed: the
+    linear task with d = 2, k = 1."""
     inputs = []
 
     def gram(generator: torch.Generator) -> Tensor:
@@ -53,7 +60,8 @@ def toy_tasks(seeds: int, rows: int) -> ToyTasks:
 
 
 def starts(given: ToyTasks) -> dict[str, linear.Start]:
-    """The arms: the spectral start from the text's gradient and from that of the loss, and the random start."""
+    """The arms: the spectral start from the text's gradient and from that of the loss, and the
+    random start."""
     squared = given.squared
 
     def as_printed(layer: Layer, generator: torch.Generator) -> Factors:
@@ -77,8 +85,9 @@ def parameters(batch: Batch) -> Tensor:
 def distance_to_minimizers(point: Tensor) -> Tensor:
     """The distance of `(a_1, a_2, b)` (…, 3) to the set `{(2/t, 1/t, t)}` of global minimizers.
 
-    The derivative of the squared distance along the set is zero where `t⁴ − b t³ + (w·a) t − ‖w‖² = 0`: the eigenvalues of a
-    companion matrix. Its real roots hold the nearest point, and a root with an imaginary part is only farther away.
+    The derivative of the squared distance along the set is zero where `t⁴ − b t³ + (w·a) t − ‖w‖² =
+    0`: the eigenvalues of a companion matrix. Its real roots hold the nearest point, and a root
+    with an imaginary part is only farther away.
     """
     w = torch.tensor(SHIFT, dtype=point.dtype)
     companion = torch.zeros(*point.shape[:-1], 4, 4, dtype=point.dtype)
@@ -93,9 +102,11 @@ def distance_to_minimizers(point: Tensor) -> Tensor:
 
 
 def steps_until_near(at: Tensor, near: float) -> Tensor:
-    """The first step (m,) at which points (steps, m, 3) are within `near` of the minimizers; the number of steps where never.
+    """The first step (m,) at which points (steps, m, 3) are within `near` of the minimizers; the
+    number of steps where never.
 
-    Within ε of `(w/t, t)` is `‖a b − w‖ ≤ ε (|b| + ‖a‖ + ε)`: the distance itself is computed where that holds.
+    Within ε of `(w/t, t)` is `‖a b − w‖ ≤ ε (|b| + ‖a‖ + ε)`: the distance itself is computed where
+    that holds.
     """
     steps, count = at.shape[:2]
     a, b = at[..., :2], at[..., 2:]
@@ -114,23 +125,37 @@ def steps_until_near(at: Tensor, near: float) -> Tensor:
     return until
 
 
-def trajectories(seeds: int, shown: int, rows: int, lr: float, steps: int, near: float, portrait: bool, progress: Progress) -> Computed:
-    """Gradient descent on `1/8 Σ (y_i − b x_iᵀa)²` from (Spectral-init) and (LoRA-init), in the plane of `a·w/‖w‖` and b.
+def trajectories(
+    seeds: int,
+    shown: int,
+    rows: int,
+    lr: float,
+    steps: int,
+    near: float,
+    portrait: bool,
+    progress: Progress,
+) -> Computed:
+    """Gradient descent on `1/8 Σ (y_i − b x_iᵀa)²` from (Spectral-init) and (LoRA-init), in the
+    plane of `a·w/‖w‖` and b.
 
-    LoRA-One, Figure 3 and the end of its appendix G.1; slides, Figure 2, and with `portrait` the toy example II: log loss with a phase
-    portrait. In (LoRA-init) a is standard normal and b zero. The one-step gradient of the text, and of the authors' notebook
-    (YuanheZ/LoRA-One 086d00d^, Toy_Experiments.ipynb), is `¼ Σ y_i² x_i` ("squared"); the negative gradient of the loss that is
-    printed beside it is `¼ Σ y_i x_i` ("gradient"). Both are run.
-    Values by start: `distance/…` of the start to the set of global minimizers, `steps/…` until the distance is below `near` (`steps`
-    where never), `reached/…` and `diverged/…` (shares of seeds). `<start>/nearer`, `<start>/fewer`: the share of seeds where the
-    spectral start is nearer, and needs fewer steps, `<start>/error` the standard error of the latter; `<start>/steps_ratio`: the
-    median over seeds of the spectral start's steps over the random one's. The first `shown` seeds are drawn.
+    LoRA-One, Figure 3 and the end of its appendix G.1; slides, Figure 2, and with `portrait` the
+    toy example II: log loss with a phase portrait. In (LoRA-init) a is standard normal and b zero.
+    The one-step gradient of the text, and of the authors' notebook (YuanheZ/LoRA-One 086d00d^,
+    Toy_Experiments.ipynb), is `¼ Σ y_i² x_i` ("squared"); the negative gradient of the loss that is
+    printed beside it is `¼ Σ y_i x_i` ("gradient"). Both are run. Values by start: `distance/…` of
+    the start to the set of global minimizers, `steps/…` until the distance is below `near` (`steps`
+    where never), `reached/…` and `diverged/…` (shares of seeds). `<start>/nearer`, `<start>/fewer`:
+    the share of seeds where the spectral start is nearer, and needs fewer steps, `<start>/error`
+    the standard error of the latter; `<start>/steps_ratio`: the median over seeds of the spectral
+    start's steps over the random one's. The first `shown` seeds are drawn.
     """
     if shown > seeds:
         raise ConfigError(f"shown={shown}: expected at most seeds={seeds}")
     given = toy_tasks(seeds, rows)
     batch, arms = Batch(given, starts(given), 1), len(STARTS)
-    trace = descend(batch, "gd", lr, steps, {"at": parameters}, progress=linear.share(progress, 0, steps))
+    trace = descend(
+        batch, "gd", lr, steps, {"at": parameters}, progress=linear.share(progress, 0, steps)
+    )
     at = trace["at"].nan_to_num(1e6)
     until = by_seed(steps_until_near(at, near), arms)
     start = by_seed(distance_to_minimizers(at[0]), arms)
@@ -138,7 +163,10 @@ def trajectories(seeds: int, shown: int, rows: int, lr: float, steps: int, near:
     for j, name in enumerate(SPECTRAL):
         fewer = float((until[:, j] < until[:, -1]).double().mean())
         values[f"{name}/nearer"] = float((start[:, j] < start[:, -1]).double().mean())
-        values[f"{name}/fewer"], values[f"{name}/error"] = fewer, math.sqrt(fewer * (1 - fewer) / seeds)
+        values[f"{name}/fewer"], values[f"{name}/error"] = (
+            fewer,
+            math.sqrt(fewer * (1 - fewer) / seeds),
+        )
         values[f"{name}/steps_ratio"] = float((until[:, j] / until[:, -1].clamp_min(1)).median())
     for j, name in enumerate(STARTS):
         values[f"distance/{name}"] = start[:, j].tolist()
@@ -147,7 +175,10 @@ def trajectories(seeds: int, shown: int, rows: int, lr: float, steps: int, near:
         values[f"diverged/{name}"] = sum(x is not None for x in trace.diverged_at[j::arms]) / seeds
     panel = "steps until a minimizer"
     axes = {panel: {"x": f"steps until within {near:g} of the set", "y": "seeds"}}
-    curves = [Curve(panel=panel, label=label, x=[], y=until[:, j].tolist(), kind="histogram") for j, label in enumerate(STARTS.values())]
+    curves = [
+        Curve(panel=panel, label=label, x=[], y=until[:, j].tolist(), kind="histogram")
+        for j, label in enumerate(STARTS.values())
+    ]
     surfaces = []
     for seed in range(shown):
         panel = f"data {seed + 1}"
@@ -171,7 +202,14 @@ def path(at: Tensor, panel: str, label: str, diverged_at: int | None) -> Curve:
     at = at[~at.isnan().any(-1)]
     sign = 1.0 if at[-1, 2] >= 0 else -1.0
     x, y = sign * along(at), sign * at[:, 2]
-    return Curve(panel=panel, label=label, x=x.tolist(), y=y.tolist(), kind="trajectory", diverged_at=diverged_at)
+    return Curve(
+        panel=panel,
+        label=label,
+        x=x.tolist(),
+        y=y.tolist(),
+        kind="trajectory",
+        diverged_at=diverged_at,
+    )
 
 
 def minimizers(panel: str) -> Curve:
@@ -179,7 +217,12 @@ def minimizers(panel: str) -> Curve:
     length = math.hypot(*SHIFT)
     t = torch.linspace(length / SPAN, SPAN, 60, dtype=torch.float64)
     x, y = (length / t).tolist(), t.tolist()
-    return Curve(panel=panel, label="global minimizers", x=[*x, math.nan, *(-v for v in x)], y=[*y, math.nan, *(-v for v in y)])
+    return Curve(
+        panel=panel,
+        label="global minimizers",
+        x=[*x, math.nan, *(-v for v in x)],
+        y=[*y, math.nan, *(-v for v in y)],
+    )
 
 
 def in_plane(gram: Tensor) -> float:
@@ -189,14 +232,18 @@ def in_plane(gram: Tensor) -> float:
 
 
 def loss(gram: Tensor, panel: str) -> Surface:
-    """The loss where a lies along w; the floor keeps the valley of the minimizers finite on a logarithmic scale."""
+    """The loss where a lies along w; the floor keeps the valley of the minimizers finite on a
+    logarithmic scale."""
     ticks = torch.linspace(-SPAN, SPAN, TICKS, dtype=torch.float64)
     z = in_plane(gram) * (ticks[:, None] * ticks - math.hypot(*SHIFT)).square() / 2
-    return Surface(panel=panel, x=ticks.tolist(), y=ticks.tolist(), z=z.clamp_min(FLOOR).tolist(), label="loss")
+    return Surface(
+        panel=panel, x=ticks.tolist(), y=ticks.tolist(), z=z.clamp_min(FLOOR).tolist(), label="loss"
+    )
 
 
 def streams(gram: Tensor, panel: str) -> Curve:
-    """The phase portrait: short streams of `−∇ loss` in the plane from a grid of points, gaps between them."""
+    """The phase portrait: short streams of `−∇ loss` in the plane from a grid of points, gaps
+    between them."""
     weight, length = in_plane(gram), math.hypot(*SHIFT)
     ticks = torch.linspace(-0.92 * SPAN, 0.92 * SPAN, ARROWS, dtype=torch.float64)
     at = torch.cartesian_prod(ticks, ticks)

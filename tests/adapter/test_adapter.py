@@ -21,7 +21,13 @@ def factors(d_out: int, d_in: int, rank: int, with_R: bool, start: str, seed: in
     g = torch.Generator().manual_seed(seed)
     R = torch.randn(rank, rank, generator=g) if with_R else None
     train = frozenset({"R"} if with_R else {"A", "B"})
-    return Factors(A=torch.randn(rank, d_in, generator=g), B=torch.randn(d_out, rank, generator=g), R=R, start=start, train=train)
+    return Factors(
+        A=torch.randn(rank, d_in, generator=g),
+        B=torch.randn(d_out, rank, generator=g),
+        R=R,
+        start=start,
+        train=train,
+    )
 
 
 def move(layer: AdaptedLinear, seed: int = 1) -> None:
@@ -62,28 +68,46 @@ def test_start_says_where_training_begins(with_R: bool, start: str) -> None:
 
 
 def test_only_what_is_said_trains_and_gets_gradients() -> None:
-    layer = AdaptedLinear(nn.Linear(5, 7), dataclasses.replace(factors(7, 5, 3, False, "shifted"), train=frozenset({"B"})), 1.0, "x")
+    layer = AdaptedLinear(
+        nn.Linear(5, 7),
+        dataclasses.replace(factors(7, 5, 3, False, "shifted"), train=frozenset({"B"})),
+        1.0,
+        "x",
+    )
     layer(torch.randn(2, 5)).sum().backward()
-    assert layer.lora_B.grad is not None and layer.lora_A.grad is None and layer.base.weight.grad is None
+    assert (
+        layer.lora_B.grad is not None
+        and layer.lora_A.grad is None
+        and layer.base.weight.grad is None
+    )
 
 
 def test_factors_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"layer x: factors A \(3, 6\), B \(7, 3\) do not fit a weight of shape \(7, 5\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"layer x: factors A \(3, 6\), B \(7, 3\) do not fit a weight of shape \(7, 5\)",
+    ):
         AdaptedLinear(nn.Linear(5, 7), factors(7, 6, 3, False, "shifted"), 1.0, "x")
 
 
 def test_bf16_base_keeps_float32_factors_and_a_small_update_is_not_lost() -> None:
-    """An update far below a bf16 step of the weight survives beside it; edited into the weight it vanishes."""
+    """An update far below a bf16 step of the weight survives beside it; edited into the weight it
+    vanishes."""
     base = nn.Linear(64, 64, bias=False).bfloat16()
     made = factors(64, 64, 2, False, "shifted")
     made = dataclasses.replace(made, A=made.A * 1e-3, B=made.B * 1e-3)
     layer = AdaptedLinear(base, made, 1.0, "x")
     assert layer.lora_A.dtype == torch.float32
     edited = (base.weight.float() + layer.update()).bfloat16()
-    lost = float((edited.float() - base.weight.float() - layer.update()).norm() / layer.update().norm())
+    lost = float(
+        (edited.float() - base.weight.float() - layer.update()).norm() / layer.update().norm()
+    )
     x = torch.randn(32, 64).bfloat16()
     low = (x @ layer.lora_A.bfloat16().mT @ layer.lora_B.bfloat16().mT).detach()
-    kept = float((low.float() - x.float() @ layer.update().mT).norm() / (x.float() @ layer.update().mT).norm())
+    kept = float(
+        (low.float() - x.float() @ layer.update().mT).norm()
+        / (x.float() @ layer.update().mT).norm()
+    )
     assert kept < 0.02 < 0.5 < lost
 
 
@@ -96,11 +120,16 @@ def test_scaling_rules() -> None:
 
 def minilm(num_labels: int = 3) -> tuple[nn.Module, load.ModelSettings]:
     settings, _ = config.check(config.compose([]))
-    return load.load_model(settings.model, dtype=torch.float32, head_seed=3, num_labels=num_labels), settings.model
+    return (
+        load.load_model(settings.model, dtype=torch.float32, head_seed=3, num_labels=num_labels),
+        settings.model,
+    )
 
 
 @pytest.mark.parametrize(("with_R", "start"), ALL_FACTORS)
-def test_peft_loads_the_saved_adapter_on_the_original_base(tmp_path, with_R: bool, start: str) -> None:
+def test_peft_loads_the_saved_adapter_on_the_original_base(
+    tmp_path, with_R: bool, start: str
+) -> None:
     from peft import PeftModel
 
     model, settings = minilm()
@@ -109,7 +138,8 @@ def test_peft_loads_the_saved_adapter_on_the_original_base(tmp_path, with_R: boo
     made = {
         name: dataclasses.replace(f, A=f.A * 0.05, B=f.B * 0.05)
         for i, name in enumerate(targets)
-        for f in [factors(384, 384, 4 + i % 2, with_R, start, seed=i)]  # two ranks: PEFT's patterns are needed
+        # two ranks: PEFT's patterns are needed
+        for f in [factors(384, 384, 4 + i % 2, with_R, start, seed=i)]
     }
     adapters = attach(model, made, 2.0, head)
     for layer in adapters:
@@ -117,7 +147,14 @@ def test_peft_loads_the_saved_adapter_on_the_original_base(tmp_path, with_R: boo
     tokens = torch.randint(5, 30000, (4, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours = model.eval()(input_ids=tokens).logits
-        save_peft(adapters, tmp_path, base=str(settings.path), revision=None, task_type="SEQ_CLS", head=head)
+        save_peft(
+            adapters,
+            tmp_path,
+            base=str(settings.path),
+            revision=None,
+            task_type="SEQ_CLS",
+            head=head,
+        )
         save_raw(adapters, tmp_path / "factors.safetensors")
         original, _ = minilm()
         theirs = PeftModel.from_pretrained(original, tmp_path).eval()(input_ids=tokens).logits
@@ -126,7 +163,8 @@ def test_peft_loads_the_saved_adapter_on_the_original_base(tmp_path, with_R: boo
         reloaded = again.eval()(input_ids=tokens).logits
         merged = merge(adapters).eval()(input_ids=tokens).logits
         plain, _ = minilm()
-        assert (plain.eval()(input_ids=tokens).logits - ours).abs().max() > 1e-3  # the adapter does something
+        # the adapter does something
+        assert (plain.eval()(input_ids=tokens).logits - ours).abs().max() > 1e-3
     for other in (theirs, merged):
         assert (other - ours).abs().max() <= 1e-5 * max(1.0, float(ours.abs().max()))
     assert torch.equal(reloaded, ours)
@@ -134,7 +172,13 @@ def test_peft_loads_the_saved_adapter_on_the_original_base(tmp_path, with_R: boo
 
 def test_targets_that_match_nothing_list_the_linear_layers() -> None:
     model, _ = minilm()
-    with pytest.raises(ValueError, match=r"model.targets: no linear layer is named 'q_proj'; the model has dense, key, query, value"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"model.targets: no linear layer is named 'q_proj'; the model has dense, key, query,"
+            r" value"
+        ),
+    ):
         load.target_layers(model, ["q_proj"], ["classifier"])
 
 
@@ -143,6 +187,8 @@ def test_the_head_depends_on_the_seed_alone() -> None:
 
     def head(seed: int) -> torch.Tensor:
         torch.rand(seed + 3)  # whatever was drawn before
-        return load.load_model(settings.model, dtype=torch.float32, head_seed=seed, num_labels=2).classifier.weight
+        return load.load_model(
+            settings.model, dtype=torch.float32, head_seed=seed, num_labels=2
+        ).classifier.weight
 
     assert torch.equal(head(1), head(1)) and not torch.equal(head(1), head(2))

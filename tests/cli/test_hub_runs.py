@@ -30,7 +30,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def records() -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(Path("outputs").glob("*/*/record.json"))]
+    return [
+        json.loads(path.read_text()) for path in sorted(Path("outputs").glob("*/*/record.json"))
+    ]
 
 
 def loaded(record: dict[str, Any]) -> dict[str, Any]:
@@ -53,9 +55,9 @@ def test_a_grid_asks_the_hub_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
         "model": config("model", "roberta-base")["revision"],
     }
     for record in made.values():
-        assert record["hub"] == {f"models/FacebookAI/roberta-base@{commits['model']}": commits["model"]} | {
-            f"datasets/nyu-mll/glue@{commits['cola']}": commits["cola"]
-        }
+        assert record["hub"] == {
+            f"models/FacebookAI/roberta-base@{commits['model']}": commits["model"]
+        } | {f"datasets/nyu-mll/glue@{commits['cola']}": commits["cola"]}
         assert loaded(record) == {
             "source": "FacebookAI/roberta-base",
             "commit": commits["model"],
@@ -103,7 +105,8 @@ def test_weights_of_a_folder_are_known_by_their_digest(hub: Hub, tmp_path: Path)
     assert main(words) == 0
     (record,) = records()
     assert loaded(record) == {"source": str(tmp_path / "mine"), "commit": None, "sha256": digest}
-    weights.write_bytes(model_files("bert", seed=1)["model.safetensors"])  # read again where it changed
+    # read again where it changed
+    weights.write_bytes(model_files("bert", seed=1)["model.safetensors"])
     changed = load.weights_digest(tmp_path / "mine")
     assert changed == hashlib.sha256(weights.read_bytes()).hexdigest() != digest
     shards = model_files("llama", shards=True)
@@ -144,12 +147,17 @@ def test_commonsense_is_trained_and_scored_from_the_hub_in_one_command(hub: Hub)
     assert record["data"]["boolq"]["source"] == f"google/boolq (validation) at {boolq}"
 
 
-def test_a_hub_that_dies_is_one_line_and_the_same_command_goes_on(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hub_that_dies_is_one_line_and_the_same_command_goes_on(
+    hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub.faults = [Fault("GET /store/.*safetensors", reset_after=4000)]
     assert main(COLA) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     revision = config("model", "roberta-base")["revision"]
-    assert said.startswith(f"loraexp: SourceError: FacebookAI/roberta-base at {revision}: {hub.url} does not answer or broke off (")
+    assert said.startswith(
+        f"loraexp: SourceError: FacebookAI/roberta-base at {revision}: {hub.url} does not answer or"
+        " broke off ("
+    )
     assert "the same command goes on" in said
     assert [record["status"] for record in records()] == ["failed"]
     hub.clear()
@@ -158,11 +166,16 @@ def test_a_hub_that_dies_is_one_line_and_the_same_command_goes_on(hub: Hub, caps
     assert [record["status"] for record in records()] == ["finished"]
 
 
-def test_a_gated_model_names_its_page_and_a_token(hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_model_names_its_page_and_a_token(
+    hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = (*TINY, "task=gsm8k", "model=llama-2-7b", "task.limit_eval=1")
     assert main(words) == 1
     said = capsys.readouterr().err
-    assert f"accept its licence at {hub.url}/meta-llama/Llama-2-7b-hf, then `hf auth login` or set HF_TOKEN" in said
+    assert (
+        f"accept its licence at {hub.url}/meta-llama/Llama-2-7b-hf, then `hf auth login` or set"
+        " HF_TOKEN" in said
+    )
     assert "Traceback" not in said
 
 

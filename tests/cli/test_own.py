@@ -16,7 +16,8 @@ from tests.support.helpers import REPOSITORY
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a folder of one's own in it; the search path of this process is put back."""
+    """A working directory with a folder of one's own in it; the search path of this process is put
+    back."""
     monkeypatch.setenv(search.VARIABLE, "")
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -51,8 +52,17 @@ def test_new_things_run_as_they_are_written_alone_and_in_a_grid(folder: Path, ca
 def test_a_class_of_torch_optim_is_a_rule(folder: Path, capsys) -> None:
     place = folder / "conf" / "optimizer"
     place.mkdir(parents=True)
-    (place / "nadam.yaml").write_text("name: nadam\n_target_: torch.optim.NAdam\n_partial_: true\nmomentum_decay: 0.004\n")
-    own = ["--config-dir", str(folder / "conf"), "experiment=debug", "output_root=outs", "optimizer=nadam", "init=lora"]
+    (place / "nadam.yaml").write_text(
+        "name: nadam\n_target_: torch.optim.NAdam\n_partial_: true\nmomentum_decay: 0.004\n"
+    )
+    own = [
+        "--config-dir",
+        str(folder / "conf"),
+        "experiment=debug",
+        "output_root=outs",
+        "optimizer=nadam",
+        "init=lora",
+    ]
     assert cli.main([*own, "optimizer.momentum_decy=1"]) == 2
     assert "momentum_decay" in capsys.readouterr().err
     assert cli.main(own) == 0
@@ -69,7 +79,8 @@ def test_every_verb_looks_in_the_same_folders(folder: Path, capsys) -> None:
     for words in (["list", "inits"], ["plan", "mine"], ["table", "mine", "--format", "csv"]):
         assert cli.main([*words, *own]) == 0
         assert "my_init" in capsys.readouterr().out or words[0] != "list"
-    assert cli.main(["list", "sweeps"]) == 0 and "mine " in capsys.readouterr().out  # LORAEXP_CONFIG_DIR holds
+    # LORAEXP_CONFIG_DIR holds
+    assert cli.main(["list", "sweeps"]) == 0 and "mine " in capsys.readouterr().out
     assert cli.main(["plan", "min", *own]) == 2
     assert "nearest: mine" in capsys.readouterr().err
     sys.modules.pop("my_init", None)
@@ -102,7 +113,10 @@ def test_help_version_and_a_closed_pipe(capsys) -> None:
     assert cli.main(["help", "table"]) == 0
     assert "[KEY=VALUE ...]" in capsys.readouterr().out
     assert cli.main(["table"]) == 2
-    assert capsys.readouterr().err == "loraexp: table: the following arguments are required: name; see loraexp table --help\n"
+    assert (
+        capsys.readouterr().err
+        == "loraexp: table: the following arguments are required: name; see loraexp table --help\n"
+    )
     command = f"{sys.executable} -m loraexp list | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.stderr == ""
@@ -111,7 +125,9 @@ def test_help_version_and_a_closed_pipe(capsys) -> None:
 def test_runs_lists_what_there_is(tmp_path: Path, capsys) -> None:
     root = f"output_root={tmp_path / 'outs'}"
     assert cli.main(["experiment=debug", root, "init=lora"]) == 0
-    assert cli.main(["experiment=debug", root, "init=lora", "seed=1", "train.batch_size=1", "lr=1e30"]) in (0, 1)
+    assert cli.main(
+        ["experiment=debug", root, "init=lora", "seed=1", "train.batch_size=1", "lr=1e30"]
+    ) in (0, 1)
     capsys.readouterr()
     assert cli.main(["runs", str(tmp_path / "outs")]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -133,6 +149,10 @@ figure = loraexp.plot("lora_one_slides_phase_portrait", "output_root={tmp_path}"
 assert len(frame) and figure.get_size_inches().min() > 1
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )
     assert done.returncode == 0, done.stderr[-2000:]

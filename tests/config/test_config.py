@@ -1,4 +1,5 @@
-"""Every yaml composes; every mistake is one line with its remedy and exit status 2, before a model is loaded."""
+"""Every yaml composes; every mistake is one line with its remedy and exit status 2, before a model
+is loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def test_every_yaml_composes_and_its_target_imports(group: str, name: str) -> No
 
 
 def fitting(group: str, name: str) -> list[str]:
-    """An optimizer is composed with an initializer that trains what it needs, models and tasks with one another's kind."""
+    """An optimizer is composed with an initializer that trains what it needs, models and tasks with
+    one another's kind."""
     if group == "model":
         kind = config.read_yaml("model", name).get("kind")
         return {"seq2seq": ["task=cola_t5"], "causal": ["task=gsm8k"]}.get(str(kind), [])
@@ -51,7 +53,8 @@ def test_every_method_of_the_papers_tables_is_a_combination() -> None:
     }
     other_names = {("cg_lora", "shift"): "cg_lora_shift", ("lora_da", "frozen_a"): "lora_da_fa"}
     methods = set(config.names("method"))
-    for method, variant in rows - {("chatgpt", None)}:  # not run by its paper: an answer of a chat model
+    # not run by its paper: an answer of a chat model
+    for method, variant in rows - {("chatgpt", None)}:
         name = other_names.get((method, variant), f"{method}_{variant}")
         assert name in methods or method in methods, (method, variant)
         ablation = str(variant).startswith(("noise", "without", "kaiming", "non_"))
@@ -73,16 +76,27 @@ BAD = [
     (["train.epoch=2"], "train.epoch: there is no such key; nearest: train.epochs"),
     (["adapter.scaling=rs"], "adapter.scaling=rs: expected lora or rslora"),
     (["lr=inf"], "lr=inf: expected a number"),
-    (["seed=1180591620717411303424"], "seed=1180591620717411303424: expected a number at least 0 and at most 9.22337e+18"),
+    (
+        ["seed=1180591620717411303424"],
+        "seed=1180591620717411303424: expected a number at least 0 and at most 9.22337e+18",
+    ),
     (
         ["init.name=../../evil"],
-        "init.name=../../evil: expected letters, digits, '.', '_', '+' and '-': a folder is named by it",
+        (
+            "init.name=../../evil: expected letters, digits, '.', '_', '+' and '-': a folder is"
+            " named by it"
+        ),
     ),
-    (["model.name=/a/b"], "model.name=/a/b: expected letters, digits, '.', '_', '+' and '-': a folder is named by it"),
+    (
+        ["model.name=/a/b"],
+        "model.name=/a/b: expected letters, digits, '.', '_', '+' and '-': a folder is named by it",
+    ),
     (
         ["model=tiny-bert", "model.path=a/b"],
-        "model.path=a/b: model.config is given too, and would be built with random weights; set model.config=null to load what is at "
-        "model.path, or model.path=null",
+        (
+            "model.path=a/b: model.config is given too, and would be built with random weights; set"
+            " model.config=null to load what is at model.path, or model.path=null"
+        ),
     ),
     (
         ["model.quantise=4bit", "init=full", "optimizer=adamw"],
@@ -90,45 +104,81 @@ BAD = [
     ),
     (
         ["model=tiny-bert", "model.head=keep"],
-        "model.head=keep: model=tiny-bert has random weights and no head to keep; set model.head=new",
+        (
+            "model.head=keep: model=tiny-bert has random weights and no head to keep; set"
+            " model.head=new"
+        ),
     ),
     (
         ["model.path=null", "model.config={hidden_size:32}"],
-        "model=minilm: model.config has no model_type; expected an architecture, for example "
-        "'model.config={model_type:bert,hidden_size:32,num_hidden_layers:2,num_attention_heads:2,intermediate_size:64,vocab_size:30522}'",
+        (
+            "model=minilm: model.config has no model_type; expected an architecture, for example "
+            "'model.config={model_type:bert,hidden_size:32,num_hidden_layers:2,num_attention_heads:2,intermediate_size:64,vocab_size:30522}'"
+        ),
     ),
     (
         ["model=tiny-bert", "init=lora_ga", "rank=20"],
-        "rank=20: init reads 40 directions, and layer bert.encoder.layer.0.attention.self.query is (32, 32); expected at most 16",
+        (
+            "rank=20: init reads 40 directions, and layer bert.encoder.layer.0.attention.self.query"
+            " is (32, 32); expected at most 16"
+        ),
     ),
     (["precision=fp16"], "precision=fp16: expected fp32 or bf16"),
-    (["train.warmup_ratio=2"], "train.warmup_ratio=2.0: expected a number at least 0 and at most 1"),
+    (
+        ["train.warmup_ratio=2"],
+        "train.warmup_ratio=2.0: expected a number at least 0 and at most 1",
+    ),
     (["train.length_buckets=maybe"], "train.length_buckets=maybe: expected true or false"),
-    (["rank=4096"], "rank=4096: layer bert.encoder.layer.0.attention.self.query is (384, 384); expected at most 384"),
-    (["model.targets=[q_proj]"], "model.targets: no linear layer is named 'q_proj'; the model has dense, key, query, value"),
+    (
+        ["rank=4096"],
+        (
+            "rank=4096: layer bert.encoder.layer.0.attention.self.query is (384, 384); expected at"
+            " most 384"
+        ),
+    ),
+    (
+        ["model.targets=[q_proj]"],
+        "model.targets: no linear layer is named 'q_proj'; the model has dense, key, query, value",
+    ),
     (["init=lora", "init.start=shift"], "init.start=shift: expected pretrained or shifted"),
     (
         ["model=minilm", "runn"],
         "runn: expected KEY=VALUE or a verb; nearest: runs",
     ),
     (["verfy", "x"], "verfy: expected KEY=VALUE or a verb; nearest: verify"),
-    (["init=full", "optimizer=p_lora"], "optimizer=p_lora trains A and B, but init=full trains W; choose optimizer=adamw|gd|sgd"),
+    (
+        ["init=full", "optimizer=p_lora"],
+        "optimizer=p_lora trains A and B, but init=full trains W; choose optimizer=adamw|gd|sgd",
+    ),
     (
         ["init=lora", "optimizer=lora_fa"],
-        "optimizer=lora_fa trains B and needs A and R frozen, but init=lora trains A and B; choose "
-        "optimizer=adamw|gd|lora_plus|lora_pro|lora_pro_low_memory|p_lora|sgd",
+        (
+            "optimizer=lora_fa trains B and needs A and R frozen, but init=lora trains A and B;"
+            " choose optimizer=adamw|gd|lora_plus|lora_pro|lora_pro_low_memory|p_lora|sgd"
+        ),
     ),
     (["task.limit_train=0"], "task.limit_train=0: expected a number above 0"),
     (["-m", "lr=1e-4,-1"], "lr=-1.0: expected a number above 0"),
     (["list", "model"], "list model: nearest: models"),
-    (["verify", "nowhere"], "nowhere: expected a run folder, or the id of one run under ./outputs (0 found)"),
-    (["model.targets=[]"], "model.targets=[]: init=cg_lora has no layer to adapt; name some, as model.targets=[query,value]"),
+    (
+        ["verify", "nowhere"],
+        "nowhere: expected a run folder, or the id of one run under ./outputs (0 found)",
+    ),
+    (
+        ["model.targets=[]"],
+        (
+            "model.targets=[]: init=cg_lora has no layer to adapt; name some, as"
+            " model.targets=[query,value]"
+        ),
+    ),
     (["init=null"], "a group was set to null: expected a name, as in init=lora; see loraexp list"),
 ]
 
 
 @pytest.mark.parametrize(("argv", "message"), BAD, ids=[" ".join(argv) for argv, _ in BAD])
-def test_a_bad_command_line_is_one_line_and_status_2(argv, message, capsys, tmp_path, monkeypatch) -> None:
+def test_a_bad_command_line_is_one_line_and_status_2(
+    argv, message, capsys, tmp_path, monkeypatch
+) -> None:
     from loraexp.models import load
 
     monkeypatch.setattr(load, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
@@ -144,14 +194,33 @@ def test_the_run_id_is_that_of_the_settings_not_of_where_they_are_written() -> N
     def run_id(*overrides: str) -> str:
         return config.run_id(config.check(config.compose(list(overrides)))[1])
 
-    assert run_id() == run_id("output_root=/elsewhere", "wandb.mode=disabled", "force=true", "cache_root=/x")
+    assert run_id() == run_id(
+        "output_root=/elsewhere", "wandb.mode=disabled", "force=true", "cache_root=/x"
+    )
     assert run_id() == run_id("lr=1e-3", "seed=0")
-    assert len({run_id(), run_id("lr=2e-3"), run_id("seed=1"), run_id("precision=bf16"), run_id("init.start=shifted")}) == 5
+    assert (
+        len(
+            {
+                run_id(),
+                run_id("lr=2e-3"),
+                run_id("seed=1"),
+                run_id("precision=bf16"),
+                run_id("init.start=shifted"),
+            }
+        )
+        == 5
+    )
 
 
 def test_the_default_screen_has_no_key_that_is_not_checked() -> None:
     """`config.yaml` and the typed settings name the same keys."""
-    assert set(config.known_keys("train.x")) >= {"train.epochs", "lr", "wandb.mode", "model.targets", "init.samples"}
+    assert set(config.known_keys("train.x")) >= {
+        "train.epochs",
+        "lr",
+        "wandb.mode",
+        "model.targets",
+        "init.samples",
+    }
     settings, plain = config.check(config.compose([]))
     assert plain["train"].keys() == vars(settings.train).keys()
     assert plain["model"].keys() - {"facts"} == vars(settings.model).keys()  # facts are no settings
@@ -160,8 +229,13 @@ def test_the_default_screen_has_no_key_that_is_not_checked() -> None:
 def test_help_and_config_import_nothing_heavy() -> None:
     import subprocess
 
-    code = "import sys; from loraexp import cli; cli.main(sys.argv[1:]); print({'torch', 'transformers', 'wandb'} & set(sys.modules))"
+    code = (
+        "import sys; from loraexp import cli; cli.main(sys.argv[1:]); print({'torch',"
+        " 'transformers', 'wandb'} & set(sys.modules))"
+    )
     for flags in (["--help"], ["--cfg", "job"]):
-        found = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            [sys.executable, "-c", code, *flags], capture_output=True, text=True, check=True
+        )
         assert found.stdout.splitlines()[-1] == "set()", found.stderr
         assert "lr" in found.stdout

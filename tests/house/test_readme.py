@@ -1,4 +1,5 @@
-"""What the READMEs say is typed: every command composes, every name is there, every snippet runs, every id is of today."""
+"""What the READMEs say is typed: every command composes, every name is there, every snippet runs,
+every id is of today."""
 
 from __future__ import annotations
 
@@ -16,14 +17,21 @@ from loraexp.cli.main import VERBS
 from loraexp.sweep import reading
 from tests.support.helpers import REPOSITORY
 
-PAGES = ["README.md", "CONTRIBUTING.md", "sweeps/README.md", "benchmarks/README.md", "examples/README.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "sweeps/README.md",
+    "benchmarks/README.md",
+    "examples/README.md",
+]
 TEXTS = {page: (REPOSITORY / page).read_text() for page in PAGES}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
 RUN = re.compile(r"\bRUN\b|FULL_RUN|\bNAME\b|\bDIR\b")
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, command line without its comment) of every `loraexp …` in a block or between backticks."""
+    """(page, command line without its comment) of every `loraexp …` in a block or between
+    backticks."""
     found = []
     for page, text in TEXTS.items():
         blocks = "\n".join(body for language, body in BLOCK.findall(text) if not language)
@@ -32,7 +40,11 @@ def commands() -> list[tuple[str, str]]:
         lines += re.findall(r"`(loraexp [^`\n]+)`", BLOCK.sub("", text))
         for line in lines:
             words = re.split(r"\s+#|\s+&&|;", line)[0].strip()
-            if words.startswith("loraexp") and "…" not in words and not words.startswith("loraexp/"):
+            if (
+                words.startswith("loraexp")
+                and "…" not in words
+                and not words.startswith("loraexp/")
+            ):
                 found.append((page, words))
     return found
 
@@ -43,7 +55,11 @@ def test_every_command_is_one(page: str, line: str) -> None:
         return  # the examples are run from a wheel
     words = shlex.split(line.replace("[", "").replace("]", "") if "RUN" in line else line)[1:]
     if words and words[0] in VERBS or words[:1] == ["help"]:
-        if words[0] in ("sweep", "plan", "table", "plot") and len(words) > 1 and not RUN.search(line):
+        if (
+            words[0] in ("sweep", "plan", "table", "plot")
+            and len(words) > 1
+            and not RUN.search(line)
+        ):
             reading.load(words[1], None, [])
         return
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
@@ -64,7 +80,10 @@ def test_the_ids_are_of_today() -> None:
 def test_what_is_linked_is_there() -> None:
     for page, text in TEXTS.items():
         for target in re.findall(r"\]\(([^)#]+)", text):
-            assert "://" in target or (REPOSITORY / page).parent.joinpath(target).exists(), (page, target)
+            assert "://" in target or (REPOSITORY / page).parent.joinpath(target).exists(), (
+                page,
+                target,
+            )
 
 
 def test_the_readme_is_short_and_names_only_what_there_is() -> None:
@@ -77,8 +96,14 @@ def test_the_readme_is_short_and_names_only_what_there_is() -> None:
 
 
 def test_the_snippets_run_as_they_are_pasted(tmp_path: Path) -> None:
-    snippets = [body for language, body in BLOCK.findall(TEXTS["README.md"]) if language == "python"]
-    code = "\n".join(snippets).replace('"experiment=debug"', '"experiment=debug", "output_root=outputs"')
+    snippets = [
+        body for language, body in BLOCK.findall(TEXTS["README.md"]) if language == "python"
+    ]
+    code = "\n".join(snippets).replace(
+        '"experiment=debug"', '"experiment=debug", "output_root=outputs"'
+    )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]

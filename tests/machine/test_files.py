@@ -28,7 +28,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_names_file_and_disk(
     path = tmp_path / "record.json"
     files.write_json(path, {"a": 1})
     FullAfter(monkeypatch, number)
-    with pytest.raises(files.DiskFull, match=rf"{path}: no space left on the disk {files.mount_of(path)} \(\d+ MiB free\)"):
+    with pytest.raises(
+        files.DiskFull,
+        match=rf"{path}: no space left on the disk {files.mount_of(path)} \(\d+ MiB free\)",
+    ):
         files.write_json(path, {"a": 2})
     assert path.read_text() == '{\n  "a": 1\n}\n' and list(tmp_path.iterdir()) == [path]
 
@@ -52,7 +55,9 @@ def test_a_folder_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), files.folder_written(folder) as place:
         (place / "new").write_text("2")
         raise RuntimeError
-    assert [path.name for path in folder.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [folder]
+    assert [path.name for path in folder.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [
+        folder
+    ]
     with files.folder_written(folder) as place:
         (place / "new").write_text("2")
     assert [path.name for path in folder.iterdir()] == ["new"]
@@ -60,11 +65,20 @@ def test_a_folder_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
 
 def test_leftovers_of_dead_writers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "init").mkdir()
-    left = [tmp_path / ".record.json.123", tmp_path / "init" / ".ledger.json.45", tmp_path / ".adapter.9"]
+    left = [
+        tmp_path / ".record.json.123",
+        tmp_path / "init" / ".ledger.json.45",
+        tmp_path / ".adapter.9",
+    ]
     left[2].mkdir()
     for path in (*left[:2], left[2] / "x"):
         path.write_text("half")
-    kept = [tmp_path / ".lock", tmp_path / "record.json", tmp_path / ".reserve", tmp_path / "init" / "a.1"]
+    kept = [
+        tmp_path / ".lock",
+        tmp_path / "record.json",
+        tmp_path / ".reserve",
+        tmp_path / "init" / "a.1",
+    ]
     for path in kept:
         path.write_text("whole")
     assert sorted(files.clear_temporaries(tmp_path)) == sorted(left)
@@ -86,7 +100,14 @@ def test_every_damage_of_a_sealed_file_is_seen(damage: str, tmp_path: Path) -> N
             with pytest.raises(files.Damaged):
                 files.check_seal(path)
         return
-    path.write_bytes({"cut": content[:-1], "append": content + b"x", "empty": b"", "seal": content[: -files.SEALED]}[damage])
+    path.write_bytes(
+        {
+            "cut": content[:-1],
+            "append": content + b"x",
+            "empty": b"",
+            "seal": content[: -files.SEALED],
+        }[damage]
+    )
     with pytest.raises(files.Damaged):
         files.check_seal(path)
 
@@ -97,4 +118,6 @@ def test_a_folder_in_the_place_of_a_file_is_set_aside(tmp_path: Path) -> None:
     place = tmp_path / "config.yaml"
     (place / "inside").mkdir(parents=True)
     replace(place, b"content")
-    assert place.read_bytes() == b"content" and (tmp_path / "config.yaml.damaged" / "inside").is_dir()
+    assert (
+        place.read_bytes() == b"content" and (tmp_path / "config.yaml.damaged" / "inside").is_dir()
+    )

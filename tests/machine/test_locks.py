@@ -1,4 +1,5 @@
-"""Claims: the kernel's lock, and on a disk without it a file with its holder's host, process and heartbeat."""
+"""Claims: the kernel's lock, and on a disk without it a file with its holder's host, process and
+heartbeat."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ from loraexp.records.record import Busy
 from tests.support.runs import folder_of, run
 
 
-@pytest.fixture(params=[None, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK], ids=["flock", "ENOTSUP", "ENOSYS", "ENOLCK"])
+@pytest.fixture(
+    params=[None, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK],
+    ids=["flock", "ENOTSUP", "ENOSYS", "ENOLCK"],
+)
 def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
     """A disk with the kernel's locks, and disks that answer as Lustre and NFS do."""
     if request.param is not None:
@@ -47,7 +51,9 @@ def test_one_holder_at_a_time(disk: int | None, tmp_path: Path) -> None:
     assert not held(path) and not (tmp_path / ".lock.held").exists()
 
 
-def test_a_waiting_one_gets_it_when_it_is_free(disk: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiting_one_gets_it_when_it_is_free(
+    disk: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(locks, "POLL", 0.02)
     path, order = tmp_path / ".lock", []
     one = Lock(path)
@@ -70,7 +76,12 @@ def test_a_dead_process_holds_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path:
     without_flock(monkeypatch, errno.ENOTSUP)
     path, soft = tmp_path / ".lock", tmp_path / ".lock.held"
     path.touch()
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     soft.write_text(f"{socket.gethostname()} {dead.stdout.strip()}\n")
     assert not held(path)
     soft.write_text("another-host 17\n")  # lives as long as it gives a sign
@@ -104,7 +115,13 @@ def test_another_error_is_no_other_process(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_a_run_on_a_disk_without_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     without_flock(monkeypatch, errno.ENOTSUP)
-    short = ("task.limit_train=64", "task.limit_eval=32", "init.samples=16", "train.max_steps=1", "init=lora")
+    short = (
+        "task.limit_train=64",
+        "task.limit_eval=32",
+        "init.samples=16",
+        "train.max_steps=1",
+        "init=lora",
+    )
     folder = folder_of(*short, out=tmp_path)
     folder.mkdir(parents=True)
     other = Lock(folder / ".lock")

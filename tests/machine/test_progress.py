@@ -1,4 +1,5 @@
-"""Without a terminal: a line now and then on standard error, and in any case in the log of the run."""
+"""Without a terminal: a line now and then on standard error, and in any case in the log of the
+run."""
 
 from __future__ import annotations
 
@@ -37,7 +38,10 @@ def test_a_line_every_half_minute_with_step_columns_and_time_left(
     ]
     said = capsys.readouterr().err.splitlines()
     assert said == expected
-    written = [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", "", line) for line in (tmp_path / "run.log").read_text().splitlines()]
+    written = [
+        re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", "", line)
+        for line in (tmp_path / "run.log").read_text().splitlines()
+    ]
     assert written == expected
 
 
@@ -56,7 +60,9 @@ def test_only_the_first_process_speaks_and_what_is_short_is_silent(
     assert capsys.readouterr().err == ""
 
 
-def test_a_run_keeps_a_log_and_prints_its_layers_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_keeps_a_log_and_prints_its_layers_only_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = [*SMOKE, "init=pissa", "train.max_steps=1", f"output_root={tmp_path}"]
     assert cli.main(argv) == 0
     assert "leading singular values" not in capsys.readouterr().err
@@ -64,5 +70,14 @@ def test_a_run_keeps_a_log_and_prints_its_layers_only_when_asked(tmp_path: Path,
     assert "leading singular values" in capsys.readouterr().err
     [path] = tmp_path.rglob("run.log")
     phases = [line[21:] for line in path.read_text().splitlines()]
-    assert phases[:4] == ["reading the data", "loading the model", "initialising", "loading the model"]
-    assert "training" in phases and phases[-1] == "evaluating" and len(phases) == 2 * len(phases[: len(phases) // 2])
+    assert phases[:4] == [
+        "reading the data",
+        "loading the model",
+        "initialising",
+        "loading the model",
+    ]
+    assert (
+        "training" in phases
+        and phases[-1] == "evaluating"
+        and len(phases) == 2 * len(phases[: len(phases) // 2])
+    )

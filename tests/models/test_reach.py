@@ -15,16 +15,25 @@ from tests.support.runs import run
 
 
 def of_folder(path: Path, kind: str) -> ModelSettings:
-    words = {"encoder": ["model=tiny-bert"], "seq2seq": ["model=tiny-t5", "task=cola_t5"], "causal": ["model=tiny-llama", "task=gsm8k"]}
+    words = {
+        "encoder": ["model=tiny-bert"],
+        "seq2seq": ["model=tiny-t5", "task=cola_t5"],
+        "causal": ["model=tiny-llama", "task=gsm8k"],
+    }
     given = [*words[kind], "model.config=null", "model.tokenizer=null", f"model.path={path}"]
     return config.check(config.compose(given))[0].model
 
 
 @pytest.mark.parametrize("name", [*ENCODERS, *TEXT])
 def test_a_folder_without_a_tokenizer_is_refused(name: str, tmp_path: Path) -> None:
-    """transformers makes an empty vocabulary of it: every word is unknown, or there is no token at all."""
+    """transformers makes an empty vocabulary of it: every word is unknown, or there is no token at
+    all."""
     kind = "encoder" if name in ENCODERS else "seq2seq" if name == "t5" else "causal"
-    auto = {"encoder": "AutoModel", "seq2seq": "AutoModelForSeq2SeqLM", "causal": "AutoModelForCausalLM"}[kind]
+    auto = {
+        "encoder": "AutoModel",
+        "seq2seq": "AutoModelForSeq2SeqLM",
+        "causal": "AutoModelForCausalLM",
+    }[kind]
     path = saved(tmp_path / "m", (ENCODERS | TEXT)[name], auto)
     with pytest.raises(SourceError, match="knows no word|no usable tokenizer"):
         load.read_tokenizer(of_folder(path, kind))
@@ -39,17 +48,28 @@ def test_rows_and_token_types_beyond_the_model_are_refused() -> None:
     def model(*overrides: str) -> ModelSettings:
         return config.check(config.compose(list(overrides)))[0].model
 
-    bert, roberta = model("model=tiny-bert"), model("model=tiny-roberta")  # 512 positions; 514, of which the first is padding's
+    # 512 positions; 514, of which the first is padding's
+    bert, roberta = model("model=tiny-bert"), model("model=tiny-roberta")
     load.check_reach(bert, longest=512, types=1)
     load.check_reach(roberta, longest=513, types=1)
     for settings, window in ((bert, 512), (roberta, 513)):
-        with pytest.raises(SourceError, match=f"a row has {window + 1} tokens, and model=.* reads {window}; set task.max_length={window}"):
+        with pytest.raises(
+            SourceError,
+            match=(
+                f"a row has {window + 1} tokens, and model=.* reads {window}; set"
+                f" task.max_length={window}"
+            ),
+        ):
             load.check_reach(settings, longest=window + 1, types=0)
     with pytest.raises(SourceError, match=r"token type 1, and the model has 1 \(0 to 0\)"):
-        load.check_reach(model("model=tiny-roberta", "model.config.type_vocab_size=1"), longest=8, types=1)
+        load.check_reach(
+            model("model=tiny-roberta", "model.config.type_vocab_size=1"), longest=8, types=1
+        )
 
 
-def test_a_run_says_so_before_it_loads_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_says_so_before_it_loads_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(load, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(SourceError, match="reads 16; set task.max_length=16"):
         run("model.config.max_position_embeddings=16", out=tmp_path)

@@ -1,4 +1,5 @@
-"""Training rules against the papers' formulas, PyTorch's AdamW, PEFT's optimizers and the theorems."""
+"""Training rules against the papers' formulas, PyTorch's AdamW, PEFT's optimizers and the
+theorems."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from loraexp.optimizers.sgd import sgd
 from tests.reference import optimizers as reference
 
 YAMLS = sorted((Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))
-SHAPES = ((12, 10), (12, 10), (12, 10), (9, 12))  # (d_out, d_in) of the layers: a stack of three and one alone
+# (d_out, d_in) of the layers: a stack of three and one alone
+SHAPES = ((12, 10), (12, 10), (12, 10), (9, 12))
 RANK, SCALING = 4, 2.5
 
 
@@ -40,7 +42,13 @@ class Model(nn.Module):
 
 
 def adapted(
-    train: str = "AB", *, seed: int = 0, R: bool = False, zero_B: bool = False, dtype: torch.dtype = torch.float32, head: bool = True
+    train: str = "AB",
+    *,
+    seed: int = 0,
+    R: bool = False,
+    zero_B: bool = False,
+    dtype: torch.dtype = torch.float32,
+    head: bool = True,
 ) -> Adapters:
     generator = torch.Generator().manual_seed(seed)
 
@@ -49,11 +57,14 @@ def adapted(
 
     factors = {
         f"layers.{i}": Factors(
-            A=random(RANK, d_in), B=random(d_out, RANK) * (not zero_B), R=random(RANK, RANK) if R else None,
-            start="pretrained", train=frozenset(train),
+            A=random(RANK, d_in),
+            B=random(d_out, RANK) * (not zero_B),
+            R=random(RANK, RANK) if R else None,
+            start="pretrained",
+            train=frozenset(train),
         )
         for i, (d_out, d_in) in enumerate(SHAPES)
-    }  # fmt: skip
+    }
     torch.manual_seed(seed)
     return attach(Model(), factors, SCALING, ["head"] if head else [])
 
@@ -76,13 +87,22 @@ def torch_adamw(groups: Any, **keywords: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, fused=True, **({"lr": 1e-2, "weight_decay": 0.1} | keywords))
 
 
-def assert_close(mine: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-7) -> None:
+def assert_close(
+    mine: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-7
+) -> None:
     assert mine.keys() == theirs.keys()
     for name in mine:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            mine[name],
+            theirs[name],
+            rtol=tolerance,
+            atol=tolerance,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
 
 
-# -------------------------------------------------------------------------------------------------- reductions to AdamW
+# --------------------------------------------------------------------------------------------------
+# reductions to AdamW
 
 
 @pytest.mark.parametrize("train", ["AB", "B", "R", "ABR", ""])
@@ -93,9 +113,13 @@ def test_adamw_is_torchs_on_whatever_trains(train: str) -> None:
     for step in range(5):
         set_gradients(theirs, step)
         optimizer.step()
-    frozen = {n: p.detach().clone() for n, p in adapters.model.named_parameters() if not p.requires_grad}
+    frozen = {
+        n: p.detach().clone() for n, p in adapters.model.named_parameters() if not p.requires_grad
+    }
     assert_close(trained(adamw, adapters), theirs.state())
-    assert all(torch.equal(p, frozen[n]) for n, p in adapters.model.named_parameters() if n in frozen)
+    assert all(
+        torch.equal(p, frozen[n]) for n, p in adapters.model.named_parameters() if n in frozen
+    )
 
 
 def test_adamw_is_the_papers() -> None:
@@ -106,7 +130,9 @@ def test_adamw_is_the_papers() -> None:
         set_gradients(adapters, step)
         for name, p in adapters.named_trainable().items():
             gradients[name].append(p.grad.clone())
-    expected = {n: reference.adamw(start[n], gradients[n], 1e-2, 0.1, (0.8, 0.95), 1e-6) for n in start}
+    expected = {
+        n: reference.adamw(start[n], gradients[n], 1e-2, 0.1, (0.8, 0.95), 1e-6) for n in start
+    }
     assert_close(trained(adamw, adapters, beta1=0.8, beta2=0.95, eps=1e-6), expected, 1e-12)
 
 
@@ -126,7 +152,10 @@ def test_full_training_is_torchs_and_skips_weights_without_a_gradient() -> None:
 def test_head_has_its_own_rate() -> None:
     adapters = adapted()
     optimizer = adamw(adapters, lr=1e-2, weight_decay=0.0, head_lr=0.5)
-    assert [(g["lr"], g["initial_lr"]) for g in optimizer.param_groups] == [(1e-2, 1e-2), (0.5, 0.5)]
+    assert [(g["lr"], g["initial_lr"]) for g in optimizer.param_groups] == [
+        (1e-2, 1e-2),
+        (0.5, 0.5),
+    ]
     assert optimizer.param_groups[1]["params"] == list(adapters.others.values())
     assert {g["lr"] for g in adamw(adapted(), lr=1e-2, weight_decay=0.0).param_groups} == {1e-2}
 
@@ -135,7 +164,9 @@ def test_lora_plus_with_ratio_one_is_adamw_and_otherwise_two_rates() -> None:
     assert_close(trained(lora_plus, adapted(), ratio=1.0), trained(adamw, adapted()), 0)
     theirs = adapted()
     A, B = ([getattr(layer, f"lora_{f}") for layer in theirs] for f in "AB")
-    optimizer = torch_adamw([{"params": A}, {"params": B, "lr": 16e-2}, {"params": list(theirs.others.values())}])
+    optimizer = torch_adamw(
+        [{"params": A}, {"params": B, "lr": 16e-2}, {"params": list(theirs.others.values())}]
+    )
     for step in range(5):
         set_gradients(theirs, step)
         optimizer.step()
@@ -170,22 +201,31 @@ def test_sgd_is_torchs_without_weight_decay_which_is_decoupled() -> None:
         optimizer.step()
     assert_close(trained(sgd, adapted(), weight_decay=0.0), theirs.state())
     adapters = adapted()
-    expected = {n: 0.98 * p.detach() - 0.2 * p.detach() for n, p in adapters.named_trainable().items()}
+    expected = {
+        n: 0.98 * p.detach() - 0.2 * p.detach() for n, p in adapters.named_trainable().items()
+    }
     optimizer = sgd(adapters, lr=0.2, weight_decay=0.1, momentum=0.0)
     for p in adapters.trainable():
         p.grad = p.detach().clone()
     optimizer.step()
     assert_close(adapters.state(), expected, 1e-6)
-    assert optimizer.state_bytes() == 4 * len(optimizer.state)  # a step counter for the messages, and nothing else
+    # a step counter for the messages, and nothing else
+    assert optimizer.state_bytes() == 4 * len(optimizer.state)
 
 
-# ------------------------------------------------------------------------------------------------------- pure updates
+# --------------------------------------------------------------------------------------------------
+# pure updates
 
 
-def problem(seed: int, *batch: int, d_out: int = 11, d_in: int = 9, r: int = 3, scaling: float = SCALING) -> tuple[Tensor, ...]:
+def problem(
+    seed: int, *batch: int, d_out: int = 11, d_in: int = 9, r: int = 3, scaling: float = SCALING
+) -> tuple[Tensor, ...]:
     """A, B, G and the gradients of A and B that belong to G."""
     generator = torch.Generator().manual_seed(seed)
-    A, B, G = (torch.randn(*batch, *s, generator=generator, dtype=torch.float64) for s in ((r, d_in), (d_out, r), (d_out, d_in)))
+    A, B, G = (
+        torch.randn(*batch, *s, generator=generator, dtype=torch.float64)
+        for s in ((r, d_in), (d_out, r), (d_out, d_in))
+    )
     return A, B, G, scaling * B.mT @ G, scaling * G @ A.mT
 
 
@@ -196,7 +236,9 @@ def test_precondition_is_the_papers_in_batches(seed: int, damping: float) -> Non
     mine_A, mine_B = precondition(A, B, grad_A, grad_B, damping)
     for i in range(2):
         for j in range(3):
-            one_A, one_B = reference.precondition(A[i, j], B[i, j], grad_A[i, j], grad_B[i, j], damping)
+            one_A, one_B = reference.precondition(
+                A[i, j], B[i, j], grad_A[i, j], grad_B[i, j], damping
+            )
             torch.testing.assert_close(mine_A[i, j], one_A)
             torch.testing.assert_close(mine_B[i, j], one_B)
             alone = precondition(A[i, j], B[i, j], grad_A[i, j], grad_B[i, j], damping)
@@ -207,7 +249,11 @@ def test_precondition_without_damping_takes_the_pseudo_inverse() -> None:
     A, B, G, _, _ = problem(0)
     A[2], B[:, 2] = A[1], 0.0
     grad_A, grad_B = B.T @ G, G @ A.T
-    for mine, literal in zip(precondition(A, B, grad_A, grad_B, 0.0), reference.precondition(A, B, grad_A, grad_B, 0.0), strict=True):
+    for mine, literal in zip(
+        precondition(A, B, grad_A, grad_B, 0.0),
+        reference.precondition(A, B, grad_A, grad_B, 0.0),
+        strict=True,
+    ):
         torch.testing.assert_close(mine, literal)
     zero_A, zero_B = precondition(A, torch.zeros_like(B), torch.zeros_like(grad_A), grad_B, 0.0)
     assert not zero_A.any() and zero_B.isfinite().all()
@@ -226,7 +272,9 @@ def test_a_p_lora_step_does_not_see_the_scale_split(c: float) -> None:
     A, B, target, _, _ = problem(3)
     x = torch.randn(20, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     y = x @ target.T
-    torch.testing.assert_close(product_after_a_step(c * A, B / c), product_after_a_step(A, B), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        product_after_a_step(c * A, B / c), product_after_a_step(A, B), rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -236,7 +284,9 @@ def test_equivalent_gradients_are_the_papers_and_nearest_to_the_full_gradient(se
     literal_A, literal_B, X = reference.lora_pro(A, B, grad_A, grad_B, SCALING)
     torch.testing.assert_close(mine_A, literal_A)
     torch.testing.assert_close(mine_B, literal_B)
-    torch.testing.assert_close(SCALING * (B @ mine_A + mine_B @ A), reference.closest_product(A, B, G, SCALING))
+    torch.testing.assert_close(
+        SCALING * (B @ mine_A + mine_B @ A), reference.closest_product(A, B, G, SCALING)
+    )
     mine_X = (mine_A - torch.linalg.inv(B.T @ B) @ grad_A / SCALING**2) @ torch.linalg.pinv(A)
     right = -torch.linalg.inv(B.T @ B) @ grad_A @ A.T / SCALING**2
     torch.testing.assert_close(B.T @ B @ mine_X + mine_X @ A @ A.T, right)
@@ -244,7 +294,9 @@ def test_equivalent_gradients_are_the_papers_and_nearest_to_the_full_gradient(se
     # Of all minimisers (g_A + Z A, g_B − B Z) it is the one nearest to the ordinary gradients.
     distance = (mine_A - grad_A).square().sum() + (mine_B - grad_B).square().sum()
     for k in range(5):
-        Z = 1e-2 * torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(k))
+        Z = 1e-2 * torch.randn(
+            3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(k)
+        )
         other = (mine_A + Z @ A - grad_A).square().sum() + (mine_B - B @ Z - grad_B).square().sum()
         assert other > distance
 
@@ -288,7 +340,9 @@ def test_a_zero_B_takes_the_plain_gradient_for_its_layer_alone() -> None:
     B[1], grad_A[1] = 0, 0
     new_A, new_B = equivalent_gradients(A, B, grad_A, grad_B, SCALING)
     assert torch.equal(new_A[1], grad_A[1]) and torch.equal(new_B[1], grad_B[1])
-    torch.testing.assert_close(new_A[2], reference.lora_pro(A[2], B[2], grad_A[2], grad_B[2], SCALING)[0])
+    torch.testing.assert_close(
+        new_A[2], reference.lora_pro(A[2], B[2], grad_A[2], grad_B[2], SCALING)[0]
+    )
 
 
 def test_relative_damping_does_not_see_the_size_of_B() -> None:
@@ -304,7 +358,10 @@ def test_relative_damping_does_not_see_the_size_of_B() -> None:
 
 def test_lora_pro_is_the_papers_adamw() -> None:
     adapters = adapted(dtype=torch.float64)
-    start = {name: (layer.lora_A.detach().clone(), layer.lora_B.detach().clone()) for name, layer in adapters.layers.items()}
+    start = {
+        name: (layer.lora_A.detach().clone(), layer.lora_B.detach().clone())
+        for name, layer in adapters.layers.items()
+    }
     gradients: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in start}
     for step in range(4):
         set_gradients(adapters, step)
@@ -335,11 +392,18 @@ def test_lora_pros_first_step_from_a_zero_B_is_the_released_codes_by_name() -> N
 
 
 def test_lora_pro_keeps_its_moments_in_bf16_where_asked() -> None:
-    """Half the state; m and v are those of float32, rounded once a step, and the resume is bit by bit."""
+    """Half the state; m and v are those of float32, rounded once a step, and the resume is bit by
+    bit."""
     wide, narrow = adapted(head=False), adapted(head=False)
-    exact, ours = (lora_pro(x, lr=1e-3, weight_decay=0.0, moments=m) for x, m in ((wide, "float32"), (narrow, "bfloat16")))
+    exact, ours = (
+        lora_pro(x, lr=1e-3, weight_decay=0.0, moments=m)
+        for x, m in ((wide, "float32"), (narrow, "bfloat16"))
+    )
     weights = sum(d_out * d_in for d_out, d_in in SHAPES)
-    assert (exact.state_bytes(), ours.state_bytes()) == (2 * 4 * weights + 2 * 4, 2 * 2 * weights + 2 * 4)
+    assert (exact.state_bytes(), ours.state_bytes()) == (
+        2 * 4 * weights + 2 * 4,
+        2 * 2 * weights + 2 * 4,
+    )
     for adapters, optimizer in ((wide, exact), (narrow, ours)):
         set_gradients(adapters, 0)
         optimizer.step()
@@ -348,12 +412,16 @@ def test_lora_pro_keeps_its_moments_in_bf16_where_asked() -> None:
             if name in ours.state[key]:
                 assert ours.state[key][name].dtype == torch.bfloat16
                 assert torch.equal(ours.state[key][name], exact.state[theirs][name].bfloat16())
-    assert_close(narrow.state(), wide.state(), 1e-4)  # the direction of a first step is a sign, whatever the rounding
+    # the direction of a first step is a sign, whatever the rounding
+    assert_close(narrow.state(), wide.state(), 1e-4)
 
 
 def test_p_lora_as_its_authors_ran_it() -> None:
     adapters = adapted(dtype=torch.float64, head=False)
-    start = {n: (layer.lora_A.detach().clone(), layer.lora_B.detach().clone()) for n, layer in adapters.layers.items()}
+    start = {
+        n: (layer.lora_A.detach().clone(), layer.lora_B.detach().clone())
+        for n, layer in adapters.layers.items()
+    }
     gradients: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in start}
     for step in range(3):
         set_gradients(adapters, step)
@@ -365,7 +433,9 @@ def test_p_lora_as_its_authors_ran_it() -> None:
         A, B = reference.p_lora_released(*start[name], gradients[name], *options.values())
         torch.testing.assert_close(layer.lora_A.detach(), A, rtol=1e-7, atol=1e-9)
         torch.testing.assert_close(layer.lora_B.detach(), B, rtol=1e-7, atol=1e-9)
-    one, other = (trained(p_lora, adapted(), base="gd", flavour=flavour) for flavour in ("paper", "released"))
+    one, other = (
+        trained(p_lora, adapted(), base="gd", flavour=flavour) for flavour in ("paper", "released")
+    )
     assert_close(one, other)  # its gradient descent is the paper's
 
 
@@ -384,7 +454,8 @@ def test_lora_pro_from_a_zero_B_moves_by_plain_gradient_and_then_stays_bounded()
     assert losses[1] < losses[0] and losses[-1] < 0.8 * losses[0] and max(losses) == losses[0]
 
 
-# ------------------------------------------------------------------------------------------------------- convergence
+# --------------------------------------------------------------------------------------------------
+# convergence
 
 
 def linear_adapter(A: Tensor, B: Tensor, scaling: float = 1.0) -> Adapters:
@@ -394,17 +465,23 @@ def linear_adapter(A: Tensor, B: Tensor, scaling: float = 1.0) -> Adapters:
 
 
 def iterations_to(kappa: float, make: Any, lr: float, limit: int, **keywords: Any) -> int:
-    """LoRA-One's linear problem (Assumptions 2.1-2.3) from its spectral initialisation: steps to `1e-6 λ*_r`.
+    """LoRA-One's linear problem (Assumptions 2.1-2.3) from its spectral initialisation: steps to
+    `1e-6 λ*_r`.
 
     The sample covariance is `I + ε E` with ε at half the bound of Theorem C.21.
     """
     d_in, d_out, r = 16, 12, 4
     generator = torch.Generator().manual_seed(5)
     normal = {"generator": generator, "dtype": torch.float64}
-    U, V = torch.linalg.qr(torch.randn(d_out, r, **normal)).Q, torch.linalg.qr(torch.randn(d_in, r, **normal)).Q
+    U, V = (
+        torch.linalg.qr(torch.randn(d_out, r, **normal)).Q,
+        torch.linalg.qr(torch.randn(d_in, r, **normal)).Q,
+    )
     delta = U @ torch.diag(torch.logspace(0, -math.log10(kappa), r, dtype=torch.float64)) @ V.T
     E = torch.randn(d_in, d_in, **normal)
-    covariance = torch.eye(d_in, dtype=torch.float64) + 0.25 / (math.sqrt(r) * kappa) * (E + E.T) / torch.linalg.norm(E + E.T, 2)
+    covariance = torch.eye(d_in, dtype=torch.float64) + 0.25 / (math.sqrt(r) * kappa) * (
+        E + E.T
+    ) / torch.linalg.norm(E + E.T, 2)
     P, S, Qh = torch.linalg.svd(delta @ covariance)  # −∇L at W0
     adapters = linear_adapter(S[:r, None].sqrt() * Qh[:r], P[:, :r] * S[:r].sqrt())
     layer = next(iter(adapters))
@@ -414,36 +491,49 @@ def iterations_to(kappa: float, make: Any, lr: float, limit: int, **keywords: An
         if residual.norm() < 1e-6 / kappa:
             return step
         gradient = residual @ covariance
-        layer.lora_A.grad, layer.lora_B.grad = layer.lora_B.detach().T @ gradient, gradient @ layer.lora_A.detach().T
+        layer.lora_A.grad, layer.lora_B.grad = (
+            layer.lora_B.detach().T @ gradient,
+            gradient @ layer.lora_A.detach().T,
+        )
         optimizer.step()
     return limit
 
 
 def test_p_lora_converges_at_a_rate_that_does_not_depend_on_the_condition_number() -> None:
-    counts = [iterations_to(kappa, p_lora, 0.2, 400, base="gd", damping=0.0) for kappa in (1, 10, 100, 1000)]
+    counts = [
+        iterations_to(kappa, p_lora, 0.2, 400, base="gd", damping=0.0)
+        for kappa in (1, 10, 100, 1000)
+    ]
     assert max(counts) < 1.2 * min(counts) and max(counts) < 400, counts
     plain = [iterations_to(kappa, sgd, 0.2, 4000, momentum=0.0) for kappa in (1, 10, 100, 1000)]
     assert plain[1] > 3 * plain[0] and plain[2] > 3 * plain[1] and plain[3] == 4000, plain
 
 
 def test_with_orthonormal_factors_the_plain_step_of_R_is_the_optimal_one() -> None:
-    """LoRA-SB, Theorem 2: `g_R* = (1/s²)(BᵀB)⁻¹ g_R (A Aᵀ)⁻¹` minimises `‖s B g_R A − G‖`; plain for s = 1."""
+    """LoRA-SB, Theorem 2: `g_R* = (1/s²)(BᵀB)⁻¹ g_R (A Aᵀ)⁻¹` minimises `‖s B g_R A − G‖`; plain
+    for s = 1."""
     A, B, G, _, _ = problem(0)
     A, B = torch.linalg.qr(A.T).Q.T.contiguous(), torch.linalg.qr(B).Q.contiguous()
     R = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Linear(9, 11, bias=False, dtype=torch.float64))
-    adapters = attach(model, {"0": Factors(A=A, B=B, R=R, start="shifted", train=frozenset("R"))}, 1.0)
+    adapters = attach(
+        model, {"0": Factors(A=A, B=B, R=R, start="shifted", train=frozenset("R"))}, 1.0
+    )
     layer = next(iter(adapters))
     optimizer = sgd(adapters, lr=0.1, weight_decay=0.0, momentum=0.0)
-    (layer.scaling * layer.lora_B @ layer.lora_R @ layer.lora_A * G).sum().backward()  # its gradient in W is G
+    # its gradient in W is G
+    (layer.scaling * layer.lora_B @ layer.lora_R @ layer.lora_A * G).sum().backward()
     optimizer.step()
-    matrix = torch.stack([(B[:, i, None] * A[None, j]).reshape(-1) for i in range(3) for j in range(3)], 1)
+    matrix = torch.stack(
+        [(B[:, i, None] * A[None, j]).reshape(-1) for i in range(3) for j in range(3)], 1
+    )
     optimal = torch.linalg.lstsq(matrix, G.reshape(-1, 1)).solution.view(3, 3)
     torch.testing.assert_close(layer.lora_R.detach(), R - 0.1 * optimal)
 
 
 def test_the_trajectory_of_R_does_not_depend_on_s_when_scaled() -> None:
-    """LoRA-SB, Theorem 4: with `g_R / s²`, that is the rate `lr / s²`, and `R0 = diag(S)/s`, W(t) is the same for every s."""
+    """LoRA-SB, Theorem 4: with `g_R / s²`, that is the rate `lr / s²`, and `R0 = diag(S)/s`, W(t)
+    is the same for every s."""
     A, B, target, _, _ = problem(6)
     A, B = torch.linalg.qr(A.T).Q.T.contiguous(), torch.linalg.qr(B).Q.contiguous()
     R = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
@@ -451,12 +541,16 @@ def test_the_trajectory_of_R_does_not_depend_on_s_when_scaled() -> None:
     def weights(s: float, power: int) -> Tensor:
         model = nn.Sequential(nn.Linear(9, 11, bias=False, dtype=torch.float64))
         nn.init.zeros_(model[0].weight)
-        adapters = attach(model, {"0": Factors(A=A, B=B, R=R / s, start="shifted", train=frozenset("R"))}, s)
+        adapters = attach(
+            model, {"0": Factors(A=A, B=B, R=R / s, start="shifted", train=frozenset("R"))}, s
+        )
         optimizer = sgd(adapters, lr=0.1 / s**power, weight_decay=0.0, momentum=0.0)
         for _ in range(10):
             optimizer.zero_grad()
             layer = next(iter(adapters))
-            (layer.scaling * layer.lora_B @ layer.lora_R @ layer.lora_A - target).square().sum().backward()
+            (
+                layer.scaling * layer.lora_B @ layer.lora_R @ layer.lora_A - target
+            ).square().sum().backward()
             optimizer.step()
         return next(iter(adapters)).update()
 
@@ -465,7 +559,8 @@ def test_the_trajectory_of_R_does_not_depend_on_s_when_scaled() -> None:
     assert not torch.allclose(weights(2.0, 0), weights(1.0, 0), rtol=1e-2)
 
 
-# ------------------------------------------------------------------------------------------------------- PEFT as oracle
+# --------------------------------------------------------------------------------------------------
+# PEFT as oracle
 
 
 def peft_twin(adapters: Adapters) -> tuple[Any, dict[str, nn.Parameter]]:
@@ -473,7 +568,9 @@ def peft_twin(adapters: Adapters) -> tuple[Any, dict[str, nn.Parameter]]:
     import peft
 
     torch.manual_seed(0)
-    config = peft.LoraConfig(r=RANK, lora_alpha=SCALING * RANK, target_modules=["0", "1", "2", "3"], lora_dropout=0.0)
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=SCALING * RANK, target_modules=["0", "1", "2", "3"], lora_dropout=0.0
+    )
     theirs = peft.get_peft_model(Model(), config)
     named = dict(theirs.named_parameters())
     twins = {}
@@ -485,14 +582,22 @@ def peft_twin(adapters: Adapters) -> tuple[Any, dict[str, nn.Parameter]]:
     return theirs, twins
 
 
-def run_beside_peft(mine: torch.optim.Optimizer, theirs: torch.optim.Optimizer, adapters: Adapters, twins: dict, tolerance: float) -> None:
+def run_beside_peft(
+    mine: torch.optim.Optimizer,
+    theirs: torch.optim.Optimizer,
+    adapters: Adapters,
+    twins: dict,
+    tolerance: float,
+) -> None:
     for step in range(5):
         set_gradients(adapters, step)
         for name, p in adapters.named_trainable().items():
             twins[name].grad = p.grad.clone()
         mine.step()
         theirs.step()
-    assert_close(adapters.state(), {n: twins[n].detach() for n in adapters.named_trainable()}, tolerance)
+    assert_close(
+        adapters.state(), {n: twins[n].detach() for n in adapters.named_trainable()}, tolerance
+    )
 
 
 def test_pefts_lora_plus() -> None:
@@ -500,7 +605,9 @@ def test_pefts_lora_plus() -> None:
 
     adapters = adapted(head=False)
     model, twins = peft_twin(adapters)
-    theirs = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.1)
+    theirs = create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.1
+    )
     run_beside_peft(lora_plus(adapters, lr=1e-2, weight_decay=0.1), theirs, adapters, twins, 1e-6)
 
 
@@ -511,7 +618,13 @@ def test_pefts_riemannian_preconditioning(base: Any, cls: Any) -> None:
     adapters = adapted(head=False)
     model, twins = peft_twin(adapters)
     theirs = create_riemannian_optimizer(model, cls, lr=1e-2, weight_decay=0.0)
-    run_beside_peft(p_lora(adapters, lr=1e-2, weight_decay=0.0, base=base, damping=1e-2), theirs, adapters, twins, 2e-5)
+    run_beside_peft(
+        p_lora(adapters, lr=1e-2, weight_decay=0.0, base=base, damping=1e-2),
+        theirs,
+        adapters,
+        twins,
+        2e-5,
+    )
 
 
 def test_pefts_lora_fa(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,7 +636,13 @@ def test_pefts_lora_fa(monkeypatch: pytest.MonkeyPatch) -> None:
     model, twins = peft_twin(adapters)
     theirs = lorafa.create_lorafa_optimizer(model, r=RANK, lora_alpha=SCALING * RANK, lr=1e-2)
     theirs.param_groups[0]["eps"] = 0.0
-    run_beside_peft(lora_fa(adapters, lr=1e-2, weight_decay=0.0, rule="peft", eps=0.0), theirs, adapters, twins, 1e-5)
+    run_beside_peft(
+        lora_fa(adapters, lr=1e-2, weight_decay=0.0, rule="peft", eps=0.0),
+        theirs,
+        adapters,
+        twins,
+        1e-5,
+    )
 
 
 def test_lora_fa_is_adamw_on_B_and_peft_differs() -> None:
@@ -535,7 +654,8 @@ def test_lora_fa_is_adamw_on_B_and_peft_differs() -> None:
     torch.testing.assert_close(SCALING * rescaled_gradient(A, grad_B, SCALING) @ A, nearest)
 
 
-# ------------------------------------------------------------------------------------------- precision, resume, storage
+# --------------------------------------------------------------------------------------------------
+# precision, resume, storage
 
 RULES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "adamw": (adamw, {}, "AB"),
@@ -617,12 +737,20 @@ def test_bf16_adapters_step_as_float32_ones() -> None:
             theirs.grad = mine.grad.float()
         a.step()
         b.step()
-    assert all(torch.equal(p, q.bfloat16()) for p, q in zip(narrow.trainable(), wide.trainable(), strict=True))
+    assert all(
+        torch.equal(p, q.bfloat16())
+        for p, q in zip(narrow.trainable(), wide.trainable(), strict=True)
+    )
 
 
 def test_a_state_of_another_rule_is_refused() -> None:
     saved = sgd(adapted(), lr=1e-3, weight_decay=0.0).state_dict()
-    with pytest.raises(ValueError, match=r"saved state of layers\.0\.lora_A holds \['momentum', 'step'\], expected \['exp_avg'"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"saved state of layers\.0\.lora_A holds \['momentum', 'step'\], expected \['exp_avg'"
+        ),
+    ):
         adamw(adapted(), lr=1e-3, weight_decay=0.0).load_state_dict(saved)
 
 
@@ -648,7 +776,9 @@ def test_moving_the_model_afterwards_is_an_error_and_not_a_silent_stop() -> None
     for p in adapters.trainable():
         p.data = p.data.clone()
     set_gradients(adapters, 0)
-    with pytest.raises(RuntimeError, match="layers.0.lora_A was moved after its optimizer was built"):
+    with pytest.raises(
+        RuntimeError, match="layers.0.lora_A was moved after its optimizer was built"
+    ):
         optimizer.step()
 
 
@@ -667,14 +797,23 @@ def test_schedules_reach_every_rule() -> None:
 def test_state_bytes() -> None:
     factors = sum(p.numel() for layer in adapted() for p in (layer.lora_A, layer.lora_B))
     weights = sum(d_out * d_in for d_out, d_in in SHAPES)
-    assert adamw(adapted(head=False), lr=1e-2, weight_decay=0.0).state_bytes() == 2 * 4 * factors + 4 * 4
-    assert lora_pro(adapted(head=False), lr=1e-2, weight_decay=0.0).state_bytes() == 2 * 4 * weights + 2 * 4
+    assert (
+        adamw(adapted(head=False), lr=1e-2, weight_decay=0.0).state_bytes()
+        == 2 * 4 * factors + 4 * 4
+    )
+    assert (
+        lora_pro(adapted(head=False), lr=1e-2, weight_decay=0.0).state_bytes()
+        == 2 * 4 * weights + 2 * 4
+    )
 
 
 def test_layers_of_one_shape_with_another_scaling_are_not_mixed() -> None:
     adapters = adapted(head=False)
     adapters.layers["layers.1"].scaling = 0.5
-    before = {n: (x.lora_A.detach().clone(), x.lora_B.detach().clone()) for n, x in adapters.layers.items()}
+    before = {
+        n: (x.lora_A.detach().clone(), x.lora_B.detach().clone())
+        for n, x in adapters.layers.items()
+    }
     optimizer = lora_pro_low_memory(adapters, lr=1.0, weight_decay=0.0, base="gd", damping=0.0)
     set_gradients(adapters, 0)
     optimizer.step()
@@ -684,11 +823,14 @@ def test_layers_of_one_shape_with_another_scaling_are_not_mixed() -> None:
         torch.testing.assert_close(layer.lora_A.detach(), A - new_A, rtol=1e-4, atol=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------------- errors
+# --------------------------------------------------------------------------------------------------
+# errors
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_gradient_that_is_not_finite_names_step_and_parameter_and_changes_nothing(name: str) -> None:
+def test_a_gradient_that_is_not_finite_names_step_and_parameter_and_changes_nothing(
+    name: str,
+) -> None:
     make, keywords, train = RULES[name]
     adapters = adapted(train)
     optimizer = make(adapters, lr=1e-3, weight_decay=0.0, **keywords)
@@ -697,7 +839,10 @@ def test_a_gradient_that_is_not_finite_names_step_and_parameter_and_changes_noth
     before = adapters.layers["layers.0"].lora_B.detach().clone()
     set_gradients(adapters, 1)
     adapters.layers["layers.2"].lora_B.grad[1, 2] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"^step 2: the gradient of layers\.2\.lora_B is not finite: [^\n]*$"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"^step 2: the gradient of layers\.2\.lora_B is not finite: [^\n]*$",
+    ):
         optimizer.step()
     assert torch.equal(before, adapters.layers["layers.0"].lora_B)
 
@@ -716,7 +861,10 @@ def test_a_singular_system_names_layer_and_step() -> None:
     layer.lora_B.data[:, 1] = layer.lora_B.data[:, 0]
     optimizer = lora_pro(adapters, lr=1e-3, weight_decay=0.0, damping=0.0)
     set_gradients(adapters, 0)
-    with pytest.raises(FloatingPointError, match=r"^step 1, layer layers\.1: BᵀB is singular: raise optimizer.damping"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"^step 1, layer layers\.1: BᵀB is singular: raise optimizer.damping",
+    ):
         optimizer.step()
     adapters.layers["layers.3"].lora_A.data.zero_()
     layer.lora_B.data[:, 1] += 1.0
@@ -725,9 +873,14 @@ def test_a_singular_system_names_layer_and_step() -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("make, keywords", [(p_lora, {"damping": 0.0}), (p_lora, {}), (lora_pro, {}), (lora_pro_low_memory, {})])
+@pytest.mark.parametrize(
+    "make, keywords",
+    [(p_lora, {"damping": 0.0}), (p_lora, {}), (lora_pro, {}), (lora_pro_low_memory, {})],
+)
 @pytest.mark.parametrize("factor", ["A", "B"])
-def test_a_factor_that_is_not_finite_names_the_layer(make: Any, keywords: dict[str, Any], factor: str) -> None:
+def test_a_factor_that_is_not_finite_names_the_layer(
+    make: Any, keywords: dict[str, Any], factor: str
+) -> None:
     adapters = adapted()
     optimizer = make(adapters, lr=1e-3, weight_decay=0.0, **keywords)
     getattr(adapters.layers["layers.1"], f"lora_{factor}").data[0, 0] = float("inf")
@@ -736,16 +889,22 @@ def test_a_factor_that_is_not_finite_names_the_layer(make: Any, keywords: dict[s
         optimizer.step()
 
 
-def test_working_in_chunks_changes_nothing_and_still_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_working_in_chunks_changes_nothing_and_still_names_the_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     whole = {make: trained(make, adapted()) for make in (p_lora, lora_pro_low_memory, lora_pro)}
     gradients = adapted()
     set_gradients(gradients, 4)
-    for name, entries in (("pairs.CACHED", 2 * RANK * 10), ("lora_pro.CHUNK", 2 * 12 * 10)):  # two layers at a time, then one
+    # two layers at a time, then one
+    for name, entries in (("pairs.CACHED", 2 * RANK * 10), ("lora_pro.CHUNK", 2 * 12 * 10)):
         monkeypatch.setattr(f"loraexp.optimizers.{name}", entries)
     for make, expected in whole.items():
         adapters = adapted()
         assert_close(trained(make, adapters), expected, 1e-5)
-        assert all(torch.equal(p.grad, q.grad) for p, q in zip(adapters.trainable(), gradients.trainable(), strict=True))
+        assert all(
+            torch.equal(p.grad, q.grad)
+            for p, q in zip(adapters.trainable(), gradients.trainable(), strict=True)
+        )
     for layer in ("layers.0", "layers.2"):
         adapters = adapted()
         optimizer = lora_pro_low_memory(adapters, lr=1e-3, weight_decay=0.0)
@@ -761,23 +920,58 @@ ALL_FIT = "choose one of adamw, sgd"
 @pytest.mark.parametrize(
     "make, train, message",
     [
-        (p_lora, "B", "optimizer=p_lora needs A and B to train, but layer layers.0 trains B: choose one of adamw, lora_fa, sgd"),
-        (lora_plus, "R", f"optimizer=lora_plus needs A and B to train, but layer layers.0 trains R: {ALL_FIT}"),
-        (lora_pro, "", f"optimizer=lora_pro needs A and B to train, but layer layers.0 trains nothing: {ALL_FIT}"),
-        (p_lora, "ABR", "optimizer=p_lora needs A and B to train and an update B A, but layer layers.0 has B R A: "
-                        "choose one of adamw, lora_plus, sgd"),
-        (lora_fa, "AB", "optimizer=lora_fa needs B to train and A and R frozen, but layer layers.0 trains A and B: "
-                        "choose one of adamw, lora_plus, lora_pro, lora_pro_low_memory, p_lora, sgd"),
+        (
+            p_lora,
+            "B",
+            (
+                "optimizer=p_lora needs A and B to train, but layer layers.0 trains B: choose one"
+                " of adamw, lora_fa, sgd"
+            ),
+        ),
+        (
+            lora_plus,
+            "R",
+            f"optimizer=lora_plus needs A and B to train, but layer layers.0 trains R: {ALL_FIT}",
+        ),
+        (
+            lora_pro,
+            "",
+            (
+                "optimizer=lora_pro needs A and B to train, but layer layers.0 trains nothing:"
+                f" {ALL_FIT}"
+            ),
+        ),
+        (
+            p_lora,
+            "ABR",
+            (
+                "optimizer=p_lora needs A and B to train and an update B A, but layer layers.0 has"
+                " B R A: choose one of adamw, lora_plus, sgd"
+            ),
+        ),
+        (
+            lora_fa,
+            "AB",
+            (
+                "optimizer=lora_fa needs B to train and A and R frozen, but layer layers.0 trains A"
+                " and B: choose one of adamw, lora_plus, lora_pro, lora_pro_low_memory, p_lora, sgd"
+            ),
+        ),
     ],
-)  # fmt: skip
-def test_a_rule_that_does_not_fit_what_trains_is_refused(make: Any, train: str, message: str) -> None:
+)
+def test_a_rule_that_does_not_fit_what_trains_is_refused(
+    make: Any, train: str, message: str
+) -> None:
     with pytest.raises(ValueError) as caught:
         make(adapted(train, R="R" in train), lr=1e-3, weight_decay=0.0)
     assert str(caught.value) == message
 
 
 def test_full_training_and_nothing_to_train_are_refused_where_they_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="optimizer=p_lora needs A and B to train, but no layer is adapted .*: " + ALL_FIT):
+    with pytest.raises(
+        ValueError,
+        match="optimizer=p_lora needs A and B to train, but no layer is adapted .*: " + ALL_FIT,
+    ):
         p_lora(train_everything(Model()), lr=1e-3, weight_decay=0.0)
     with pytest.raises(ValueError, match="nothing trains"):
         adamw(adapted("", head=False), lr=1e-3, weight_decay=0.0)
@@ -797,12 +991,18 @@ def test_full_training_and_nothing_to_train_are_refused_where_they_do_not_fit() 
         (p_lora, {"damping": -1.0}, "optimizer.damping=-1.0"),
         (lora_pro, {"damping": -1.0}, "optimizer.damping=-1.0"),
         (lora_pro, {"moments": "fp8"}, "optimizer.moments='fp8': expected float32 or bfloat16"),
-        (lora_pro_low_memory, {"first_step": "none"}, "optimizer.first_step='none': expected plain or limit"),
+        (
+            lora_pro_low_memory,
+            {"first_step": "none"},
+            "optimizer.first_step='none': expected plain or limit",
+        ),
         (p_lora, {"flavour": "peft"}, "optimizer.flavour='peft': expected paper or released"),
         (lora_pro_low_memory, {"damping": -1.0}, "optimizer.damping=-1.0"),
     ],
 )
-def test_values_out_of_range_are_refused_when_the_optimizer_is_built(make: Any, keywords: dict[str, Any], message: str) -> None:
+def test_values_out_of_range_are_refused_when_the_optimizer_is_built(
+    make: Any, keywords: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError) as caught:
         make(adapted(), **({"lr": 1e-3, "weight_decay": 0.0} | keywords))
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
@@ -810,19 +1010,25 @@ def test_values_out_of_range_are_refused_when_the_optimizer_is_built(make: Any, 
         lora_fa(adapted("B"), lr=1e-3, weight_decay=0.0, rule="x")
 
 
-# ------------------------------------------------------------------------------------------------------------ contract
+# --------------------------------------------------------------------------------------------------
+# contract
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: p.stem)
 def test_every_yaml_is_a_rule(path: Path) -> None:
     text = path.read_text()
     values = yaml.safe_load(text)
-    assert text.startswith("# ") and values.pop("name") == path.stem and values.pop("_partial_") is True
+    assert (
+        text.startswith("# ")
+        and values.pop("name") == path.stem
+        and values.pop("_partial_") is True
+    )
     module, _, name = values.pop("_target_").rpartition(".")
     make = getattr(importlib.import_module(module), name)
     assert isinstance(make.needs_trained, frozenset) and rules()[name] is make
     parameters = inspect.signature(make).parameters
-    assert set(values) == set(parameters) - {"adapters", "lr", "weight_decay"}  # all of them, and nothing else
+    # all of them, and nothing else
+    assert set(values) == set(parameters) - {"adapters", "lr", "weight_decay"}
     train = "".join(sorted(make.needs_trained)) or "AB"
     before = adapted(train).state()
     after = trained(lambda adapters, **kw: make(adapters, **kw, **values), adapted(train), steps=1)

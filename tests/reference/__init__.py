@@ -1,1 +1,2 @@
-"""Literal, slow transcriptions of the papers: dense matrices, float64, nothing shared with the package."""
+"""Literal, slow transcriptions of the papers: dense matrices, float64, nothing shared with the
+package."""

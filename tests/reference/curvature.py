@@ -1,4 +1,5 @@
-"""The curvature initializers and their objective, transcribed with dense matrices and decompositions in float64."""
+"""The curvature initializers and their objective, transcribed with dense matrices and
+decompositions in float64."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from torch import Tensor
 
 
 def eigenvectors(M: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """The m largest eigenvalues of a symmetric matrix, descending, and their eigenvectors: (U, D)."""
+    """The m largest eigenvalues of a symmetric matrix, descending, and their eigenvectors: (U,
+    D)."""
     D, U = torch.linalg.eigh(M)
     return U.flip(1)[:, :m], D.flip(0)[:m]
 
@@ -23,7 +25,14 @@ def whitened_gradient(U_S: Tensor, D_S: Tensor, U_T: Tensor, D_T: Tensor, G: Ten
 
 
 def cg_lora(
-    U_S: Tensor, D_S: Tensor, U_T: Tensor, D_T: Tensor, G: Tensor, rank: int, gamma: float, Theta: Tensor | None = None
+    U_S: Tensor,
+    D_S: Tensor,
+    U_T: Tensor,
+    D_T: Tensor,
+    G: Tensor,
+    rank: int,
+    gamma: float,
+    Theta: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """CG-LoRA, Algorithm 2 line by line, with the minus of Proposition 5.1: (A, B).
 
@@ -49,25 +58,37 @@ def cg_lora(
 
 
 def jacobian(V: Tensor, X: Tensor) -> Tensor:
-    """`∂ f / ∂ vec(W)` (n·C, d_out·d_in) of `f(x) = V W x` over the columns of X, vec by columns."""
+    """`∂ f / ∂ vec(W)` (n·C, d_out·d_in) of `f(x) = V W x` over the columns of X, vec by
+    columns."""
     return torch.cat([torch.kron(x[None], V) for x in X.T])
 
 
 def prediction_alignment(V: Tensor, X: Tensor, residual: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """`‖(Π_J − Π_{J_LoRA}) Z‖` of CG-LoRA's equation 6, with both projections by dense pseudo-inverses.
+    """`‖(Π_J − Π_{J_LoRA}) Z‖` of CG-LoRA's equation 6, with both projections by dense
+    pseudo-inverses.
 
-    `residual` (C, n) holds the columns `y − f(x)`; the LoRA Jacobian is `J [I ⊗ B0, A0ᵀ ⊗ I]` (Proposition 4.1).
+    `residual` (C, n) holds the columns `y − f(x)`; the LoRA Jacobian is `J [I ⊗ B0, A0ᵀ ⊗ I]`
+    (Proposition 4.1).
     """
     J = jacobian(V, X)
     d_out, d_in = B.shape[0], A.shape[1]
-    J_lora = J @ torch.cat([torch.kron(torch.eye(d_in).double(), B), torch.kron(A.T.contiguous(), torch.eye(d_out).double())], 1)
+    J_lora = J @ torch.cat(
+        [
+            torch.kron(torch.eye(d_in).double(), B),
+            torch.kron(A.T.contiguous(), torch.eye(d_out).double()),
+        ],
+        1,
+    )
     Z = residual.T.reshape(-1)
-    difference = J @ (torch.linalg.pinv(J) @ Z) - J_lora @ (torch.linalg.pinv(J_lora, rtol=1e-10) @ Z)
+    difference = J @ (torch.linalg.pinv(J) @ Z) - J_lora @ (
+        torch.linalg.pinv(J_lora, rtol=1e-10) @ Z
+    )
     return difference.norm()
 
 
 def guidance(G: Tensor, Z: Tensor, y: Tensor, N: int) -> tuple[Tensor, Tensor]:
-    """LoRA-DA, Algorithm 1 lines 4 to 7 column by column, in this project's shapes: Ω (d_in, d_in), Δ (d_in, d_out)."""
+    """LoRA-DA, Algorithm 1 lines 4 to 7 column by column, in this project's shapes: Ω (d_in, d_in),
+    Δ (d_in, d_out)."""
     Omega, columns = torch.zeros_like(Z), []
     for i in range(len(y)):
         J_inverse = torch.linalg.inv(y[i] * Z)  # the i-th block of (diag(y) ⊗ Z)⁻¹
@@ -87,7 +108,8 @@ def lora_da_paper(G: Tensor, Z: Tensor, y: Tensor, N: int, rank: int) -> tuple[T
 def lora_da_released(
     G: Tensor, Z: Tensor, y: Tensor, N: int, rank: int, damping: float, beta: float, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """The released code's version: damped Fisher, Δ over its largest singular value, Ω in that unit: (A, B)."""
+    """The released code's version: damped Fisher, Δ over its largest singular value, Ω in that
+    unit: (A, B)."""
     Z, y = Z + damping * torch.eye(len(Z)).double(), y + damping
     Delta = -torch.linalg.inv(Z) @ G.T @ torch.diag(1 / y)
     sigma = torch.linalg.svdvals(Delta)[0]

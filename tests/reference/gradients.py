@@ -36,14 +36,21 @@ def lora_one(G: Tensor, rank: int, s: float) -> tuple[Tensor, Tensor]:
 
 
 def lora_one_slides(G: Tensor, rank: int, s: float) -> tuple[Tensor, Tensor]:
-    """The slides' Algorithm 1, and the γ of its code: singular vectors of +G, no singular values, times m^0.25 / s^0.5."""
+    """The slides' Algorithm 1, and the γ of its code: singular vectors of +G, no singular values,
+    times m^0.25 / s^0.5."""
     U, _, Vh = torch.linalg.svd(G.double())
     m = G.shape[0]
     return m**0.25 / s**0.5 * Vh[:rank], m**0.25 / s**0.5 * U[:, :rank]
 
 
-def lora_sb(G: Tensor, rank: int, s: float, eta: float, factors: str) -> tuple[Tensor, Tensor, Tensor]:
+def lora_sb(
+    G: Tensor, rank: int, s: float, eta: float, factors: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """LoRA-SB, equations 1, 2 and 7, or 36 to 39 for factors="us": (A, B, R)."""
     U, S, Vh = torch.linalg.svd(-eta * torch.sign(G.double()))
     A, B, R = Vh[:rank], U[:, :rank], torch.diag(S[:rank]) / s
-    return (A, B, R) if factors == "orthonormal" else (A, B @ torch.diag(S[:rank]), torch.eye(rank).double() / s)
+    return (
+        (A, B, R)
+        if factors == "orthonormal"
+        else (A, B @ torch.diag(S[:rank]), torch.eye(rank).double() / s)
+    )

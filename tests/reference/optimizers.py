@@ -1,4 +1,5 @@
-"""Training rules as their papers write them: one layer at a time, dense, float64, nothing shared with the package."""
+"""Training rules as their papers write them: one layer at a time, dense, float64, nothing shared
+with the package."""
 
 from __future__ import annotations
 
@@ -6,12 +7,16 @@ import torch
 from torch import Tensor
 
 
-def precondition(A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+def precondition(
+    A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, damping: float
+) -> tuple[Tensor, Tensor]:
     """LoRA-One, Algorithm 2, line 9; the pseudo-inverse of (Prec-GD) where λ = 0."""
     identity = torch.eye(A.shape[0], dtype=A.dtype)
     if damping == 0:
         return torch.linalg.pinv(B.T @ B) @ grad_A, grad_B @ torch.linalg.pinv(A @ A.T)
-    return torch.linalg.inv(B.T @ B + damping * identity) @ grad_A, grad_B @ torch.linalg.inv(A @ A.T + damping * identity)
+    return torch.linalg.inv(B.T @ B + damping * identity) @ grad_A, grad_B @ torch.linalg.inv(
+        A @ A.T + damping * identity
+    )
 
 
 def sylvester(left: Tensor, right: Tensor, C: Tensor) -> Tensor:
@@ -21,7 +26,9 @@ def sylvester(left: Tensor, right: Tensor, C: Tensor) -> Tensor:
     return torch.linalg.solve(matrix, C.reshape(-1)).reshape(C.shape)
 
 
-def lora_pro(A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float) -> tuple[Tensor, Tensor, Tensor]:
+def lora_pro(
+    A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """LoRA-Pro, Theorems 2.1 and 2.3: the new gradients and X; B of full rank."""
     inverse_A, inverse_B = torch.linalg.inv(A @ A.T), torch.linalg.inv(B.T @ B)
     X = sylvester(B.T @ B, A @ A.T, -inverse_B @ grad_A @ A.T / scaling**2)
@@ -32,7 +39,8 @@ def lora_pro(A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: floa
 
 
 def closest_product(A: Tensor, B: Tensor, G: Tensor, scaling: float) -> Tensor:
-    """The point of `{η(B g_A + g_B A)}` nearest to G, by dense least squares over the entries of g_A and g_B."""
+    """The point of `{η(B g_A + g_B A)}` nearest to G, by dense least squares over the entries of
+    g_A and g_B."""
     (r, d_in), d_out = A.shape, B.shape[0]
     columns = []
     for i in range(r * d_in):
@@ -48,7 +56,14 @@ def closest_product(A: Tensor, B: Tensor, G: Tensor, scaling: float) -> Tensor:
     return (matrix @ solution).view(d_out, d_in)
 
 
-def adamw(p: Tensor, gradients: list[Tensor], lr: float, weight_decay: float, betas: tuple[float, float], eps: float) -> Tensor:
+def adamw(
+    p: Tensor,
+    gradients: list[Tensor],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> Tensor:
     """AdamW, Loshchilov & Hutter 2019, Algorithm 2, over a list of gradients."""
     m, v = torch.zeros_like(p), torch.zeros_like(p)
     for t, g in enumerate(gradients, start=1):
@@ -60,9 +75,16 @@ def adamw(p: Tensor, gradients: list[Tensor], lr: float, weight_decay: float, be
 
 
 def lora_pro_adamw(
-    A: Tensor, B: Tensor, gradients: list[tuple[Tensor, Tensor]], scaling: float, lr: float, weight_decay: float, eps: float
+    A: Tensor,
+    B: Tensor,
+    gradients: list[tuple[Tensor, Tensor]],
+    scaling: float,
+    lr: float,
+    weight_decay: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """LoRA-Pro, Algorithm 2, from a B of full rank and without damping; gradients are those of (A, B) at each step."""
+    """LoRA-Pro, Algorithm 2, from a B of full rank and without damping; gradients are those of (A,
+    B) at each step."""
     m = v = torch.zeros(len(B), A.shape[1], dtype=A.dtype)
     for t, (grad_A, grad_B) in enumerate(gradients, start=1):
         new_A, new_B, _ = lora_pro(A, B, grad_A, grad_B, scaling)
@@ -75,9 +97,16 @@ def lora_pro_adamw(
 
 
 def p_lora_released(
-    A: Tensor, B: Tensor, gradients: list[tuple[Tensor, Tensor]], lr: float, weight_decay: float, damping: float, eps: float
+    A: Tensor,
+    B: Tensor,
+    gradients: list[tuple[Tensor, Tensor]],
+    lr: float,
+    weight_decay: float,
+    damping: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """P-LoRA's own AdamWr: moments without bias correction, and for B the Gram matrix of the A already moved."""
+    """P-LoRA's own AdamWr: moments without bias correction, and for B the Gram matrix of the A
+    already moved."""
     identity = torch.eye(A.shape[0], dtype=A.dtype)
     m_A, v_A, m_B, v_B = (torch.zeros_like(x) for x in (A, A, B, B))
     for grad_A, grad_B in gradients:
@@ -91,10 +120,12 @@ def p_lora_released(
 
 
 def lora_pro_first_step(A: Tensor, G: Tensor, scaling: float, lr: float) -> tuple[Tensor, Tensor]:
-    """LoRA-Pro's own lorapro_full_adjustment at global_step 0 (B = 0, no weight decay): the new A and B."""
+    """LoRA-Pro's own lorapro_full_adjustment at global_step 0 (B = 0, no weight decay): the new A
+    and B."""
     inverse = torch.linalg.pinv(A @ A.T)
     grad_B = scaling * G @ A.T
     equivalent = scaling * ((1 / scaling**2) * grad_B @ inverse) @ A
-    direction = equivalent / (equivalent.abs() + 1e-8)  # both corrected moments of the first gradient
+    # both corrected moments of the first gradient
+    direction = equivalent / (equivalent.abs() + 1e-8)
     back = (1 / scaling**2) * (scaling * direction @ A.T) @ inverse
     return A, -lr * back

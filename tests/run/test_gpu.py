@@ -20,7 +20,14 @@ def test_initial_factors_are_those_of_the_cpu(init: str, tmp_path: Path) -> None
     """Test matrices are drawn on the CPU, so products agree up to rounding on every device."""
     products = []
     for device in ("cpu", "cuda"):
-        outcome = run(f"init={init}", f"device={device}", "init.mode=eval", "init.cache=false", "train.max_steps=0", out=tmp_path / device)
+        outcome = run(
+            f"init={init}",
+            f"device={device}",
+            "init.mode=eval",
+            "init.cache=false",
+            "train.max_steps=0",
+            out=tmp_path / device,
+        )
         parts = load_file(outcome.folder / "init" / "factors.safetensors")
         names = sorted(key.rpartition(".")[0] for key in parts if key.endswith("lora_A"))
         products.append([parts[f"{n}.lora_B"] @ parts[f"{n}.lora_A"] for n in names])

@@ -1,4 +1,5 @@
-"""Initialising end to end: descent at step 0, the ledger, the cache, the order of the data, every saved adapter."""
+"""Initialising end to end: descent at step 0, the ledger, the cache, the order of the data, every
+saved adapter."""
 
 from __future__ import annotations
 
@@ -21,13 +22,20 @@ from tests.support.helpers import shared_data
 from tests.support.runs import run
 
 INITS = [name for name in config.names("init") if name != "full"]
-HAS_START = [name for name in INITS if "start" in config.read_yaml("init", name) and name != "one_step"]
-CELLS = [(name, start) for name in HAS_START for start in ("pretrained", "shifted")] + [("one_step", "shifted")]
+HAS_START = [
+    name for name in INITS if "start" in config.read_yaml("init", name) and name != "one_step"
+]
+CELLS = [(name, start) for name in HAS_START for start in ("pretrained", "shifted")] + [
+    ("one_step", "shifted")
+]
 
 
 @pytest.mark.parametrize(("init", "start"), CELLS)
-def test_every_saved_adapter_is_the_same_function_on_the_original_base(init, start, tmp_path: Path, capsys) -> None:
-    """`loraexp verify`: our layer, PEFT on the original checkpoint, and merged, for every initializer and start."""
+def test_every_saved_adapter_is_the_same_function_on_the_original_base(
+    init, start, tmp_path: Path, capsys
+) -> None:
+    """`loraexp verify`: our layer, PEFT on the original checkpoint, and merged, for every
+    initializer and start."""
     outcome = run("train.max_steps=2", f"init={init}", f"init.start={start}", out=tmp_path)
     assert cli.main(["verify", str(outcome.folder)]) == 0, capsys.readouterr().out
     printed = capsys.readouterr().out
@@ -35,18 +43,38 @@ def test_every_saved_adapter_is_the_same_function_on_the_original_base(init, sta
 
 
 def test_apart_in_bf16_is_better_than_an_edited_weight(tmp_path: Path, capsys) -> None:
-    """PiSSA's offset is as large as the weight's leading part, a gradient start far smaller: both lose when edited in."""
+    """PiSSA's offset is as large as the weight's leading part, a gradient start far smaller: both
+    lose when edited in."""
     for init in ("cg_lora", "lora_one"):
-        outcome = run("model=minilm", "task.limit_eval=32", "train.max_steps=1", f"init={init}", "init.samples=32", out=tmp_path)
+        outcome = run(
+            "model=minilm",
+            "task.limit_eval=32",
+            "train.max_steps=1",
+            f"init={init}",
+            "init.samples=32",
+            out=tmp_path,
+        )
         cli.main(["verify", str(outcome.folder)])
-        rms = {line.split("rms")[0].strip(): float(line.split()[-5]) for line in capsys.readouterr().out.splitlines() if "rms" in line}
+        rms = {
+            line.split("rms")[0].strip(): float(line.split()[-5])
+            for line in capsys.readouterr().out.splitlines()
+            if "rms" in line
+        }
         assert rms["bf16, kept apart"] < rms["bf16, weight edited"]
 
 
 def prepared(*overrides: str) -> tuple:
-    settings, _ = config.check(config.compose(["task=tweets", "task.limit_train=512", "init.samples=64", "init.rows=head", *overrides]))
-    task = experiment.make(settings.task)(tokenizer=load.load_tokenizer(settings.model), cache_root=Path(settings.cache_root))
-    model = load.load_model(settings.model, dtype=torch.float32, head_seed=0, **experiment.labels(task))
+    settings, _ = config.check(
+        config.compose(
+            ["task=tweets", "task.limit_train=512", "init.samples=64", "init.rows=head", *overrides]
+        )
+    )
+    task = experiment.make(settings.task)(
+        tokenizer=load.load_tokenizer(settings.model), cache_root=Path(settings.cache_root)
+    )
+    model = load.load_model(
+        settings.model, dtype=torch.float32, head_seed=0, **experiment.labels(task)
+    )
     head = load.new_modules(model, "encoder")
     return settings, task, model, head, load.target_layers(model, settings.model.targets, head)
 
@@ -55,7 +83,14 @@ def made_for(settings, task, model, targets):
     scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
     initializer = experiment.make(settings.init)
     return scaling, initialize(
-        model, targets, task, initializer, scaling=scaling, settings=settings, device=torch.device("cpu"), processes=Processes("cpu")
+        model,
+        targets,
+        task,
+        initializer,
+        scaling=scaling,
+        settings=settings,
+        device=torch.device("cpu"),
+        processes=Processes("cpu"),
     )
 
 
@@ -69,8 +104,8 @@ def made_for(settings, task, model, targets):
     ids=lambda o: o[0],
 )
 def test_a_shifted_start_descends_and_its_negative_climbs(overrides: tuple[str, ...]) -> None:
-    """On the calibration rows themselves, with a small scale: the loss at step 0 is below the pretrained one; with the
-    sign flipped on purpose it is above."""
+    """On the calibration rows themselves, with a small scale: the loss at step 0 is below the
+    pretrained one; with the sign flipped on purpose it is above."""
     settings, task, model, head, targets = prepared(*overrides)
     scaling, made = made_for(settings, task, model, targets)
     before = made.ledger["loss"]["before"]
@@ -83,14 +118,20 @@ def test_a_shifted_start_descends_and_its_negative_climbs(overrides: tuple[str, 
     assert below < before - 1e-4 and above > before + 1e-4, (below, before, above)
 
 
-@pytest.mark.parametrize(("start", "after", "warned"), [("shifted", 1.2, True), ("shifted", 0.9, False), ("pretrained", 1.2, False)])
+@pytest.mark.parametrize(
+    ("start", "after", "warned"),
+    [("shifted", 1.2, True), ("shifted", 0.9, False), ("pretrained", 1.2, False)],
+)
 def test_a_rising_loss_is_said(start, after: float, warned: bool) -> None:
     """Only where the start moved the function, and with the remedy."""
     factors = {"x": Factors(A=torch.ones(1, 2), B=torch.ones(2, 1), start=start)}
     made = Made(factors, {}, {"loss": {"before": 1.0}, "warnings": []}, probe=lambda: after)
     warnings = made.finish()["warnings"]
     assert bool(warnings) == warned
-    assert all("the loss rose from 1.0000 to 1.2000" in w and "init.start=pretrained" in w for w in warnings)
+    assert all(
+        "the loss rose from 1.0000 to 1.2000" in w and "init.start=pretrained" in w
+        for w in warnings
+    )
 
 
 @pytest.mark.parametrize("init", INITS)
@@ -99,7 +140,9 @@ def test_the_ledger_says_what_was_seen_and_made(init: str, tmp_path: Path) -> No
     ledger = json.loads((outcome.folder / "init" / "ledger.json").read_text())
     assert len(ledger["layers"]) == 4
     for line in ledger["layers"].values():
-        assert line["relative_norm"] >= 0 and line["singular_values"] == sorted(line["singular_values"], reverse=True)
+        assert line["relative_norm"] >= 0 and line["singular_values"] == sorted(
+            line["singular_values"], reverse=True
+        )
         if line["energy"] is not None:
             assert 0 <= line["energy"]["share"] <= 1 + 1e-5
     statistics = ledger["statistics"]
@@ -115,16 +158,27 @@ def test_a_grid_over_lr_computes_its_statistics_once(tmp_path: Path) -> None:
     def hit(*overrides: str) -> tuple[bool, bytes]:
         outcome = run(*common, *overrides, out=tmp_path)
         ledger = json.loads((outcome.folder / "init" / "ledger.json").read_text())
-        return ledger["statistics"]["cache_hit"], (outcome.folder / "init" / "factors.safetensors").read_bytes()
+        return (
+            ledger["statistics"]["cache_hit"],
+            (outcome.folder / "init" / "factors.safetensors").read_bytes(),
+        )
 
     first, second = hit("lr=1e-3"), hit("lr=2e-3")
     assert (first[0], second[0]) == (False, True) and first[1] == second[1]
-    for changed in ("seed=1", "init.rows=head", "init.samples=16", "init.basis=2r", "task.max_length=24", "model.weights_seed=1"):
+    for changed in (
+        "seed=1",
+        "init.rows=head",
+        "init.samples=16",
+        "init.basis=2r",
+        "task.max_length=24",
+        "model.weights_seed=1",
+    ):
         assert not hit(changed)[0], changed
     assert hit("init.gamma=4")[0]  # what does not enter the statistics does not make them anew
 
 
-TRAINING = Training(lr=2e-3, factor=1 / 32, warmup_ratio=0.02, steps=1563, epochs=1.0, rows=50_000)  # LoRA-SB's Table 7 at lr 2e-3
+# LoRA-SB's Table 7 at lr 2e-3
+TRAINING = Training(lr=2e-3, factor=1 / 32, warmup_ratio=0.02, steps=1563, epochs=1.0, rows=50_000)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +186,8 @@ TRAINING = Training(lr=2e-3, factor=1 / 32, warmup_ratio=0.02, steps=1563, epoch
     [
         ({}, 2e-3 / 32),  # the scheduled first step of 1,563 with a warm-up of 0.02
         ({"flavour": "released"}, 2e-3 / (0.02 * 1563)),
-        ({"flavour": "released", "loader_batch": 3}, 2e-3 / (0.02 * 16_667)),  # eg_bs of the code's train_arithmetic.py
+        # eg_bs of the code's train_arithmetic.py
+        ({"flavour": "released", "loader_batch": 3}, 2e-3 / (0.02 * 16_667)),
         ({"step_size": 0.1, "flavour": "released"}, 0.1),
     ],
 )
@@ -141,15 +196,30 @@ def test_the_step_of_lora_sb_is_that_of_the_schedule(hyper: dict, step: float) -
 
 
 def test_the_schedule_of_a_run_gives_the_first_step() -> None:
-    """LoRA-SB's Table 7: 50,000 rows in batches of 32 are 1,563 steps, 32 of them of warm-up, whichever way they are counted."""
-    common = ["init=lora_sb", "task=metamath", "model=tiny-llama", "lr=1e-4", "train.warmup_ratio=0.02", "train.scheduler=cosine"]
+    """LoRA-SB's Table 7: 50,000 rows in batches of 32 are 1,563 steps, 32 of them of warm-up,
+    whichever way they are counted."""
+    common = [
+        "init=lora_sb",
+        "task=metamath",
+        "model=tiny-llama",
+        "lr=1e-4",
+        "train.warmup_ratio=0.02",
+        "train.scheduler=cosine",
+    ]
     for how in (["train.epochs=1"], ["train.max_steps=1563"], ["train.max_steps=0"]):
         settings, _ = config.check(config.compose([*common, "train.batch_size=32", *how]))
         training = training_of(settings, 50_000)
         assert (training.steps, training.factor) == (1563, pytest.approx(1 / 32))
-        assert settled(experiment.make(settings.init), training).keywords["step_size"] == pytest.approx(1e-4 / 32)
-    settings, _ = config.check(config.compose([*common, "train.warmup_ratio=0", "init.flavour=released"]))
-    with pytest.raises(config.ConfigError, match=r"init.flavour=released divides lr by train.warmup_ratio, which is 0"):
+        assert settled(experiment.make(settings.init), training).keywords[
+            "step_size"
+        ] == pytest.approx(1e-4 / 32)
+    settings, _ = config.check(
+        config.compose([*common, "train.warmup_ratio=0", "init.flavour=released"])
+    )
+    with pytest.raises(
+        config.ConfigError,
+        match=r"init.flavour=released divides lr by train.warmup_ratio, which is 0",
+    ):
         experiment.check_model(settings)
 
 
@@ -157,9 +227,13 @@ def step_zero(*overrides: str) -> tuple[float, float, dict]:
     """The loss on the same rows before and after initialising, and the ledger."""
     settings, _ = config.check(config.compose(["init=lora_sb", "device=cpu", *overrides]))
     task = experiment.tokenise(settings)
-    model = load.load_model(settings.model, dtype=torch.float32, head_seed=0, **experiment.labels(task))
+    model = load.load_model(
+        settings.model, dtype=torch.float32, head_seed=0, **experiment.labels(task)
+    )
     head = load.new_modules(model, settings.model.kind)
-    scaling, made = made_for(settings, task, model, load.target_layers(model, settings.model.targets, head))
+    scaling, made = made_for(
+        settings, task, model, load.target_layers(model, settings.model.targets, head)
+    )
     attach(model, made.factors, scaling, head)
     ledger = made.finish()
     return ledger["loss"]["before"], ledger["loss"]["after"], ledger
@@ -176,7 +250,8 @@ def test_the_scheduled_step_lowers_the_loss_of_an_encoder() -> None:
         "alpha=8",
         "init.samples=64",
     )
-    common += ("train.warmup_ratio=0.2", "train.batch_size=8", "train.epochs=1")  # 128 steps, 26 of warm-up
+    # 128 steps, 26 of warm-up
+    common += ("train.warmup_ratio=0.2", "train.batch_size=8", "train.epochs=1")
     before, after, ledger = step_zero(*common)
     assert after < before and ledger["hyper_parameters"]["step_size"] == pytest.approx(2e-3 / 26)
     _, peak, _ = step_zero(*common, "init.step_size=2e-3")
@@ -185,10 +260,25 @@ def test_the_scheduled_step_lowers_the_loss_of_an_encoder() -> None:
 
 @pytest.mark.slow
 def test_the_scheduled_step_lowers_the_loss_of_a_causal_model() -> None:
-    """SmolLM2 on GSM8K at lr 2e-3 and LoRA-SB's warm-up: below the pretrained loss, where the peak rate takes it far above."""
+    """SmolLM2 on GSM8K at lr 2e-3 and LoRA-SB's warm-up: below the pretrained loss, where the peak
+    rate takes it far above."""
     data = shared_data("gsm8k")
-    common = ("model=smollm2-135m", "task=gsm8k", f"task.data_dir={data}", "task.limit_train=7473", "task.limit_eval=8", "lr=2e-3")
-    common += ("rank=32", "alpha=32", "init.samples=16", "train.warmup_ratio=0.02", "train.batch_size=4", "train.epochs=1")
+    common = (
+        "model=smollm2-135m",
+        "task=gsm8k",
+        f"task.data_dir={data}",
+        "task.limit_train=7473",
+        "task.limit_eval=8",
+        "lr=2e-3",
+    )
+    common += (
+        "rank=32",
+        "alpha=32",
+        "init.samples=16",
+        "train.warmup_ratio=0.02",
+        "train.batch_size=4",
+        "train.epochs=1",
+    )
     before, after, ledger = step_zero(*common)  # 37 steps of warm-up
     assert after < before and ledger["hyper_parameters"]["step_size"] == pytest.approx(2e-3 / 37)
     _, peak, _ = step_zero(*common, "init.step_size=2e-3")
@@ -196,8 +286,11 @@ def test_the_scheduled_step_lowers_the_loss_of_a_causal_model() -> None:
 
 
 def test_initialising_does_not_change_what_comes_after() -> None:
-    """The global generator, the train/eval mode, requires_grad and hooks are as they were: the data order is the seed's."""
-    settings, task, model, _, targets = prepared("model=tiny-bert", "init=cg_lora", "init.mode=eval")
+    """The global generator, the train/eval mode, requires_grad and hooks are as they were: the data
+    order is the seed's."""
+    settings, task, model, _, targets = prepared(
+        "model=tiny-bert", "init=cg_lora", "init.mode=eval"
+    )
     model.train()
     flags = [p.requires_grad for p in model.parameters()]
     torch.manual_seed(5)
@@ -205,7 +298,9 @@ def test_initialising_does_not_change_what_comes_after() -> None:
     made_for(settings, task, model, targets)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training and [p.requires_grad for p in model.parameters()] == flags
-    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()
+    )
 
 
 def test_calibration_rows() -> None:
@@ -213,7 +308,9 @@ def test_calibration_rows() -> None:
     head, _ = config.check(config.compose(["init=cg_lora", "init.samples=8", "init.rows=head"]))
     assert calibration_rows(100, head.calibration, 0).tolist() == list(range(8))
     drawn = calibration_rows(100, settings.calibration, 0)
-    assert len(set(drawn.tolist())) == 8 and not np.array_equal(drawn, calibration_rows(100, settings.calibration, 1))
+    assert len(set(drawn.tolist())) == 8 and not np.array_equal(
+        drawn, calibration_rows(100, settings.calibration, 1)
+    )
     assert np.array_equal(drawn, calibration_rows(100, settings.calibration, 0))
 
 
@@ -223,7 +320,14 @@ def test_frugal_and_fast_ways_give_the_same_factors(tmp_path: Path) -> None:
     for init in ("cg_lora", "lora_one", "lora_ga", "lora_sb", "lora_da"):
         products = []
         for budget in ("init.memory_budget=0", "init.memory_budget=1e9"):
-            outcome = run(f"init={init}", budget, "init.mode=eval", "init.cache=false", "train.max_steps=0", out=tmp_path)
+            outcome = run(
+                f"init={init}",
+                budget,
+                "init.mode=eval",
+                "init.cache=false",
+                "train.max_steps=0",
+                out=tmp_path,
+            )
             parts = load_file(outcome.folder / "init" / "factors.safetensors")
             names = {key.rpartition(".")[0] for key in parts if key.endswith("lora_A")}
             found = {}
@@ -233,4 +337,10 @@ def test_frugal_and_fast_ways_give_the_same_factors(tmp_path: Path) -> None:
             products.append(found)
         for name, product in products[0].items():
             scale = float(product.abs().max())
-            torch.testing.assert_close(product, products[1][name], rtol=1e-3, atol=2e-3 * scale, msg=lambda m, i=init: f"{i}: {m}")
+            torch.testing.assert_close(
+                product,
+                products[1][name],
+                rtol=1e-3,
+                atol=2e-3 * scale,
+                msg=lambda m, i=init: f"{i}: {m}",
+            )

@@ -1,4 +1,5 @@
-"""What a run leaves in memory: nothing but what is kept for the next, with the collector of cycles off."""
+"""What a run leaves in memory: nothing but what is kept for the next, with the collector of cycles
+off."""
 
 from __future__ import annotations
 
@@ -13,11 +14,20 @@ from loraexp.run import kept
 from tests.support.runs import run
 from tests.tasks.test_text_tasks import write_gsm8k
 
-TEXT = ("model=tiny-llama", "task=gsm8k", "task.limit_train=16", "task.limit_eval=1", "task.max_length=128", "train.batch_size=8")
+TEXT = (
+    "model=tiny-llama",
+    "task=gsm8k",
+    "task.limit_train=16",
+    "task.limit_eval=1",
+    "task.max_length=128",
+    "train.batch_size=8",
+)
 
 
 @pytest.mark.parametrize("kind", ["classification", "text", "full"])
-def test_the_weights_of_a_run_go_with_it(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_of_a_run_go_with_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models: list[Any] = []
     make = kept.model
 
@@ -28,8 +38,13 @@ def test_the_weights_of_a_run_go_with_it(kind: str, tmp_path: Path, monkeypatch:
         return model
 
     monkeypatch.setattr(kept, "model", noted)
-    words = {"classification": (), "full": ("init=full",), "text": (*TEXT, f"task.data_dir={write_gsm8k(tmp_path)}")}[kind]
-    run(*words, "train.max_steps=1", out=tmp_path / "warm")  # what libraries set up once is not the run's
+    words = {
+        "classification": (),
+        "full": ("init=full",),
+        "text": (*TEXT, f"task.data_dir={write_gsm8k(tmp_path)}"),
+    }[kind]
+    # what libraries set up once is not the run's
+    run(*words, "train.max_steps=1", out=tmp_path / "warm")
     models.clear()
     gc.collect()
     gc.disable()

@@ -43,7 +43,8 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     monkeypatch.setattr(Classification, "compute_metrics", failing)
 
 
-# ---------------------------------------------------------------------------------------------------- evaluation fails
+# --------------------------------------------------------------------------------------------------
+# evaluation fails
 
 
 @pytest.mark.parametrize("call", [2, 3], ids=["of the last step", "of the reported splits"])
@@ -57,7 +58,10 @@ def test_an_evaluation_that_fails_leaves_an_adapter_and_the_same_command_only_ev
         run(*LONG, out=tmp_path / "cut")
     record = record_of(folder)
     assert (record["status"], record["phase"]) == ("failed", "evaluation")
-    assert (folder / "adapter" / "adapter_config.json").exists() and record["adapter"]["step"] in (6, 12)
+    assert (folder / "adapter" / "adapter_config.json").exists() and record["adapter"]["step"] in (
+        6,
+        12,
+    )
 
     def no_step(*_: Any) -> None:
         raise AssertionError("a step was made")
@@ -66,23 +70,31 @@ def test_an_evaluation_that_fails_leaves_an_adapter_and_the_same_command_only_ev
         patch.setattr("loraexp.run.train.step", no_step)
         again = run(*LONG, out=tmp_path / "cut")
     assert again.record["status"] == "finished" and "phase" not in again.record
-    assert again.record["metrics"] == whole.record["metrics"] and again.record["best"] == whole.record["best"]
+    assert (
+        again.record["metrics"] == whole.record["metrics"]
+        and again.record["best"] == whole.record["best"]
+    )
     assert adapter_bytes(again.folder) == adapter_bytes(whole.folder)
     assert metric_lines(again.folder) == metric_lines(whole.folder)
     assert [entry["step"] for entry in again.record["resumed"]] == [12]
 
 
-def test_an_evaluation_that_fails_on_the_way_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_fails_on_the_way_loses_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     every = ("train.max_steps=8", "train.eval_every=5", "train.log_every=1")
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the scorer broke"):
         fail_at(patch, 1)
         run(*every, out=tmp_path)
     again = run(*every, out=tmp_path)
     assert again.record["resumed"][0]["step"] == 5
-    assert [line["step"] for line in metric_lines(again.folder) if "loss" in line] == list(range(1, 9))
+    assert [line["step"] for line in metric_lines(again.folder) if "loss" in line] == list(
+        range(1, 9)
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- damaged files
+# --------------------------------------------------------------------------------------------------
+# damaged files
 
 
 def interrupted(out: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Path:
@@ -125,18 +137,27 @@ DAMAGE: list[Callable[[Path], None]] = [flip, cut, empty, foreign, directory]
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", ["state.pt", "factors.pt"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_result_is_that_of_a_run_without_it(
-    name: str, damage: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Any
+    name: str,
+    damage: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Any,
 ) -> None:
     folder = interrupted(tmp_path, monkeypatch, "train.keep_checkpoint=true")
     damage(folder / "checkpoint" / name)
     notes: list[str] = []
     again = run(*LONG, "train.keep_checkpoint=true", out=tmp_path, notes=notes)
     begins = "the first step" if name == "state.pt" else "the initializer"
-    assert notes[0].startswith(f"{folder}/checkpoint/{name} is damaged; starting again from {begins} (")
+    assert notes[0].startswith(
+        f"{folder}/checkpoint/{name} is damaged; starting again from {begins} ("
+    )
     assert (folder / "checkpoint" / f"{name}.damaged").exists()
     assert adapter_bytes(again.folder) == adapter_bytes(whole.folder)
     assert metric_lines(again.folder) == metric_lines(whole.folder)
-    assert again.record["resumed"][0]["step"] == 0 and "is damaged" in again.record["resumed"][0]["notes"][0]
+    assert (
+        again.record["resumed"][0]["step"] == 0
+        and "is damaged" in again.record["resumed"][0]["notes"][0]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -156,13 +177,18 @@ def test_a_damaged_log_keeps_what_is_sound_and_the_record_says_what_is_lost(
     assert metric_lines(again.folder) == [kept[0], *kept[2:]]
     assert adapter_bytes(again.folder) == adapter_bytes(whole.folder)
     [note] = again.record["resumed"][0]["notes"]
-    assert "metrics.jsonl is damaged (kept as metrics.jsonl.damaged): 1 lines could not be read" in note
+    assert (
+        "metrics.jsonl is damaged (kept as metrics.jsonl.damaged): 1 lines could not be read"
+        in note
+    )
 
 
 def test_a_log_that_lost_a_digit_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = interrupted(tmp_path, monkeypatch)
     content = (folder / "metrics.jsonl").read_bytes()
-    (folder / "metrics.jsonl").write_bytes(content.replace(b'"tokens": 1', b'"tokens": 2', 1).replace(b'"epoch": 0', b'"epoch": 1', 1))
+    (folder / "metrics.jsonl").write_bytes(
+        content.replace(b'"tokens": 1', b'"tokens": 2', 1).replace(b'"epoch": 0', b'"epoch": 1', 1)
+    )
     again = run(*LONG, out=tmp_path)
     assert "0 lines could not be read" in again.record["resumed"][0]["notes"][0]
 
@@ -172,7 +198,9 @@ BAD = {
     "empty object": b"{}",
     "not utf-8": b'{"schema": 1, "status": "\xff"}',
     "deep": b"[" * 100_000,
-    "NaN": b'{"schema": 1, "status": "finished", "config": {}, "metrics": {"dev": {"accuracy": NaN}}}',
+    "NaN": (
+        b'{"schema": 1, "status": "finished", "config": {}, "metrics": {"dev": {"accuracy": NaN}}}'
+    ),
     "metrics as a list": b'{"schema": 1, "status": "finished", "config": {}, "metrics": [0.5]}',
     "old schema": b'{"schema": 0, "status": "finished", "config": {}}',
     "half a surrogate pair": b'{"schema": 1, "status": "finished", "config": {"a": "\\ud800"}}',
@@ -193,13 +221,17 @@ def test_a_bad_record_is_listed_as_unreadable_and_run_again(kind: str, tmp_path:
     else:
         (folder / "record.json").write_bytes(BAD[kind])
     [row] = load_records(tmp_path).to_dict("records")
-    assert row["status"] == "unreadable" and str(folder) in row["error"] and "\n" not in row["error"]
+    assert (
+        row["status"] == "unreadable" and str(folder) in row["error"] and "\n" not in row["error"]
+    )
     again = run("train.max_steps=1", out=tmp_path)
     assert not again.already and again.record["status"] == "finished"
     assert (folder / "record.json.damaged").exists() and record_of(folder)["status"] == "finished"
 
 
-def test_a_newer_record_is_refused_by_the_run_and_by_the_table_in_the_same_words(tmp_path: Path, capsys: Any) -> None:
+def test_a_newer_record_is_refused_by_the_run_and_by_the_table_in_the_same_words(
+    tmp_path: Path, capsys: Any
+) -> None:
     from loraexp import load_records
 
     outcome = run("train.max_steps=1", out=tmp_path)
@@ -215,40 +247,60 @@ def test_a_newer_record_is_refused_by_the_run_and_by_the_table_in_the_same_words
     assert cli.main([*argv, "force=true"]) == 0 and record_of(outcome.folder)["schema"] == 1
 
 
-# ---------------------------------------------------------------------------------------------------- several processes
+# --------------------------------------------------------------------------------------------------
+# several processes
 
 
-def test_a_checkpoint_of_two_processes_goes_on_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes under torchrun end at an evaluation; one process goes on, from their step, with their weights."""
+def test_a_checkpoint_of_two_processes_goes_on_with_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes under torchrun end at an evaluation; one process goes on, from their step, with
+    their weights."""
     argv = [*SMOKE, *LONG, f"output_root={tmp_path}"]
     code = (
-        "import sys; from loraexp import cli; from loraexp.tasks.classification import Classification as C\n"
-        "def broken(*a): raise RuntimeError('the scorer broke')\n"
-        "C.compute_metrics = broken; sys.exit(cli.main(sys.argv[1:]))"
+        "import sys; from loraexp import cli; from loraexp.tasks.classification import"
+        " Classification as C\ndef broken(*a): raise RuntimeError('the scorer"
+        " broke')\nC.compute_metrics = broken; sys.exit(cli.main(sys.argv[1:]))"
     )
     script = tmp_path / "broken.py"
     script.write_text(code)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, str(script), *argv], capture_output=True, text=True, env=environment, timeout=200)
+    done = subprocess.run(
+        [*torchrun, str(script), *argv],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=200,
+    )
     folder = folder_of(*LONG, out=tmp_path)
     record = record_of(folder)
-    assert done.returncode != 0 and (record["status"], record["phase"]) == ("failed", "evaluation"), done.stderr[-2000:]
+    assert done.returncode != 0 and (record["status"], record["phase"]) == (
+        "failed",
+        "evaluation",
+    ), done.stderr[-2000:]
     both = tmp_path / "both"
     shutil.copytree(tmp_path / folder.parent.name, both)
     again = run(*LONG, out=tmp_path)
     assert again.record["status"] == "finished"
     [entry] = again.record["resumed"]
-    assert (entry["step"], entry["processes"]) == (6, 1) and "dropout draws new masks" in entry["notes"][0]
+    assert (entry["step"], entry["processes"]) == (6, 1) and "dropout draws new masks" in entry[
+        "notes"
+    ][0]
     assert [line["step"] for line in metric_lines(folder) if "loss" in line] == [2, 4, 6, 8, 10, 12]
 
 
-def test_the_record_says_what_of_the_machine_was_used_and_by_which_algorithms(tmp_path: Path) -> None:
+def test_the_record_says_what_of_the_machine_was_used_and_by_which_algorithms(
+    tmp_path: Path,
+) -> None:
     import torch
 
     during: list[bool] = []
     plain = run("train.max_steps=1", out=tmp_path)
-    assert {plain.record["environment"][key] for key in ("processes", "deterministic")} == {1, False}
+    assert {plain.record["environment"][key] for key in ("processes", "deterministic")} == {
+        1,
+        False,
+    }
     assert plain.record["environment"]["devices"] == ["cpu"]
 
     def noted(*_: Any) -> None:
@@ -262,16 +314,25 @@ def test_the_record_says_what_of_the_machine_was_used_and_by_which_algorithms(tm
 
 
 @pytest.mark.parametrize(
-    "word", ["train.checkpoint_every=soon", "train.checkpoint_every=0min", "train.checkpoint_every=-3", "model.dtype=float16"]
+    "word",
+    [
+        "train.checkpoint_every=soon",
+        "train.checkpoint_every=0min",
+        "train.checkpoint_every=-3",
+        "model.dtype=float16",
+    ],
 )
-def test_what_cannot_be_kept_is_refused_before_anything_is_made(word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_kept_is_refused_before_anything_is_made(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main([*SMOKE, word, f"output_root={tmp_path}"]) == 2
     assert capsys.readouterr().err.startswith(f"loraexp: {word}: ")
     assert not list(tmp_path.iterdir())
 
 
 def test_checkpoints_come_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second passes at every step: with 4s between them, checkpoints of steps 4, 8 and 12, and before the evaluation."""
+    """A second passes at every step: with 4s between them, checkpoints of steps 4, 8 and 12, and
+    before the evaluation."""
     from loraexp.machine import signals
     from loraexp.run import train
 
@@ -284,6 +345,10 @@ def test_checkpoints_come_by_the_clock(tmp_path: Path, monkeypatch: pytest.Monke
         return step(*arguments)
 
     monkeypatch.setattr(train, "step", stepping)
-    monkeypatch.setattr(Checkpoint, "save", lambda self, state: (saved.append(state.progress.step), save(self, state)))
+    monkeypatch.setattr(
+        Checkpoint,
+        "save",
+        lambda self, state: (saved.append(state.progress.step), save(self, state)),
+    )
     run("train.max_steps=14", "train.eval_every=100", "train.checkpoint_every=4s", out=tmp_path)
     assert saved == [4, 8, 12, 14]

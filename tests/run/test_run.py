@@ -27,14 +27,30 @@ def test_a_smoke_run_leaves_a_complete_record(tmp_path: Path) -> None:
     record = json.loads((outcome.folder / "record.json").read_text())
     assert record == json.loads(json.dumps(outcome.record, default=str))
     assert record["status"] == "finished" and record["schema"] == 1
-    assert set(record["metrics"]) == {"held_out", "dev"} and 0 <= record["metrics"]["dev"]["accuracy"] <= 1
-    costs = "init_seconds init_peak_bytes init_forward_sweeps train_seconds train_peak_bytes eval_seconds tokens_per_second"
+    assert (
+        set(record["metrics"]) == {"held_out", "dev"}
+        and 0 <= record["metrics"]["dev"]["accuracy"] <= 1
+    )
+    costs = (
+        "init_seconds init_peak_bytes init_forward_sweeps train_seconds train_peak_bytes"
+        " eval_seconds tokens_per_second"
+    )
     for key in [*costs.split(), "samples_per_second", "adapter_bytes"]:
         assert record["cost"][key] >= 0, key
     assert record["parameters"]["trainable"] < record["parameters"]["total"]
-    assert record["data"]["train"]["rows"] == 256 and len(record["data"]["train"]["fingerprint"]) >= 32 and record["data"]["dev"]["source"]
+    assert (
+        record["data"]["train"]["rows"] == 256
+        and len(record["data"]["train"]["fingerprint"]) >= 32
+        and record["data"]["dev"]["source"]
+    )
     assert {"commit", "dirty", "versions", "hardware", "threads"} <= record["environment"].keys()
-    for name in ("config.yaml", "metrics.jsonl", "adapter/adapter_config.json", "init/adapter_model.safetensors", "init/ledger.json"):
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "adapter/adapter_config.json",
+        "init/adapter_model.safetensors",
+        "init/ledger.json",
+    ):
         assert (outcome.folder / name).exists(), name
     assert not (outcome.folder / "checkpoint").exists()
     steps = [line["step"] for line in metric_lines(outcome.folder) if "loss" in line]
@@ -79,22 +95,37 @@ def test_bf16_runs_and_keeps_float32_factors(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     outcome = run("precision=bf16", out=tmp_path)
-    assert {t.dtype for t in load_file(outcome.folder / "adapter" / "adapter_model.safetensors").values()} == {torch.float32}
+    assert {
+        t.dtype
+        for t in load_file(outcome.folder / "adapter" / "adapter_model.safetensors").values()
+    } == {torch.float32}
 
 
 def test_early_stopping_and_the_best_checkpoint(tmp_path: Path) -> None:
-    """A learning rate too small to change a prediction: the first evaluation stays the best, the run stops after it."""
+    """A learning rate too small to change a prediction: the first evaluation stays the best, the
+    run stops after it."""
     outcome = run("lr=1e-12", "train.patience=1", "train.eval_every=2", out=tmp_path)
     assert outcome.record["best"]["step"] == 2
     assert max(line["step"] for line in metric_lines(outcome.folder)) == 4
 
 
 def test_factors_and_reported_metrics_of_the_way_are_kept(tmp_path: Path) -> None:
-    """The last copy of the factors is the adapter of a run that keeps its last weights; the dev split is in the log at each evaluation."""
-    outcome = run("train.keep_factors_every=4", "train.report_during=true", "train.select=last", out=tmp_path)
+    """The last copy of the factors is the adapter of a run that keeps its last weights; the dev
+    split is in the log at each evaluation."""
+    outcome = run(
+        "train.keep_factors_every=4", "train.report_during=true", "train.select=last", out=tmp_path
+    )
     kept = sorted((outcome.folder / "factors").iterdir())
-    assert [path.name for path in kept] == ["0000004.safetensors", "0000008.safetensors", "0000012.safetensors"]
-    assert kept[-1].read_bytes() == (outcome.folder / "adapter" / "factors.safetensors").read_bytes() != kept[0].read_bytes()
+    assert [path.name for path in kept] == [
+        "0000004.safetensors",
+        "0000008.safetensors",
+        "0000012.safetensors",
+    ]
+    assert (
+        kept[-1].read_bytes()
+        == (outcome.folder / "adapter" / "factors.safetensors").read_bytes()
+        != kept[0].read_bytes()
+    )
     dev = [line["dev/accuracy"] for line in metric_lines(outcome.folder) if "dev/accuracy" in line]
     assert len(dev) == 2 and dev[-1] == outcome.record["metrics"]["dev"]["accuracy"]
 
@@ -104,9 +135,16 @@ def test_a_run_without_factors_cannot_keep_them(tmp_path: Path) -> None:
         run("train.keep_factors_every=4", "init=full", out=tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------- interrupted
+# --------------------------------------------------------------------------------------------------
+# interrupted
 
-LONG = ("train.max_steps=40", "train.checkpoint_every=3", "train.eval_every=10", "train.log_every=2", "optimizer=adamw")
+LONG = (
+    "train.max_steps=40",
+    "train.checkpoint_every=3",
+    "train.eval_every=10",
+    "train.log_every=2",
+    "optimizer=adamw",
+)
 
 
 def in_another_process(overrides: tuple[str, ...], out: str) -> None:
@@ -121,7 +159,9 @@ def killed_at(step: int, context, out: Path, folder: Path) -> None:
     deadline = time.monotonic() + 120
     while process.is_alive() and time.monotonic() < deadline:
         path = folder / "metrics.jsonl"
-        if path.exists() and any(f'"step": {s},' in path.read_text() for s in range(step, step + 4)):
+        if path.exists() and any(
+            f'"step": {s},' in path.read_text() for s in range(step, step + 4)
+        ):
             break
         time.sleep(0.002)
     process.kill()
@@ -135,12 +175,17 @@ def test_kill_9_three_times_and_resume_is_bitwise_the_uninterrupted_run(tmp_path
     folder = folder_of(*LONG, out=tmp_path / "cut")
     for step in sorted(random.Random(os.getpid()).sample(range(4, 36), 3)):
         killed_at(step, context, tmp_path / "cut", folder)
-        assert json.loads((folder / "record.json").read_text())["status"] == "running", f"killed at {step}"
+        assert json.loads((folder / "record.json").read_text())["status"] == "running", (
+            f"killed at {step}"
+        )
         assert (folder / "checkpoint" / "state.pt").exists()
     resumed = run(*LONG, out=tmp_path / "cut")
     assert adapter_bytes(resumed.folder) == adapter_bytes(whole.folder)
     assert metric_lines(resumed.folder) == metric_lines(whole.folder)
-    assert resumed.record["metrics"] == whole.record["metrics"] and resumed.record["best"] == whole.record["best"]
+    assert (
+        resumed.record["metrics"] == whole.record["metrics"]
+        and resumed.record["best"] == whole.record["best"]
+    )
 
 
 def test_two_processes_never_share_a_run(tmp_path: Path) -> None:
@@ -157,20 +202,35 @@ def test_two_processes_never_share_a_run(tmp_path: Path) -> None:
     assert not (folder / "record.json").exists()
 
 
-# ------------------------------------------------------------------------------------------------------ failing
+# --------------------------------------------------------------------------------------------------
+# failing
 
 
-def test_a_failure_leaves_a_record_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    argv = [*SMOKE, "lr=1e30", "optimizer=sgd", "train.max_grad_norm=null", f"output_root={tmp_path}"]
+def test_a_failure_leaves_a_record_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    argv = [
+        *SMOKE,
+        "lr=1e30",
+        "optimizer=sgd",
+        "train.max_grad_norm=null",
+        f"output_root={tmp_path}",
+    ]
     assert cli.main(argv) == 1
     record = json.loads(next(tmp_path.rglob("record.json")).read_text())
     assert record["status"] == "failed" and record["ended"]
-    assert record["error"]["type"] and record["error"]["message"] and ".py:" in record["error"]["where"]
+    assert (
+        record["error"]["type"]
+        and record["error"]["message"]
+        and ".py:" in record["error"]["where"]
+    )
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"loraexp: {record['error']['type']}: ") and "record.json" in last
 
 
-def test_nothing_reachable_is_one_line_with_two_ways(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_nothing_reachable_is_one_line_with_two_ways(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert cli.main([*SMOKE, "model=roberta-base", f"output_root={tmp_path}"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert "FacebookAI/roberta-base" in last and "model.path=DIR" in last and "hub" in last
@@ -191,47 +251,90 @@ def test_damaged_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "has sha256" in capsys.readouterr().err
 
 
-def test_a_grid_makes_four_folders_and_survives_failing_runs(tmp_path: Path, capsys, monkeypatch) -> None:
-    """Two of the four diverge: the others finish, status 1, and the same command runs only what is missing."""
+def test_a_grid_makes_four_folders_and_survives_failing_runs(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """Two of the four diverge: the others finish, status 1, and the same command runs only what is
+    missing."""
     monkeypatch.chdir(tmp_path)
-    argv = [*SMOKE, "-m", "lr=1e-4,1e30", "seed=0,1", "optimizer=sgd", "train.max_grad_norm=null", "train.max_steps=4"]
+    argv = [
+        *SMOKE,
+        "-m",
+        "lr=1e-4,1e30",
+        "seed=0,1",
+        "optimizer=sgd",
+        "train.max_grad_norm=null",
+        "train.max_steps=4",
+    ]
     assert cli.main(argv) == 1
     records = [json.loads(path.read_text()) for path in (tmp_path / "outputs").rglob("record.json")]
-    assert sorted((r["status"], r["config"]["seed"]) for r in records) == [("failed", 0), ("failed", 1), ("finished", 0), ("finished", 1)]
+    assert sorted((r["status"], r["config"]["seed"]) for r in records) == [
+        ("failed", 0),
+        ("failed", 1),
+        ("finished", 0),
+        ("finished", 1),
+    ]
     assert "2 of 4 runs failed" in capsys.readouterr().err
     assert cli.main(argv) == 1
     assert capsys.readouterr().out.count("finished already") == 2
 
 
-def test_a_new_initializer_is_one_function_and_one_yaml(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_new_initializer_is_one_function_and_one_yaml(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
     """The README's example, from a folder of the user's own: alone, and in a grid."""
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    snippet = next(part for part in readme.split("```python\n") if "def my_init" in part).partition("```")[0]
+    snippet = next(part for part in readme.split("```python\n") if "def my_init" in part).partition(
+        "```"
+    )[0]
     (tmp_path / "mine.py").write_text(snippet)
     (tmp_path / "conf" / "init").mkdir(parents=True)
-    (tmp_path / "conf" / "init" / "my_init.yaml").write_text("name: my_init\n_target_: mine.my_init\n_partial_: true\nstart: shifted\n")
+    (tmp_path / "conf" / "init" / "my_init.yaml").write_text(
+        "name: my_init\n_target_: mine.my_init\n_partial_: true\nstart: shifted\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    argv = ["--config-dir", str(tmp_path / "conf"), *SMOKE, "init=my_init", "train.max_steps=2", f"output_root={tmp_path}"]
+    argv = [
+        "--config-dir",
+        str(tmp_path / "conf"),
+        *SMOKE,
+        "init=my_init",
+        "train.max_steps=2",
+        f"output_root={tmp_path}",
+    ]
     assert cli.main(argv) == 0
     assert cli.main(["-m", *argv, "seed=0,1"]) == 0
     assert len(list(tmp_path.rglob("my_init-s*/record.json"))) == 2
     assert cli.main(["verify", str(next(tmp_path.rglob("my_init-s1-*")))]) == 0
     assert cli.main([*argv, "init.strat=shifted"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith("init.strat: there is no such key; nearest: init.start")
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("init.strat: there is no such key; nearest: init.start")
+    )
 
 
-# ------------------------------------------------------------------------------------------------------ verify
+# --------------------------------------------------------------------------------------------------
+# verify
 
 
-@pytest.mark.parametrize("overrides", [("init=lora",), ("init=pissa",), ("init=lora_xs", "lr=1e-2"), ("init=lora_fa",)], ids=lambda o: o[0])
+@pytest.mark.parametrize(
+    "overrides",
+    [("init=lora",), ("init=pissa",), ("init=lora_xs", "lr=1e-2"), ("init=lora_fa",)],
+    ids=lambda o: o[0],
+)
 def test_verify_and_export(overrides, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     outcome = run("train.max_steps=4", *overrides, out=tmp_path)
     assert cli.main(["verify", str(outcome.folder)]) == 0
     assert "agree" in capsys.readouterr().out
-    assert cli.main(["export", str(outcome.folder), "--to", str(tmp_path / "merged"), "--merged"]) == 0
+    assert (
+        cli.main(["export", str(outcome.folder), "--to", str(tmp_path / "merged"), "--merged"]) == 0
+    )
     assert cli.main(["export", str(outcome.folder), "--to", str(tmp_path / "peft")]) == 0
     beside = {"README.md", "labels.json", "tokenizer.json", "tokenizer_config.json"}
-    assert {p.name for p in (tmp_path / "peft").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"} | beside
+    assert {p.name for p in (tmp_path / "peft").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    } | beside
     from transformers import AutoModelForSequenceClassification
 
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
@@ -259,32 +362,71 @@ def test_records_load_as_one_table(tmp_path: Path) -> None:
     (broken / "record.json").write_text('{"schema": 1, "sta')
     table = load_records(tmp_path).set_index("folder")
     row = table.loc[str(outcome.folder)]
-    assert row["seed"] == 3 and row["init.name"] == "cg_lora" and row["dev/accuracy"] == outcome.record["metrics"]["dev"]["accuracy"]
+    assert (
+        row["seed"] == 3
+        and row["init.name"] == "cg_lora"
+        and row["dev/accuracy"] == outcome.record["metrics"]["dev"]["accuracy"]
+    )
     assert table.loc[str(broken), "status"] == "unreadable"  # shown, never dropped
 
 
-# -------------------------------------------------------------------------------------------------- installed
+# --------------------------------------------------------------------------------------------------
+# installed
 
 
 def test_the_installed_wheel_runs_from_another_directory(tmp_path: Path) -> None:
-    """A wheel built from this checkout, unpacked alone on the path: its own conf/, no checkout needed."""
+    """A wheel built from this checkout, unpacked alone on the path: its own conf/, no checkout
+    needed."""
     root = Path(__file__).resolve().parents[2]
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(root)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path),
+        str(root),
+    ]
     subprocess.run(build, check=True, capture_output=True, text=True)
     wheel = next(tmp_path.glob("loraexp-*.whl"))
     target = tmp_path / "installed"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(target),
+        str(wheel),
+    ]
     subprocess.run(install, check=True, capture_output=True, text=True)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = os.environ | {"PYTHONPATH": str(target)}
-    code = "import sys, loraexp, loraexp.cli as c; s = c.main(sys.argv[1:]); print(loraexp.__file__, 'wandb' in sys.modules); sys.exit(s)"
-    command = [sys.executable, "-c", code, "experiment=smoke", "train.max_steps=2", "wandb.mode=disabled"]
-    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120)
+    code = (
+        "import sys, loraexp, loraexp.cli as c; s = c.main(sys.argv[1:]); print(loraexp.__file__,"
+        " 'wandb' in sys.modules); sys.exit(s)"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "experiment=smoke",
+        "train.max_steps=2",
+        "wandb.mode=disabled",
+    ]
+    done = subprocess.run(
+        command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert next((elsewhere / "outputs").rglob("record.json"))
     file, imported = done.stdout.split()[-2:]
-    assert file.startswith(str(target)) and imported == "False"  # wandb.mode=disabled imports nothing of W&B
+    # wandb.mode=disabled imports nothing of W&B
+    assert file.startswith(str(target)) and imported == "False"
     examples = root / "examples"
     words = [f"task.data_dir={examples}", "--config-dir", str(examples / "conf")]
     lines = [
@@ -294,9 +436,13 @@ def test_the_installed_wheel_runs_from_another_directory(tmp_path: Path) -> None
     ]
     for line in lines:
         command = [sys.executable, "-m", "loraexp", *line]
-        done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr[-2000:]
     assert "negative gradient" in done.stdout and "faster B" in done.stdout
     script = [sys.executable, str(examples / "compare.py")]
-    done = subprocess.run(script, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        script, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0 and "'finished': 12" in done.stdout, done.stderr[-2000:]

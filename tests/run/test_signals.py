@@ -1,4 +1,5 @@
-"""Real processes that are told to stop: they end with a checkpoint, say so, and the same command goes on bit by bit."""
+"""Real processes that are told to stop: they end with a checkpoint, say so, and the same command
+goes on bit by bit."""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ import pytest
 
 from tests.support.runs import SMOKE, folder_of, metric_lines, run
 
-LONG = ("train.max_steps=200", "train.checkpoint_every=1h", "train.eval_every=100", "train.log_every=5")
+LONG = (
+    "train.max_steps=200",
+    "train.checkpoint_every=1h",
+    "train.eval_every=100",
+    "train.log_every=5",
+)
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
 
 
@@ -25,15 +31,21 @@ def start(words: tuple[str, ...], folder: Path, *prefix: str) -> subprocess.Pope
     """The command in a session of its own, once its log has passed step 20."""
     command = [sys.executable, *(prefix or ("-m",)), "loraexp", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
     wait_for(lambda: logged(folder) >= 20, process)
     return process
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(
+    condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120
+) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"ended early: {process.stderr.read() if process.stderr else ''}"
+        assert process.poll() is None, (
+            f"ended early: {process.stderr.read() if process.stderr else ''}"
+        )
         assert time.monotonic() < deadline, "took too long"
         time.sleep(0.005)
 
@@ -58,8 +70,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return run(*LONG, out=tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 143), ("SIGUSR1", 143)])
-def test_a_signal_ends_with_a_checkpoint_and_the_same_command_goes_on(name: str, status: int, tmp_path: Path, whole: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 143), ("SIGUSR1", 143)]
+)
+def test_a_signal_ends_with_a_checkpoint_and_the_same_command_goes_on(
+    name: str, status: int, tmp_path: Path, whole: Any
+) -> None:
     folder = folder_of(*LONG, out=tmp_path)
     process = start((*SMOKE, *LONG, f"output_root={tmp_path}"), folder)
     process.send_signal(getattr(signal, name))
@@ -67,19 +83,36 @@ def test_a_signal_ends_with_a_checkpoint_and_the_same_command_goes_on(name: str,
     assert process.returncode == status
     record = record_of(folder)
     step = record_of(folder)["error"]["message"].split(" at step ")[1].split(" of ")[0]
-    assert said.splitlines()[-1] == f"loraexp: interrupted by {name} at step {step} of 200; the same command goes on there"
-    assert record["status"] == "interrupted" and record["ended"] and (folder / "checkpoint" / "state.pt").exists()
+    assert (
+        said.splitlines()[-1]
+        == f"loraexp: interrupted by {name} at step {step} of 200; the same command goes on there"
+    )
+    assert (
+        record["status"] == "interrupted"
+        and record["ended"]
+        and (folder / "checkpoint" / "state.pt").exists()
+    )
     assert not list(folder.rglob(".*.[0-9]*")) and not (folder / ".reserve").exists()
     notes: list[str] = []
     again = run(*LONG, out=tmp_path, notes=notes)
     assert notes == [f"resumed at step {step} of 200"]
-    assert adapter_bytes(folder) == adapter_bytes(whole.folder) and metric_lines(folder) == metric_lines(whole.folder)
-    assert again.record["metrics"] == whole.record["metrics"] and again.record["resumed"][0]["step"] == int(step)
+    assert adapter_bytes(folder) == adapter_bytes(whole.folder) and metric_lines(
+        folder
+    ) == metric_lines(whole.folder)
+    assert again.record["metrics"] == whole.record["metrics"] and again.record["resumed"][0][
+        "step"
+    ] == int(step)
 
 
 def test_a_signal_while_evaluating_stops_at_once(tmp_path: Path) -> None:
     """The checkpoint was written before the evaluation, so nothing is waited for."""
-    words = ("train.max_steps=20", "train.log_every=5", "train.eval_batch_size=1", "task.limit_eval=null", "task.limit_train=null")
+    words = (
+        "train.max_steps=20",
+        "train.log_every=5",
+        "train.eval_batch_size=1",
+        "task.limit_eval=null",
+        "task.limit_train=null",
+    )
     folder = folder_of(*words, out=tmp_path)
     process = start((*SMOKE, *words, f"output_root={tmp_path}"), folder)
     wait_for(lambda: (folder / "adapter" / "factors.safetensors").exists(), process)
@@ -87,8 +120,13 @@ def test_a_signal_while_evaluating_stops_at_once(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 143 and time.monotonic() - began < 10
-    assert said.splitlines()[-1] == "loraexp: interrupted by SIGTERM while evaluating; the same command goes on"
-    assert record_of(folder)["status"] == "interrupted" and record_of(folder)["phase"] == "evaluation"
+    assert (
+        said.splitlines()[-1]
+        == "loraexp: interrupted by SIGTERM while evaluating; the same command goes on"
+    )
+    assert (
+        record_of(folder)["status"] == "interrupted" and record_of(folder)["phase"] == "evaluation"
+    )
 
 
 @pytest.mark.parametrize("whom", ["the launcher", "one worker"])
@@ -101,12 +139,16 @@ def test_under_torchrun_every_process_stops_at_the_same_step(whom: str, tmp_path
     _, said = process.communicate(timeout=30)
     assert process.returncode != 0
     record = record_of(folder)
-    assert record["status"] == "interrupted" and " at step " in record["error"]["message"], said[-2000:]
+    assert record["status"] == "interrupted" and " at step " in record["error"]["message"], said[
+        -2000:
+    ]
     step = int(record["error"]["message"].split(" at step ")[1].split(" of ")[0])
     assert not any(worker.is_running() for worker in workers)
     again = run(*LONG, out=tmp_path)
     assert again.record["resumed"][0]["step"] == step >= 20 and again.record["status"] == "finished"
-    assert [line["step"] for line in metric_lines(folder) if "loss" in line] == list(range(5, 201, 5))
+    assert [line["step"] for line in metric_lines(folder) if "loss" in line] == list(
+        range(5, 201, 5)
+    )
 
 
 SWEEP = """
@@ -128,16 +170,22 @@ settings: {rank: 8}
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_a_sweep_that_is_told_to_stop_tells_its_workers(launcher: str, tmp_path: Path) -> None:
-    """Only the command gets the signal: its runs end with checkpoints, those that wait do not begin, and all go on later."""
+    """Only the command gets the signal: its runs end with checkpoints, those that wait do not
+    begin, and all go on later."""
     (tmp_path / "mine.yaml").write_text(SWEEP)
     out = tmp_path / "outputs"
     words = ["sweep", str(tmp_path / "mine.yaml"), f"output_root={out}"]
     words += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"] * (launcher == "joblib")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "loraexp", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
     running = 2 if launcher == "joblib" else 1
-    wait_for(lambda: sum(logged(path.parent) >= 20 for path in out.rglob("metrics.jsonl")) >= running, process)
+    wait_for(
+        lambda: sum(logged(path.parent) >= 20 for path in out.rglob("metrics.jsonl")) >= running,
+        process,
+    )
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 143, said[-2000:]
@@ -147,5 +195,7 @@ def test_a_sweep_that_is_told_to_stop_tells_its_workers(launcher: str, tmp_path:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     records = [json.loads(path.read_text()) for path in out.rglob("record.json")]
-    assert sorted(r["config"]["seed"] for r in records) == [0, 1, 2] and {r["status"] for r in records} == {"finished"}
+    assert sorted(r["config"]["seed"] for r in records) == [0, 1, 2] and {
+        r["status"] for r in records
+    } == {"finished"}
     assert sum(bool(r.get("resumed")) for r in records) == running

@@ -1,4 +1,5 @@
-"""The loop where it is exact: gradients do not depend on how a step is cut, padded or shared between processes."""
+"""The loop where it is exact: gradients do not depend on how a step is cut, padded or shared
+between processes."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from loraexp.run.batches import epoch_batches, micro_batches, schedule
 from loraexp.run.train import accumulate_gradient
 
 
-def adapted(*overrides: str, dtype: torch.dtype = torch.float64) -> tuple[torch.nn.Module, experiment.Any, Adapters]:
+def adapted(
+    *overrides: str, dtype: torch.dtype = torch.float64
+) -> tuple[torch.nn.Module, experiment.Any, Adapters]:
     """A tiny model in float64 with adapters that are not at zero, and its task; no dropout."""
     cell = ["experiment=smoke", *overrides]
     settings, plain = config.check(config.compose(cell))
@@ -42,7 +45,9 @@ def gradient(model, task, adapters, parts, pad_to=None) -> dict[str, torch.Tenso
     for p in adapters.trainable():
         p.grad = None
     batches = [task.collate(task.splits["train"], rows, pad_to=pad_to) for rows in parts]
-    accumulate_gradient(model, task, batches, precision="fp32", processes=Processes("cpu"), clock=Stopwatch())
+    accumulate_gradient(
+        model, task, batches, precision="fp32", processes=Processes("cpu"), clock=Stopwatch()
+    )
     return {name: p.grad.clone() for name, p in adapters.named_trainable().items()}
 
 
@@ -51,8 +56,12 @@ def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(task: str, tmp_path:
     if task == "task=stsb":
         folder = tmp_path / "STS-B"
         folder.mkdir()
-        header = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
-        lines = [f"{i}\tg\tf\ty\t{i}\ts\ts\t{'a man ' * (i % 5 + 1)}\ta dog runs {i}\t{i % 5}.0\n" for i in range(64)]
+        header = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\t"
+        header += "sentence1\tsentence2\tscore\n"
+        lines = [
+            f"{i}\tg\tf\ty\t{i}\ts\ts\t{'a man ' * (i % 5 + 1)}\ta dog runs {i}\t{i % 5}.0\n"
+            for i in range(64)
+        ]
         for name in ("train", "dev"):
             (folder / f"{name}.tsv").write_text(header + "".join(lines))
         model, made, adapters = adapted(task, f"task.data_dir={tmp_path}")
@@ -76,7 +85,9 @@ def test_padding_contributes_nothing() -> None:
 
 
 @pytest.mark.parametrize("length_buckets", [False, True])
-def test_an_epoch_has_every_row_once_and_depends_on_seed_and_epoch_alone(length_buckets: bool) -> None:
+def test_an_epoch_has_every_row_once_and_depends_on_seed_and_epoch_alone(
+    length_buckets: bool,
+) -> None:
     lengths = np.random.default_rng(0).integers(3, 60, 1003)
 
     def rows(seed: int, epoch: int) -> list[np.ndarray]:
@@ -98,8 +109,8 @@ def test_micro_batches_are_the_batch_sorted_by_length() -> None:
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
 def test_schedules_against_transformers(kind: str) -> None:
-    """The same factors as the schedules that the papers' scripts take from transformers, one step later in the warm-up
-    (theirs begins with a step at learning rate 0)."""
+    """The same factors as the schedules that the papers' scripts take from transformers, one step
+    later in the warm-up (theirs begins with a step at learning rate 0)."""
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -120,11 +131,21 @@ def test_two_processes_have_the_gradient_of_one_and_one_record(tmp_path: Path) -
     import sys
 
     script = Path(__file__).parents[1] / "support" / "two_processes.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+        str(tmp_path),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("gradients agree") == 2 and done.stdout.count("sharded base agrees") == 2
+    assert (
+        done.stdout.count("gradients agree") == 2 and done.stdout.count("sharded base agrees") == 2
+    )
     assert len(list(tmp_path.rglob("record.json"))) == 1
     assert len(list(tmp_path.rglob("run-*.wandb"))) == 1
     assert done.stdout.count("record: ") == 1

@@ -12,7 +12,8 @@ from loraexp.scoring.answers import COMMONSENSE_WORDS, COMPARERS, EXTRACTORS
 from loraexp.scoring.mathematics import last_boxed, normal_form
 from tests.support.helpers import shared_data
 
-# What follows the marker; the number as meant; as LoRA-GA's and LoRA-One's code reads it; as LoRA-SB's and LoRA-DA's.
+# What follows the marker; the number as meant; as LoRA-GA's and LoRA-One's code reads it; as
+# LoRA-SB's and LoRA-DA's.
 NUMBERS = [
     ("18", "18", "18", "18"),
     ("1,234", "1234", "1", "1234"),
@@ -109,7 +110,9 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "meant", "hashes", "rounded"), NUMBERS, ids=[repr(row[0]) for row in NUMBERS])
+@pytest.mark.parametrize(
+    ("text", "meant", "hashes", "rounded"), NUMBERS, ids=[repr(row[0]) for row in NUMBERS]
+)
 def test_numbers(text: str, meant: str | None, hashes: str, rounded: str | None) -> None:
     direct, stepwise = f"2 + 99 = 7\n#### {text}", f"The answer is: 99. No. The answer is: {text}"
     assert EXTRACTORS["gsm8k_lora_ga"](direct) == meant
@@ -123,7 +126,12 @@ def test_numbers(text: str, meant: str | None, hashes: str, rounded: str | None)
 
 
 def test_there_are_enough_golden_strings() -> None:
-    assert len(NUMBERS) >= 60 and len(COT) * 2 + len(NUMBERS) >= 60 and len(FINAL) >= 60 and len(WORDS) * len(COMMONSENSE_WORDS) >= 60
+    assert (
+        len(NUMBERS) >= 60
+        and len(COT) * 2 + len(NUMBERS) >= 60
+        and len(FINAL) >= 60
+        and len(WORDS) * len(COMMONSENSE_WORDS) >= 60
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,11 +140,13 @@ def test_there_are_enough_golden_strings() -> None:
         ("gsm8k_lora_ga", "#### 5 then #### 6", "5"),  # the first
         ("gsm8k_lora_ga_released", "#### x #### 6", "6"),  # the first that digits follow
         ("gsm8k_lora_ga", "The answer is 5", None),
-        ("gsm8k_lora_ga_released", "The answer is 5", "0"),  # no answer is zero, and right where the truth is zero
+        # no answer is zero, and right where the truth is zero
+        ("gsm8k_lora_ga_released", "The answer is 5", "0"),
         ("gsm8k_lora_ga_released", "####7", "7"),
         ("gsm8k_lora_da", "#### 5\n#### 6", "6"),  # the last
         ("gsm8k_lora_da", "The answer is: 4\n#### 6", "6"),
-        ("gsm8k_lora_sb", "The answer is: 5. Wait, the answer is: 6", "5"),  # exactly as it is written
+        # exactly as it is written
+        ("gsm8k_lora_sb", "The answer is: 5. Wait, the answer is: 6", "5"),
         ("gsm8k_lora_sb", "The answer is 5", None),
         ("gsm8k_lora_sb", "#### 5", None),
         ("gsm8k_lora_sb_released", "The answer is: 5/0", "5"),
@@ -163,7 +173,8 @@ COT = [
     ("The answer is 5. The answer is 6.", "5.", "6."),
     ("the answer is 7.", None, "7."),
     ("So 3 + 4 = 7", None, "7"),
-    ("The answer is 7", None, "7"),  # one character must follow: a lone digit without a stop is not read
+    # one character must follow: a lone digit without a stop is not read
+    ("The answer is 7", None, "7"),
     ("The answer is 17", "1", "17"),  # and of two digits the last is that character
     ("It cost $1,000 and 3", None, "3"),
     ("none", None, None),
@@ -173,7 +184,10 @@ COT = [
 
 @pytest.mark.parametrize(("text", "strict", "flexible"), COT)
 def test_eight_shots(text: str, strict: str | None, flexible: str | None) -> None:
-    assert (EXTRACTORS["gsm8k_cot_strict"](text), EXTRACTORS["gsm8k_cot_flexible"](text)) == (strict, flexible)
+    assert (EXTRACTORS["gsm8k_cot_strict"](text), EXTRACTORS["gsm8k_cot_flexible"](text)) == (
+        strict,
+        flexible,
+    )
 
 
 def test_eight_shots_read_as_lm_evals_own_filters() -> None:
@@ -184,8 +198,12 @@ def test_eight_shots_read_as_lm_evals_own_filters() -> None:
         ("gsm8k_cot_strict", r"The answer is (\-?[0-9\.\,]+).", 0),
         ("gsm8k_cot_flexible", r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1),
     ):
-        filtered = RegexFilter(pattern, group_select=group).apply([[text] for text in texts], [{} for _ in texts])
-        assert [EXTRACTORS[name](text) or "[invalid]" for text in texts] == [one[0] for one in filtered]
+        filtered = RegexFilter(pattern, group_select=group).apply(
+            [[text] for text in texts], [{} for _ in texts]
+        )
+        assert [EXTRACTORS[name](text) or "[invalid]" for text in texts] == [
+            one[0] for one in filtered
+        ]
 
 
 # A MATH output; the answer in it.
@@ -196,7 +214,10 @@ FINAL = [
     (r"first \boxed{1}, then \boxed{2}", "2"),
     (r"\boxed{\left( 3, \frac{\pi}{2} \right)}", r"\left( 3, \frac{\pi}{2} \right)"),
     (r"\boxed{\text{even}}", r"\text{even}"),
-    (r"\boxed{\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}}", r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}"),
+    (
+        r"\boxed{\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}}",
+        r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}",
+    ),
     (r"\boxed{x^{2^{3}}}", "x^{2^{3}}"),
     (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
     (r"\boxed{ 7 }", "7"),
@@ -305,27 +326,45 @@ def test_final_answers_as_released(text: str, answer: str | None) -> None:
     ],
 )
 def test_mathematics_compared(answer: str, truth: str, meant: bool, released: bool) -> None:
-    assert (COMPARERS["math"](answer, truth), COMPARERS["math_lora_sb_released"](answer, truth)) == (meant, released)
+    assert (
+        COMPARERS["math"](answer, truth),
+        COMPARERS["math_lora_sb_released"](answer, truth),
+    ) == (meant, released)
 
 
 def test_every_real_answer_is_found_in_its_solution_and_equals_itself() -> None:
-    rows = [json.loads(line) for line in shared_data("math", "math500_test.jsonl").read_text().splitlines()]
-    wrong = [row["unique_id"] for row in rows if not COMPARERS["math"](EXTRACTORS["math"](row["solution"]), row["answer"])]
+    rows = [
+        json.loads(line)
+        for line in shared_data("math", "math500_test.jsonl").read_text().splitlines()
+    ]
+    wrong = [
+        row["unique_id"]
+        for row in rows
+        if not COMPARERS["math"](EXTRACTORS["math"](row["solution"]), row["answer"])
+    ]
     assert wrong == [] and len(rows) == 500
-    assert all(normal_form(normal_form(row["answer"])) == normal_form(row["answer"]) for row in rows)
+    assert all(
+        normal_form(normal_form(row["answer"])) == normal_form(row["answer"]) for row in rows
+    )
 
 
 def test_every_real_gsm8k_answer_is_read() -> None:
-    answers = [json.loads(line)["answer"] for line in shared_data("gsm8k", "test.jsonl").read_text().splitlines()]
+    answers = [
+        json.loads(line)["answer"]
+        for line in shared_data("gsm8k", "test.jsonl").read_text().splitlines()
+    ]
     expected = [str(int(answer.split("#### ")[1].replace(",", ""))) for answer in answers]
     assert [EXTRACTORS["gsm8k_lora_ga"](answer) for answer in answers] == expected
     released = [re.search(r"####\s*(\d+)", answer) for answer in answers]
-    misread = sum(found is None or found[1] != truth for found, truth in zip(released, expected, strict=True))
+    misread = sum(
+        found is None or found[1] != truth for found, truth in zip(released, expected, strict=True)
+    )
     ours = [EXTRACTORS["gsm8k_lora_ga_released"](answer) for answer in answers]
     assert misread == sum(a != b for a, b in zip(ours, expected, strict=True)) == 16
 
 
-# What follows in a text, with {0} and {1} for a benchmark's first two words; the answer; the answer in any case.
+# What follows in a text, with {0} and {1} for a benchmark's first two words; the answer; the answer
+# in any case.
 WORDS = [
     ("the correct answer is {0}", "{0}", "{0}"),
     ("{1}", "{1}", "{1}"),
@@ -345,13 +384,18 @@ def test_words(benchmark: str, text: str, exact: str | None, lower: str | None) 
     first, second = COMMONSENSE_WORDS[benchmark][:2]
 
     def filled(pattern: str | None) -> str | None:
-        return pattern and pattern.replace("{0upper}", first.upper()).replace("{0}", first).replace("{1}", second)
+        return pattern and pattern.replace("{0upper}", first.upper()).replace("{0}", first).replace(
+            "{1}", second
+        )
 
     assert EXTRACTORS[f"{benchmark}_first"](filled(text) or "") == filled(exact)
     assert EXTRACTORS[f"{benchmark}_first_lower"](filled(text) or "") == filled(lower)
 
 
-@pytest.mark.parametrize("benchmark", ["boolq", "piqa", "social_i_qa", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa"])
+@pytest.mark.parametrize(
+    "benchmark",
+    ["boolq", "piqa", "social_i_qa", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa"],
+)
 def test_words_are_those_of_the_real_answers(benchmark: str) -> None:
     rows = json.loads(shared_data("commonsense", benchmark, "test.json").read_text())
     assert all(EXTRACTORS[f"{benchmark}_first"](row["output"]) == row["answer"] for row in rows)
@@ -389,7 +433,10 @@ def test_code(text: str, meant: str | None) -> None:
         (BODY, BODY),
         (BODY + "\n```\nThis adds one.", BODY + "\nThis adds one."),  # no longer Python
         ('def f(x):\n    """Add\n    one."""\n\n    return x + 1', BODY),
-        ("def f(x):\n  if x:\n     return 1\n  return 2", "def f(x):\n    if x:\n        return 1\n    return 2"),
+        (
+            "def f(x):\n  if x:\n     return 1\n  return 2",
+            "def f(x):\n    if x:\n        return 1\n    return 2",
+        ),
         ("  def f(x):\n      return x + 1", BODY),
         ("    return 1", "    return 1"),
         ("def f(x):\n    return g(x,\n             1)", "def f(x):\n    return g(x,\n        1)"),
@@ -420,5 +467,7 @@ def test_nothing_takes_long_on_a_long_text() -> None:
 def test_nothing_is_never_right() -> None:
     assert not any(comparer(None, "") or comparer(None, "0") for comparer in COMPARERS.values())
     assert COMPARERS["number"]("1/3", "1/3") and not COMPARERS["number"]("x", "x")
-    assert COMPARERS["gsm8k_cot"]("1,234.", "1234") and COMPARERS["gsm8k_cot"]("$5", "Working.\n#### 5")
+    assert COMPARERS["gsm8k_cot"]("1,234.", "1234") and COMPARERS["gsm8k_cot"](
+        "$5", "Working.\n#### 5"
+    )
     assert last_boxed("x") is None

@@ -1,4 +1,5 @@
-"""Every attack of the table is held, whoever runs the sandbox: root (as in a container) and an ordinary user."""
+"""Every attack of the table is held, whoever runs the sandbox: root (as in a container) and an
+ordinary user."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ SECRET = "do-not-tell"
 
 @pytest.fixture()
 def secrets(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What an attack could find: a token in the environment, a key of the session, a file, and a server that listens."""
+    """What an attack could find: a token in the environment, a key of the session, a file, and a
+    server that listens."""
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     file = Path("/tmp/loraexp-test")
     file.write_text(SECRET)
@@ -51,24 +53,35 @@ def test_an_attack_is_tried_and_held(group: str, user: str, secrets: int) -> Non
         text = ordinary.python(CAMPAIGN, group, env={"WANDB_API_KEY": SECRET}, own=True)
     outcomes = json.loads(text)
     table = {attack.name: attack for attack in attacks()}
-    assert [one[0] for one in outcomes] == [attack.name for attack in attacks() if attack.group == group] != []
+    assert (
+        [one[0] for one in outcomes]
+        == [attack.name for attack in attacks() if attack.group == group]
+        != []
+    )
     assert [one for one in outcomes if not held(table[one[0]], one[1], one[2])] == []
 
 
 def test_the_attacks_are_attacks() -> None:
     """Without walls those that look and call get there, so that what the table asserts can fail."""
     harmless = [
-        "memory that belongs to a file (memfd)", "System V memory", "IPv6", "many processes seen", "the machine's /tmp",
-    ]  # fmt: skip
+        "memory that belongs to a file (memfd)",
+        "System V memory",
+        "IPv6",
+        "many processes seen",
+        "the machine's /tmp",
+    ]
     Path("/tmp/loraexp-test").write_text(SECRET)
     program = (
-        "import json, sys\nfrom loraexp.scoring import sandbox\nfrom tests.support.attacks import attacks\n"
-        f"for one in attacks():\n    if one.name in {harmless!r}:\n"
-        "        print(json.dumps([one.name, sandbox.run(one.program.replace('REACHED', 'GOT'), unsafe_code=True).output]))"
+        "import json, sys\nfrom loraexp.scoring import sandbox\nfrom tests.support.attacks import"
+        f" attacks\nfor one in attacks():\n    if one.name in {harmless!r}:\n       "
+        " print(json.dumps([one.name, sandbox.run(one.program.replace('REACHED', 'GOT'),"
+        " unsafe_code=True).output]))"
     )
     lines = ordinary.python(program, env={"WANDB_API_KEY": SECRET}, own=True).splitlines()
     Path("/tmp/loraexp-test").unlink()
-    assert sorted(name for name, output in map(json.loads, lines) if "GOT" in output) == sorted(harmless), lines
+    assert sorted(name for name, output in map(json.loads, lines) if "GOT" in output) == sorted(
+        harmless
+    ), lines
 
 
 @needs_sandbox

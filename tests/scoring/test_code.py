@@ -1,4 +1,5 @@
-"""HumanEval's 164 canonical solutions in every form that people and models write code in: all of them pass."""
+"""HumanEval's 164 canonical solutions in every form that people and models write code in: all of
+them pass."""
 
 from __future__ import annotations
 
@@ -73,7 +74,9 @@ FORMS: dict[str, Form] = {
     "the whole and prose without a fence": lambda row: whole(row) + "\n" + PROSE,
     "the whole without docstrings": bare,
     "the whole, indented": lambda row: indented(whole(row), "    "),
-    "the whole, tabs": lambda row: re.sub(r"(?m)^( {4})+", lambda m: "\t" * (len(m[0]) // 4), bare(row)),
+    "the whole, tabs": lambda row: re.sub(
+        r"(?m)^( {4})+", lambda m: "\t" * (len(m[0]) // 4), bare(row)
+    ),
     "python": lambda row: block(whole(row)) + PROSE,
     "python3": lambda row: block(whole(row), "python3"),
     "PYTHON": lambda row: block(whole(row), "PYTHON"),
@@ -88,26 +91,51 @@ FORMS: dict[str, Form] = {
     "CRLF without a fence": lambda row: whole(row).replace("\n", "\r\n"),
     "a block never closed": lambda row: "Here it is:\n```python\n" + whole(row),
     "code on the fence's line": lambda row: f"```{bare(row).lstrip()}\n```",
-    "a shell block first": lambda row: block("pip install numpy\npython solution.py", "bash") + block(whole(row)),
-    "a shell block without a language first": lambda row: block("$ pip install numpy", "") + block(whole(row)),
-    "prose that begins with if": lambda row: "if you want it fast, take this:\n" + block(whole(row)),
-    "prose that begins with for": lambda row: "for this task we write a loop.\n\n" + block(whole(row)),
-    "prose that begins with return": lambda row: "return the result as follows:\n\n" + block(whole(row)),
-    "prose with inline code": lambda row: f"We define `{row['entry_point']}(x)`:\n\n" + block(whole(row)) + "\nUse `print`.",
+    "a shell block first": lambda row: (
+        block("pip install numpy\npython solution.py", "bash") + block(whole(row))
+    ),
+    "a shell block without a language first": lambda row: (
+        block("$ pip install numpy", "") + block(whole(row))
+    ),
+    "prose that begins with if": lambda row: (
+        "if you want it fast, take this:\n" + block(whole(row))
+    ),
+    "prose that begins with for": lambda row: (
+        "for this task we write a loop.\n\n" + block(whole(row))
+    ),
+    "prose that begins with return": lambda row: (
+        "return the result as follows:\n\n" + block(whole(row))
+    ),
+    "prose with inline code": lambda row: (
+        f"We define `{row['entry_point']}(x)`:\n\n" + block(whole(row)) + "\nUse `print`."
+    ),
     "one word of prose": lambda row: "Solution\n" + block(whole(row)),
-    "in a list": lambda row: "1. Write it:\n\n" + indented(block(whole(row)), "   ") + "\n2. Test it.",
-    "an example of its use afterwards": lambda row: block(whole(row)) + "Use:\n" + block(f"print({row['entry_point']}())"),
-    "imports in a block of their own": lambda row: block("import math") + "and\n" + block(whole(row)),
+    "in a list": lambda row: (
+        "1. Write it:\n\n" + indented(block(whole(row)), "   ") + "\n2. Test it."
+    ),
+    "an example of its use afterwards": lambda row: (
+        block(whole(row)) + "Use:\n" + block(f"print({row['entry_point']}())")
+    ),
+    "imports in a block of their own": lambda row: (
+        block("import math") + "and\n" + block(whole(row))
+    ),
     "the prompt's block closed, then another": lambda row: "```\n\nSure:\n\n" + block(whole(row)),
-    "a test in the same block": lambda row: block(whole(row) + f"\n\nassert callable({row['entry_point']})"),
-    "cut off in what follows": lambda row: whole(row) + f"\n\ndef test_{row['entry_point']}():\n    assert (1 ==",
+    "a test in the same block": lambda row: block(
+        whole(row) + f"\n\nassert callable({row['entry_point']})"
+    ),
+    "cut off in what follows": lambda row: (
+        whole(row) + f"\n\ndef test_{row['entry_point']}():\n    assert (1 =="
+    ),
     "twice": lambda row: block(whole(row)) + "or, the same:\n" + block(whole(row)),
 }
 
 
 def programs(form: Form) -> list[str]:
     return [
-        case(Question("", row["test"], opening=row["prompt"], entry=row["entry_point"]), python_of(form(row)) or "").whole()
+        case(
+            Question("", row["test"], opening=row["prompt"], entry=row["entry_point"]),
+            python_of(form(row)) or "",
+        ).whole()
         for row in rows()
     ]
 
@@ -127,7 +155,8 @@ assert not failed, f'{{len(failed)}} failed: {{failed[:5]}}'
 
 @cache
 def failures(sources: tuple[str, ...]) -> str:
-    """What is wrong with the programs, run together in one sandbox; nothing where all come to their end."""
+    """What is wrong with the programs, run together in one sandbox; nothing where all come to their
+    end."""
     limits = sandbox.Limits(seconds=120.0)
     outcome = sandbox.run(RUN_ALL.format(sources=dict(enumerate(sources))), limits=limits)
     return "" if outcome.passed else outcome.output[-3000:]
@@ -142,26 +171,38 @@ def test_every_canonical_solution_passes_in_this_form(name: str) -> None:
         pytest.skip(str(sandbox.problem()))
     made = programs(FORMS[name])
     assert len(made) == 164
-    new = tuple(dict.fromkeys(source for source in made if source not in PASSED))  # an equal program has passed in another form
+    # an equal program has passed in another form
+    new = tuple(dict.fromkeys(source for source in made if source not in PASSED))
     assert failures(new) == ""
     PASSED.update(new)
 
 
 def llama_like() -> Any:
-    """A tokenizer that joins as LLaMA's: ▁ for a space, one in front of a text, and a decoder that strips one space."""
+    """A tokenizer that joins as LLaMA's: ▁ for a space, one in front of a text, and a decoder that
+    strips one space."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     characters = sorted({"▁", *"".join(whole(row) for row in rows()).replace(" ", "▁")})
-    vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", *characters, "▁▁", "▁▁▁▁"])}
-    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[("▁", "▁"), ("▁▁", "▁▁")], unk_token="<unk>"))
+    vocabulary = {
+        token: index
+        for index, token in enumerate(["<unk>", "<s>", "</s>", *characters, "▁▁", "▁▁▁▁"])
+    }
+    inner = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[("▁", "▁"), ("▁▁", "▁▁")], unk_token="<unk>")
+    )
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="</s>", bos_token="<s>")
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", eos_token="</s>", bos_token="<s>"
+    )
 
 
 def test_an_answer_keeps_its_first_space() -> None:
-    """Alone, a LLaMA's tokens of a body begin with 3 spaces and not with 4; with the prompt they are the body."""
+    """Alone, a LLaMA's tokens of a body begin with 3 spaces and not with 4; with the prompt they
+    are the body."""
     tokenizer = llama_like()
     alone = 0
     for row in rows():

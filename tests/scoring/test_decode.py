@@ -1,4 +1,5 @@
-"""The decoding loop: rows leave and join, prompts are read once, and every answer is that of transformers' own loop."""
+"""The decoding loop: rows leave and join, prompts are read once, and every answer is that of
+transformers' own loop."""
 
 from __future__ import annotations
 
@@ -13,13 +14,19 @@ from loraexp.models import load
 from loraexp.scoring import decode, generate
 from tests.models.test_text_models import settings_of
 
-PROMPTS = [f"Q: {'Ann has an apple. ' * (7 * i % 5)}How many {'more ' * (i % 3)}{i}?\nA: " for i in range(11)] + ["no"] * 3
+PROMPTS = [
+    f"Q: {'Ann has an apple. ' * (7 * i % 5)}How many {'more ' * (i % 3)}{i}?\nA: "
+    for i in range(11)
+] + ["no"] * 3
 
 
 def loaded(name: str) -> tuple[nn.Module, Any]:
     """A tiny model whose answers differ, and end."""
     settings = settings_of(name)
-    model, tokenizer = load.load_model(settings, dtype=torch.float32, head_seed=0), load.load_tokenizer(settings)
+    model, tokenizer = (
+        load.load_model(settings, dtype=torch.float32, head_seed=0),
+        load.load_tokenizer(settings),
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)
@@ -30,16 +37,28 @@ def ending(model: nn.Module, tokenizer: Any) -> None:
     """The tokens that the model likes best end an answer, so that answers have many lengths."""
     ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        given = {} if not model.config.is_encoder_decoder else {"decoder_input_ids": torch.zeros(1, 1, dtype=torch.long)}
-        model.generation_config.eos_token_id = [1, *model(ids, **given).logits[0, -1].topk(150).indices[60:].tolist()]  # type: ignore[union-attr]
+        given = (
+            {}
+            if not model.config.is_encoder_decoder
+            else {"decoder_input_ids": torch.zeros(1, 1, dtype=torch.long)}
+        )
+        model.generation_config.eos_token_id = [
+            1,
+            *model(ids, **given).logits[0, -1].topk(150).indices[60:].tolist(),
+        ]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-mistral", "tiny-gemma", "tiny-t5"])
 @pytest.mark.parametrize(
-    "how", [{}, {"temperature": 1.0, "top_p": 0.95, "samples": 3}, {"stop": ["a", "th"]}], ids=["greedy", "drawn", "stop"]
+    "how",
+    [{}, {"temperature": 1.0, "top_p": 0.95, "samples": 3}, {"stop": ["a", "th"]}],
+    ids=["greedy", "drawn", "stop"],
 )
-def test_answers_are_those_of_transformers_loop(name: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mistral and Gemma 2 look back 64 tokens in some layers; rows leave and join in batches of 4."""
+def test_answers_are_those_of_transformers_loop(
+    name: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mistral and Gemma 2 look back 64 tokens in some layers; rows leave and join in batches of
+    4."""
     model, tokenizer = loaded(name)
     ending(model, tokenizer)
     given = {"max_new_tokens": 24, **how}
@@ -60,16 +79,27 @@ def test_equal_prompts_and_samples_are_read_once(monkeypatch: pytest.MonkeyPatch
         start(self, model, prompts, pad)
 
     monkeypatch.setattr(decode.CausalState, "__init__", counted)
-    generate.generate(model, tokenizer, PROMPTS[:2] + ["no"] * 3, batch_size=64, max_new_tokens=2, temperature=1.0, samples=4)
+    generate.generate(
+        model,
+        tokenizer,
+        PROMPTS[:2] + ["no"] * 3,
+        batch_size=64,
+        max_new_tokens=2,
+        temperature=1.0,
+        samples=4,
+    )
     assert read == [3]
 
 
 def test_rows_that_ended_are_not_computed() -> None:
-    """Steps take as many rows as go on, not as many as began; those that wait take the places of those that ended."""
+    """Steps take as many rows as go on, not as many as began; those that wait take the places of
+    those that ended."""
     model, tokenizer = loaded("tiny-llama")
     ending(model, tokenizer)
     rows: list[int] = []
-    handle = model.get_input_embeddings().register_forward_hook(lambda _, given, __: rows.append(given[0].numel()))  # type: ignore[operator]
+    handle = model.get_input_embeddings().register_forward_hook(
+        lambda _, given, __: rows.append(given[0].numel())
+    )  # type: ignore[operator]
     texts = generate.generate(model, tokenizer, PROMPTS[:8], batch_size=8, max_new_tokens=32)
     handle.remove()
     steps = rows[1:]
@@ -89,6 +119,11 @@ def test_a_model_whose_past_is_something_else_takes_transformers_loop() -> None:
 def test_the_parts_do_not_depend_on_the_processes(world: int) -> None:
     encoded = [[1] * (i % 7 + 1) for i in range(50)]
     parts = generate._parts(encoded, samples=2, batch_size=4, joined=True)
-    assert sorted(answer for part in parts for answer in part) == [(i, k) for i in range(50) for k in range(2)]
+    assert sorted(answer for part in parts for answer in part) == [
+        (i, k) for i in range(50) for k in range(2)
+    ]
     shares = [range(rank, len(parts), world) for rank in range(world)]
-    assert sorted(number for share in shares for number in share) == list(range(len(parts))) and len(parts) >= 8
+    assert (
+        sorted(number for share in shares for number in share) == list(range(len(parts)))
+        and len(parts) >= 8
+    )

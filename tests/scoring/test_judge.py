@@ -1,4 +1,5 @@
-"""Who passes: right programs do, wrong ones do not whatever they try, and a benchmark's tests keep their meaning."""
+"""Who passes: right programs do, wrong ones do not whatever they try, and a benchmark's tests keep
+their meaning."""
 
 from __future__ import annotations
 
@@ -33,7 +34,12 @@ def rows() -> dict[str, dict[str, Any]]:
 
 
 def case(row: dict[str, Any], completion: str) -> Case:
-    return Case(program=f"{row['prompt']}{completion}\n", opening=row["prompt"], test=row["test"], entry=row["entry_point"])
+    return Case(
+        program=f"{row['prompt']}{completion}\n",
+        opening=row["prompt"],
+        test=row["test"],
+        entry=row["entry_point"],
+    )
 
 
 def tried(function: str, checks: str, name: str = "f", **limits: Any) -> Outcome:
@@ -54,7 +60,11 @@ def judged(cases: list[Case], user: str, seconds: float = 10.0) -> dict[str, Any
 def test_the_canonical_solutions_pass_in_a_minute_and_leave_nothing(user: str) -> None:
     table = rows()
     found = judged([case(row, row["canonical_solution"]) for row in table.values()], user)
-    assert [(name, one) for name, one in zip(table, found["outcomes"], strict=True) if one != ["passed", "", False]] == []
+    assert [
+        (name, one)
+        for name, one in zip(table, found["outcomes"], strict=True)
+        if one != ["passed", "", False]
+    ] == []
     assert len(table) == 164 and found["seconds"] <= 60 and found["defunct"] == []
 
 
@@ -64,7 +74,9 @@ def test_right_and_empty_programs_are_told_apart(user: str) -> None:
     table = list(rows().values())[::16]
     right = [case(row, row["canonical_solution"]) for row in table]
     found = judged(right + [case(row, "    pass") for row in table], user)
-    assert [one[0] for one in found["outcomes"]] == ["passed"] * len(table) + ["failed"] * len(table)
+    assert [one[0] for one in found["outcomes"]] == ["passed"] * len(table) + ["failed"] * len(
+        table
+    )
     assert found["defunct"] == []
 
 
@@ -86,22 +98,37 @@ def test_no_cheat_passes(task: str, arguments: str, user: str) -> None:
     how = {"opening": row["prompt"], "test": row["test"], "entry": row["entry_point"]}
     cases = [Case(program=one.program(row["prompt"], arguments), **how) for one in cheats()]
     found = judged(cases, user, seconds=3.0)
-    passed = [cheat.name for cheat, one in zip(cheats(), found["outcomes"], strict=True) if one[0] == "passed"]
+    passed = [
+        cheat.name
+        for cheat, one in zip(cheats(), found["outcomes"], strict=True)
+        if one[0] == "passed"
+    ]
     assert passed == [] and len(cheats()) >= 32 and found["defunct"] == []
 
 
 @needs_sandbox
 def test_the_cheats_are_cheats() -> None:
-    """In one process with its tests, as a benchmark runs it, many of them pass: the table can fail."""
+    """In one process with its tests, as a benchmark runs it, many of them pass: the table can
+    fail."""
     row = rows()["HumanEval/12"]
     how = {"opening": "", "test": row["test"], "entry": row["entry_point"]}
-    chosen = [one for one in cheats() if any(word in one.name for word in ("equal", "text", "pickles"))]
-    wholes = [Case(program=one.program(row["prompt"], "(strings,)"), **how).whole() for one in chosen]
-    passed = sum(outcome.passed for outcome in sandbox.each(lambda one: sandbox.run(one, limits=Limits(seconds=4.0)), wholes, 2, None))
+    chosen = [
+        one for one in cheats() if any(word in one.name for word in ("equal", "text", "pickles"))
+    ]
+    wholes = [
+        Case(program=one.program(row["prompt"], "(strings,)"), **how).whole() for one in chosen
+    ]
+    passed = sum(
+        outcome.passed
+        for outcome in sandbox.each(
+            lambda one: sandbox.run(one, limits=Limits(seconds=4.0)), wholes, 2, None
+        )
+    )
     assert passed == len(wholes) == 13
 
 
-# ---------------------------------------------------------------------------------------------------- meaning
+# --------------------------------------------------------------------------------------------------
+# meaning
 
 
 @needs_sandbox
@@ -115,15 +142,36 @@ def test_the_cheats_are_cheats() -> None:
         ("def f(x): return (1, 2)", "assert candidate(0) == [1, 2]", False),
         ("def f(x): return (n for n in [1, 2])", "assert tuple(candidate(0)) == (1, 2)", True),
         ("def f(x): return (n for n in [1, 2])", "assert candidate(0) == [1, 2]", False),
-        ("from collections import Counter\ndef f(x): return Counter(x)", "assert candidate('aab') == {'a': 2, 'b': 1}", True),
+        (
+            "from collections import Counter\ndef f(x): return Counter(x)",
+            "assert candidate('aab') == {'a': 2, 'b': 1}",
+            True,
+        ),
         ("import math\ndef f(x): return math.nan", "assert candidate(0) == float('nan')", False),
         ("def f(x): return None", "assert candidate(0) is None", True),
-        ("def f(x):\n    x.sort()", "x = [2, 1]\ncandidate(x)\nassert x == [1, 2]", True),  # a change of its argument is seen
+        # a change of its argument is seen
+        ("def f(x):\n    x.sort()", "x = [2, 1]\ncandidate(x)\nassert x == [1, 2]", True),
         ("def f(x):\n    x['a'] = 1", "x = {}\ncandidate(x)\nassert x == {'a': 1}", True),
-        ("def f(x): raise KeyError(x)", "try:\n    candidate('k')\nexcept KeyError:\n    return\nassert False", True),
-        ("class Own(ValueError): pass\ndef f(x): raise Own", "try:\n    candidate(0)\nexcept ValueError:\n    return\nassert False", True),
-        ("def f(x): return x", "try:\n    candidate(0)\nexcept ValueError:\n    return\nassert False", False),
-        ("import os\ndef f(x): os._exit(0)", "try:\n    candidate(0)\nexcept BaseException:\n    pass", False),
+        (
+            "def f(x): raise KeyError(x)",
+            "try:\n    candidate('k')\nexcept KeyError:\n    return\nassert False",
+            True,
+        ),
+        (
+            "class Own(ValueError): pass\ndef f(x): raise Own",
+            "try:\n    candidate(0)\nexcept ValueError:\n    return\nassert False",
+            True,
+        ),
+        (
+            "def f(x): return x",
+            "try:\n    candidate(0)\nexcept ValueError:\n    return\nassert False",
+            False,
+        ),
+        (
+            "import os\ndef f(x): os._exit(0)",
+            "try:\n    candidate(0)\nexcept BaseException:\n    pass",
+            False,
+        ),
         ("def f(x, *, y): return x - y", "assert candidate(3, y=1) == 2", True),
         ("def f(x): return 10 ** 5000 + x", "assert candidate(1) == 10 ** 5000 + 1", True),
         ("def f(x): return x", "assert candidate('\\ud800 é') == '\\ud800 é'", True),
@@ -133,7 +181,7 @@ def test_the_cheats_are_cheats() -> None:
         ("def f(x): return x", "assert list(map(candidate, [1, 2])) == [1, 2]", True),
         ("def f(x): print('said'); return x", "assert candidate(1) == 1", True),
     ],
-)  # fmt: skip
+)
 def test_tests_mean_what_they_mean_in_one_process(function: str, checks: str, passes: bool) -> None:
     outcome = tried(function, checks)
     assert (outcome.passed, outcome.inside) == (passes, False), outcome
@@ -141,30 +189,53 @@ def test_tests_mean_what_they_mean_in_one_process(function: str, checks: str, pa
 
 @needs_sandbox
 def test_limits_hold_for_program_and_judge() -> None:
-    assert tried("def f(x):\n    while True: pass", "candidate(0)", seconds=1.0).detail == "more than 1 seconds"
+    assert (
+        tried("def f(x):\n    while True: pass", "candidate(0)", seconds=1.0).detail
+        == "more than 1 seconds"
+    )
     assert tried("def f(x): return x", "while True: pass", seconds=1.0).status == "timeout"
     assert tried("def f(x):\n    while True: print('x' * 4096)", "candidate(0)").status == "output"
-    assert "MemoryError" in tried("def f(x): return len(bytearray(10 * 2**30))", "candidate(0)").detail
+    assert (
+        "MemoryError" in tried("def f(x): return len(bytearray(10 * 2**30))", "candidate(0)").detail
+    )
     long = tried("def f(x): return 'x' * (9 * 2**20)", "candidate(0)")
     assert long.status == "failed" and "more than 8388608 bytes" in long.detail
 
 
 @needs_sandbox
 def test_functions_of_the_opening_are_the_benchmarks_own() -> None:
-    """HumanEval/50 decodes what its opening encodes: a program that spoils the encoder does not change its task."""
+    """HumanEval/50 decodes what its opening encodes: a program that spoils the encoder does not
+    change its task."""
     row = rows()["HumanEval/50"]
     spoiled = case(row, "    return s\n\ndef encode_shift(s):\n    return s\n")
-    assert judge.judge(case(row, row["canonical_solution"])).passed and not judge.judge(spoiled).passed
+    assert (
+        judge.judge(case(row, row["canonical_solution"])).passed and not judge.judge(spoiled).passed
+    )
     assert sandbox.run(spoiled.whole()).passed  # as it would in one process
 
 
 @needs_sandbox
 def test_a_test_that_needs_the_function_itself_runs_inside_and_says_so() -> None:
-    test = "def check(candidate):\n    assert candidate.__name__ == 'f' and candidate(lambda x: x + 1) == 2\n"
+    test = (
+        "def check(candidate):\n    assert candidate.__name__ == 'f' and candidate(lambda x: x + 1)"
+        " == 2\n"
+    )
     good = Case(program="def f(g): return g(1)\n", opening="", test=test, entry="f")
     outcome = judge.judge(good)
-    assert outcome.passed and outcome.inside and "looks into the function" in judge.needs_itself(test, "f")
-    leaving = ("sys.exit", "os._exit", "atexit", "__main__", "a verdict of its own", "pipes", "hook")
+    assert (
+        outcome.passed
+        and outcome.inside
+        and "looks into the function" in judge.needs_itself(test, "f")
+    )
+    leaving = (
+        "sys.exit",
+        "os._exit",
+        "atexit",
+        "__main__",
+        "a verdict of its own",
+        "pipes",
+        "hook",
+    )
     for cheat in [one.below for one in cheats() if any(word in one.name for word in leaving)]:
         wrong = Case(program=f"def f(g): return 0\n{cheat}\n", opening="", test=test, entry="f")
         assert not judge.judge(wrong).passed
@@ -189,12 +260,19 @@ def test_which_tests_need_the_function_itself(line: str, reason: str) -> None:
 
 
 def test_no_test_of_humaneval_does() -> None:
-    assert [name for name, row in rows().items() if judge.needs_itself(row["test"], row["entry_point"])] == []
+    assert [
+        name for name, row in rows().items() if judge.needs_itself(row["test"], row["entry_point"])
+    ] == []
 
 
 def test_without_a_sandbox_nothing_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "problem", lambda: "none here")
-    good = Case(program="def f(x): return x\n", opening="", test="def check(c):\n    assert c(1) == 1\n", entry="f")
+    good = Case(
+        program="def f(x): return x\n",
+        opening="",
+        test="def check(c):\n    assert c(1) == 1\n",
+        entry="f",
+    )
     for attempt in (lambda: judge.judge(good), lambda: judge.judge_all([good])):
         with pytest.raises(SandboxError, match="none here"):
             attempt()
@@ -204,7 +282,8 @@ def test_without_a_sandbox_nothing_is_judged(monkeypatch: pytest.MonkeyPatch) ->
     assert judge.judge(wrong, unsafe_code=True).detail == "AssertionError"
 
 
-# ---------------------------------------------------------------------------------------------------- the wire
+# --------------------------------------------------------------------------------------------------
+# the wire
 
 
 class Small(IntEnum):
@@ -225,15 +304,46 @@ class Sly(list):  # type: ignore[type-arg]
 @pytest.mark.parametrize(
     ("value", "arrives"),
     [
-        *[(value, value) for value in (
-            None, True, 0, -(2**70), 10**4000, 1.5, -0.0, float("inf"), 5e-324, 1 + 2j, "", "é\ud800\x1b", b"\0\xff",
-            bytearray(b"x"), [], [1, [2, (3,)]], {"a": {1: None}}, {1, 2}, frozenset({"x"}), range(1, 9, 2), deque([1]),
-            Fraction(1, 3), Decimal("1.10"), ["list", [1]], {(1, 2): [3]},
-        )],
-        (Small.one, 1), (Point(1, 2), (1, 2)), (Counter("aab"), {"a": 2, "b": 1}), (OrderedDict(a=1), {"a": 1}), (Sly([1]), [1]),
-        (np.int64(3), 3), (np.float64(0.1), 0.1), (np.bool_(True), True),
+        *[
+            (value, value)
+            for value in (
+                None,
+                True,
+                0,
+                -(2**70),
+                10**4000,
+                1.5,
+                -0.0,
+                float("inf"),
+                5e-324,
+                1 + 2j,
+                "",
+                "é\ud800\x1b",
+                b"\0\xff",
+                bytearray(b"x"),
+                [],
+                [1, [2, (3,)]],
+                {"a": {1: None}},
+                {1, 2},
+                frozenset({"x"}),
+                range(1, 9, 2),
+                deque([1]),
+                Fraction(1, 3),
+                Decimal("1.10"),
+                ["list", [1]],
+                {(1, 2): [3]},
+            )
+        ],
+        (Small.one, 1),
+        (Point(1, 2), (1, 2)),
+        (Counter("aab"), {"a": 2, "b": 1}),
+        (OrderedDict(a=1), {"a": 1}),
+        (Sly([1]), [1]),
+        (np.int64(3), 3),
+        (np.float64(0.1), 0.1),
+        (np.bool_(True), True),
     ],
-)  # fmt: skip
+)
 def test_plain_values_arrive_as_they_are(value: Any, arrives: Any) -> None:
     back = decode(json.loads(json.dumps(encode(value))))
     assert type(back) is type(arrives) and repr(back) == repr(arrives)
@@ -241,17 +351,30 @@ def test_plain_values_arrive_as_they_are(value: Any, arrives: Any) -> None:
 
 def test_what_is_no_plain_value_is_a_stranger_that_equals_nothing() -> None:
     stranger = decode(encode(object()))
-    assert isinstance(stranger, Stranger) and stranger != object() and repr(stranger) == "<an object of class object>"
+    assert (
+        isinstance(stranger, Stranger)
+        and stranger != object()
+        and repr(stranger) == "<an object of class object>"
+    )
     with pytest.raises(NotPlain, match="function is no plain value"):
         encode(lambda: 0, strict=True)
 
 
 @pytest.mark.parametrize(
     "text",
-    [        "[1]", '["list", 1]', '["eval", "1"]', '["int", "x"]', "1.5", "NaN", '{"a": 1}', '["dict", [[1]]]',
-        '["fraction", ["1", "0"]]', '["set", [["list", []]]]',
+    [
+        "[1]",
+        '["list", 1]',
+        '["eval", "1"]',
+        '["int", "x"]',
+        "1.5",
+        "NaN",
+        '{"a": 1}',
+        '["dict", [[1]]]',
+        '["fraction", ["1", "0"]]',
+        '["set", [["list", []]]]',
     ],
-)  # fmt: skip
+)
 def test_a_forged_value_is_refused(text: str) -> None:
     with pytest.raises((ValueError, TypeError, ZeroDivisionError)):
         decode(json.loads(text))
@@ -259,7 +382,13 @@ def test_a_forged_value_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("sent", "reason"),
-    [(b"\xff\xff\xff\xff", "too long"), (b"\0\0\0\2[]", "not a message"), (b"\0\0\0\1{", "Expecting"), (b"\0\0", ""), (b"", "")],
+    [
+        (b"\xff\xff\xff\xff", "too long"),
+        (b"\0\0\0\2[]", "not a message"),
+        (b"\0\0\0\1{", "Expecting"),
+        (b"\0\0", ""),
+        (b"", ""),
+    ],
 )
 def test_a_forged_message_is_refused(sent: bytes, reason: str) -> None:
     here, there = socket.socketpair()

@@ -1,4 +1,5 @@
-"""MATH's answers: every real truth in fifteen spellings is right, and changed in ten ways it is wrong."""
+"""MATH's answers: every real truth in fifteen spellings is right, and changed in ten ways it is
+wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ from tests.support.spellings import CHANGES, SPELLINGS, truths
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_every_truth_is_right_in_this_spelling(name: str) -> None:
-    wrong = [(truth, answer) for truth in truths() if not same_mathematics(answer := SPELLINGS[name](truth), truth)]
+    wrong = [
+        (truth, answer)
+        for truth in truths()
+        if not same_mathematics(answer := SPELLINGS[name](truth), truth)
+    ]
     assert wrong == [] and len(truths()) == 500
 
 
@@ -26,7 +31,11 @@ def test_no_changed_truth_is_right(name: str) -> None:
 
 def test_there_are_enough_spellings_and_they_differ() -> None:
     assert len(SPELLINGS) >= 10
-    assert all(any(change(truth) != truth for truth in truths()) for name, change in SPELLINGS.items() if name != "itself")
+    assert all(
+        any(change(truth) != truth for truth in truths())
+        for name, change in SPELLINGS.items()
+        if name != "itself"
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,10 +86,14 @@ def test_pairs(answer: str, truth: str, same: bool) -> None:
 
 
 def test_a_form_of_a_form_is_the_form() -> None:
-    assert [truth for truth in truths() if normal_form(normal_form(truth)) != normal_form(truth)] == []
+    assert [
+        truth for truth in truths() if normal_form(normal_form(truth)) != normal_form(truth)
+    ] == []
 
 
-def test_an_answer_that_would_never_end_is_wrong_and_the_next_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_would_never_end_is_wrong_and_the_next_is_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from loraexp.scoring import algebra
 
     monkeypatch.setattr(algebra, "SECONDS", 2.0)

@@ -18,12 +18,18 @@ from loraexp.scoring import backends, protocols
 from loraexp.scoring.harness import Question, score
 from tests.models.test_text_models import settings_of
 
-QUESTIONS = [f"Ann has {i} apples{' and then some more' * (i % 4)} and eats {i % 3}. How many are left?" for i in range(3, 19)]
+QUESTIONS = [
+    f"Ann has {i} apples{' and then some more' * (i % 4)} and eats {i % 3}. How many are left?"
+    for i in range(3, 19)
+]
 
 
 @pytest.mark.gpu
-def test_vllm_answers_as_our_own_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SmolLM2 with an adapter, greedily, in float32: kernels may differ in the last digit, so one answer in eight may part."""
+def test_vllm_answers_as_our_own_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SmolLM2 with an adapter, greedily, in float32: kernels may differ in the last digit, so one
+    answer in eight may part."""
     pytest.importorskip("vllm")
     settings = settings_of("smollm2-135m")
     tokenizer = load.load_tokenizer(settings)
@@ -46,7 +52,11 @@ def test_vllm_answers_as_our_own_generation(tmp_path: Path, monkeypatch: pytest.
     asked = [Question(short.ask(question=question), "1") for question in QUESTIONS]
     places: list[Path] = []
     kept = backends.write_merged
-    monkeypatch.setattr(backends, "write_merged", lambda model, tokenizer, folder: (places.append(folder), kept(model, tokenizer, folder)))
+    monkeypatch.setattr(
+        backends,
+        "write_merged",
+        lambda model, tokenizer, folder: (places.append(folder), kept(model, tokenizer, folder)),
+    )
     written: dict[str, list[str]] = {}
     for backend in ("hf", "vllm"):
         how = backends.Answering(batch_size=8, backend=backend)  # type: ignore[arg-type]
@@ -57,8 +67,14 @@ def test_vllm_answers_as_our_own_generation(tmp_path: Path, monkeypatch: pytest.
         assert written[backend] == outputs(tmp_path / f"{backend}0")
     same = sum(ours == theirs for ours, theirs in zip(written["hf"], written["vllm"], strict=True))
     assert same >= len(asked) * 7 // 8
-    assert len(places) == 1 and not places[0].exists() and str(places[0]).startswith(tempfile.gettempdir())
+    assert (
+        len(places) == 1
+        and not places[0].exists()
+        and str(places[0]).startswith(tempfile.gettempdir())
+    )
 
 
 def outputs(folder: Path) -> list[Any]:
-    return [json.loads(line)["output"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["output"] for line in (folder / "samples.jsonl").read_text().splitlines()
+    ]

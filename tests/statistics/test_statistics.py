@@ -1,4 +1,5 @@
-"""Statistics against literal per-sample autograd on a tiny transformer in float64, and what must stay as it was."""
+"""Statistics against literal per-sample autograd on a tiny transformer in float64, and what must
+stay as it was."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ MATRICES = frozenset({"gradient", "summed_gradient", "input_moment", "output_mom
 
 
 class Attention(nn.Module):
-    """One attention block whose linear layers note their inputs and outputs when `trace` is a dictionary."""
+    """One attention block whose linear layers note their inputs and outputs when `trace` is a
+    dictionary."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +55,9 @@ class Attention(nn.Module):
 class Tiny(nn.Module):
     """A classifier over token embeddings, mean-pooled over unpadded tokens."""
 
-    def __init__(self, classes: int = 2, dtype: torch.dtype = torch.float64, checkpointed: bool = False) -> None:
+    def __init__(
+        self, classes: int = 2, dtype: torch.dtype = torch.float64, checkpointed: bool = False
+    ) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
@@ -62,7 +66,9 @@ class Tiny(nn.Module):
         self.checkpointed = checkpointed
         self.to(dtype)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, trace: dict | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, trace: dict | None = None
+    ) -> Tensor:
         x = self.embedding(input_ids)
         if self.checkpointed:
             x = checkpoint(self.block, x, attention_mask, use_reentrant=False)
@@ -82,14 +88,24 @@ def rows(count: int = 10, classes: int = 2) -> list[tuple[Tensor, Tensor]]:
     return made
 
 
-def batches(samples: list[tuple[Tensor, Tensor]], split: list[int], extra_padding: int = 0) -> list[dict[str, Tensor]]:
+def batches(
+    samples: list[tuple[Tensor, Tensor]], split: list[int], extra_padding: int = 0
+) -> list[dict[str, Tensor]]:
     made, first = [], 0
     for size in split:
         part = samples[first : first + size]
         length = max(len(ids) for ids, _ in part) + extra_padding
-        ids = torch.stack([nn.functional.pad(ids, (0, length - len(ids)), value=7) for ids, _ in part])
+        ids = torch.stack(
+            [nn.functional.pad(ids, (0, length - len(ids)), value=7) for ids, _ in part]
+        )
         mask = torch.stack([(torch.arange(length) < len(ids)).long() for ids, _ in part])
-        made.append({"input_ids": ids, "attention_mask": mask, "labels": torch.stack([label for _, label in part])})
+        made.append(
+            {
+                "input_ids": ids,
+                "attention_mask": mask,
+                "labels": torch.stack([label for _, label in part]),
+            }
+        )
         first += size
     return made
 
@@ -100,7 +116,9 @@ def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.shape[-1] == 1:
-        return nn.functional.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits), reduction="none")
+        return nn.functional.binary_cross_entropy_with_logits(
+            logits[:, 0], labels.to(logits), reduction="none"
+        )
     return nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
@@ -109,24 +127,40 @@ def loss_sum(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
 
 
 def targets_of(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "head"}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name != "head"
+    }
 
 
-def gather(model: nn.Module, given: list[dict[str, Tensor]], needs: set[str], **options: object) -> dict[str, Layer]:
+def gather(
+    model: nn.Module, given: list[dict[str, Tensor]], needs: set[str], **options: object
+) -> dict[str, Layer]:
     return {layer.name: layer for layer in collected(model, given, needs, **options).layers}
 
 
-def collected(model: nn.Module, given: list[dict[str, Tensor]], needs: set[str], **options: object) -> Collected:
+def collected(
+    model: nn.Module, given: list[dict[str, Tensor]], needs: set[str], **options: object
+) -> Collected:
     names = options.pop("targets", None) or targets_of(model)
     call = {"request": {}, "budget": BIG, "mode": "eval", "seed": 1} | options
     calibration = Calibration(
-        given, call.pop("loss_sum", loss_sum), outputs, 1000, call.pop("sample_losses", None), call.pop("weighting", "tokens")
+        given,
+        call.pop("loss_sum", loss_sum),
+        outputs,
+        1000,
+        call.pop("sample_losses", None),
+        call.pop("weighting", "tokens"),
     )
     return collect(model, names, calibration, frozenset(needs), **call)
 
 
-def literal(model: Tiny, samples: list[tuple[Tensor, Tensor]], of: str = "loss") -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """Per layer and sample: inputs (tokens of all calls, d_in) and gradients at outputs; one unpadded sample at a time."""
+def literal(
+    model: Tiny, samples: list[tuple[Tensor, Tensor]], of: str = "loss"
+) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """Per layer and sample: inputs (tokens of all calls, d_in) and gradients at outputs; one
+    unpadded sample at a time."""
     model.eval()
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for ids, label in samples:
@@ -150,7 +184,9 @@ def literal(model: Tiny, samples: list[tuple[Tensor, Tensor]], of: str = "loss")
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
     scale = b.abs().max().item()
-    assert (a - b).abs().max().item() <= tolerance * scale, f"{(a - b).abs().max().item() / scale:.2e}"
+    assert (a - b).abs().max().item() <= tolerance * scale, (
+        f"{(a - b).abs().max().item() / scale:.2e}"
+    )
 
 
 SPLIT = [4, 1, 5]
@@ -188,7 +224,8 @@ def test_the_loss_is_a_mean_over_samples_or_over_label_tokens(weighting: str) ->
     model, samples = Tiny(), rows()
 
     def weighted(m: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
-        counts = batch["labels"] + 1  # as many label tokens as the label says, all with the sample's loss
+        # as many label tokens as the label says, all with the sample's loss
+        counts = batch["labels"] + 1
         return (losses(outputs(m, batch), batch["labels"]) * counts).sum(), int(counts.sum())
 
     def per_sample(m: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -199,7 +236,9 @@ def test_the_loss_is_a_mean_over_samples_or_over_label_tokens(weighting: str) ->
     found = {layer.name: layer for layer in made.layers}
     counts = [int(label) + 1 for _, label in samples]
     own = [1.0 if weighting == "samples" else c * len(samples) / sum(counts) for c in counts]
-    seen = [(h, w * mu) for (h, mu), w in zip(literal(model, samples)["block.up"], own, strict=True)]
+    seen = [
+        (h, w * mu) for (h, mu), w in zip(literal(model, samples)["block.up"], own, strict=True)
+    ]
     G = [mu.mT @ h for h, mu in seen]
     close(found["block.up"].gradient, sum(G) / len(samples))
     close(found["block.up"].summed_gradient, sum(G))
@@ -216,23 +255,36 @@ def test_inputs_alone_run_no_backward_pass() -> None:
     assert made.report.forward_sweeps == 1
 
 
-def dense_curvature(model: Tiny, samples: list[tuple[Tensor, Tensor]], name: str, of: str) -> tuple[Tensor, Tensor]:
+def dense_curvature(
+    model: Tiny, samples: list[tuple[Tensor, Tensor]], name: str, of: str
+) -> tuple[Tensor, Tensor]:
     """S, and T (or Θ), as dense sums over samples; tokens are not pooled in T of the keys."""
     seen = literal(model, samples, of)[name]
     S = sum(torch.outer(h.sum(0), h.sum(0)) for h, _ in seen)
-    T = sum(mu.mT @ mu if name == "block.key" else torch.outer(mu.sum(0), mu.sum(0)) for _, mu in seen)
+    T = sum(
+        mu.mT @ mu if name == "block.key" else torch.outer(mu.sum(0), mu.sum(0)) for _, mu in seen
+    )
     return S, T
 
 
 WAYS = {"whole": BIG, "pooled": 45_000, "sketched": 0}
 
 
-@pytest.mark.parametrize("way, bases", [(w, b) for w in WAYS for b in ("exact", "sketched") if (w, b) != ("sketched", "exact")])
+@pytest.mark.parametrize(
+    "way, bases",
+    [(w, b) for w in WAYS for b in ("exact", "sketched") if (w, b) != ("sketched", "exact")],
+)
 def test_curvature_is_that_of_dense_sums_in_every_way(way: str, bases: str) -> None:
     model, samples = Tiny(classes=1), rows(40, classes=1)
     # 300 iterations: converged, as exact bases are
     request = CurvatureRequest(m=3, iterations=300, bases=bases, loss="cross_entropy")
-    made = collected(model, batches(samples, [16, 16, 8]), {"curvature"}, request={"curvature": request}, budget=WAYS[way])
+    made = collected(
+        model,
+        batches(samples, [16, 16, 8]),
+        {"curvature"},
+        request={"curvature": request},
+        budget=WAYS[way],
+    )
     layers = {layer.name: layer for layer in made.layers}
     assert f"curvature {way}" in made.report.way
     assert list(made.report.notes) == ["block.key"]
@@ -241,12 +293,19 @@ def test_curvature_is_that_of_dense_sums_in_every_way(way: str, bases: str) -> N
         Theta = dense_curvature(model, samples, name, "theta")[1]
         G = sum(mu.mT @ h for h, mu in literal(model, samples)[name]) / len(samples)
         seen: Curvature = layer.curvature
-        for U, D, dense, unit in ((seen.U_S, seen.D_S, S, seen.damping_S), (seen.U_T, seen.D_T, T, seen.damping_T)):
+        for U, D, dense, unit in (
+            (seen.U_S, seen.D_S, S, seen.damping_S),
+            (seen.U_T, seen.D_T, T, seen.damping_T),
+        ):
             eigenvalues, vectors = torch.linalg.eigh(dense)
             close(D, eigenvalues.flip(0)[:3], 1e-6)
             close(U @ U.mT, vectors[:, -3:] @ vectors[:, -3:].mT, 1e-5)
             assert unit == pytest.approx(dense.trace().item() / len(dense))
-        close(seen.U_T @ seen.core @ seen.U_S.mT, seen.U_T @ seen.U_T.mT @ G @ seen.U_S @ seen.U_S.mT, 1e-8)
+        close(
+            seen.U_T @ seen.core @ seen.U_S.mT,
+            seen.U_T @ seen.U_T.mT @ G @ seen.U_S @ seen.U_S.mT,
+            1e-8,
+        )
         close(seen.theta, seen.U_T.mT @ Theta @ seen.U_T, 1e-8)
 
 
@@ -254,7 +313,10 @@ def test_curvature_is_that_of_dense_sums_in_every_way(way: str, bases: str) -> N
 def test_ways_agree_to_rounding_before_convergence(classes: int, loss: str, probes: int) -> None:
     model, given = Tiny(classes, torch.float32), batches(rows(40, classes), [16, 16, 8])
     request = {"curvature": CurvatureRequest(m=3, iterations=1, probes=probes, loss=loss)}
-    made = [collected(model, given, {"curvature"}, request=request, budget=b) for b in (BIG, 20_000 * probes, 0)]
+    made = [
+        collected(model, given, {"curvature"}, request=request, budget=b)
+        for b in (BIG, 20_000 * probes, 0)
+    ]
     found = [{layer.name: layer for layer in one.layers} for one in made]
     assert [one.report.way.split()[1].strip(",") for one in made] == ["whole", "pooled", "sketched"]
     for name in found[0]:
@@ -262,9 +324,15 @@ def test_ways_agree_to_rounding_before_convergence(classes: int, loss: str, prob
         for other in others:
             close(other.U_S @ other.U_S.mT, first.U_S @ first.U_S.mT, 1e-5)
             close(other.U_T @ other.U_T.mT, first.U_T @ first.U_T.mT, 1e-4)
-            close(other.U_T @ other.core @ other.U_S.mT, first.U_T @ first.core @ first.U_S.mT, 1e-3)
+            close(
+                other.U_T @ other.core @ other.U_S.mT, first.U_T @ first.core @ first.U_S.mT, 1e-3
+            )
             if loss == "cross_entropy":
-                close(other.U_T @ other.theta @ other.U_T.mT, first.U_T @ first.theta @ first.U_T.mT, 1e-3)
+                close(
+                    other.U_T @ other.theta @ other.U_T.mT,
+                    first.U_T @ first.theta @ first.U_T.mT,
+                    1e-3,
+                )
 
 
 def test_full_curvature_holds_every_direction_of_the_rows() -> None:
@@ -276,12 +344,17 @@ def test_full_curvature_holds_every_direction_of_the_rows() -> None:
     close(layer.curvature.U_T * layer.curvature.D_T @ layer.curvature.U_T.mT, T)
 
 
-@pytest.mark.parametrize("budget, way", [(BIG, "whole"), (1000, "sketched"), (1200, "whole, 5 groups")])
+@pytest.mark.parametrize(
+    "budget, way", [(BIG, "whole"), (1000, "sketched"), (1200, "whole, 5 groups")]
+)
 def test_leading_gradient_is_that_of_the_whole_gradient(budget: int, way: str) -> None:
     model, given = Tiny(), batches(rows(), SPLIT)
-    thin = way == "sketched"  # so thin that the sketches of five layers take less than the gradient of one
+    # so thin that the sketches of five layers take less than the gradient of one
+    thin = way == "sketched"
     request = LeadingRequest(k=1 if thin else 3, oversample=0 if thin else 3, iterations=3)
-    made = collected(model, given, {"leading_gradient"}, request={"leading_gradient": request}, budget=budget)
+    made = collected(
+        model, given, {"leading_gradient"}, request={"leading_gradient": request}, budget=budget
+    )
     layers = {layer.name: layer for layer in made.layers}
     assert made.report.way.startswith(f"leading_gradient {way}")
     for name, layer in gather(model, given, {"gradient"}).items():
@@ -295,7 +368,12 @@ def test_statistics_do_not_depend_on_the_split_into_batches() -> None:
     model, samples = Tiny(3, torch.float64), rows(20, 3)
     request = {"curvature": CurvatureRequest(m=3), "leading_gradient": LeadingRequest(3, 3, 2)}
     one, other = (
-        gather(model, batches(samples, split, padding), {"curvature", "leading_gradient", "gradient"}, request=request)
+        gather(
+            model,
+            batches(samples, split, padding),
+            {"curvature", "leading_gradient", "gradient"},
+            request=request,
+        )
         for split, padding in (([20], 0), ([3, 7, 10], 4))
     )
     for name in one:
@@ -370,8 +448,16 @@ def test_bf16_transformer_is_close_to_float64_and_finds_its_keys() -> None:
 
 def state_of(model: nn.Module) -> tuple:
     flags = [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()]
-    return flags, hooks, [p.grad is None for p in model.parameters()], torch.get_rng_state().tolist()
+    hooks = [
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+        for m in model.modules()
+    ]
+    return (
+        flags,
+        hooks,
+        [p.grad is None for p in model.parameters()],
+        torch.get_rng_state().tolist(),
+    )
 
 
 @pytest.fixture
@@ -408,7 +494,11 @@ def test_model_and_random_state_are_restored_after_an_exception(mixed: Tiny, whe
         return loss, count
 
     with pytest.raises(RuntimeError, match="batch 2"):
-        list(collected(mixed, batches(rows(), SPLIT), {"gradient"}, mode="train", loss_sum=failing).layers)
+        list(
+            collected(
+                mixed, batches(rows(), SPLIT), {"gradient"}, mode="train", loss_sum=failing
+            ).layers
+        )
 
 
 def test_not_finite_names_batch_and_layer() -> None:
@@ -416,16 +506,25 @@ def test_not_finite_names_batch_and_layer() -> None:
         loss, count = loss_sum(m, batch)
         return loss * (math.nan if len(batch["labels"]) == 1 else 1.0), count
 
-    with pytest.raises(FloatingPointError, match=r"^batch 1, layer block\.query: a statistic is NaN .*fp32$"):
+    with pytest.raises(
+        FloatingPointError, match=r"^batch 1, layer block\.query: a statistic is NaN .*fp32$"
+    ):
         list(collected(Tiny(), batches(rows(), SPLIT), {"gradient"}, loss_sum=broken).layers)
 
 
 def test_one_line_errors() -> None:
     model, given = Tiny(), batches(rows(), SPLIT)
-    with pytest.raises(ValueError, match=r"init\.samples=10: too few for the curvature's 11 eigenvectors"):
+    with pytest.raises(
+        ValueError, match=r"init\.samples=10: too few for the curvature's 11 eigenvectors"
+    ):
         collected(model, given, {"curvature"}, request={"curvature": CurvatureRequest(m=11)})
     with pytest.raises(ValueError, match="too few for the 500 leading singular vectors"):
-        collected(model, given, {"leading_gradient"}, request={"leading_gradient": LeadingRequest(500, 8, 4)})
+        collected(
+            model,
+            given,
+            {"leading_gradient"},
+            request={"leading_gradient": LeadingRequest(500, 8, 4)},
+        )
     with pytest.raises(ValueError, match="expected a CurvatureRequest"):
         collected(model, given, {"curvature"})
     with pytest.raises(ValueError, match="no calibration batches"):
@@ -433,7 +532,9 @@ def test_one_line_errors() -> None:
     with pytest.raises(ValueError, match="init.mode='test'"):
         collected(model, given, {"gradient"}, mode="test")
     unused = {"embedding_head": nn.Linear(3, 3)} | targets_of(model)
-    with pytest.raises(ValueError, match="layer embedding_head: no calibration batch passes through it"):
+    with pytest.raises(
+        ValueError, match="layer embedding_head: no calibration batch passes through it"
+    ):
         list(collected(model, given, {"gradient"}, targets=unused).layers)
 
 
@@ -448,12 +549,20 @@ def test_masks_of_flat_rows_samples_and_decoders() -> None:
     assert torch.equal(token_mask("x.query", torch.Size([6]), batch), source.flatten())
     assert token_mask("pooler", torch.Size([2]), batch) is None
     assert token_mask("x", torch.Size([2, 9]), {"pixels": torch.zeros(2, 4)}) is None
-    decoder = token_mask("decoder.0.SelfAttention.q", torch.Size([2, 2]), batch, encoder_decoder=True)
+    decoder = token_mask(
+        "decoder.0.SelfAttention.q", torch.Size([2, 2]), batch, encoder_decoder=True
+    )
     assert decoder.tolist() == [[True, True], [True, False]]
-    assert torch.equal(token_mask("decoder.0.EncDecAttention.k", torch.Size([2, 3]), batch, True), source)
+    assert torch.equal(
+        token_mask("decoder.0.EncDecAttention.k", torch.Size([2, 3]), batch, True), source
+    )
     assert token_mask("decoder.0.EncDecAttention.q", torch.Size([2, 2]), batch, True).sum() == 3
-    assert torch.equal(token_mask("model.decoder.0.q_proj", torch.Size([2, 3]), batch), source)  # a decoder alone
-    with pytest.raises(ValueError, match=r"layer x: input rows \(2, 4\) fit neither the 2 samples nor attention_mask"):
+    # a decoder alone
+    assert torch.equal(token_mask("model.decoder.0.q_proj", torch.Size([2, 3]), batch), source)
+    with pytest.raises(
+        ValueError,
+        match=r"layer x: input rows \(2, 4\) fit neither the 2 samples nor attention_mask",
+    ):
         token_mask("x", torch.Size([2, 4]), batch)
 
 
@@ -469,7 +578,9 @@ def test_probes_have_the_moments_that_the_paper_needs() -> None:
     close(moments_of_probes("probe", "squared", logits), torch.eye(3), 0.03)
     centred = torch.eye(3) - 1 / 3
     close(moments_of_probes("probe", "cross_entropy", logits), centred, 0.03)
-    close(moments_of_probes("theta", "cross_entropy", logits), torch.diag(p) - torch.outer(p, p), 0.05)
+    close(
+        moments_of_probes("theta", "cross_entropy", logits), torch.diag(p) - torch.outer(p, p), 0.05
+    )
     two = moments_of_probes("probe", "cross_entropy", torch.zeros(1, 2), 50)
     close(two, torch.eye(2) - 0.5, 1e-6)  # never zero when C = 2
 
@@ -477,10 +588,13 @@ def test_probes_have_the_moments_that_the_paper_needs() -> None:
 def test_plan_takes_the_fewest_passes_that_fit() -> None:
     layers = {f"layer{i}": Size(768, 768) for i in range(24)}
     curvature = {"curvature": CurvatureRequest(m=8)}
-    chosen = [plan(layers, frozenset({"curvature"}), curvature, 512, b << 20) for b in (200, 100, 10, 0)]
+    chosen = [
+        plan(layers, frozenset({"curvature"}), curvature, 512, b << 20) for b in (200, 100, 10, 0)
+    ]
     assert [p.curvature for p in chosen] == ["whole", "pooled", "sketched", "sketched"]
     assert [p.sweeps for p in chosen] == [3, 4, 5, 5]
-    assert plan(layers, frozenset({"curvature"}), curvature, 10**6, 0).bytes == chosen[-1].bytes  # not by samples
+    # not by samples
+    assert plan(layers, frozenset({"curvature"}), curvature, 10**6, 0).bytes == chosen[-1].bytes
     exact = {"curvature": CurvatureRequest(m=8, bases="exact")}
     assert plan(layers, frozenset({"curvature"}), exact, 512, 0).curvature == "pooled"
 
@@ -503,7 +617,9 @@ def test_plan_takes_the_fewest_passes_that_fit() -> None:
 def test_report_counts_passes_samples_and_tokens() -> None:
     samples, calls = rows(), []
     given = batches(samples, SPLIT)
-    made = collected(Tiny(), given, {"gradient"}, progress=lambda done, total: calls.append((done, total)))
+    made = collected(
+        Tiny(), given, {"gradient"}, progress=lambda done, total: calls.append((done, total))
+    )
     assert made.report.forward_sweeps == 0  # nothing has been asked for yet
     list(made.layers)
     assert made.report.forward_sweeps == 2 and made.report.samples == 10
@@ -526,14 +642,21 @@ def test_whole_gradients_are_dropped_before_the_next_group() -> None:
 def test_generators_are_their_own() -> None:
     first = torch.randn(3, generator=layer_generator(0, "a"))
     assert torch.equal(first, torch.randn(3, generator=layer_generator(0, "a")))
-    for other in (layer_generator(1, "a"), layer_generator(0, "b"), layer_generator(0, "a", "probe")):
+    for other in (
+        layer_generator(1, "a"),
+        layer_generator(0, "b"),
+        layer_generator(0, "a", "probe"),
+    ):
         assert not torch.equal(first, torch.randn(3, generator=other))
 
 
 class Cache:
     def __init__(self, path) -> None:  # type: ignore[no-untyped-def]
         self.path, self.given = path, batches(rows(), SPLIT)
-        self.request = {"curvature": CurvatureRequest(m=2), "leading_gradient": LeadingRequest(2, 2, 1)}
+        self.request = {
+            "curvature": CurvatureRequest(m=2),
+            "leading_gradient": LeadingRequest(2, 2, 1),
+        }
 
     def __call__(self, **options) -> tuple[bool, dict[str, Layer], Collected]:  # type: ignore[no-untyped-def]
         given = options.pop("given", self.given)
@@ -561,11 +684,20 @@ def test_cache_gives_the_same_bits_without_a_sweep(stored: Cache) -> None:
         assert torch.equal(fresh[name].gradient, again[name].gradient)
         assert all(
             torch.equal(a, b)
-            for a, b in zip(fresh[name].statistics["leading_gradient"], again[name].statistics["leading_gradient"], strict=True)
+            for a, b in zip(
+                fresh[name].statistics["leading_gradient"],
+                again[name].statistics["leading_gradient"],
+                strict=True,
+            )
         )
         a, b = fresh[name].curvature, again[name].curvature
         assert torch.equal(a.core, b.core) and torch.equal(a.U_T, b.U_T)
-        assert (a.theta, a.damping_S, a.damping_T, a.notes) == (b.theta, b.damping_S, b.damping_T, b.notes)
+        assert (a.theta, a.damping_S, a.damping_T, a.notes) == (
+            b.theta,
+            b.damping_S,
+            b.damping_T,
+            b.notes,
+        )
 
 
 def test_cache_key_covers_everything_that_matters(stored: Cache) -> None:
@@ -620,7 +752,10 @@ def test_damaged_cache_is_ignored_and_rebuilt(stored: Cache, damage: str) -> Non
 
 def test_cache_keeps_to_its_limit_and_leaves_no_half_entry(stored: Cache) -> None:
     _, _, made = stored(cache_limit=100)
-    assert "larger than the cache's limit of 100 bytes" in made.report.cache_note and stored.files() == []
+    assert (
+        "larger than the cache's limit of 100 bytes" in made.report.cache_note
+        and stored.files() == []
+    )
     made = collected(Tiny(), stored.given, {"gradient"}, cache=stored.path, cache_key="k", budget=0)
     next(made.layers)
     made.layers.close()
@@ -629,7 +764,8 @@ def test_cache_keeps_to_its_limit_and_leaves_no_half_entry(stored: Cache) -> Non
         stored(mode="train", seed=seed, needs={"gradient"}, cache_limit=20_000)
     held = sum(path.stat().st_size for path in stored.path.rglob("*.safetensors"))
     assert 0 < held <= 20_000
-    assert stored(mode="train", seed=3, needs={"gradient"}, cache_limit=20_000)[0] is True  # the newest stays
+    # the newest stays
+    assert stored(mode="train", seed=3, needs={"gradient"}, cache_limit=20_000)[0] is True
     assert stored(mode="train", seed=0, needs={"gradient"}, cache_limit=20_000)[0] is False
 
 
@@ -662,8 +798,12 @@ class Packed(nn.Module):
 def test_quantised_base() -> None:
     model = nn.Sequential(Packed())
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    calibration = Calibration([{"x": x}], lambda m, b: (m(b["x"]).square().sum() / 2, 5), lambda m, b: m(b["x"]), 5)
-    (layer,) = collect(model, {"0": model[0]}, calibration, frozenset({"gradient"}), {}, budget=BIG).layers
+    calibration = Calibration(
+        [{"x": x}], lambda m, b: (m(b["x"]).square().sum() / 2, 5), lambda m, b: m(b["x"]), 5
+    )
+    (layer,) = collect(
+        model, {"0": model[0]}, calibration, frozenset({"gradient"}), {}, budget=BIG
+    ).layers
     close(layer.W, model[0].dense(), 1e-6)
     close(layer.gradient, model(x).mT @ x / 5, 1e-6)
 
@@ -672,8 +812,12 @@ def test_in_place_activation_after_the_first_target() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
     x = torch.randn(6, 4)
-    calibration = Calibration([{"x": x}], lambda m, b: (m(b["x"]).square().sum(), 6), lambda m, b: m(b["x"]), 6)
-    layers = collect(model, {"0": model[0], "2": model[2]}, calibration, frozenset({"gradient"}), {}, budget=BIG).layers
+    calibration = Calibration(
+        [{"x": x}], lambda m, b: (m(b["x"]).square().sum(), 6), lambda m, b: m(b["x"]), 6
+    )
+    layers = collect(
+        model, {"0": model[0], "2": model[2]}, calibration, frozenset({"gradient"}), {}, budget=BIG
+    ).layers
     expected = torch.autograd.grad(model(x).square().sum() / 6, [model[0].weight, model[2].weight])
     for layer, gradient in zip(layers, expected, strict=True):
         close(layer.gradient, gradient, 1e-5)

@@ -10,10 +10,21 @@ from torch import distributed
 
 from loraexp.adapter.layer import CurvatureRequest, LeadingRequest
 from loraexp.statistics import Calibration, collect
-from tests.statistics.test_statistics import SPLIT, Tiny, batches, loss_sum, outputs, rows, targets_of
+from tests.statistics.test_statistics import (
+    SPLIT,
+    Tiny,
+    batches,
+    loss_sum,
+    outputs,
+    rows,
+    targets_of,
+)
 
 NEEDS = frozenset({"gradient", "input_moment", "output_moment", "leading_gradient", "curvature"})
-REQUEST = {"curvature": CurvatureRequest(m=3, loss="cross_entropy"), "leading_gradient": LeadingRequest(2, 2, 2)}
+REQUEST = {
+    "curvature": CurvatureRequest(m=3, loss="cross_entropy"),
+    "leading_gradient": LeadingRequest(2, 2, 2),
+}
 
 
 def every_statistic(given: list, budget: int, cache: Path | None = None) -> tuple[dict, object]:
@@ -48,7 +59,9 @@ def every_statistic(given: list, budget: int, cache: Path | None = None) -> tupl
 
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
     given = batches(rows(classes=3), SPLIT)
     share = given[:1] if rank == 0 else given[1:]
     held = {budget: every_statistic(share, budget)[0] for budget in (0, 10**9)}
@@ -60,7 +73,9 @@ def process(rank: int, folder: str) -> None:
 
 def test_two_processes_give_the_statistics_of_one(tmp_path: Path) -> None:
     multiprocessing.spawn(process, (str(tmp_path),), nprocs=2)
-    alone = {budget: every_statistic(batches(rows(classes=3), SPLIT), budget)[0] for budget in (0, 10**9)}
+    alone = {
+        budget: every_statistic(batches(rows(classes=3), SPLIT), budget)[0] for budget in (0, 10**9)
+    }
     for rank in range(2):
         held, hits = torch.load(tmp_path / f"rank{rank}.pt")
         assert hits == [False, True]
@@ -68,4 +83,9 @@ def test_two_processes_give_the_statistics_of_one(tmp_path: Path) -> None:
             for name, statistics in expected.items():
                 for statistic, value in statistics.items():
                     difference = (held[budget][name][statistic] - value).abs().max().item()
-                    assert difference <= 1e-6 * value.abs().max().item() + 1e-12, (rank, budget, name, statistic)
+                    assert difference <= 1e-6 * value.abs().max().item() + 1e-12, (
+                        rank,
+                        budget,
+                        name,
+                        statistic,
+                    )

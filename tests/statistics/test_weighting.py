@@ -1,4 +1,5 @@
-"""What the loss of the statistics is a mean over: samples or label tokens, against single rows, in any cut."""
+"""What the loss of the statistics is a mean over: samples or label tokens, against single rows, in
+any cut."""
 
 from __future__ import annotations
 
@@ -22,9 +23,16 @@ from tests.tasks.test_text_tasks import ROWS, settings_of, toy
 STATISTICS = ("gradient", "summed_gradient", "output_moment")
 LAYERS = {
     "causal": ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"],
-    "seq2seq": ["encoder.block.0.layer.0.SelfAttention.q", "decoder.block.1.layer.1.EncDecAttention.q"],
+    "seq2seq": [
+        "encoder.block.0.layer.0.SelfAttention.q",
+        "decoder.block.1.layer.1.EncDecAttention.q",
+    ],
 }
-MORE = [*ROWS, {"p": "Q: how many?\nA: ", "r": "7"}, {"p": "Q: and how many of the others?\nA: ", "r": "one, two, three and four"}]
+MORE = [
+    *ROWS,
+    {"p": "Q: how many?\nA: ", "r": "7"},
+    {"p": "Q: and how many of the others?\nA: ", "r": "one, two, three and four"},
+]
 
 
 def subject(kind: str, folder: Path) -> tuple:
@@ -34,12 +42,19 @@ def subject(kind: str, folder: Path) -> tuple:
 
 def batches_of(task, cut: list[list[int]], padding: int = 0) -> list:
     widths = [None if not padding else 64 + padding for _ in cut]
-    return [task.collate(task.splits["train"], np.array(part), pad_to=width) for part, width in zip(cut, widths, strict=True)]
+    return [
+        task.collate(task.splits["train"], np.array(part), pad_to=width)
+        for part, width in zip(cut, widths, strict=True)
+    ]
 
 
-def collected(task, model, names: list[str], batches: list, weighting: str, budget: int = 10**9) -> dict[str, dict[str, torch.Tensor]]:
+def collected(
+    task, model, names: list[str], batches: list, weighting: str, budget: int = 10**9
+) -> dict[str, dict[str, torch.Tensor]]:
     targets = {name: model.get_submodule(name) for name in names}
-    calibration = Calibration(batches, task.loss_sum, task.outputs, 5, task.sample_losses, weighting)
+    calibration = Calibration(
+        batches, task.loss_sum, task.outputs, 5, task.sample_losses, weighting
+    )
     needs = frozenset({*STATISTICS, "leading_gradient", "curvature"})
     request = {"leading_gradient": LeadingRequest(3, 8, 6), "curvature": CurvatureRequest(m=3)}
     found = {}
@@ -56,7 +71,8 @@ def collected(task, model, names: list[str], batches: list, weighting: str, budg
 
 
 def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Equal up to a share of the largest entry (LLaMA's rotary angles are float32 in a float64 model too)."""
+    """Equal up to a share of the largest entry (LLaMA's rotary angles are float32 in a float64
+    model too)."""
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
@@ -69,13 +85,29 @@ CUTS = {
 
 @pytest.mark.parametrize("weighting", ["samples", "tokens"])
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])
-def test_statistics_of_a_loss_are_those_of_single_rows(kind: str, weighting: str, tmp_path: Path) -> None:
+def test_statistics_of_a_loss_are_those_of_single_rows(
+    kind: str, weighting: str, tmp_path: Path
+) -> None:
     task, model = subject(kind, tmp_path)
     names = LAYERS[kind]
     rows = [dict(batch) for batch in batches_of(task, CUTS["single rows"])]
-    expected = {name: loss_statistics(model, name, rows, weighting, kind == "causal") for name in names}
-    for cut, padding, budget in [("one batch", 0, 10**9), ("single rows", 0, 10**9), ("uneven", 0, 0), ("uneven", 9, 10**9)]:
-        found = collected(task, model, names, batches_of(task, CUTS[cut], padding if kind == "causal" else 0), weighting, budget)
+    expected = {
+        name: loss_statistics(model, name, rows, weighting, kind == "causal") for name in names
+    }
+    for cut, padding, budget in [
+        ("one batch", 0, 10**9),
+        ("single rows", 0, 10**9),
+        ("uneven", 0, 0),
+        ("uneven", 9, 10**9),
+    ]:
+        found = collected(
+            task,
+            model,
+            names,
+            batches_of(task, CUTS[cut], padding if kind == "causal" else 0),
+            weighting,
+            budget,
+        )
         for name in names:
             for statistic in STATISTICS:
                 close(found[name][statistic], expected[name][statistic], 1e-6)
@@ -84,19 +116,29 @@ def test_statistics_of_a_loss_are_those_of_single_rows(kind: str, weighting: str
             close(found[name]["leading"], (U[:, :3] * S[:3]) @ Vh[:3], 1e-4)
 
 
-def test_the_two_weightings_differ_where_rows_have_answers_of_different_lengths(tmp_path: Path) -> None:
+def test_the_two_weightings_differ_where_rows_have_answers_of_different_lengths(
+    tmp_path: Path,
+) -> None:
     task, model = subject("causal", tmp_path)
     name = LAYERS["causal"][0]
-    G = [collected(task, model, [name], batches_of(task, CUTS["uneven"]), w)[name]["gradient"] for w in ("samples", "tokens")]
+    G = [
+        collected(task, model, [name], batches_of(task, CUTS["uneven"]), w)[name]["gradient"]
+        for w in ("samples", "tokens")
+    ]
     assert (G[0] - G[1]).norm() / G[0].norm() > 0.1
 
 
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
     task, model = subject("causal", Path(folder) / str(rank))
     cut = CUTS["uneven"][rank : rank + 1]
-    shares = {w: collected(task, model, LAYERS["causal"], batches_of(task, cut), w) for w in ("samples", "tokens")}
+    shares = {
+        w: collected(task, model, LAYERS["causal"], batches_of(task, cut), w)
+        for w in ("samples", "tokens")
+    }
     torch.save(shares, f"{folder}/rank{rank}.pt")
     distributed.destroy_process_group()
 
@@ -107,7 +149,9 @@ def test_two_processes_with_shares_of_different_sizes_give_the_same(tmp_path: Pa
     multiprocessing.spawn(process, (str(tmp_path),), nprocs=2)
     task, model = subject("causal", tmp_path)
     for weighting in ("samples", "tokens"):
-        alone = collected(task, model, LAYERS["causal"], batches_of(task, CUTS["one batch"]), weighting)
+        alone = collected(
+            task, model, LAYERS["causal"], batches_of(task, CUTS["one batch"]), weighting
+        )
         for rank in range(2):
             shared = torch.load(tmp_path / f"rank{rank}.pt")[weighting]
             for name, statistics in alone.items():
@@ -115,15 +159,30 @@ def test_two_processes_with_shares_of_different_sizes_give_the_same(tmp_path: Pa
                     close(shared[name][statistic], statistics[statistic], 1e-5)
 
 
-@pytest.mark.parametrize(("rows", "rank", "told"), [([0], 8, True), ([0, 1, 2, 3, 4], 8, False), ([0], 1, False)])
-def test_a_decoder_that_sees_fewer_label_tokens_than_the_rank_is_noticed(rows: list[int], rank: int, told: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rows", "rank", "told"), [([0], 8, True), ([0, 1, 2, 3, 4], 8, False), ([0], 1, False)]
+)
+def test_a_decoder_that_sees_fewer_label_tokens_than_the_rank_is_noticed(
+    rows: list[int], rank: int, told: bool, tmp_path: Path
+) -> None:
     task, model = subject("seq2seq", tmp_path)
     batch = batches_of(task, [rows])
     count = int((batch[0]["labels"] != -100).sum())
-    targets = {name: model.get_submodule(name) for name in [*LAYERS["seq2seq"], "decoder.block.0.layer.1.EncDecAttention.k"]}
+    targets = {
+        name: model.get_submodule(name)
+        for name in [*LAYERS["seq2seq"], "decoder.block.0.layer.1.EncDecAttention.k"]
+    }
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made = collect(model, targets, Calibration(batch, task.loss_sum, task.outputs, 5), frozenset({"gradient"}), {}, budget=0, rank=rank)
+        made = collect(
+            model,
+            targets,
+            Calibration(batch, task.loss_sum, task.outputs, 5),
+            frozenset({"gradient"}),
+            {},
+            budget=0,
+            rank=rank,
+        )
         gradients = {layer.name: layer.gradient for layer in made.layers}
     said = [str(w.message) for w in caught]
     decoder, encoder = LAYERS["seq2seq"][1], LAYERS["seq2seq"][0]
@@ -135,7 +194,9 @@ def test_a_decoder_that_sees_fewer_label_tokens_than_the_rank_is_noticed(rows: l
         assert held[decoder] == count < rank <= held[encoder]
 
 
-OWN = {  # LoRA-DA, Algorithm 1 line 1; the released codes of LoRA-One and LoRA-GA; LoRA-SB, equation 7; CG-LoRA: the training loss
+# LoRA-DA, Algorithm 1 line 1; the released codes of LoRA-One and LoRA-GA; LoRA-SB, equation 7;
+# CG-LoRA: the training loss
+OWN = {
     "lora_da": "samples",
     "lora_da_fa": "samples",
     "lora_one": "samples",
@@ -147,7 +208,9 @@ OWN = {  # LoRA-DA, Algorithm 1 line 1; the released codes of LoRA-One and LoRA-
 
 
 @pytest.mark.parametrize(("init", "weighting"), OWN.items())
-def test_each_initializer_has_its_own_weighting_and_the_key_overrides_it(init: str, weighting: str) -> None:
+def test_each_initializer_has_its_own_weighting_and_the_key_overrides_it(
+    init: str, weighting: str
+) -> None:
     settings, _ = config.check(config.compose([f"init={init}"]))
     assert settings.calibration.weighting is None
     assert experiment.make(settings.init).func.weighting == weighting

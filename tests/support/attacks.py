@@ -1,7 +1,7 @@
 """What a hostile program may try on the machine that runs it: the table in attacks.txt.
 
-Each program says `tried`, and `REACHED` if it got there. One that says neither was no attack, so a slip of the pen in
-one of them is found too.
+Each program says `tried`, and `REACHED` if it got there. One that says neither was no attack, so a
+slip of the pen in one of them is found too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from loraexp.scoring import seccomp
 
-# Before each: `attempt(f)` is held where f raises, or returns None; `call(n, …)` is a system call of that number.
+# Before each: `attempt(f)` is held where f raises, or returns None; `call(n, …)` is a system call
+# of that number.
 PRELUDE = """
 import ctypes, errno, mmap, os, signal, socket, subprocess, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -50,7 +51,7 @@ chosen = [one for one in attacks() if one.group == sys.argv[1]]
 def attempt(one):
     return sandbox.run(one.program, limits=Limits(**({"seconds": 6.0} | one.limits)))
 outcomes = sandbox.each(attempt, chosen, 2, None)
-print(json.dumps([[one.name, outcome.status, outcome.output] for one, outcome in zip(chosen, outcomes)]))
+print(json.dumps([[one.name, o.status, o.output] for one, o in zip(chosen, outcomes)]))
 """
 
 
@@ -78,9 +79,18 @@ def attacks() -> tuple[Attack, ...]:
     for part in text.split("\n### ")[1:]:
         head, _, program = part.partition("\n")
         group, _, name = head.partition(": ")
-        said = dict(re.findall(r"(ends|limits): ([^;]+)", program.split("\n")[0] if program.startswith("# ") else ""))
+        said = dict(
+            re.findall(
+                r"(ends|limits): ([^;]+)",
+                program.split("\n")[0] if program.startswith("# ") else "",
+            )
+        )
         words = said.get("limits", "").split()
-        limits = SMALL if words == ["small"] else {k: float(v) if "." in v else int(v) for k, v in (w.split("=") for w in words)}
+        limits = (
+            SMALL
+            if words == ["small"]
+            else {k: float(v) if "." in v else int(v) for k, v in (w.split("=") for w in words)}
+        )
         ends = frozenset(said.get("ends", "passed").split())
         table.append(Attack(group, name, PRELUDE + program, limits, ends))
     return tuple(table)
@@ -91,4 +101,8 @@ GROUPS = ("looking", "writing", "leaving", "filling", "staying")
 
 def held(attack: Attack, status: str, output: str) -> bool:
     """Was it tried, did it end as it may, and did it get nowhere?"""
-    return status in attack.ends and "tried" in output and not {"REACHED", "do-not-tell"} & set(re.findall(r"[\w-]+", output))
+    return (
+        status in attack.ends
+        and "tried" in output
+        and not {"REACHED", "do-not-tell"} & set(re.findall(r"[\w-]+", output))
+    )

@@ -32,7 +32,9 @@ def cheats() -> tuple[Cheat, ...]:
     pieces = {name: piece for name, _, piece in (one.partition("\n") for one in shared)}
 
     def filled(below: str) -> str:
-        below = re.sub(r"\{OVER (\w+)\}", lambda found: pieces["OVER"].replace("KIND", found.group(1)), below)
+        below = re.sub(
+            r"\{OVER (\w+)\}", lambda found: pieces["OVER"].replace("KIND", found.group(1)), below
+        )
         return re.sub(r"\{([A-Z_]+)\}", lambda found: pieces[found.group(1)], below)
 
     made = []
@@ -43,11 +45,13 @@ def cheats() -> tuple[Cheat, ...]:
     return tuple(made)
 
 
-# Judges the cases of a file; prints the outcomes, the seconds, and the defunct processes that were left to this one.
+# Judges the cases of a file; prints the outcomes, the seconds, and the defunct processes that were
+# left to this one.
 SCRIPT = """
 import ctypes, json, sys, time
 from pathlib import Path
-ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # what its children leave behind comes to it, as to the first process of a container
+# what its children leave behind comes to it, as to the first process of a container
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 from loraexp.scoring import judge
 from loraexp.scoring.sandbox import Limits
 cases = [judge.Case(**one) for one in json.loads(Path(sys.argv[1]).read_text())]
@@ -59,15 +63,19 @@ defunct = [
     if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
     and int(stat.read_text().rpartition(")")[2].split()[1]) == __import__("os").getpid()
 ]
-print(json.dumps({"outcomes": [[o.status, o.detail, o.inside] for o in outcomes], "seconds": seconds, "defunct": defunct}))
+told = [[o.status, o.detail, o.inside] for o in outcomes]
+print(json.dumps({"outcomes": told, "seconds": seconds, "defunct": defunct}))
 """
 
 
 def judged(cases: list[dict[str, str]], *, own: bool, seconds: float = 10.0) -> dict[str, Any]:
-    """How the judge, in a process of this user or of an ordinary one, finds the cases; what it left behind."""
+    """How the judge, in a process of this user or of an ordinary one, finds the cases; what it left
+    behind."""
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o755)
         file = Path(place) / "cases.json"
         file.write_text(json.dumps(cases))
-        found: dict[str, Any] = json.loads(ordinary.python(SCRIPT, str(file), str(seconds), seconds=240, own=own))
+        found: dict[str, Any] = json.loads(
+            ordinary.python(SCRIPT, str(file), str(seconds), seconds=240, own=own)
+        )
     return found

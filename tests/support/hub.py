@@ -84,7 +84,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(hub: Hub, home: Path, code: str) -> subprocess.Popen[str]:
     """Python in a process of its own, which reads from the hub into `home`."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", *TOKEN_NAMES)}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("HF_HUB_OFFLINE", *TOKEN_NAMES)
+    }
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home)}
     return subprocess.Popen(
         [sys.executable, "-c", code],

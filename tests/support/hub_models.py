@@ -1,4 +1,5 @@
-"""The stand-in hub's models: a tiny one of every family, with the files that a real repository has."""
+"""The stand-in hub's models: a tiny one of every family, with the files that a real repository
+has."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ MODELS = {
 }
 
 
-def model_files(family: str, *, seed: int = 0, shards: bool = False, pickle: bool = False) -> dict[str, bytes]:
+def model_files(
+    family: str, *, seed: int = 0, shards: bool = False, pickle: bool = False
+) -> dict[str, bytes]:
     """A checkpoint as the hub has it: weights as safetensors, in one file or in `shards`, or as a
     `pickle` alone.
     """
@@ -74,6 +77,10 @@ def model_files(family: str, *, seed: int = 0, shards: bool = False, pickle: boo
         if pickle:
             weights = io.BytesIO()
             torch.save(model.state_dict(), weights)
-            files = {name: content for name, content in files.items() if not name.endswith(".safetensors")}
+            files = {
+                name: content
+                for name, content in files.items()
+                if not name.endswith(".safetensors")
+            }
             return files | UNREAD | {"pytorch_model.bin": weights.getvalue()}
     return files | UNREAD

@@ -40,7 +40,11 @@ def pinned() -> dict[str, str | None]:
     from loraexp.data import benchmarks
 
     tasks = [yaml.safe_load(path.read_text()) for path in (CONF / "task").glob("*.yaml")]
-    found = {task["source"]: task["revision"] for task in tasks if task.get("source") and "revision" in task}
+    found = {
+        task["source"]: task["revision"]
+        for task in tasks
+        if task.get("source") and "revision" in task
+    }
     found |= {benchmark.hub[0]: benchmark.hub[3] for benchmark in benchmarks.BENCHMARKS.values()}
     return found | {benchmarks.MMLU_HUB[0]: benchmarks.MMLU_HUB[2]}
 
@@ -51,7 +55,9 @@ def fill(hub: Hub) -> Hub:
         settings = config("model", name)
         family = MODELS[settings["path"]]
         files = model_files(family, shards=family == "llama")
-        hub.repository(settings["path"], gated=family == "llama").add(files, commit=settings["revision"])
+        hub.repository(settings["path"], gated=family == "llama").add(
+            files, commit=settings["revision"]
+        )
     hub.repository("acme/bert").add(model_files("bert"))
     hub.repository("acme/pickled").add(model_files("bert", pickle=True))
     makers: dict[str, Callable[[], Files]] = {

@@ -21,7 +21,11 @@ def cola(
     return Rows(source, config, split, revision, "task.data_dir")
 
 
-def read_hub(split: Rows, *, text: list[str], label: str, names: list[str] | None = None) -> Labelled:
+def read_hub(
+    split: Rows, *, text: list[str], label: str, names: list[str] | None = None
+) -> Labelled:
     """Labelled rows; scores where no names of classes are given."""
     problem: Any = "regression" if names is None else "single_label_classification"
-    return labelled(split, Columns(text=text, label=label, parse=label_parser(problem, names or [])))
+    return labelled(
+        split, Columns(text=text, label=label, parse=label_parser(problem, names or []))
+    )

@@ -52,7 +52,10 @@ class Repository:
         """A new commit, to which `name` then points; its id, unless given, is a digest of its
         files.
         """
-        digest = sha1(json.dumps({path: sha1(content) for path, content in files.items()}).encode() + self.id.encode())
+        digest = sha1(
+            json.dumps({path: sha1(content) for path, content in files.items()}).encode()
+            + self.id.encode()
+        )
         self.commits[commit or digest] = dict(files)
         self.names[name] = commit or digest
         return commit or digest
@@ -85,7 +88,8 @@ class Hub:
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.faults: list[Fault] = []
-        self.requests: list[str] = []  # "METHOD path" of every request to the hub, without those to its content store
+        # "METHOD path" of every request to the hub, without those to its content store
+        self.requests: list[str] = []
         self.transfers: list[str] = []  # paths of the files whose bytes were sent
         self.members: set[str] = set()  # tokens that may read gated repositories
         self.tokens: set[str] = set()  # tokens that are known at all
@@ -103,7 +107,9 @@ class Hub:
         self.server.shutdown()
         self.server.server_close()
 
-    def repository(self, id: str, kind: Literal["models", "datasets"] = "models", **options: Any) -> Repository:
+    def repository(
+        self, id: str, kind: Literal["models", "datasets"] = "models", **options: Any
+    ) -> Repository:
         made = Repository(id, kind, **options)
         self.repositories[kind, id] = made
         return made
@@ -215,7 +221,9 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.paths(*match.groups())
             if match := re.fullmatch(r"/api/(models|datasets)/(.+?)(?:/revision/([^/]+))?", path):
                 return self.information(*match.groups(), blobs="blobs" in query)
-            if match := re.fullmatch(r"/(?:(datasets)/)?([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path):
+            if match := re.fullmatch(
+                r"/(?:(datasets)/)?([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path
+            ):
                 kind, id, revision, name = match.groups()
                 return self.resolve(kind or "models", id, revision, name)
             if match := re.fullmatch(r"/store/(models|datasets)/(.+)/at/(\w+)/(.+)", path):
@@ -223,7 +231,9 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.content(name, hub.repositories[kind, id].commits[commit][name])
             raise Refusal(404, message=f"no such page: {path}")
 
-        def look(self, kind: str, id: str, revision: str | None, *, files: bool) -> tuple[Repository, str]:
+        def look(
+            self, kind: str, id: str, revision: str | None, *, files: bool
+        ) -> tuple[Repository, str]:
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             if token and token not in hub.tokens | hub.members:
                 raise Refusal(401, message="Invalid credentials in Authorization header")
@@ -272,29 +282,50 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 }
             )
 
-        def tree(self, kind: str, id: str, revision: str, folder: str | None, *, recursive: bool) -> None:
+        def tree(
+            self, kind: str, id: str, revision: str, folder: str | None, *, recursive: bool
+        ) -> None:
             found, commit = self.look(kind, id, revision, files=True)
             prefix = f"{folder}/" if folder else ""
-            inside = {path: content for path, content in found.commits[commit].items() if path.startswith(prefix)}
+            inside = {
+                path: content
+                for path, content in found.commits[commit].items()
+                if path.startswith(prefix)
+            }
             if not inside:
                 raise Refusal(404, "EntryNotFound", f"{folder} does not exist on {revision}")
             listed, folders = [], set()
             for path, content in inside.items():
                 parts = path[len(prefix) :].split("/")
-                folders |= {prefix + "/".join(parts[:depth]) for depth in range(1, len(parts) if recursive else min(len(parts), 2))}
+                folders |= {
+                    prefix + "/".join(parts[:depth])
+                    for depth in range(1, len(parts) if recursive else min(len(parts), 2))
+                }
                 if recursive or len(parts) == 1:
                     listed.append(entry(path, content))
-            self.json([{"type": "directory", "path": path, "oid": sha1(path.encode()), "size": 0} for path in sorted(folders)] + listed)
+            self.json(
+                [
+                    {"type": "directory", "path": path, "oid": sha1(path.encode()), "size": 0}
+                    for path in sorted(folders)
+                ]
+                + listed
+            )
 
         def paths(self, kind: str, id: str, revision: str) -> None:
             found, commit = self.look(kind, id, revision, files=True)
-            asked = json.loads(self.posted)["paths"] if self.posted.startswith(b"{") else parse_qs(self.posted.decode()).get("paths", [])
+            asked = (
+                json.loads(self.posted)["paths"]
+                if self.posted.startswith(b"{")
+                else parse_qs(self.posted.decode()).get("paths", [])
+            )
             files, answer = found.commits[commit], []
             for path in asked:
                 if path in files:
                     answer.append(entry(path, files[path]))
                 elif any(name.startswith(f"{path}/") for name in files):
-                    answer.append({"type": "directory", "path": path, "oid": sha1(path.encode()), "size": 0})
+                    answer.append(
+                        {"type": "directory", "path": path, "oid": sha1(path.encode()), "size": 0}
+                    )
             self.json(answer)
 
         def resolve(self, kind: str, id: str, revision: str, name: str) -> None:
@@ -349,7 +380,13 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if self.command == "HEAD":
                 return
             fault = self.failing
-            stop = None if fault is None else fault.reset_after if fault.reset_after is not None else fault.truncate_after
+            stop = (
+                None
+                if fault is None
+                else fault.reset_after
+                if fault.reset_after is not None
+                else fault.truncate_after
+            )
             if fault is None or stop is None or not body:
                 half = len(body) // 2 if fault is not None and fault.stall else 0
                 self.wfile.write(body[:half])
@@ -363,7 +400,9 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
             if fault.reset_after is not None:
                 pause(0.05)  # what was sent arrives before the reset
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
             self.connection.close()
 
     return Handler

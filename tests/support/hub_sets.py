@@ -12,12 +12,16 @@ import yaml
 from tests.support.hub_server import Files
 
 
-def parquet(columns: Mapping[str, Sequence[Any]], features: Mapping[str, Any] | None = None) -> bytes:
+def parquet(
+    columns: Mapping[str, Sequence[Any]], features: Mapping[str, Any] | None = None
+) -> bytes:
     """A parquet file as `push_to_hub` writes it, its features in the schema."""
     import datasets
 
     content = io.BytesIO()
-    datasets.Dataset.from_dict(dict(columns), features=datasets.Features(features) if features else None).to_parquet(content)
+    datasets.Dataset.from_dict(
+        dict(columns), features=datasets.Features(features) if features else None
+    ).to_parquet(content)
     return content.getvalue()
 
 
@@ -67,7 +71,11 @@ def glue(rows: int = 96, shift: int = 0) -> dict[str, bytes]:
     for task, (texts, names) in GLUE.items():
         splits = [
             "train",
-            *(["validation_matched", "validation_mismatched"] if task == "mnli" else ["validation"]),
+            *(
+                ["validation_matched", "validation_mismatched"]
+                if task == "mnli"
+                else ["validation"]
+            ),
         ]
         features = {text: datasets.Value("string") for text in texts}
         features |= {
@@ -76,10 +84,16 @@ def glue(rows: int = 96, shift: int = 0) -> dict[str, bytes]:
         }
         configs[task] = {split: f"{task}/{split}-*" for split in splits}
         for at, split in enumerate(splits):
-            numbers = range(shift + 1000 * at, shift + 1000 * at + (rows if split == "train" else 24))
-            columns: dict[str, list[Any]] = {text: [f"{words(n)} {side}" for n in numbers] for side, text in enumerate(texts)}
+            numbers = range(
+                shift + 1000 * at, shift + 1000 * at + (rows if split == "train" else 24)
+            )
+            columns: dict[str, list[Any]] = {
+                text: [f"{words(n)} {side}" for n in numbers] for side, text in enumerate(texts)
+            }
             columns["label"] = [n % len(names) if names else n % 26 / 5 for n in numbers]
-            files[f"{task}/{split}-00000-of-00001.parquet"] = parquet(columns | {"idx": list(range(len(numbers)))}, features)
+            files[f"{task}/{split}-00000-of-00001.parquet"] = parquet(
+                columns | {"idx": list(range(len(numbers)))}, features
+            )
     return files | {"README.md": card(configs)}
 
 
@@ -98,8 +112,14 @@ def gsm8k_row(n: int) -> dict[str, str]:
 
 
 def gsm8k() -> Files:
-    tables = {split: [gsm8k_row(n) for n in numbers] for split, numbers in {"train": range(60), "test": range(500, 506)}.items()}
-    files = {f"main/{split}-00000-of-00001.parquet": parquet(columns(rows)) for split, rows in tables.items()}
+    tables = {
+        split: [gsm8k_row(n) for n in numbers]
+        for split, numbers in {"train": range(60), "test": range(500, 506)}.items()
+    }
+    files = {
+        f"main/{split}-00000-of-00001.parquet": parquet(columns(rows))
+        for split, rows in tables.items()
+    }
     return files | {"README.md": card({"main": {"train": "main/train-*", "test": "main/test-*"}})}
 
 
@@ -180,7 +200,16 @@ def mmlu() -> Files:
             for n in range(each)
         ]
         files[f"all/{split}-00000-of-00001.parquet"] = parquet(columns(rows), features)
-    return files | {"README.md": card({"all": {split: f"all/{split}-*" for split in ("auxiliary_train", "test", "validation", "dev")}})}
+    return files | {
+        "README.md": card(
+            {
+                "all": {
+                    split: f"all/{split}-*"
+                    for split in ("auxiliary_train", "test", "validation", "dev")
+                }
+            }
+        )
+    }
 
 
 def math500() -> Files:

@@ -1,4 +1,5 @@
-"""A small sweep whose records are written by hand: what results and tables do with them needs no training."""
+"""A small sweep whose records are written by hand: what results and tables do with them needs no
+training."""
 
 from __future__ import annotations
 
@@ -52,13 +53,18 @@ def cells_of(content: str) -> list[Cell]:
 
 @pytest.fixture(autouse=True)
 def expanded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Composing every cell takes most of a test's time: a content that was expanded before only changes its output_root."""
+    """Composing every cell takes most of a test's time: a content that was expanded before only
+    changes its output_root."""
 
     def expanded(wanted: Sweep) -> list[Cell]:
         cells = []
         for cell in cells_of(wanted.path.read_text()):
             folder = wanted.output_root / cell.folder.parent.name / cell.folder.name
-            cells.append(dataclasses.replace(cell, folder=folder, plain=cell.plain | {"output_root": str(wanted.output_root)}))
+            cells.append(
+                dataclasses.replace(
+                    cell, folder=folder, plain=cell.plain | {"output_root": str(wanted.output_root)}
+                )
+            )
         return cells
 
     monkeypatch.setattr(gather, "expand", expanded)
@@ -71,7 +77,9 @@ def load(folder: Path, content: str = CONTENT, *, name: str = "mine") -> Sweep:
     return reading.load(str(path), None, [f"output_root={folder / 'outputs'}"])
 
 
-def put(cell: Cell, accuracy: float, validation: float, folder: Path | None = None, **changes: Any) -> Path:
+def put(
+    cell: Cell, accuracy: float, validation: float, folder: Path | None = None, **changes: Any
+) -> Path:
     """Write a finished record of a cell; `changes` replace its sections."""
     folder = folder or cell.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +89,13 @@ def put(cell: Cell, accuracy: float, validation: float, folder: Path | None = No
         "run_id": cell.run_id,
         "config": cell.plain,
         "metrics": {"dev": {"accuracy": accuracy}},
-        "best": {"step": 5, "split": "held_out", "metric": "accuracy", "value": validation, "metrics": {"accuracy": validation}},
+        "best": {
+            "step": 5,
+            "split": "held_out",
+            "metric": "accuracy",
+            "value": validation,
+            "metrics": {"accuracy": validation},
+        },
         "cost": {"init_seconds": 1.0, "train_seconds": 3599.0},
         "parameters": {"trainable": 10, "total": 100, "adapter": 10},
         "data": {"train": {"rows": 64}, "dev": {"rows": 1000}},
@@ -109,7 +123,11 @@ def fill(wanted: Sweep, numbers: Callable[[Cell], tuple[float, float] | None]) -
 
 
 def at(cells: Sequence[Cell], row: str, column: str, lr: float = LR[0], seed: int = 0) -> Cell:
-    found = [c for c in cells if (c.row, c.column, c.point["lr"], c.point["seed"]) == (row, column, lr, seed)]
+    found = [
+        c
+        for c in cells
+        if (c.row, c.column, c.point["lr"], c.point["seed"]) == (row, column, lr, seed)
+    ]
     assert len(found) == 1
     return found[0]
 

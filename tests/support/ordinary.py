@@ -1,4 +1,5 @@
-"""Python as a user without rights, from a test that root runs (containers do); or in a process of one's own."""
+"""Python as a user without rights, from a test that root runs (containers do); or in a process of
+one's own."""
 
 from __future__ import annotations
 
@@ -32,10 +33,17 @@ def hindrance() -> str | None:
     return None
 
 
-def python(code: str, *arguments: str, env: dict[str, str] | None = None, seconds: float = 120.0, own: bool = False) -> str:
+def python(
+    code: str,
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    seconds: float = 120.0,
+    own: bool = False,
+) -> str:
     """What the code prints, run by an ordinary user, or by this one (`own`).
 
-    Interpreter, packages and repository may lie where only root looks: they are mounted at places open to all.
+    Interpreter, packages and repository may lie where only root looks: they are mounted at places
+    open to all.
 
     Raises: AssertionError with its error where it fails.
     """
@@ -50,16 +58,32 @@ def python(code: str, *arguments: str, env: dict[str, str] | None = None, second
             for source, target in zip(sources, places, strict=True):
                 os.mkdir(target)
                 steps.append(f"mount --bind {shlex.quote(source)} {shlex.quote(target)}")
-            interpreter = str(Path(places[0]) / Path(sys.executable).resolve().relative_to(sys.base_prefix))
+            interpreter = str(
+                Path(places[0]) / Path(sys.executable).resolve().relative_to(sys.base_prefix)
+            )
             paths = places[1:]
-            prefix = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--inh-caps=-all"]
+            prefix = [
+                "setpriv",
+                f"--reuid={USER}",
+                f"--regid={USER}",
+                "--clear-groups",
+                "--inh-caps=-all",
+            ]
         line = f"exec {shlex.join([*prefix, interpreter, '-c', code, *arguments])}"
         shell = ["sh", "-c", " && ".join([*steps, line])]
         done = subprocess.run(
             shell if own else ["unshare", "--mount", "--propagation", "private", *shell],
-            capture_output=True, text=True, timeout=seconds, cwd="/",
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths), "HOME": "/nonexistent",
-                 "PYTHONDONTWRITEBYTECODE": "1"} | (env or {}),
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            cwd="/",
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": os.pathsep.join(paths),
+                "HOME": "/nonexistent",
+                "PYTHONDONTWRITEBYTECODE": "1",
+            }
+            | (env or {}),
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

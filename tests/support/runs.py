@@ -14,7 +14,8 @@ TIMES = {"started", "ended", "cost", "environment", "seconds"}
 
 
 def run(*overrides: str, out: Path, notes: list[str] | None = None) -> Any:
-    """The outcome of one run with the smoke experiment underneath; `notes` gets what it tells on the way."""
+    """The outcome of one run with the smoke experiment underneath; `notes` gets what it tells on
+    the way."""
     from loraexp.run.experiment import Observer
     from loraexp.run.experiment import run as experiment
 
@@ -39,4 +40,7 @@ def without_times(value: Any) -> Any:
 
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
-    return [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        without_times(json.loads(line))
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]

@@ -1,4 +1,5 @@
-"""A small sweep for tests: two initializers, two seeds, the tiny model; given to the command line as a yaml of the user's own."""
+"""A small sweep for tests: two initializers, two seeds, the tiny model; given to the command line
+as a yaml of the user's own."""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ from loraexp import cli
 from loraexp.sweep import reading
 from loraexp.sweep.cells import Cell, expand
 
-TINY = ["experiment=smoke", "wandb.mode=disabled", "device=cpu", "task.limit_train=64", "task.limit_eval=32", "init.samples=16"]
+TINY = [
+    "experiment=smoke",
+    "wandb.mode=disabled",
+    "device=cpu",
+    "task.limit_train=64",
+    "task.limit_eval=32",
+    "init.samples=16",
+]
 
 
 def written(folder: Path, steps: int = 2, **changes: Any) -> Path:
@@ -23,8 +31,13 @@ def written(folder: Path, steps: int = 2, **changes: Any) -> Path:
         "kind": "table",
         "base": [*TINY, f"train.max_steps={steps}", "train.eval_every=1000"],
         "grid": {"lr": 1e-3, "seed": [0, 1]},
-        "rows": {"lora": {"label": "LoRA", "overrides": ["init=lora"]}, "pissa": {"label": "PiSSA", "overrides": ["init=pissa"]}},
-        "columns": {"tweets": {"label": "Tweets", "overrides": ["task=tweets"], "value": "dev/accuracy"}},
+        "rows": {
+            "lora": {"label": "LoRA", "overrides": ["init=lora"]},
+            "pissa": {"label": "PiSSA", "overrides": ["init=pissa"]},
+        },
+        "columns": {
+            "tweets": {"label": "Tweets", "overrides": ["task=tweets"], "value": "dev/accuracy"}
+        },
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "mine.yaml"

@@ -1,4 +1,5 @@
-"""MATH-500's truths as people and models write them: spellings that mean the same, and changes that do not.
+"""MATH-500's truths as people and models write them: spellings that mean the same, and changes that
+do not.
 
 python -m tests.support.spellings      what each way of comparing finds, in a table
 """
@@ -21,11 +22,16 @@ FRACTION = r"\\[dt]?frac\{([\w\\ ]+)\}\{([\w\\ ]+)\}"
 
 @cache
 def truths() -> list[str]:
-    return [json.loads(line)["answer"] for line in shared_data("math", "math500_test.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["answer"]
+        for line in shared_data("math", "math500_test.jsonl").read_text().splitlines()
+    ]
 
 
 def slashes(text: str) -> str:
-    return re.sub(rf"(\d)? ?{FRACTION}", lambda m: f"{m[1] + ' ' if m[1] else ''}{m[2]}/{m[3]}", text)
+    return re.sub(
+        rf"(\d)? ?{FRACTION}", lambda m: f"{m[1] + ' ' if m[1] else ''}{m[2]}/{m[3]}", text
+    )
 
 
 def sign_moved(text: str) -> str:
@@ -35,7 +41,11 @@ def sign_moved(text: str) -> str:
 
 def grouped(separator: str) -> Change:
     def change(text: str) -> str:
-        return re.sub(r"(?<![\d.^_{])\d{4,}(?![\d_])", lambda m: f"{int(m[0]):,}".replace(",", separator), re.sub(r",(\\!)? ?", "", text))
+        return re.sub(
+            r"(?<![\d.^_{])\d{4,}(?![\d_])",
+            lambda m: f"{int(m[0]):,}".replace(",", separator),
+            re.sub(r",(\\!)? ?", "", text),
+        )
 
     return lambda text: change(text) if re.fullmatch(r"(\\\$)?\d+(,(\\!)? ?\d{3})*", text) else text
 
@@ -53,7 +63,15 @@ def decimals(text: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    for old, new in (("^\\circ", " degrees"), ("\\%", "%"), ("\\$", "$"), ("\\pi", "π"), ("\\infty", "∞"), ("\\cup", "∪"), ("\\le ", "≤ ")):
+    for old, new in (
+        ("^\\circ", " degrees"),
+        ("\\%", "%"),
+        ("\\$", "$"),
+        ("\\pi", "π"),
+        ("\\infty", "∞"),
+        ("\\cup", "∪"),
+        ("\\le ", "≤ "),
+    ):
         text = text.replace(old, new)
     return re.sub(r"\\(?:text|mbox)\{([^}]*)\}", r"\1", text)
 
@@ -79,24 +97,38 @@ SPELLINGS: dict[str, Change] = {
     "plain text": plain_text,
     "decimals": decimals,
     "spaces around signs": lambda text: re.sub(r"(?<=\w)([+=])(?=\w)", r" \1 ", text),
-    "x = …": lambda text: text if "=" in text or "\\text" in text or re.search(r"[,\\]", text) else f"x = {text}",
+    "x = …": lambda text: (
+        text if "=" in text or "\\text" in text or re.search(r"[,\\]", text) else f"x = {text}"
+    ),
 }
 
 
 def last_digit(text: str) -> str:
     numbers = list(re.finditer(r"(?<!\^)\d+", re.sub(r"\}\^\d", lambda m: "}^" + "a", text)))
-    return text[: numbers[-1].start()] + str(int(numbers[-1][0]) + 1) + text[numbers[-1].end() :] if numbers else text
+    return (
+        text[: numbers[-1].start()] + str(int(numbers[-1][0]) + 1) + text[numbers[-1].end() :]
+        if numbers
+        else text
+    )
 
 
 def negated(text: str) -> str:
     if text.startswith("-"):
         return text[1:]
-    return f"-{text}" if re.fullmatch(r"[\d.]+|\\frac\{\w+\}\{\w+\}|\d*\\sqrt\{\d+\}|\\pi", text) and text != "0" else text
+    return (
+        f"-{text}"
+        if re.fullmatch(r"[\d.]+|\\frac\{\w+\}\{\w+\}|\d*\\sqrt\{\d+\}|\\pi", text) and text != "0"
+        else text
+    )
 
 
 def swapped(text: str) -> str:
     found = re.fullmatch(r"(\(|\\left ?\()([^,]*),([^,]*)(\)|\\right ?\))", text)
-    return f"{found[1]}{found[3]},{found[2]}{found[4]}" if found and found[2].strip() != found[3].strip() else text
+    return (
+        f"{found[1]}{found[3]},{found[2]}{found[4]}"
+        if found and found[2].strip() != found[3].strip()
+        else text
+    )
 
 
 CHANGES: dict[str, Change] = {
@@ -105,13 +137,23 @@ CHANGES: dict[str, Change] = {
     "the order of a pair": swapped,
     "another word": lambda text: re.sub(r"^\\text\{.*\}$", r"\\text{ west}", text),
     "times 100": lambda text: str(int(text) * 100) if text.isdecimal() and text != "0" else text,
-    "over 100": lambda text: str(Fraction(int(text), 100)) if text.isdecimal() and text != "0" else text,
-    "plus 1e-5": lambda text: f"{text}.00001" if text.isdecimal() else text,
-    "another base": lambda text: re.sub(r"(\d)_\{?(\d)\}?", lambda m: f"{m[1]}_{int(m[2]) + 1}", text),
-    "an end of an interval": lambda text: (
-        re.sub(r"^\(([^,]*\\infty|-?\d+), ?([^,]*)([)\]])$", r"[\1,\2)", text) if "infty" in text else text
+    "over 100": lambda text: (
+        str(Fraction(int(text), 100)) if text.isdecimal() and text != "0" else text
     ),
-    "without its last": lambda text: text.rpartition(",")[0] if re.fullmatch(r"[^(\[]*,[^(\[]*", text) and "\\!" not in text else text,
+    "plus 1e-5": lambda text: f"{text}.00001" if text.isdecimal() else text,
+    "another base": lambda text: re.sub(
+        r"(\d)_\{?(\d)\}?", lambda m: f"{m[1]}_{int(m[2]) + 1}", text
+    ),
+    "an end of an interval": lambda text: (
+        re.sub(r"^\(([^,]*\\infty|-?\d+), ?([^,]*)([)\]])$", r"[\1,\2)", text)
+        if "infty" in text
+        else text
+    ),
+    "without its last": lambda text: (
+        text.rpartition(",")[0]
+        if re.fullmatch(r"[^(\[]*,[^(\[]*", text) and "\\!" not in text
+        else text
+    ),
 }
 
 
@@ -128,13 +170,26 @@ def main() -> int:
         numbers = [whole_number(form) for form in forms]
         return forms[0] == forms[1] or numbers[0] is not None and numbers[0] == numbers[1]
 
-    ways = {"as released": same_mathematics_released, "normal form": by_form, "math-verify": asked.equal, "both": same_mathematics}
-    for title, changes, wanted in (("equal, accepted", SPELLINGS, True), ("not equal, accepted", CHANGES, False)):
+    ways = {
+        "as released": same_mathematics_released,
+        "normal form": by_form,
+        "math-verify": asked.equal,
+        "both": same_mathematics,
+    }
+    for title, changes, wanted in (
+        ("equal, accepted", SPELLINGS, True),
+        ("not equal, accepted", CHANGES, False),
+    ):
         print(f"{title:<28}{'cases':>7}" + "".join(f"{way:>13}" for way in ways))
         for name, change in changes.items():
-            cases = [(change(truth), truth) for truth in truths() if wanted or change(truth) != truth]
+            cases = [
+                (change(truth), truth) for truth in truths() if wanted or change(truth) != truth
+            ]
             found = [sum(same(answer, truth) for answer, truth in cases) for same in ways.values()]
-            print(f"{name:<28}{len(cases):>7}" + "".join(f"{count:>13}" for count in found), flush=True)
+            print(
+                f"{name:<28}{len(cases):>7}" + "".join(f"{count:>13}" for count in found),
+                flush=True,
+            )
     for way, same in ways.items():
         began = time.perf_counter()
         for truth in truths():

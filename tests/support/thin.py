@@ -1,4 +1,5 @@
-"""Sweeps with one grid point at every place: what is true of a place's settings is true of it there too."""
+"""Sweeps with one grid point at every place: what is true of a place's settings is true of it there
+too."""
 
 from __future__ import annotations
 
@@ -25,10 +26,13 @@ def first(grid: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def regridded(whole: Sweep, of: Callable[[dict[str, Any]], dict[str, list[Any]]]) -> Sweep:
-    """The same sweep with every grid, its own, a row's, a column's or a place's, as `of` makes it."""
+    """The same sweep with every grid, its own, a row's, a column's or a place's, as `of` makes
+    it."""
     parts = {
         "rows": {name: replace(row, grid=of(row.grid)) for name, row in whole.rows.items()},
-        "columns": {name: replace(column, grid=of(column.grid)) for name, column in whole.columns.items()},
+        "columns": {
+            name: replace(column, grid=of(column.grid)) for name, column in whole.columns.items()
+        },
         "cells": [replace(special, grid=of(special.grid)) for special in whole.cells],
     }
     return replace(whole, grid=of(whole.grid), **parts)

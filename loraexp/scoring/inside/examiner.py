@@ -1,8 +1,9 @@
-"""The judge: it runs a benchmark's own tests on a function that lives in another sandbox, and tells what came out.
+"""The judge: it runs a benchmark's own tests on a function that lives in another sandbox, and tells
+what came out.
 
-Tests, expected values and the verdict are here alone. The function of the tests is a stand-in that sends its arguments
-to the program and takes back a plain value. A program that ends, or answers with what is no value, has failed, whatever
-the tests make of it.
+Tests, expected values and the verdict are here alone. The function of the tests is a stand-in that
+sends its arguments to the program and takes back a plain value. A program that ends, or answers
+with what is no value, has failed, whatever the tests make of it.
 """
 
 from __future__ import annotations
@@ -42,10 +43,15 @@ class Trial:
         return message
 
     def ask(self, function: str, places: tuple[Any, ...], names: dict[str, Any]) -> Any:
-        """What the program's function returns or raises for these arguments, which it may change."""
+        """What the program's function returns or raises for these arguments, which it may
+        change."""
         if self.over:
             raise Ended(self.over)
-        sent = {"function": function, "places": encode(list(places), strict=True), "names": encode(names, strict=True)}
+        sent = {
+            "function": function,
+            "places": encode(list(places), strict=True),
+            "names": encode(names, strict=True),
+        }
         try:
             self.wire.send(sent)
         except OSError:
@@ -61,7 +67,9 @@ class Trial:
             else:
                 return decode(told["value"])
         except Exception as error:
-            raise self.end(f"an answer that is no plain value ({type(error).__name__}: {error})"[:200]) from None
+            raise self.end(
+                f"an answer that is no plain value ({type(error).__name__}: {error})"[:200]
+            ) from None
         raise raised
 
 

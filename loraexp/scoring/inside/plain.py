@@ -1,7 +1,8 @@
 """Plain values as text: what crosses the wall between a hostile program and its judge.
 
-Nothing of the sender's is run at the receiver: a value is named by its kind and rebuilt from built-in types alone, so a
-list whose `__eq__` is always true arrives as the list that it holds. Numbers arrive bit for bit.
+Nothing of the sender's is run at the receiver: a value is named by its kind and rebuilt from
+built-in types alone, so a list whose `__eq__` is always true arrives as the list that it holds.
+Numbers arrive bit for bit.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ def encode(value: Any, strict: bool = False) -> Any:
     if isinstance(value, float):
         return ["float", float.hex(float.__float__(value))]
     if isinstance(value, complex):
-        real, imaginary = complex.__getattribute__(value, "real"), complex.__getattribute__(value, "imag")
+        real, imaginary = (
+            complex.__getattribute__(value, "real"),
+            complex.__getattribute__(value, "imag"),
+        )
         return ["complex", [real.hex(), imaginary.hex()]]
     return _encode_container(value, strict)
 
@@ -60,14 +64,21 @@ def _encode_container(value: Any, strict: bool) -> Any:
         if isinstance(value, kind):
             return [name, [encode(item, strict) for item in list(kind.__iter__(value))]]
     if isinstance(value, (bytes, bytearray)):
-        return ["bytearray" if isinstance(value, bytearray) else "bytes", bytes(memoryview(value)).hex()]
+        return [
+            "bytearray" if isinstance(value, bytearray) else "bytes",
+            bytes(memoryview(value)).hex(),
+        ]
     if type(value) is range:
         return ["range", [encode(number) for number in (value.start, value.stop, value.step)]]
     if isinstance(value, Fraction):
         return ["fraction", [hex(value.numerator), hex(value.denominator)]]
     if isinstance(value, Decimal):
         return ["decimal", str(value)]
-    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+    if (
+        type(value).__module__ == "numpy"
+        and getattr(value, "ndim", None) == 0
+        and hasattr(value, "item")
+    ):
         return encode(value.item(), strict)
     if strict:
         raise NotPlain(f"an object of class {type(value).__name__} is no plain value")
@@ -77,7 +88,8 @@ def _encode_container(value: Any, strict: bool) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """The value that was written. Raises: ValueError or TypeError for what `encode` does not write."""
+    """The value that was written. Raises: ValueError or TypeError for what `encode` does not
+    write."""
     if value is None or type(value) in (bool, str, int):
         return value
     if type(value) is not list or len(value) != 2 or type(value[0]) is not str:
@@ -98,8 +110,17 @@ def _items(held: Any) -> list[Any]:
     return held
 
 
-_SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
-_CONTAINERS: dict[str, Any] = _SEQUENCES | {"iterator": iter, "range": lambda numbers: range(*numbers)}
+_SEQUENCES: dict[str, Any] = {
+    "list": list,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "deque": deque,
+}
+_CONTAINERS: dict[str, Any] = _SEQUENCES | {
+    "iterator": iter,
+    "range": lambda numbers: range(*numbers),
+}
 _SCALARS: dict[str, Any] = {
     "int": lambda text: int(text, 16),
     "float": float.fromhex,
@@ -126,7 +147,8 @@ class Wire:
         self._socket.sendall(len(text).to_bytes(4, "big") + text)
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message; None where the other side has gone. Raises: ValueError for what is no message."""
+        """The next message; None where the other side has gone. Raises: ValueError for what is no
+        message."""
         head = self._exactly(4)
         if head is None:
             return None

@@ -1,7 +1,8 @@
-"""A program that passes by coming to its end: it runs, and then a secret that it was not told is written.
+"""A program that passes by coming to its end: it runs, and then a secret that it was not told is
+written.
 
-The secret is bound before the program is loaded. Whoever searches the memory of its own process finds it: where a
-program must not be able to, `candidate` and `examiner` take its place.
+The secret is bound before the program is loaded. Whoever searches the memory of its own process
+finds it: where a program must not be able to, `candidate` and `examiner` take its place.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from typing import Any
 
 def main(task: dict[str, Any], report: int, channel: int) -> None:
     secret, program = task.pop("secret").encode(), task.pop("program")
-    write, leave, flush, output, errors = os.write, os._exit, sys.stdout.flush, sys.stdout, sys.stderr
+    write, leave, flush, output, errors = (
+        os.write,
+        os._exit,
+        sys.stdout.flush,
+        sys.stdout,
+        sys.stderr,
+    )
     space = sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         exec(compile(program, "<program>", "exec"), space.__dict__)

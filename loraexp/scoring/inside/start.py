@@ -1,8 +1,9 @@
-"""The first process in a sandbox: it takes rights away, then runs one of the programs beside it in a child.
+"""The first process in a sandbox: it takes rights away, then runs one of the programs beside it in
+a child.
 
-`python -c THIS REPORT CHANNEL`: the numbers of a pipe to the supervisor and of a socket to the other sandbox (or -1).
-It says `ready`, and reads its job, one line of JSON, from standard input. It needs the standard library alone, because
-nothing else is there.
+`python -c THIS REPORT CHANNEL`: the numbers of a pipe to the supervisor and of a socket to the
+other sandbox (or -1). It says `ready`, and reads its job, one line of JSON, from standard input. It
+needs the standard library alone, because nothing else is there.
 """
 
 from __future__ import annotations
@@ -31,28 +32,37 @@ def lower(job: dict[str, Any]) -> None:
         if kind is None:  # another system has others
             continue
         hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard),) * 2)
+        resource.setrlimit(
+            kind, (value if hard == resource.RLIM_INFINITY else min(value, hard),) * 2
+        )
 
 
 def call(function: Callable[..., int], *words: int | bytes | None) -> None:
     if function(*(ctypes.c_ulong(word) if isinstance(word, int) else word for word in words)) < 0:
-        raise OSError(ctypes.get_errno(), f"{os.strerror(ctypes.get_errno())}: {function.__name__}{words!r}"[:200])
+        raise OSError(
+            ctypes.get_errno(),
+            f"{os.strerror(ctypes.get_errno())}: {function.__name__}{words!r}"[:200],
+        )
 
 
 def enclose(job: dict[str, Any]) -> None:
-    """A user and a session keyring of its own, and the filter of system calls. None of it can be taken back."""
+    """A user and a session keyring of its own, and the filter of system calls. None of it can be
+    taken back."""
     libc = ctypes.CDLL(None, use_errno=True)
     if job["user"] is not None:
         os.setgroups([])
         os.setresgid(*[job["user"]] * 3)
         os.setresuid(*[job["user"]] * 3)
     joined = libc.syscall(ctypes.c_long(job["keyctl"]), ctypes.c_long(JOIN_SESSION_KEYRING), None)
-    if joined < 0 and ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):  # no keyrings, or forbidden to all
+    # no keyrings, or forbidden to all
+    if joined < 0 and ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
         raise OSError(ctypes.get_errno(), f"{os.strerror(ctypes.get_errno())}: a session keyring")
     call(libc.prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     code = base64.b64decode(job["filter"])
     buffer = ctypes.create_string_buffer(code, len(code))
-    program = (len(code) // 8).to_bytes(8, sys.byteorder) + ctypes.addressof(buffer).to_bytes(8, sys.byteorder)
+    program = (len(code) // 8).to_bytes(8, sys.byteorder) + ctypes.addressof(buffer).to_bytes(
+        8, sys.byteorder
+    )
     call(libc.prctl, PR_SET_SECCOMP, 2, program, 0, 0)
 
 
@@ -74,9 +84,11 @@ def perform(job: dict[str, Any], report: int, channel: int) -> None:
 
 
 def wait(child: int, bell: int) -> int:
-    """The status of the child, as a shell gives it; orphans that come to process 1 are buried on the way.
+    """The status of the child, as a shell gives it; orphans that come to process 1 are buried on
+    the way.
 
-    The job's pipe is the lifeline: it closes when the supervisor has gone, and then everything here ends.
+    The job's pipe is the lifeline: it closes when the supervisor has gone, and then everything here
+    ends.
     """
     while True:
         number, status = os.waitpid(-1, os.WNOHANG)
