@@ -22,8 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import verdict
-from loraexp import config
-from loraexp.models import load
+from loraexp import config, models
 from loraexp.scoring import backends, generate, protocols
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k" / "test.jsonl"
@@ -125,8 +124,8 @@ class Bench:
 def prepare() -> tuple[Any, Any, list[str]]:
     settings, _ = config.check(config.compose(["model=smollm2-135m", "task=gsm8k"]))
     model, tokenizer = (
-        load.load_model(settings.model, dtype=torch.float32, head_seed=0),
-        load.load_tokenizer(settings.model),
+        models.open(settings.model).load(dtype=torch.float32, head_seed=0),
+        models.open(settings.model).tokenizer,
     )
     if GSM8K.exists():
         rows = [json.loads(line) for line in GSM8K.read_text().splitlines()[:ROWS]]

@@ -30,12 +30,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.adapter.adapted import attach, scaling_factor
 from loraexp.adapter.layer import Factors, Layer
 from loraexp.config.settings import Settings
 from loraexp.machine.measure import peak_bytes, reset_peak
-from loraexp.models import load
 from loraexp.run.experiment import labels, make
 from loraexp.run.initialise import settled, training_of
 from loraexp.statistics import Calibration, collect, layer_generator, weight
@@ -113,13 +112,12 @@ class Bench:
     def __init__(self, subject: str, batches: int, equal_width: bool = False) -> None:
         self.subject = subject
         settings = settings_of(subject, "lora")
-        tokenizer = load.load_tokenizer(settings.model)
-        self.task: Any = make(settings.task)(tokenizer=tokenizer, cache_root=settings.cache_root)
-        self.model = load.load_model(
-            settings.model, dtype=torch.float32, head_seed=0, **labels(self.task)
-        )
-        self.head = load.new_modules(self.model, settings.model.kind)
-        self.names = list(load.target_layers(self.model, settings.model.targets, self.head))
+        base = models.open(settings.model)
+        words = base.tokenizer
+        self.task: Any = make(settings.task)(tokenizer=words, cache_root=settings.cache_root)
+        self.model = base.load(dtype=torch.float32, head_seed=0, **labels(self.task))
+        self.head = models.head(self.model)
+        self.names = list(models.target_layers(self.model, settings.model.targets, self.head))
         self.rank = settings.rank
         self.scaling = scaling_factor("lora", settings.alpha, settings.rank)
         rows = np.arange(batches * BATCH)
@@ -304,8 +302,8 @@ def memory(subject: str, initializer: str) -> dict[str, float]:
     """
     torch.set_num_threads(1)
     settings = settings_of(subject, initializer)
-    load.load_tokenizer(settings.model)
-    load.skeleton(settings.model)
+    base = models.open(settings.model)
+    assert base.tokenizer and base.skeleton
     warm = nn.Linear(64, 64)
     warm(torch.zeros(64, 64)).sum().backward()
     bare = resident_peak(lambda: None)

@@ -26,12 +26,11 @@ import numpy as np
 import torch
 
 from benchmarks import verdict
-from loraexp import config
+from loraexp import config, models
 from loraexp.adapter.adapted import attach, scaling_factor
 from loraexp.adapter.layer import Layer
 from loraexp.config.settings import Settings
 from loraexp.initializers.lora import lora
-from loraexp.models import load
 from loraexp.run import experiment
 from loraexp.run.batches import epoch_batches, micro_batches
 from loraexp.statistics import weight
@@ -82,7 +81,7 @@ def prepare(folder: Path) -> Bench:
     ]
     overrides = ["model=minilm", *data, *rows, *places]
     settings, _ = config.check(config.compose(overrides))
-    tokenizer = load.load_tokenizer(settings.model)
+    tokenizer = models.open(settings.model).tokenizer
     task = experiment.make(settings.task)(tokenizer=tokenizer, cache_root=Path(settings.cache_root))
     return Bench(overrides, settings, tokenizer, task, folder)
 
@@ -197,7 +196,7 @@ def as_dataset(bench: Bench, copies: int) -> Any:
 
 def base_model(bench: Bench, seed: int) -> Any:
     labels = experiment.labels(bench.task)
-    return load.load_model(bench.settings.model, dtype=torch.float32, head_seed=seed, **labels)
+    return models.open(bench.settings.model).load(dtype=torch.float32, head_seed=seed, **labels)
 
 
 def bare(bench: Bench, steps: int, seed: int) -> Measured:
@@ -208,10 +207,10 @@ def bare(bench: Bench, steps: int, seed: int) -> Measured:
     AdamW.
     """
     settings, model = bench.settings, base_model(bench, seed)
-    head = load.new_modules(model, settings.model.kind)
+    head = models.head(model)
     scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
     generator = torch.Generator().manual_seed(seed)
-    targets = load.target_layers(model, settings.model.targets, head)
+    targets = models.target_layers(model, settings.model.targets, head)
     layers = [
         Layer(name=name, W=weight(module, torch.device("cpu"))) for name, module in targets.items()
     ]

@@ -4,6 +4,7 @@ trained."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -25,11 +26,14 @@ def show(arguments: Sequence[str]) -> int:
     if options.rows < 1:
         raise ConfigError(f"--rows {options.rows}: expected a whole number of at least 1")
     settings, _ = config.check(config.compose(config.settled(options.overrides)))
+    from loraexp import models
+    from loraexp.machine import repository
     from loraexp.run import experiment
     from loraexp.tasks.preview import preview
 
     try:
-        task = experiment.tokenise(settings)
+        with repository.pins(Path(settings.output_root)):  # the rows that a run here has
+            task = experiment.tokenise(settings, models.open(settings.model))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     console = Console(highlight=False, soft_wrap=True)

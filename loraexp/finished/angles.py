@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from loraexp import models
 from loraexp.adapter.adapted import Adapters
 from loraexp.adapter.formats import load_raw
 from loraexp.adapter.layer import LeadingRequest, needs
@@ -23,7 +24,6 @@ from loraexp.config.settings import Settings
 from loraexp.finished.opened import RAW, FinishedRun
 from loraexp.machine.device import autocast
 from loraexp.machine.processes import Processes
-from loraexp.models import load
 from loraexp.run.batches import count_labels
 from loraexp.run.initialise import Objective, statistics_of
 
@@ -202,10 +202,9 @@ def put(adapters: Adapters, path: Path) -> None:
 
 def head_of(model: nn.Module, settings: Settings) -> dict[str, Tensor]:
     """A copy of the new head's parameters, as the task drew them."""
-    heads = load.new_modules(model, settings.model.kind)
     return {
         name: p.detach().clone()
-        for h in heads
+        for h in models.head(model)
         for name, p in model.get_submodule(h).named_parameters(prefix=h)
     }
 

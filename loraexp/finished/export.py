@@ -16,7 +16,6 @@ from loraexp.config import ConfigError
 from loraexp.finished.card import card
 from loraexp.finished.opened import RAW, FinishedRun
 from loraexp.machine.files import replace, write_json
-from loraexp.models import load
 
 
 def check_place(to: Path) -> None:
@@ -67,7 +66,7 @@ def accompany(
     run: FinishedRun, to: Path, base: str, revision: str | None, *, is_adapter: bool
 ) -> None:
     """What a stranger needs beside the weights: the tokenizer, the labels by name, the card."""
-    load.load_tokenizer(run.settings.model).save_pretrained(to)
+    run.original.tokenizer.save_pretrained(to)
     if labels := both_ways(run.labels()):
         write_json(
             to / "labels.json",

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.adapter.adapted import Adapters
 from loraexp.adapter.formats import load_raw
 from loraexp.config import ConfigError
@@ -24,7 +24,6 @@ from loraexp.machine import repository
 from loraexp.machine.device import choose_device, to_device
 from loraexp.machine.files import sha256
 from loraexp.machine.words import first_line
-from loraexp.models import load
 from loraexp.records.content import content, sound_lines
 from loraexp.run import experiment, kept, sources
 
@@ -81,10 +80,16 @@ class FinishedRun:
                 )
 
     @functools.cached_property
+    def original(self) -> models.Base:
+        """The base as it was before training."""
+        return models.open(self.settings.model)
+
+    @functools.cached_property
     def task(self) -> Any:
         """The task of the run, tokenised; raises ConfigError where its data are not there."""
         try:
-            return kept.task(self.settings, lambda: experiment.tokenise(self.settings))
+            settings, base = self.settings, self.original
+            return kept.task(settings, lambda: experiment.tokenise(settings, base))
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -106,7 +111,7 @@ class FinishedRun:
 
     @property
     def dtype(self) -> torch.dtype:
-        return load.dtype_of(
+        return models.dtype_of(
             self.settings.model, self.settings.precision, full=not self.has_factors
         )
 
@@ -131,8 +136,8 @@ class FinishedRun:
         """The original base in `dtype`, by default on the device and in the precision of the
         run."""
         settings = self.settings.model
-        model = load.load_model(
-            settings, dtype=dtype or self.dtype, head_seed=self.settings.seed, **self.labels()
+        model = self.original.load(
+            dtype=dtype or self.dtype, head_seed=self.settings.seed, **self.labels()
         )
         return model if settings.quantise or dtype is not None else model.to(self.device)
 
@@ -142,12 +147,11 @@ class FinishedRun:
 
     def whole(self) -> nn.Module:
         """The model that a run with `init=full` saved, in the float32 that it trained in."""
-        saved = load.saved_model(self.settings.model, self.folder / "adapter", dtype=torch.float32)
+        saved = self.original.saved(self.folder / "adapter", dtype=torch.float32)
         return saved.to(self.device).eval()
 
     def targets(self, model: nn.Module) -> dict[str, nn.Module]:
-        head = load.new_modules(model, self.settings.model.kind)
-        return load.target_layers(model, self.settings.model.targets, head)
+        return self.original.targets(model)
 
     def batches(self, rows: int) -> tuple[str, list[dict[str, Tensor]]]:
         """The first rows that the run did not train on, or of train where all others are generated;

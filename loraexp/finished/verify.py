@@ -8,10 +8,10 @@ import importlib.util
 import torch
 from torch import Tensor, nn
 
+from loraexp import models
 from loraexp.adapter.formats import merge
 from loraexp.config import ConfigError
 from loraexp.finished.opened import FinishedRun
-from loraexp.models import load
 
 
 def in_float32(run: FinishedRun) -> dict[str, float]:
@@ -30,7 +30,7 @@ def in_float32(run: FinishedRun) -> dict[str, float]:
 
         base = run.base(torch.float32)
         # what the run drew is in its adapter, or PEFT is another function
-        load.draw_head(base, run.settings.seed + 1)
+        models.draw_head(base, run.settings.seed + 1)
         through = PeftModel.from_pretrained(base, run.folder / "adapter")
         results["PEFT"] = logits(through)
     return {
@@ -47,7 +47,7 @@ def in_bf16(run: FinishedRun) -> dict[str, float]:
     exact = load_raw(run.base(torch.bfloat16).float(), run.raw).model
     apart = run.adapted(torch.bfloat16).model
     edited = merge(run.adapted(torch.bfloat16))
-    for name in load.new_modules(edited, run.settings.model.kind):
+    for name in models.head(edited):
         apart.get_submodule(name).bfloat16()
         edited.get_submodule(name).bfloat16()
     wanted = logits(exact)

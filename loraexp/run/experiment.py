@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
 from loraexp.adapter.formats import save_peft, save_raw
 from loraexp.config.settings import Settings
 from loraexp.machine import repository
 from loraexp.machine.device import choose_device, deterministic, name_of
 from loraexp.machine.files import folder_written, sha256
+from loraexp.machine.hub import SourceError
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import log, logged, tally
 from loraexp.machine.signals import Interrupted, Stop, watched
-from loraexp.models import load
+from loraexp.models import Base
 from loraexp.records import record as records
 from loraexp.records.content import content
 from loraexp.records.record import Record
@@ -71,16 +72,17 @@ def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) 
         if found.record is not None and found.finished:
             return Outcome(folder, found.record, already=True)
     with repository.pins(Path(settings.output_root)):
-        check_model(settings)
+        base = models.open(settings.model)
+        check_model(settings, base)
         observer.begun(settings, folder)
         try:
-            return Outcome(folder, recorded(settings, plain, folder, observer))
+            return Outcome(folder, recorded(settings, plain, folder, observer, base))
         except records.Finished as elsewhere:
             return Outcome(folder, elsewhere.record, already=True)
 
 
 def recorded(
-    settings: Settings, plain: dict[str, Any], folder: Path, observer: Observer
+    settings: Settings, plain: dict[str, Any], folder: Path, observer: Observer, base: Base
 ) -> dict[str, Any]:
     """The run itself; returns its record, which is left behind also when it fails or is told to
     stop."""
@@ -99,7 +101,7 @@ def recorded(
             forced=settings.force,
         ) as record,
     ):
-        result = Experiment(settings, record, stop, processes, observer).run()
+        result = Experiment(settings, base, record, stop, processes, observer).run()
     if stop.name is not None:
         raise Interrupted(stop.name, "after the run had finished")
     return result
@@ -111,17 +113,14 @@ class Experiment:
     def __init__(
         self,
         settings: Settings,
+        base: Base,
         record: Record,
         stop: Stop,
         processes: Processes,
         observer: Observer,
     ) -> None:
-        self.settings, self.record, self.processes, self.observer = (
-            settings,
-            record,
-            processes,
-            observer,
-        )
+        self.settings, self.base, self.record = settings, base, record
+        self.processes, self.observer = processes, observer
         self.phase = Phases(settings, record, stop)
         self.checkpoint = Checkpoint(record.folder / "checkpoint", record.content["run_id"])
         self.device = choose_device(settings.device)
@@ -136,15 +135,14 @@ class Experiment:
         seed_generators(settings.seed, self.processes.rank)
         with repository.reading() as read:
             with self.phase("data"):
-                task = kept.task(settings, lambda: tokenise(settings))
+                task = kept.task(settings, lambda: tokenise(settings, self.base))
                 self.require_same_rows(task)
                 record.update(data=task.describe(), labels=labels(task))
             with self.phase("model"):
                 model = self.model(task)
-                record.update(model=load.loaded(settings.model), hub=dict(sorted(read.items())))
-        record.update(
-            sources=sources.of(settings, record.content["data"]) if self.processes.main else {}
-        )
+                record.update(model=self.base.identity(), hub=dict(sorted(read.items())))
+        if self.processes.main:
+            record.update(sources=sources.of(settings, self.base, record.content["data"]))
         with self.phase("initialisation"):
             adapters = self.start(model, task)
             record.update(parameters=adapters.count())
@@ -221,11 +219,12 @@ class Experiment:
     def model(self, task: Any) -> nn.Module:
         """The base with the task's head, on the device."""
         settings = self.settings
-        dtype = load.dtype_of(settings.model, settings.precision, full=self.full)
+        dtype = models.dtype_of(settings.model, settings.precision, full=self.full)
         own = self.full or self.processes.world > 1
-        model = kept.model(settings, dtype=dtype, device=self.device, labels=labels(task), own=own)
-        self.head = load.new_modules(model, settings.model.kind)
-        notes = load.notes(model)
+        how: dict[str, Any] = {"dtype": dtype, "device": self.device, "labels": labels(task), "own": own}
+        model = kept.model(settings, self.base, **how)
+        self.head = models.head(model)
+        notes = models.notes(model)
         self.record.update(model={"notes": notes})
         for note in notes:
             self.say(f"model {settings.model.name}: {note}")
@@ -245,7 +244,7 @@ class Experiment:
             factors, extra = stored
             record.update(cost=extra["cost"])
             return attach(model, factors, scaling, self.head, dropout=settings.adapter.dropout)
-        targets = load.target_layers(model, settings.model.targets, self.head)
+        targets = self.base.targets(model)
         made = initialize(
             model,
             targets,
@@ -314,13 +313,9 @@ class Experiment:
                 save_peft(
                     adapters,
                     place,
-                    base=(
-                        str(load.locate(settings.model))
-                        if settings.model.path
-                        else settings.model.name
-                    ),
-                    revision=load.commit(settings.model),
-                    task_type=load.PEFT_TASK[settings.model.kind],
+                    base=self.base.reference,
+                    revision=self.base.commit,
+                    task_type=models.PEFT_TASK[settings.model.kind],
                     head=self.head,
                 )
             else:
@@ -340,21 +335,20 @@ class Experiment:
         )
 
 
-def check_model(settings: Settings) -> None:
+def check_model(settings: Settings, base: Base) -> None:
     """The targets are in the model, the rank fits them, and the initializer's hyper-parameters the
     training: seen on the model's skeleton, before any weight is loaded."""
     try:
-        skeleton = load.skeleton(settings.model)
-    except load.SourceError:
+        _ = base.skeleton
+    except SourceError:
         return  # the run itself fails on it, and leaves a record that says so
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, ImportError) as error:
         raise config.ConfigError(f"model={settings.model.name}: {error}") from error
     try:
-        head = load.new_modules(skeleton, settings.model.kind)
-        targets = load.target_layers(skeleton, settings.model.targets, head)
+        targets = base.targets()
         initializer = config.Component.of(settings.init, "init")
         asked = initializer.partial.func.request(settings.rank, **initializer.keywords)  # type: ignore[attr-defined]
-        load.check_rank(
+        models.check_rank(
             targets, settings.rank, max((getattr(ask, "k", 0) for ask in asked.values()), default=0)
         )
         choose_device(settings.device)
@@ -363,13 +357,10 @@ def check_model(settings: Settings) -> None:
         raise config.ConfigError(str(error)) from error
 
 
-def tokenise(settings: Settings) -> Any:
-    """The task in the tokens of the model's tokenizer, which makes none that the model does not
-    have."""
-    tokenizer = load.load_tokenizer(settings.model)
-    load.check_vocabulary(settings.model, tokenizer)
+def tokenise(settings: Settings, base: Base) -> Any:
+    """The task in the tokens of the model's tokenizer, which the model reads to the last one."""
     with tally("tokenising") as progress:
-        task = make_task(settings, tokenizer, progress)
+        task = make_task(settings, base.tokenizer, progress)
     if settings.model.kind == "encoder":
         read = [examples for examples in task.splits.values() if len(examples)]
         longest = max((int(examples.lengths.max()) for examples in read), default=0)
@@ -377,7 +368,7 @@ def tokenise(settings: Settings) -> Any:
             (int(examples.types.max()) for examples in read if examples.types is not None),
             default=0,
         )
-        load.check_reach(settings.model, longest, types)
+        models.check_reach(base, longest, types)
     return task
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from loraexp import models
 from loraexp.config.settings import Settings
 from loraexp.machine import repository
-from loraexp.models import load as models
 
 
 class Kept:
@@ -74,6 +74,7 @@ def task(settings: Settings, make: Callable[[], Any]) -> Any:
 
 def model(
     settings: Settings,
+    base: models.Base,
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -87,7 +88,7 @@ def model(
     """
 
     def load() -> nn.Module:
-        loaded = models.load_model(settings.model, dtype=dtype, head_seed=settings.seed, **labels)
+        loaded = base.load(dtype=dtype, head_seed=settings.seed, **labels)
         # a quantised one was loaded onto its device
         return loaded if settings.model.quantise else loaded.to(device)
 
@@ -96,12 +97,12 @@ def model(
         return load()
     made_from = [dataclasses.asdict(settings.model), dtype, device, labels, settings.output_root]
     pristine = MODEL.get(made_from, load)
-    return fresh(pristine, settings.model.kind, settings.seed)
+    return fresh(pristine, settings.seed)
 
 
-def fresh(pristine: nn.Module, kind: str, seed: int) -> nn.Module:
+def fresh(pristine: nn.Module, seed: int) -> nn.Module:
     """A model with modules, buffers and head of its own on the weights of `pristine`."""
-    head = models.new_modules(pristine, kind)
+    head = models.head(pristine)
     own = {id(p) for name in head for p in pristine.get_submodule(name).parameters()}
     shared = {
         id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad)

@@ -11,8 +11,7 @@ from typing import Any
 from loraexp import config
 from loraexp.config.settings import Settings
 from loraexp.machine.files import sha256
-from loraexp.machine.hub import SourceError
-from loraexp.models import load
+from loraexp.models import Base
 
 BASE = (
     "*.safetensors",
@@ -32,11 +31,11 @@ NAMES = {
 Sources = dict[str, dict[str, Any]]
 
 
-def of(settings: Settings, described: Mapping[str, Any]) -> Sources:
+def of(settings: Settings, base: Base, described: Mapping[str, Any]) -> Sources:
     """Each file by its path: what it is to the run, its size, when it was changed, and the digest
     of its content."""
     sources: Sources = {}
-    for what, path in [*data(described), *base(settings), *code(settings)]:
+    for what, path in [*data(described), *model(base), *code(settings)]:
         if str(path) not in sources:
             stat = path.stat()
             sources[str(path)] = {
@@ -56,18 +55,12 @@ def data(described: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
                 yield "data", Path(word)
 
 
-def base(settings: Settings) -> Iterator[tuple[str, Path]]:
+def model(base: Base) -> Iterator[tuple[str, Path]]:
     """The weights, architecture and tokenizer in a folder of one's own; what is the hub's has a
     commit."""
-    if settings.model.path is None:
-        return
-    try:
-        place = load.locate(settings.model)
-    except SourceError:
-        return
-    if isinstance(place, Path):
+    if base.settings.path is not None and isinstance(base.place, Path):
         for pattern in BASE:
-            yield from (("base", path) for path in sorted(place.glob(pattern)))
+            yield from (("base", path) for path in sorted(base.place.glob(pattern)))
 
 
 def code(settings: Settings) -> Iterator[tuple[str, Path]]:

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
 from loraexp.adapter.layer import Factors, Layer
 from loraexp.config.settings import ModelSettings, Settings
 from loraexp.machine.hub import SourceError, resolve
-from loraexp.models import load
 from loraexp.run.experiment import make
 from loraexp.statistics import Size
 from loraexp.statistics import plan as plan_statistics
@@ -143,8 +142,8 @@ def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
     model = copy.deepcopy(
         skeleton(json.dumps(parts["model"], sort_keys=True), dtype, parts["labels"])
     )
-    head = load.new_modules(model, settings.kind)
-    targets = load.target_layers(model, settings.targets, head)
+    head = models.new_modules(model, settings.kind)
+    targets = models.target_layers(model, settings.targets, head)
     weights = weight_bytes(model, settings)
     products = sum(
         m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)
@@ -251,13 +250,8 @@ def skeleton(settings: str, dtype: torch.dtype, labels: int) -> nn.Module:
 
 def bare(settings: ModelSettings, dtype: torch.dtype, labels: int) -> nn.Module:
     """The model without numbers, in the dtype of its frozen weights."""
-    cfg = load.load_config(
-        settings, **({"num_labels": labels} if labels and settings.kind == "encoder" else {})
-    )
-    with torch.device("meta"):
-        return load.model_class(settings.kind).from_config(
-            cfg, dtype=dtype, **load.attention(settings)
-        )
+    classes = {"num_labels": labels} if labels and settings.kind == "encoder" else {}
+    return models.open(settings).bare(dtype, **classes)
 
 
 def stored_bytes(parameter: Tensor, module: nn.Module, settings: ModelSettings) -> int:

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 import yaml
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.adapter.layer import Layer
 from loraexp.config.settings import ModelSettings
 from loraexp.machine.device import to_device
-from loraexp.models import load
 from loraexp.run.experiment import make
 from loraexp.run.initialise import Objective
 from loraexp.statistics import layer_generator, weight
@@ -86,16 +85,15 @@ def architecture(name: str, given: Mapping[str, Any]) -> ModelSettings:
 
 def forward_macs(settings: ModelSettings, init: str, rank: int, tokens: int) -> int:
     """Multiply-accumulates of one sequence; see `inference_macs`."""
-    skeleton = load.skeleton(settings)
-    head = load.new_modules(skeleton, settings.kind)
-    targets = load.target_layers(skeleton, settings.targets, head)
-    load.check_rank(targets, rank)
+    base = models.open(settings)
+    skeleton, head, targets = base.skeleton, base.head, base.targets()
+    models.check_rank(targets, rank)
     middle = (
         rank if "R" in config.Component.of(config.read_yaml("init", init), "init").trains else 0
     )
     total = 0
     for name, module in skeleton.named_modules():
-        if load.is_linear(module):
+        if models.is_linear(module):
             d_out, d_in = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
             total += d_out * d_in * (1 if name.split(".")[0] in head else tokens)
             total += tokens * rank * (d_out + d_in + middle) if name in targets else 0

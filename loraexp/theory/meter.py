@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.adapter.adapted import scaling_factor
 from loraexp.config.settings import Settings
 from loraexp.machine.device import choose_device
 from loraexp.machine.processes import Processes
-from loraexp.models import load
 from loraexp.run.experiment import labels, make, make_task
 from loraexp.run.initialise import calibration_rows, initialize
 from loraexp.statistics.hooks import Sums, Sweeper
@@ -164,12 +163,7 @@ def prepare(overrides: list[str], like: Bench | None = None) -> Bench:
     if like is not None:
         return Bench(settings, like.model, like.targets, like.task, like.device)
     device = choose_device(settings.device)
-    tokenizer = load.load_tokenizer(settings.model)
-    task = make_task(settings, tokenizer)
-    model = load.load_model(
-        settings.model, dtype=torch.float32, head_seed=settings.seed, **labels(task)
-    ).to(device)
-    head = load.new_modules(model, settings.model.kind)
-    return Bench(
-        settings, model, load.target_layers(model, settings.model.targets, head), task, device
-    )
+    base = models.open(settings.model)
+    task = make_task(settings, base.tokenizer)
+    model = base.load(dtype=torch.float32, head_seed=settings.seed, **labels(task)).to(device)
+    return Bench(settings, model, base.targets(model), task, device)

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
 from loraexp.config import ConfigError
 from loraexp.config.settings import Settings
 from loraexp.machine.processes import Processes
-from loraexp.models import load
 from loraexp.run.experiment import make
 from loraexp.run.initialise import initialize
 from loraexp.run.train import Diverged
@@ -52,7 +51,7 @@ def adapted(model: TwoLayer, data: Data, settings: Settings) -> Adapters:
         return train_everything(model)
     targets = dict(model.named_children())
     try:
-        load.check_rank(targets, settings.rank)
+        models.check_rank(targets, settings.rank)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)

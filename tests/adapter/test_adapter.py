@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.adapter.adapted import AdaptedLinear, attach, scaling_factor
 from loraexp.adapter.formats import load_raw, merge, save_peft, save_raw
 from loraexp.adapter.layer import Factors
-from loraexp.models import load
+from loraexp.config.settings import ModelSettings
 
 ALL_FACTORS = [(with_R, start) for with_R in (False, True) for start in ("pretrained", "shifted")]
 
@@ -118,10 +118,10 @@ def test_scaling_rules() -> None:
         scaling_factor("x", 16, 8)  # type: ignore[arg-type]
 
 
-def minilm(num_labels: int = 3) -> tuple[nn.Module, load.ModelSettings]:
+def minilm(num_labels: int = 3) -> tuple[nn.Module, ModelSettings]:
     settings, _ = config.check(config.compose([]))
     return (
-        load.load_model(settings.model, dtype=torch.float32, head_seed=3, num_labels=num_labels),
+        models.open(settings.model).load(dtype=torch.float32, head_seed=3, num_labels=num_labels),
         settings.model,
     )
 
@@ -133,8 +133,8 @@ def test_peft_loads_the_saved_adapter_on_the_original_base(
     from peft import PeftModel
 
     model, settings = minilm()
-    head = load.new_modules(model, "encoder")
-    targets = load.target_layers(model, ["query", "value"], head)
+    head = models.head(model)
+    targets = models.target_layers(model, ["query", "value"], head)
     made = {
         name: dataclasses.replace(f, A=f.A * 0.05, B=f.B * 0.05)
         for i, name in enumerate(targets)
@@ -179,7 +179,7 @@ def test_targets_that_match_nothing_list_the_linear_layers() -> None:
             r" value"
         ),
     ):
-        load.target_layers(model, ["q_proj"], ["classifier"])
+        models.target_layers(model, ["q_proj"], ["classifier"])
 
 
 def test_the_head_depends_on_the_seed_alone() -> None:
@@ -187,8 +187,10 @@ def test_the_head_depends_on_the_seed_alone() -> None:
 
     def head(seed: int) -> torch.Tensor:
         torch.rand(seed + 3)  # whatever was drawn before
-        return load.load_model(
-            settings.model, dtype=torch.float32, head_seed=seed, num_labels=2
-        ).classifier.weight
+        return (
+            models.open(settings.model)
+            .load(dtype=torch.float32, head_seed=seed, num_labels=2)
+            .classifier.weight
+        )
 
     assert torch.equal(head(1), head(1)) and not torch.equal(head(1), head(2))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from loraexp.cli.main import main
+from loraexp.models.place import weights_digest
 from tests.support.hub import offline
 from tests.support.hub_models import model_files
 from tests.support.hub_repositories import config
@@ -93,8 +94,6 @@ def test_two_seeds_never_see_two_commits(hub: Hub, capsys: pytest.CaptureFixture
 
 
 def test_weights_of_a_folder_are_known_by_their_digest(hub: Hub, tmp_path: Path) -> None:
-    from loraexp.models import load
-
     for name, content in model_files("bert").items():
         place = tmp_path / "mine" / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -107,13 +106,13 @@ def test_weights_of_a_folder_are_known_by_their_digest(hub: Hub, tmp_path: Path)
     assert loaded(record) == {"source": str(tmp_path / "mine"), "commit": None, "sha256": digest}
     # read again where it changed
     weights.write_bytes(model_files("bert", seed=1)["model.safetensors"])
-    changed = load.weights_digest(tmp_path / "mine")
+    changed = weights_digest(tmp_path / "mine")
     assert changed == hashlib.sha256(weights.read_bytes()).hexdigest() != digest
     shards = model_files("llama", shards=True)
     for name in (names := sorted(name for name in shards if name.endswith(".safetensors"))):
         (tmp_path / name).write_bytes(shards[name])
     each = "".join(hashlib.sha256(shards[name]).hexdigest() for name in names)
-    assert load.weights_digest(tmp_path) == hashlib.sha256(each.encode()).hexdigest()
+    assert weights_digest(tmp_path) == hashlib.sha256(each.encode()).hexdigest()
 
 
 def test_commonsense_is_trained_and_scored_from_the_hub_in_one_command(hub: Hub) -> None:

@@ -257,7 +257,7 @@ def test_words_of_the_papers_stand_for_the_names_of_the_hub(hub: Hub) -> None:
 
 def test_data_of_ones_own_are_read_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     from loraexp import config as settings
-    from loraexp.models import load
+    from loraexp import models
     from loraexp.run.experiment import make_task
 
     given = [
@@ -273,7 +273,7 @@ def test_data_of_ones_own_are_read_from_the_hub(hub: Hub, tmp_path: Path) -> Non
         f"cache_root={tmp_path}",
     ]
     checked, _ = settings.check(settings.compose(given))
-    task = make_task(checked, load.load_tokenizer(checked.model))
+    task = make_task(checked, models.open(checked.model).tokenizer)
     assert task.label_names == [
         "unacceptable",
         "acceptable",

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.machine import progress, repository, words
 from loraexp.machine.hub import SourceError
 from loraexp.machine.repository import MODEL, Repository
-from loraexp.models import load
 from tests.support.hub import offline, start
 from tests.support.hub_models import KIND, MODELS, UNREAD, model_files
 from tests.support.hub_server import Fault, Hub
@@ -57,8 +56,8 @@ def test_every_family_loads_and_only_its_safetensors_are_fetched(
         *(["task=gsm8k"] if name == "llama-2-7b" else []),
         *(["task=cola_t5"] if name == "t5-base" else []),
     )
-    model = load.load_model(chosen, dtype=torch.float32, head_seed=0)
-    tokenizer = load.load_tokenizer(chosen)
+    model = models.open(chosen).load(dtype=torch.float32, head_seed=0)
+    tokenizer = models.open(chosen).tokenizer
     family = MODELS[chosen.path]
     files = hub.repositories["models", chosen.path].commits[chosen.revision]
     assert sorted(hub.transfers) == sorted(path for path in files if path not in UNREAD)
@@ -67,15 +66,15 @@ def test_every_family_loads_and_only_its_safetensors_are_fetched(
         and KIND[family] == chosen.kind
         and tokenizer.vocab_size == 512
     )
-    assert load.commit(chosen) == chosen.revision
+    assert models.open(chosen).commit == chosen.revision
     if name == "llama-2-7b":
         assert sum(path.endswith(".safetensors") for path in hub.transfers) > 1
     before = hub.count()
-    load.load_model(chosen, dtype=torch.float32, head_seed=0)
-    load.load_tokenizer(chosen)
+    models.open(chosen).load(dtype=torch.float32, head_seed=0)
+    assert models.open(chosen).tokenizer.vocab_size == 512
     assert hub.count() == before  # what is in the cache by its commit is not asked for again
     offline(monkeypatch)
-    again = load.load_model(chosen, dtype=torch.float32, head_seed=0)
+    again = models.open(chosen).load(dtype=torch.float32, head_seed=0)
     assert hub.count() == before
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
@@ -89,12 +88,12 @@ def test_a_pickle_is_read_only_where_it_is_trusted(hub: Hub) -> None:
             "acme/pickled at [0-9a-f]{40}: only .bin weights are there; set model.allow_pickle=true"
         ),
     ):
-        load.load_model(bert("model.path=acme/pickled"), dtype=torch.float32, head_seed=0)
+        models.open(bert("model.path=acme/pickled")).load(dtype=torch.float32, head_seed=0)
     assert "pytorch_model.bin" not in hub.transfers
-    model = load.load_model(
-        bert("model.path=acme/pickled", "model.allow_pickle=true"), dtype=torch.float32, head_seed=0
+    model = models.open(bert("model.path=acme/pickled", "model.allow_pickle=true")).load(
+        dtype=torch.float32, head_seed=0
     )
-    plain = load.load_model(bert(), dtype=torch.float32, head_seed=0)
+    plain = models.open(bert()).load(dtype=torch.float32, head_seed=0)
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True)
     )
@@ -177,8 +176,8 @@ def test_a_folder_of_the_same_name_is_not_taken_for_a_commit(
     local = settings(
         "model=roberta-base", "model.path=./FacebookAI/roberta-base", "model.revision=null"
     )
-    assert load.locate(local) == tmp_path / "FacebookAI" / "roberta-base"
-    assert load.commit(local) is None
+    assert models.open(local).place == tmp_path / "FacebookAI" / "roberta-base"
+    assert models.open(local).commit is None
     assert hub.count() == 0
 
 

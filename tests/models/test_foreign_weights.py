@@ -11,10 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.config.settings import ModelSettings
 from loraexp.machine.hub import SourceError
-from loraexp.models import load
 from tests.support.runs import run
 
 SIZE = {
@@ -106,8 +105,7 @@ def text_settings(path: Path, kind: str, target: str) -> ModelSettings:
 
 
 def loaded(settings: ModelSettings, seed: int = 0, **labels: Any) -> Any:
-    return load.load_model(
-        settings,
+    return models.open(settings).load(
         dtype=torch.float32,
         head_seed=seed,
         **({"num_labels": 2} | labels if settings.kind == "encoder" else {}),
@@ -136,7 +134,7 @@ def test_a_text_model_is_refused_alike(name: str, tmp_path: Path) -> None:
     target = {"t5": "q", "gpt2": "lm_head"}.get(name, "q_proj")
     path = saved(tmp_path / "m", TEXT[name], auto)
     assert not [
-        note for note in load.notes(loaded(text_settings(path, kind, target))) if "drawn" in note
+        note for note in models.notes(loaded(text_settings(path, kind, target))) if "drawn" in note
     ]
     whole = load_file(path / "model.safetensors")
     edited(path, lambda weights: {"_orig_mod." + key: x for key, x in weights.items()})
@@ -178,7 +176,7 @@ def test_a_masked_language_model_has_no_pooler_and_that_is_said(name: str, tmp_p
     other heads are nobody's loss."""
     path = saved(tmp_path / "m", ENCODERS[name], "AutoModelForMaskedLM")
     one, same, other = (loaded(settings_of(path), seed) for seed in (0, 0, 1))
-    head = load.new_modules(one, "encoder")
+    head = models.head(one)
     drawn = {
         "bert": ["classifier", "bert.pooler"],
         "roberta": ["classifier"],
@@ -186,7 +184,7 @@ def test_a_masked_language_model_has_no_pooler_and_that_is_said(name: str, tmp_p
     }[name]
     assert sorted(head) == sorted(drawn)
     assert any(
-        "bert.pooler has no weights in the checkpoint" in note for note in load.notes(one)
+        "bert.pooler has no weights in the checkpoint" in note for note in models.notes(one)
     ) == (name == "bert")
     for key, value in one.named_parameters():
         assert torch.equal(value, same.get_parameter(key)), key
@@ -206,7 +204,7 @@ def test_a_head_is_kept_or_drawn_and_either_is_said(tmp_path: Path) -> None:
 
     def head(*overrides: str, **labels: Any) -> tuple[Tensor, str]:
         model = loaded(settings_of(path, *overrides), **labels)
-        return model.classifier.weight, " ".join(load.notes(model))
+        return model.classifier.weight, " ".join(models.notes(model))
 
     kept, note = head("model.head=keep", num_labels=3)
     assert torch.equal(kept, stored["classifier.weight"]) and "(classifier) is kept" in note
@@ -236,7 +234,7 @@ def test_a_head_is_kept_or_drawn_and_either_is_said(tmp_path: Path) -> None:
 
 def test_the_names_of_the_classes_go_both_ways() -> None:
     settings = config.check(config.compose(["model=tiny-bert"]))[0].model
-    own = load.load_config(settings, num_labels=2, id2label={0: "no", 1: "yes"})
+    own = models.open(settings).configured(num_labels=2, id2label={0: "no", 1: "yes"})
     assert own.id2label == {0: "no", 1: "yes"} and own.label2id == {"no": 0, "yes": 1}
 
 
@@ -308,7 +306,7 @@ def test_a_merged_output_layer_leaves_the_embedding_alone(tmp_path: Path) -> Non
         path = saved(tmp_path / name, TEXT[name], "AutoModelForCausalLM")
         model = loaded(text_settings(path, "causal", target))
         assert (
-            "lm_head shared its weight with" in load.notes(model)[0]
+            "lm_head shared its weight with" in models.notes(model)[0]
             and not model.config.tie_word_embeddings
         )
         embedding = model.get_input_embeddings().weight.detach().clone()

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.config.settings import ModelSettings
 from loraexp.machine.hub import SourceError
-from loraexp.models import load
 from tests.models.test_foreign_weights import ENCODERS, TEXT, saved
 from tests.support.runs import run
 
@@ -36,12 +35,12 @@ def test_a_folder_without_a_tokenizer_is_refused(name: str, tmp_path: Path) -> N
     }[kind]
     path = saved(tmp_path / "m", (ENCODERS | TEXT)[name], auto)
     with pytest.raises(SourceError, match="knows no word|no usable tokenizer"):
-        load.read_tokenizer(of_folder(path, kind))
+        _ = models.open(of_folder(path, kind)).tokenizer
 
 
 def test_a_tokenizer_that_is_there_is_taken() -> None:
     settings = config.check(config.compose([]))[0].model
-    assert len(load.read_tokenizer(settings).get_vocab()) == 30522
+    assert len(models.open(settings).tokenizer.get_vocab()) == 30522
 
 
 def test_rows_and_token_types_beyond_the_model_are_refused() -> None:
@@ -50,8 +49,8 @@ def test_rows_and_token_types_beyond_the_model_are_refused() -> None:
 
     # 512 positions; 514, of which the first is padding's
     bert, roberta = model("model=tiny-bert"), model("model=tiny-roberta")
-    load.check_reach(bert, longest=512, types=1)
-    load.check_reach(roberta, longest=513, types=1)
+    models.check_reach(models.open(bert), longest=512, types=1)
+    models.check_reach(models.open(roberta), longest=513, types=1)
     for settings, window in ((bert, 512), (roberta, 513)):
         with pytest.raises(
             SourceError,
@@ -60,16 +59,20 @@ def test_rows_and_token_types_beyond_the_model_are_refused() -> None:
                 f" task.max_length={window}"
             ),
         ):
-            load.check_reach(settings, longest=window + 1, types=0)
+            models.check_reach(models.open(settings), longest=window + 1, types=0)
     with pytest.raises(SourceError, match=r"token type 1, and the model has 1 \(0 to 0\)"):
-        load.check_reach(
-            model("model=tiny-roberta", "model.config.type_vocab_size=1"), longest=8, types=1
+        models.check_reach(
+            models.open(model("model=tiny-roberta", "model.config.type_vocab_size=1")),
+            longest=8,
+            types=1,
         )
 
 
 def test_a_run_says_so_before_it_loads_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from loraexp.models import load
+
     monkeypatch.setattr(load, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(SourceError, match="reads 16; set task.max_length=16"):
         run("model.config.max_position_embeddings=16", out=tmp_path)

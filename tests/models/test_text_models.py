@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraexp import cli, config
+from loraexp import cli, config, models
 from loraexp.config.settings import ModelSettings
 from loraexp.machine.hub import SourceError
-from loraexp.models import load
 from loraexp.models import tokenizer as tokenizers
 from tests.support.helpers import shared_data
 from tests.support.runs import run
@@ -49,35 +48,34 @@ def test_a_trained_tokenizer_is_real_and_the_same_every_time() -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_a_tiny_model_is_the_same_every_time_and_has_its_targets(name: str) -> None:
     settings = settings_of(name)
-    tokenizer = load.load_tokenizer(settings)
-    load.check_vocabulary(settings, tokenizer)
-    one, two = (load.load_model(settings, dtype=torch.float32, head_seed=seed) for seed in (0, 1))
+    assert models.open(settings).tokenizer.get_vocab()
+    one, two = (models.open(settings).load(dtype=torch.float32, head_seed=seed) for seed in (0, 1))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    targets = load.target_layers(one, settings.targets, [])
-    load.check_rank(targets, 8)
+    targets = models.target_layers(one, settings.targets, [])
+    models.check_rank(targets, 8)
     assert len(targets) == (32 if name == "tiny-t5" else 14)
 
 
 def test_attention_and_dtype_are_configured() -> None:
     settings = settings_of("tiny-llama", attention="eager", dtype="bfloat16")
-    dtype = load.dtype_of(settings, "fp32", full=False)
-    assert dtype == load.dtype_of(settings, "bf16", full=True) == torch.bfloat16
-    model = load.load_model(settings, dtype=dtype, head_seed=0)
+    dtype = models.dtype_of(settings, "fp32", full=False)
+    assert dtype == models.dtype_of(settings, "bf16", full=True) == torch.bfloat16
+    model = models.open(settings).load(dtype=dtype, head_seed=0)
     assert model.config._attn_implementation == "eager"
     assert next(model.parameters()).dtype == torch.bfloat16
     # what asks for float32 gets it
-    exact = load.load_model(settings, dtype=torch.float32, head_seed=0)
+    exact = models.open(settings).load(dtype=torch.float32, head_seed=0)
     assert next(exact.parameters()).dtype == torch.float32
     plain = settings_of("tiny-llama")
     assert (
-        load.dtype_of(plain, "bf16", full=False) == torch.bfloat16
-        and load.dtype_of(plain, "bf16", full=True) == torch.float32
+        models.dtype_of(plain, "bf16", full=False) == torch.bfloat16
+        and models.dtype_of(plain, "bf16", full=True) == torch.float32
     )
 
 
 def test_quantised_loading_is_refused_without_a_device_for_it(tmp_path: Path) -> None:
     settings = settings_of("tiny-llama")
-    load.load_model(settings, dtype=torch.float32, head_seed=0).save_pretrained(tmp_path)
+    models.open(settings).load(dtype=torch.float32, head_seed=0).save_pretrained(tmp_path)
     local = settings_of("tiny-llama", path=str(tmp_path), config=None, quantise="4bit")
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
@@ -85,10 +83,10 @@ def test_quantised_loading_is_refused_without_a_device_for_it(tmp_path: Path) ->
         SourceError,
         match="model.quantise=4bit: needs a CUDA device and there is none; set model.quantise=null",
     ):
-        load.load_model(local, dtype=torch.float32, head_seed=0)
+        models.open(local).load(dtype=torch.float32, head_seed=0)
     with pytest.raises(SourceError, match="has random weights"):
-        load.load_model(
-            settings_of("tiny-llama", quantise="8bit"), dtype=torch.float32, head_seed=0
+        models.open(settings_of("tiny-llama", quantise="8bit")).load(
+            dtype=torch.float32, head_seed=0
         )
 
 
@@ -99,22 +97,24 @@ def test_a_tokenizer_without_a_pad_token_and_one_too_large(tmp_path: Path) -> No
     with pytest.raises(
         SourceError, match="no pad token; name one of its tokens, .*: 'model.pad_token=\"</s>\"'$"
     ):
-        load.load_tokenizer(settings_of("tiny-llama", tokenizer=str(tmp_path)))
+        _ = models.open(settings_of("tiny-llama", tokenizer=str(tmp_path))).tokenizer
     with pytest.raises(
         SourceError, match="model.pad_token=<none>: not a token of tiny-llama's tokenizer"
     ):
-        load.load_tokenizer(settings_of("tiny-llama", tokenizer=str(tmp_path), pad_token="<none>"))
+        _ = models.open(
+            settings_of("tiny-llama", tokenizer=str(tmp_path), pad_token="<none>")
+        ).tokenizer
     assert (
-        load.load_tokenizer(
+        models.open(
             settings_of("tiny-llama", tokenizer=str(tmp_path), pad_token="</s>")
-        ).pad_token_id
+        ).tokenizer.pad_token_id
         == 1
     )
     larger = settings_of("tiny-llama", tokenizer="trained:2048")
     with pytest.raises(
         SourceError, match="its embedding has 1024 rows and its tokenizer makes ids up to 2047"
     ):
-        load.check_vocabulary(larger, load.load_tokenizer(larger))
+        _ = models.open(larger).tokenizer
 
 
 @pytest.mark.parametrize(
@@ -386,8 +386,8 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path) -> None:
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     settings = settings_of("tiny-llama", path=str(folder), config=None, tokenizer=None)
     tokenizer, model = (
-        load.load_tokenizer(settings),
-        load.load_model(settings, dtype=torch.float32, head_seed=0),
+        models.open(settings).tokenizer,
+        models.open(settings).load(dtype=torch.float32, head_seed=0),
     )
     ids = tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():

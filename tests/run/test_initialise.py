@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from loraexp import cli, config
+from loraexp import cli, config, models
 from loraexp.adapter.adapted import attach, scaling_factor
 from loraexp.adapter.layer import Factors, Training
 from loraexp.initializers.lora_sb import lora_sb
 from loraexp.machine.processes import Processes
-from loraexp.models import load
 from loraexp.run import experiment
 from loraexp.run.initialise import Made, calibration_rows, initialize, settled, training_of
 from tests.support.helpers import shared_data
@@ -70,13 +69,13 @@ def prepared(*overrides: str) -> tuple:
         )
     )
     task = experiment.make(settings.task)(
-        tokenizer=load.load_tokenizer(settings.model), cache_root=Path(settings.cache_root)
+        tokenizer=models.open(settings.model).tokenizer, cache_root=Path(settings.cache_root)
     )
-    model = load.load_model(
-        settings.model, dtype=torch.float32, head_seed=0, **experiment.labels(task)
+    model = models.open(settings.model).load(
+        dtype=torch.float32, head_seed=0, **experiment.labels(task)
     )
-    head = load.new_modules(model, "encoder")
-    return settings, task, model, head, load.target_layers(model, settings.model.targets, head)
+    head = models.head(model)
+    return settings, task, model, head, models.target_layers(model, settings.model.targets, head)
 
 
 def made_for(settings, task, model, targets):
@@ -220,21 +219,17 @@ def test_the_schedule_of_a_run_gives_the_first_step() -> None:
         config.ConfigError,
         match=r"init.flavour=released divides lr by train.warmup_ratio, which is 0",
     ):
-        experiment.check_model(settings)
+        experiment.check_model(settings, models.open(settings.model))
 
 
 def step_zero(*overrides: str) -> tuple[float, float, dict]:
     """The loss on the same rows before and after initialising, and the ledger."""
     settings, _ = config.check(config.compose(["init=lora_sb", "device=cpu", *overrides]))
-    task = experiment.tokenise(settings)
-    model = load.load_model(
-        settings.model, dtype=torch.float32, head_seed=0, **experiment.labels(task)
-    )
-    head = load.new_modules(model, settings.model.kind)
-    scaling, made = made_for(
-        settings, task, model, load.target_layers(model, settings.model.targets, head)
-    )
-    attach(model, made.factors, scaling, head)
+    base = models.open(settings.model)
+    task = experiment.tokenise(settings, base)
+    model = base.load(dtype=torch.float32, head_seed=0, **experiment.labels(task))
+    scaling, made = made_for(settings, task, model, base.targets(model))
+    attach(model, made.factors, scaling, models.head(model))
     ledger = made.finish()
     return ledger["loss"]["before"], ledger["loss"]["after"], ledger
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from loraexp.models import load
+from loraexp import models
 from loraexp.scoring import decode, generate
 from tests.models.test_text_models import settings_of
 
@@ -24,8 +24,8 @@ def loaded(name: str) -> tuple[nn.Module, Any]:
     """A tiny model whose answers differ, and end."""
     settings = settings_of(name)
     model, tokenizer = (
-        load.load_model(settings, dtype=torch.float32, head_seed=0),
-        load.load_tokenizer(settings),
+        models.open(settings).load(dtype=torch.float32, head_seed=0),
+        models.open(settings).tokenizer,
     )
     with torch.no_grad():
         for parameter in model.parameters():

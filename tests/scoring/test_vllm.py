@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from loraexp import models
 from loraexp.adapter.adapted import attach
 from loraexp.adapter.layer import Factors
-from loraexp.models import load
 from loraexp.scoring import backends, protocols
 from loraexp.scoring.harness import Question, score
 from tests.models.test_text_models import settings_of
@@ -32,8 +32,8 @@ def test_vllm_answers_as_our_own_generation(
     answer in eight may part."""
     pytest.importorskip("vllm")
     settings = settings_of("smollm2-135m")
-    tokenizer = load.load_tokenizer(settings)
-    model = load.load_model(settings, dtype=torch.float32, head_seed=0).to("cuda")
+    tokenizer = models.open(settings).tokenizer
+    model = models.open(settings).load(dtype=torch.float32, head_seed=0).to("cuda")
     generator = torch.Generator().manual_seed(0)
     factors = {
         name: Factors(

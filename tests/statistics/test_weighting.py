@@ -12,9 +12,8 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch import distributed
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.adapter.layer import CurvatureRequest, LeadingRequest
-from loraexp.models import load
 from loraexp.run import experiment
 from loraexp.statistics import Calibration, collect
 from tests.reference.weighting import loss_statistics
@@ -37,7 +36,7 @@ MORE = [
 
 def subject(kind: str, folder: Path) -> tuple:
     task, _ = toy(folder, kind, MORE)
-    return task, load.load_model(settings_of(kind), dtype=torch.float64, head_seed=0).eval()
+    return task, models.open(settings_of(kind)).load(dtype=torch.float64, head_seed=0).eval()
 
 
 def batches_of(task, cut: list[list[int]], padding: int = 0) -> list:

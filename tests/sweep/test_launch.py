@@ -100,22 +100,20 @@ def test_a_run_that_finds_model_and_task_kept_is_bitwise_one_on_its_own(tmp_path
 def test_a_copy_of_a_kept_model_is_a_freshly_loaded_one(model: str) -> None:
     """Its weights are those in memory already, its head that of the other seed; training the copy
     leaves the kept one as it was."""
-    from loraexp.models import load as models
+    from loraexp import models
     from loraexp.statistics import fingerprint
 
     task = {"tiny-t5": ["task=cola_t5"], "tiny-llama": ["task=gsm8k"]}.get(model, [])
     settings, _ = config.check(config.compose([f"model={model}", *task]))
     labels = {"num_labels": 3} if settings.model.kind == "encoder" else {}
     load = {"dtype": torch.float32, **labels}
-    pristine = models.load_model(settings.model, head_seed=0, **load)
+    pristine = models.open(settings.model).load(head_seed=0, **load)
     before = fingerprint(pristine)
     state = torch.random.get_rng_state()
-    copied = kept.fresh(pristine, settings.model.kind, seed=5)
+    copied = kept.fresh(pristine, seed=5)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert fingerprint(copied) == fingerprint(
-        models.load_model(settings.model, head_seed=5, **load)
-    )
-    head = models.new_modules(copied, settings.model.kind)
+    assert fingerprint(copied) == fingerprint(models.open(settings.model).load(head_seed=5, **load))
+    head = models.head(copied)
     for name, value in copied.named_parameters():
         shares = value.data_ptr() == pristine.get_parameter(name).data_ptr()
         assert shares == (name.split(".")[0] not in head), name

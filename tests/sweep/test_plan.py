@@ -12,8 +12,7 @@ import pytest
 import torch
 import yaml
 
-from loraexp import cli, config
-from loraexp.models import load
+from loraexp import cli, config, models
 from loraexp.records.content import SCHEMA
 from loraexp.sweep import duration, estimate, reading
 from loraexp.sweep import plan as plans
@@ -52,9 +51,7 @@ def test_known_architectures_have_the_published_number_of_parameters(model: str)
     settings = settings_of(*fitting(model))
     bare = estimate.bare(settings.model, torch.float32, 2)
     assert sum(p.numel() for p in bare.parameters()) == PUBLISHED[model]
-    assert load.target_layers(
-        bare, settings.model.targets, load.new_modules(bare, settings.model.kind)
-    )
+    assert models.open(settings.model).targets()
 
 
 def test_every_model_has_an_architecture_without_a_hub(monkeypatch) -> None:
@@ -64,7 +61,7 @@ def test_every_model_has_an_architecture_without_a_hub(monkeypatch) -> None:
     for model in config.names("model"):
         # its weights are in a package, in a form that is converted first
         if model != "smollm2-135m":
-            assert load.load_config(settings_of(*fitting(model)).model) is not None
+            assert models.open(settings_of(*fitting(model)).model).config is not None
 
 
 def test_parts_of_the_memory_are_counted_exactly() -> None:
@@ -127,7 +124,7 @@ def test_activations_are_what_autograd_keeps_on_real_tensors() -> None:
     CPU with dropout."""
     settings = settings_of("model=tiny-bert", "task=tweets", "init=lora")
     batch, length = 4, 24
-    model = load.load_model(settings.model, dtype=torch.float32, head_seed=0, num_labels=3)
+    model = models.open(settings.model).load(dtype=torch.float32, head_seed=0, num_labels=3)
     found = estimate.activations(
         estimate.bare(settings.model, torch.float32, 3),
         settings=settings.model,
@@ -165,6 +162,7 @@ def said(capsys: Any, *arguments: str) -> str:
 
 
 def test_plan_counts_runs_and_takes_times_from_records(tmp_path: Path, capsys, monkeypatch) -> None:
+    from loraexp.models import load
     from loraexp.run import experiment
 
     monkeypatch.setattr(load, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from loraexp.models import load
+from loraexp import models
 from loraexp.tasks.text import TextTask
 from tests.models.test_text_models import settings_of
 
@@ -15,7 +15,7 @@ from tests.models.test_text_models import settings_of
 @pytest.mark.parametrize("name", ["tiny-t5", "tiny-llama", "tiny-gemma", "tiny-mistral"])
 def test_the_loss_of_a_text_task_keeps_no_cache(name: str) -> None:
     settings = settings_of(name)
-    model: Any = load.load_model(settings, dtype=torch.float32, head_seed=0)
+    model: Any = models.open(settings).load(dtype=torch.float32, head_seed=0)
     kept: list[Any] = []
     model.register_forward_hook(
         lambda _module, _arguments, output: kept.append(output.past_key_values)

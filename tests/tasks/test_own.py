@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loraexp import config
-from loraexp.models import load
+from loraexp import config, models
 from loraexp.run.experiment import make_task
 from loraexp.tasks.preview import preview
 from tests.support.runs import run
@@ -39,7 +38,7 @@ def task_of(tmp_path: Path, *overrides: str) -> Any:
     settings, _ = config.check(
         config.compose(["task=data", f"cache_root={tmp_path / 'cache'}", *overrides])
     )
-    return make_task(settings, load.load_tokenizer(settings.model))
+    return make_task(settings, models.open(settings.model).tokenizer)
 
 
 FILMS = [

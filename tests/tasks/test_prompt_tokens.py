@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.data.pairs import Pair, Reading, encode_pairs
 from loraexp.data.rows import Files
-from loraexp.models import load
 from loraexp.models.tokenizer import trained
 from loraexp.scoring.generate import encode_prompts
 from loraexp.scoring.protocols import PROTOCOLS
@@ -60,8 +59,8 @@ def test_training_and_generation_read_the_same_tokens(
     settings = settings_of(
         "tiny-llama", tokenizer=str(saved(tmp_path / "tokenizer", begin, end, layout))
     )
-    tokenizer = load.load_tokenizer(settings)
-    model = load.load_model(settings, dtype=None, head_seed=0)  # type: ignore[arg-type]
+    tokenizer = models.open(settings).tokenizer
+    model = models.open(settings).load(dtype=None, head_seed=0)  # type: ignore[arg-type]
     check(tmp_path, tokenizer, model, "causal")
     ids = tokenizer("one two")["input_ids"]
     assert (ids[0] == tokenizer.bos_token_id) is begin and ids[-1] != tokenizer.eos_token_id
@@ -70,8 +69,8 @@ def test_training_and_generation_read_the_same_tokens(
 
 def test_an_encoder_decoder_reads_its_prompt_with_its_end(tmp_path: Path) -> None:
     settings = config.check(config.compose(["model=tiny-t5", "task=cola_t5"]))[0].model
-    tokenizer = load.load_tokenizer(settings)
-    model = load.load_model(settings, dtype=None, head_seed=0)  # type: ignore[arg-type]
+    tokenizer = models.open(settings).tokenizer
+    model = models.open(settings).load(dtype=None, head_seed=0)  # type: ignore[arg-type]
     check(tmp_path, tokenizer, model, "seq2seq")
     assert tokenizer("one")["input_ids"][-1] == tokenizer.eos_token_id
 

@@ -3,6 +3,7 @@ afterwards, with what was skipped."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 
-from loraexp import cli, config
+from loraexp import cli, config, models
 from loraexp.machine.hub import SourceError
 from loraexp.machine.processes import Processes
-from loraexp.models import load
+from loraexp.models.load import quantised
 from loraexp.run import experiment
 from loraexp.run.evaluate import evaluate
 from loraexp.scoring import protocols
@@ -63,8 +64,8 @@ def evaluated(folder: Path, rank: int, world: int) -> dict[str, dict[str, float]
         folder, f"task.protocol=[{','.join(SHORT)}]", "task.held_out=6", "task.max_length=256"
     )
     settings, _ = config.check(config.compose(given))
-    tokenizer = load.load_tokenizer(settings.model)
-    model = load.load_model(settings.model, dtype=torch.float32, head_seed=0)
+    tokenizer = models.open(settings.model).tokenizer
+    model = models.open(settings.model).load(dtype=torch.float32, head_seed=0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)  # so that its answers are not all one token
@@ -271,9 +272,11 @@ def test_a_run_that_trained_every_weight_is_scored_again(
     assert record["metrics"]["dev"] == measured
     assert record["evaluations"][0]["metrics"]["dev"] == pytest.approx(measured)
     settings, _ = config.check(config.compose([*given, *data]))
-    weights = load.saved_model(
-        settings.model, outcome.folder / "adapter", dtype=torch.float32
-    ).state_dict()
+    weights = (
+        models.open(settings.model)
+        .saved(outcome.folder / "adapter", dtype=torch.float32)
+        .state_dict()
+    )
     stored = load_file(outcome.folder / "adapter" / "model.safetensors")
     assert len(stored) > 20 and all(torch.equal(weights[name], x) for name, x in stored.items())
 
@@ -281,8 +284,6 @@ def test_a_run_that_trained_every_weight_is_scored_again(
 def test_vllm_is_refused_with_the_configuration_where_it_is_not_installed(
     capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    import importlib.util
-
     if importlib.util.find_spec("vllm"):
         pytest.skip("vllm is installed")
     assert (
@@ -313,9 +314,9 @@ def test_quantised_loading_names_what_is_missing(
             f"model.quantise={bits}: needs a CUDA device and there is none; set model.quantise=null"
         ),
     ):
-        load.quantised(local)
+        quantised(models.open(local))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         SourceError,
         match=(
@@ -323,7 +324,7 @@ def test_quantised_loading_names_what_is_missing(
             " it to null"
         ),
     ):
-        load.quantised(local)
+        quantised(models.open(local))
 
 
 def test_another_gguf_file_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
@@ -335,9 +336,9 @@ def test_another_gguf_file_than_the_pinned_one_is_refused(tmp_path: Path) -> Non
             f"other.gguf has sha256 [0-9a-f]+, expected {pinned}: install the tested version again"
         ),
     ):
-        load.locate(
+        _ = models.open(
             settings_of("tiny-llama", path=str(tmp_path / "other.gguf"), config=None, sha256=pinned)
-        )
+        ).place
 
 
 # ---- minutes

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from loraexp import config
+from loraexp import config, models
 from loraexp.data import benchmarks, commonsense
 from loraexp.data.pairs import Pair, Reading, encode_pairs
 from loraexp.data.rows import BadRow, Files, find
 from loraexp.machine.hub import SourceError
-from loraexp.models import load
 from loraexp.models.tokenizer import trained
 from loraexp.run import experiment
 from loraexp.run.batches import count_labels
@@ -43,9 +42,9 @@ def write_gsm8k(root: Path, rows: int = 64, tests: int = 3) -> Path:
 def made(*overrides: str, cache: Path) -> tuple[Any, Any, Any]:
     """(task, model, tokenizer) of a composed configuration."""
     settings, _ = config.check(config.compose([*overrides, f"cache_root={cache}"]))
-    tokenizer = load.load_tokenizer(settings.model)
+    tokenizer = models.open(settings.model).tokenizer
     task = experiment.make_task(settings, tokenizer)
-    return task, load.load_model(settings.model, dtype=torch.float32, head_seed=0), tokenizer
+    return task, models.open(settings.model).load(dtype=torch.float32, head_seed=0), tokenizer
 
 
 # ---- files
@@ -220,7 +219,7 @@ ROWS = [
 def test_labels_are_the_answer_and_its_end(kind: str, learn: bool, tmp_path: Path) -> None:
     task, tokenizer = toy(tmp_path, kind, ROWS, learn_prompt=learn)
     batch = task.collate(task.splits["train"], np.arange(3))
-    model = load.load_model(settings_of(kind), dtype=torch.float32, head_seed=0)
+    model = models.open(settings_of(kind)).load(dtype=torch.float32, head_seed=0)
     # the loop divides by what the loss sums
     assert task.loss_sum(model, batch)[1] == count_labels(batch)
     for i, row in enumerate(ROWS):
@@ -250,7 +249,7 @@ def test_rows_of_a_batch_do_not_see_each_other(kind: str, tmp_path: Path) -> Non
     """Losses, outputs and gradients of a padded batch are those of its rows alone, summed; and of
     transformers' own loss."""
     task, _ = toy(tmp_path, kind, ROWS)
-    model = load.load_model(settings_of(kind), dtype=torch.float64, head_seed=0)
+    model = models.open(settings_of(kind)).load(dtype=torch.float64, head_seed=0)
     examples = task.splits["train"]
     whole, alone = (
         task.collate(examples, np.arange(3)),

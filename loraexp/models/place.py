@@ -1,0 +1,84 @@
+"""Where the files of a model are, and which weights lie there."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraexp.machine import progress, repository
+from loraexp.machine.files import sha256
+from loraexp.machine.hub import SourceError, resolve
+from loraexp.machine.repository import Repository
+
+if TYPE_CHECKING:
+    from loraexp.config.settings import ModelSettings
+
+
+def locate(settings: ModelSettings) -> Path | str:
+    """A folder, or a hub id, where the weights are; of a .gguf file, the folder that it was
+    converted to."""
+    if settings.path is None:
+        raise SourceError(
+            f"model={settings.name}: model.path and model.config are both null; give one of them"
+        )
+    place = resolve(settings.path, key="model.path", revision=settings.revision)
+    if isinstance(place, Path) and place.suffix == ".gguf":
+        from loraexp.models.gguf import converted
+
+        return converted(place, kind=settings.kind, sha256=settings.sha256)
+    return place
+
+
+def hub(id: str, revision: str | None, key: str = "model.path") -> Repository:
+    """The model's repository on the hub."""
+    return Repository(id, "model", revision, repository.MODEL._replace(source=key, folder=key))
+
+
+def weights_digest(folder: Path) -> str | None:
+    """sha256 of a folder's weights: of the file, or of the digests of several; a file is read again
+    when it changes."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    digests = [file_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    if len(digests) < 2:
+        return digests[0] if digests else None
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@functools.cache
+def file_digest(path: Path, size: int, changed: int) -> str:
+    return sha256(path)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """transformers without its loading reports."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with progress.alone():
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def unreachable(
+    settings: ModelSettings, place: Path | str, what: str, error: Exception
+) -> SourceError:
+    """One line: what was looked for, where, why it cannot be used, and how to provide it."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    remedy = (
+        "set model.path=DIR to a complete copy"
+        if isinstance(place, Path)
+        else "set model.path to a complete repository or folder"
+    )
+    return SourceError(
+        f"model={settings.name}: no usable {what} in {place}: {reason[:200]}; {remedy}"
+    )

@@ -1,0 +1,72 @@
+"""The linear layers that get an adapter, and the modules that train in full."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+
+def new_modules(model: nn.Module, kind: str) -> list[str]:
+    """The modules that a task adds to a model: an encoder's head for classes or scores."""
+    if kind != "encoder":
+        return []
+    body = getattr(model, "base_model_prefix", "")
+    return [
+        name
+        for name, child in model.named_children()
+        if name != body and any(True for _ in child.parameters())
+    ]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """An `nn.Linear`, or a quantised stand-in that has its attributes and computes `x Wᵀ`."""
+    return (
+        hasattr(module, "in_features")
+        and hasattr(module, "out_features")
+        and hasattr(module, "weight")
+    )
+
+
+def target_layers(
+    model: nn.Module, targets: Sequence[str], head: Sequence[str]
+) -> dict[str, nn.Module]:
+    """The linear layers whose name is, or ends in, one of `targets`; the new head is never among
+    them."""
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if is_linear(module) and not any(name == h or name.startswith(f"{h}.") for h in head)
+    }
+    found: dict[str, nn.Module] = {}
+    for target in targets:
+        matching = {n: m for n, m in linear.items() if n == target or n.endswith(f".{target}")}
+        if not matching:
+            ends = sorted({name.rpartition(".")[2] for name in linear})
+            raise ValueError(
+                f"model.targets: no linear layer is named {target!r}; the model has"
+                f" {', '.join(ends)}"
+            )
+        found |= matching
+    return {name: module for name, module in linear.items() if name in found}
+
+
+def check_rank(targets: Mapping[str, nn.Module], rank: int, directions: int = 0) -> None:
+    """The rank fits every target, or a ValueError names the first that is smaller.
+
+    `directions`: how many leading ones of a layer the initializer reads for this rank (2r for
+    LoRA-GA).
+    """
+    for name, module in targets.items():
+        d_out, d_in = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+        if rank > min(d_out, d_in):
+            raise ValueError(
+                f"rank={rank}: layer {name} is ({d_out}, {d_in}); expected at most"
+                f" {min(d_out, d_in)}"
+            )
+        if directions > min(d_out, d_in):
+            most = min(d_out, d_in) * rank // directions
+            raise ValueError(
+                f"rank={rank}: init reads {directions} directions, and layer {name} is ({d_out},"
+                f" {d_in}); expected at most {most}"
+            )
