@@ -24,6 +24,12 @@ class SourceError(ValueError):
     """
 
 
+class Unreachable(SourceError):
+    """The hub cannot be asked, or refused: nothing that was typed is wrong, and the same command
+    may succeed later.
+    """
+
+
 def resolve(source: str, *, key: str, revision: str | None = None) -> Path | str:
     """The local path that `source` names, or the hub id (a str) where it names one.
 

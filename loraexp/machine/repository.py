@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraexp.machine import files, progress, remedies, words
-from loraexp.machine.hub import SourceError
+from loraexp.machine.hub import SourceError, Unreachable
 from loraexp.machine.locks import locked
 from loraexp.machine.remedies import Keys, patiently
 
@@ -122,7 +122,7 @@ class Repository:
                 endpoint,
                 words.from_home(constants.HF_HUB_CACHE),
             )
-            raise SourceError(said) from error
+            raise Unreachable(said) from error
 
     def snapshot(self, *patterns: str, ignore: Sequence[str] = ()) -> Path:
         """The folder with the files that match; what is not in the cache yet is downloaded, and

@@ -21,7 +21,7 @@ from loraexp.config.settings import Settings
 from loraexp.machine import repository
 from loraexp.machine.device import choose_device, deterministic, name_of
 from loraexp.machine.files import folder_written, sha256
-from loraexp.machine.hub import SourceError
+from loraexp.machine.hub import SourceError, Unreachable
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import log, logged, tally
 from loraexp.machine.signals import Interrupted, Stop, watched
@@ -74,6 +74,7 @@ def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) 
     with repository.pins(Path(settings.output_root)):
         base = models.open(settings.model)
         check_model(settings, base)
+        check_data(settings, base)
         observer.begun(settings, folder)
         try:
             return Outcome(folder, recorded(settings, plain, folder, observer, base))
@@ -340,8 +341,10 @@ def check_model(settings: Settings, base: Base) -> None:
     training: seen on the model's skeleton, before any weight is loaded."""
     try:
         _ = base.skeleton
-    except SourceError:
+    except Unreachable:
         return  # the run itself fails on it, and leaves a record that says so
+    except SourceError as error:
+        raise config.ConfigError(str(error)) from error
     except (ValueError, TypeError, KeyError, ImportError) as error:
         raise config.ConfigError(f"model={settings.model.name}: {error}") from error
     try:
@@ -355,6 +358,23 @@ def check_model(settings: Settings, base: Base) -> None:
         settled(make(settings.init), training_of(settings, rows=1))
     except ValueError as error:
         raise config.ConfigError(str(error)) from error
+
+
+def check_data(settings: Settings, base: Base) -> None:
+    """The rows are there, are what the task says, and suit the model, before a folder is made; the
+    run itself finds them kept."""
+    try:
+        with watched() as stop, stop.patiently(False):
+            kept.task(settings, lambda: tokenise(settings, base))
+    except Unreachable:
+        return  # the run itself fails on it, and leaves a record that says so
+    except Interrupted as told:
+        told.where = told.where or "while reading the data; the same command goes on"
+        raise
+    except (ValueError, ImportError) as error:
+        raise config.ConfigError(str(error)) from error
+    except (MemoryError, OSError):
+        return  # likewise, with what to lower
 
 
 def tokenise(settings: Settings, base: Base) -> Any:

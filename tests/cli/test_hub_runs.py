@@ -154,7 +154,7 @@ def test_a_hub_that_dies_is_one_line_and_the_same_command_goes_on(
     said = capsys.readouterr().err.strip().splitlines()[-1]
     revision = config("model", "roberta-base")["revision"]
     assert said.startswith(
-        f"loraexp: SourceError: FacebookAI/roberta-base at {revision}: {hub.url} does not answer or"
+        f"loraexp: Unreachable: FacebookAI/roberta-base at {revision}: {hub.url} does not answer or"
         " broke off ("
     )
     assert "the same command goes on" in said
