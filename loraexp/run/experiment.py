@@ -222,7 +222,12 @@ class Experiment:
         settings = self.settings
         dtype = models.dtype_of(settings.model, settings.precision, full=self.full)
         own = self.full or self.processes.world > 1
-        how: dict[str, Any] = {"dtype": dtype, "device": self.device, "labels": labels(task), "own": own}
+        how: dict[str, Any] = {
+            "dtype": dtype,
+            "device": self.device,
+            "labels": labels(task),
+            "own": own,
+        }
         model = kept.model(settings, self.base, **how)
         self.head = models.head(model)
         notes = models.notes(model)
