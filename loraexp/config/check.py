@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraexp.config import settings as schema
-from loraexp.config.component import Component
+from loraexp.config.component import Component, target
 from loraexp.config.compose import names, read_yaml, resolved
 from loraexp.config.errors import ConfigError
 from loraexp.config.fit import build
@@ -51,7 +51,8 @@ def checked(composed: Mapping[str, Any]) -> tuple[schema.Settings, dict[str, Any
 
 
 def absolute(plain: dict[str, Any]) -> dict[str, Any]:
-    """With paths from the root: one run and one id wherever the command is typed."""
+    """With paths from the root, and the model's kind and name as words: one run and one id wherever
+    the command is typed, and whether they were written or found."""
     for key in ("output_root", "cache_root"):
         plain[key] = rooted(plain[key])
     directories = ((key, plain["task"].get(key)) for key in ("data_dir", "eval_data_dir"))
@@ -65,8 +66,35 @@ def absolute(plain: dict[str, Any]) -> dict[str, Any]:
     }
     if "path" in there and plain["model"].get("revision") is not None:
         refuse_both(there["path"], plain["model"]["revision"])
-    plain["model"] = plain["model"] | {key: rooted(value) for key, value in there.items()}
+    model = plain["model"] | {key: rooted(value) for key, value in there.items()}
+    plain["model"] = recognised(model)
     return plain
+
+
+# of a model's keys; asked for by name, as what a `_target_` names, because models stand above
+KIND = "loraexp.models.family.kind"
+
+
+def recognised(model: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a model with what `model=hf` leaves open: its name, its kind, and its targets as
+    a list."""
+    if model.get("name") is None:
+        path = model.get("path")
+        if path is None:
+            raise ConfigError(
+                "model.path=null: give the folder or the hub id of a model, as in model=hf"
+                " model.path=FacebookAI/roberta-base"
+            )
+        last = re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(str(path)).name)
+        model = model | {"name": last.removesuffix(".gguf").lstrip(".+-") or "model"}
+    if isinstance(model.get("targets"), str):
+        model = model | {"targets": [model["targets"]]}
+    if model.get("kind") == "auto":
+        try:
+            model = model | {"kind": target({"_target_": KIND}, "model")(model)}
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    return model
 
 
 def refuse_both(path: str, revision: str) -> None:
@@ -119,17 +147,7 @@ def check_together(
             "evaluate.backend=vllm: vllm is not installed; pip install vllm (it needs a GPU), or"
             " set evaluate.backend=hf"
         )
-    request = getattr(initializer.function, "request", None)
-    if request is None:
-        path = settings.init["_target_"]
-        raise ConfigError(
-            f"init._target_={path}: it does not say what it reads; decorate it with @needs(...), or"
-            " @needs() for weights alone"
-        )
-    try:
-        request(settings.rank, **initializer.keywords)
-    except ValueError as error:
-        raise ConfigError(f"init={initializer.name}: {error}") from error
+    check_request(settings, initializer)
     if not settings.model.targets and initializer.trains & {"A", "B", "R"}:
         raise ConfigError(
             f"model.targets=[]: init={initializer.name} has no layer to adapt; name some, as"
@@ -151,6 +169,21 @@ def check_together(
             f" {' and '.join(sorted(initializer.trains)) or 'nothing'}; choose"
             f" optimizer={'|'.join(rules)}"
         )
+
+
+def check_request(settings: schema.Settings, initializer: Component) -> None:
+    """The initializer says what it reads, and its hyper-parameters suit one another."""
+    request = getattr(initializer.function, "request", None)
+    if request is None:
+        path = settings.init["_target_"]
+        raise ConfigError(
+            f"init._target_={path}: it does not say what it reads; decorate it with @needs(...), or"
+            " @needs() for weights alone"
+        )
+    try:
+        request(settings.rank, **initializer.keywords)
+    except ValueError as error:
+        raise ConfigError(f"init={initializer.name}: {error}") from error
 
 
 def check_names(settings: schema.Settings) -> None:

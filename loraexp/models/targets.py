@@ -28,16 +28,25 @@ def is_linear(module: nn.Module) -> bool:
     )
 
 
+ALL = "all-linear"
+
+
 def target_layers(
     model: nn.Module, targets: Sequence[str], head: Sequence[str]
 ) -> dict[str, nn.Module]:
     """The linear layers whose name is, or ends in, one of `targets`; the new head is never among
-    them."""
+    them.
+
+    `all-linear` are those of the body: all but a head, an output layer, and what belongs to the
+    embeddings.
+    """
     linear = {
         name: module
         for name, module in model.named_modules()
         if is_linear(module) and not any(name == h or name.startswith(f"{h}.") for h in head)
     }
+    if ALL in targets:
+        return all_linear(model, linear, targets)
     found: dict[str, nn.Module] = {}
     for target in targets:
         matching = {n: m for n, m in linear.items() if n == target or n.endswith(f".{target}")}
@@ -49,6 +58,26 @@ def target_layers(
             )
         found |= matching
     return {name: module for name, module in linear.items() if name in found}
+
+
+def all_linear(
+    model: nn.Module, linear: Mapping[str, nn.Module], targets: Sequence[str]
+) -> dict[str, nn.Module]:
+    """Those of `linear` that are neither the output layer nor of the embeddings."""
+    if len(targets) > 1:
+        raise ValueError(f"model.targets={list(targets)}: {ALL} stands alone, or name the layers")
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    found = {
+        name: module
+        for name, module in linear.items()
+        if module is not output and not any(part.startswith("embed") for part in name.split("."))
+    }
+    if not found:
+        raise ValueError(
+            f"model.targets={ALL}: the body of this model has no nn.Linear (GPT-2's layers are"
+            " Conv1D, which is not adapted); choose another model"
+        )
+    return found
 
 
 def check_rank(targets: Mapping[str, nn.Module], rank: int, directions: int = 0) -> None:

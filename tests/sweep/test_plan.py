@@ -60,7 +60,7 @@ def test_every_model_has_an_architecture_without_a_hub(monkeypatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the hub was asked"))
     for model in config.names("model"):
         # its weights are in a package, in a form that is converted first
-        if model != "smollm2-135m":
+        if model not in ("smollm2-135m", "hf"):  # and hf is whatever its path is
             assert models.open(settings_of(*fitting(model)).model).config is not None
 
 
