@@ -14,9 +14,9 @@ from loraexp.data.commonsense import ANSWERS
 from loraexp.data.pairs import Long, Pair
 from loraexp.data.rows import Blank, Row, choice, column, text
 from loraexp.scoring.protocols import ALPACA as ALPACA_PROMPT
-from loraexp.scoring.protocols import LLM_ADAPTERS, QUESTION_ANSWER
+from loraexp.scoring.protocols import QUESTION_ANSWER
 
-VERSION = 2  # of everything below; part of the cache key
+VERSION = 3  # of everything below; part of the cache key
 
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further"
@@ -55,10 +55,20 @@ def alpaca(instruction: str, given: str = "") -> str:
     )
 
 
-def indented(instruction: str, spaces: int) -> str:
-    """LLM-Adapters' prompt for commonsense, its body indented by 16 spaces there and by 12 in
-    LoRA-SB's training."""
-    return LLM_ADAPTERS.replace(" " * 16, " " * spaces).format(instruction=instruction)
+def indented(instruction: str, spaces: int, *, after: str = "", between: str = "") -> str:
+    """The prompts that commonsense is trained with, byte for byte: a body indented by so many
+    spaces, with `after` behind the first line and `between` on the line before the response.
+
+    AGI-Edgerunners/LLM-Adapters@8166572:finetune.py has 16 spaces, two behind the first line, and a
+    line of 16 (its evaluation has one and none: `protocols.LLM_ADAPTERS`);
+    CERT-Lab/lora-sb@4feb81c:utils/data_utils.py has 12.
+    """
+    margin = " " * spaces
+    return (
+        "Below is an instruction that describes a task. Write a response that appropriately"
+        f" completes the request.{after}\n\n{margin}### Instruction:\n{margin}{instruction}\n"
+        f"{between}\n{margin}### Response:\n{margin}"
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -185,9 +195,14 @@ def commonsense(prompt: Callable[[str], str]) -> Callable[[Row], Pair]:
     return pair
 
 
+# AGI-Edgerunners/LLM-Adapters@8166572:finetune.py: `train_on_inputs=True` by default, so the loss
+# is over the prompt too; `tokenizer(prompt, truncation=True, max_length=cutoff_len)` with no side
+# given, which cuts on the right, and an end token only behind a row shorter than the limit.
 COMMONSENSE = {
     "llm_adapters": Recipe(
-        commonsense(lambda instruction: indented(instruction, 16)), learn_prompt=True, long="cut"
+        commonsense(lambda instruction: indented(instruction, 16, after=" " * 2, between=" " * 16)),
+        learn_prompt=True,
+        long="cut",
     ),
     "lora_sb": Recipe(commonsense(lambda instruction: indented(instruction, 12))),
     "lora_one": Recipe(commonsense(lambda instruction: alpaca(instruction) + "\n")),

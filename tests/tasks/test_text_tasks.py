@@ -145,10 +145,34 @@ def test_recipes_put_rows_as_the_papers_do() -> None:
         assert recipes.ALPACA["lora_one"].pair(row) == bare
 
 
-@pytest.mark.parametrize(
-    ("name", "spaces"), [("llm_adapters", 16), ("lora_sb", 12), ("lora_one", 0)]
-)
-def test_commonsense_is_indented_as_released(name: str, spaces: int) -> None:
+# AGI-Edgerunners/LLM-Adapters@8166572:finetune.py:337, CERT-Lab/lora-sb@4feb81c:utils/data_utils.py
+TRAINED = {
+    "llm_adapters": (
+        "Below is an instruction that describes a task. Write a response that appropriately"
+        " completes the request.  \n\n                ### Instruction:\n                True?\n"
+        "                \n                ### Response:\n                "
+    ),
+    "lora_sb": """Below is an instruction that describes a task. Write a response that \
+appropriately completes the request.
+
+            ### Instruction:
+            True?
+
+            ### Response:
+            """,
+    "lora_one": """Below is an instruction that describes a task. Write a response that \
+appropriately completes the request.
+
+### Instruction:
+True?
+
+### Response:
+""",
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_commonsense_is_put_as_released(name: str) -> None:
     pair = recipes.COMMONSENSE[name].pair(
         {
             "instruction": "True?",
@@ -157,7 +181,7 @@ def test_commonsense_is_indented_as_released(name: str, spaces: int) -> None:
             "answer": "true",
         }
     )
-    assert f"\n{' ' * spaces}### Instruction:\n{' ' * spaces}True?\n" in pair.prompt  # type: ignore[union-attr]
+    assert pair is not None and pair.prompt == TRAINED[name]
     assert recipes.COMMONSENSE[name].learn_prompt == (name == "llm_adapters")
 
 
@@ -175,7 +199,11 @@ def test_a_model_is_asked_as_it_was_trained(benchmark: str, name: str) -> None:
             {"instruction": "Why?", "output": "the correct answer is true"},
             recipes.COMMONSENSE[name],
         )
-    assert recipe.pair(row).prompt == protocols.find(benchmark, name).ask(**row)  # type: ignore[union-attr]
+    trained, asked = recipe.pair(row).prompt, protocols.find(benchmark, name).ask(**row)  # type: ignore[union-attr]
+    if name == "llm_adapters":  # its two files differ in spaces
+        assert trained.split() == asked.split() and trained != asked
+    else:
+        assert trained == asked
 
 
 # ---- tokens and labels
@@ -324,8 +352,8 @@ def test_what_is_too_long_is_cut_or_left_out_and_counted(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("recipe", "rows", "said"),
     [
-        ("llm_adapters", 20, "1 prompts cut at 128 tokens"),
-        ("lora_sb", 19, "1 rows left out: their prompt leaves no room in 128 tokens"),
+        ("llm_adapters", 20, "1 prompts cut at 160 tokens"),
+        ("lora_sb", 19, "1 rows left out: their prompt leaves no room in 160 tokens"),
     ],
 )
 def test_a_commonsense_row_beyond_the_window_does_not_end_the_run(
@@ -350,7 +378,7 @@ def test_a_commonsense_row_beyond_the_window_does_not_end_the_run(
     given = (
         f"task.data_dir={tmp_path}",
         "task.held_out=0",
-        "task.max_length=128",
+        "task.max_length=160",
         "task.benchmarks=[boolq]",
         "task.average=false",
     )
