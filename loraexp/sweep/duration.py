@@ -19,6 +19,7 @@ import yaml
 from loraexp import config
 from loraexp.config.settings import Settings
 from loraexp.scoring import protocols
+from loraexp.tasks.classification import HELD_OUT_FRACTION, HELD_OUT_MOST
 from loraexp.tasks.recipes import TRAINING_SETS, Recipe
 
 UTILISATION = 0.28  # share of the sheet's FLOP/s that training reaches
@@ -103,6 +104,28 @@ def steps_and_tokens(settings: Settings) -> tuple[int, int] | None:
     )
 
 
+def evaluations(settings: Settings, steps: int) -> int:
+    """How often the splits that are watched are evaluated: every `train.eval_every` steps or once
+    an epoch, and at the end."""
+    per_epoch = math.ceil(steps / max(1, math.ceil(settings.train.epochs)))
+    return max(1, math.ceil(steps / max(1, settings.train.eval_every or per_epoch)))
+
+
+def checked_rows(settings: Settings, steps: int) -> int:
+    """Rows that the evaluations of a whole run read: of the split that selects, each time; of what
+    is reported, once, or each time with `train.report_during`. Benchmarks' questions are not among
+    them."""
+    task, times = settings.task, evaluations(settings, steps)
+    limit = task.get("limit_eval") or math.inf
+    dev = min((settings.facts.get("task") or {}).get("dev", 0), limit)
+    if task.get("benchmarks"):
+        return int(times * min(task.get("held_out") or 0, limit))
+    if "paper" in (task.get("protocol"), task.get("selection")):
+        return int(times * dev)
+    held_out = min((rows_of(settings) or 0) // HELD_OUT_FRACTION, HELD_OUT_MOST, limit)
+    return int(times * held_out + (times if settings.train.report_during else 1) * dev)
+
+
 def flops(settings: Settings, numbers: Mapping[str, int], tokens: int) -> float:
     """2·N a token forward, 2·N backward to the activations, and 2·N to the weights where they all
     train; N in linear layers."""
@@ -152,7 +175,24 @@ def seconds(settings: Settings, numbers: Mapping[str, int], hardware: str) -> fl
         )
         launches = steps * parts * numbers["layers"] * LAYER_SECONDS
     training = flops(settings, numbers, tokens) / rate + launches
-    return OVERHEAD_SECONDS + training + answers_seconds(settings, numbers, found, rate)
+    checks = checks_seconds(settings, numbers, found, rate, steps)
+    answers = answers_seconds(settings, numbers, found, rate)
+    times = evaluations(settings, steps) if settings.train.report_during else 1
+    return OVERHEAD_SECONDS + training + checks + times * answers
+
+
+def checks_seconds(
+    settings: Settings,
+    numbers: Mapping[str, int],
+    found: Mapping[str, float],
+    rate: float,
+    steps: int,
+) -> float:
+    """Of the forward passes over the rows that select and those that are reported."""
+    rows = checked_rows(settings, steps)
+    batches = rows / settings.train.eval_batch_size
+    launches = batches * numbers["layers"] * LAYER_SECONDS / 3 if "bandwidth" in found else 0.0
+    return 2.0 * numbers["products"] * rows * tokens_of(settings) / rate + launches
 
 
 def answers_seconds(

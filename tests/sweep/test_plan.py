@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from loraexp.sweep import duration, estimate, reading
 from loraexp.sweep import plan as plans
 from loraexp.sweep.cells import expand
 from tests.support.small_sweep import TINY, cells_of, go, written
-from tests.support.thin import loaded, thin
+from tests.support.thin import loaded, thin, variants
 
 # Numbers of parameters of the published checkpoints, by their model cards and safetensors indices
 # (RoBERTa: with a head of two labels).
@@ -410,3 +411,69 @@ def test_the_key_that_helps_is_named(words: list[str], budget: float, key: str) 
     )
     memory = estimate.counted(estimate.shape_of(settings))[0]
     assert memory.peak > budget * 1e9 and estimate.remedy(memory, settings, budget * 1e9) == key
+
+
+def promised() -> list[tuple[str, str | None]]:
+    """Sweeps and variants of runs that say how long they take."""
+    return [
+        (name, variant)
+        for name in reading.names()
+        for variant in variants(name)
+        if loaded(name, variant).hours is not None and loaded(name, variant).compute is None
+    ]
+
+
+@cache
+def numbers_of(model: str) -> dict[str, int]:
+    """What time depends on: layers, and products of the linear ones, the same under every
+    initializer."""
+    return estimate.counted(estimate.shape_of(settings_of(*fitting(model))))[1]
+
+
+@pytest.mark.parametrize(("name", "variant"), promised())
+def test_hours_of_a_sweep_are_the_plans(name: str, variant: str | None) -> None:
+    """An estimate is what the plan counts of the same runs; a measured time is within a factor of
+    it."""
+    found = loaded(name, variant)
+    assert found.hours is not None
+    seconds = 0.0
+    for cell in {cell.folder: cell for cell in expand(found)}.values():
+        settings = config.typed(cell.plain)
+        taken = duration.seconds(settings, numbers_of(settings.model.name), found.hours.hardware)
+        assert taken is not None
+        seconds += taken
+    factor = found.hours.hours / (seconds / 3600)
+    least, most = (0.9, 1.1) if found.hours.how.startswith("loraexp plan") else (1 / 3, 3)
+    assert "estimate" not in found.hours.how and least <= factor <= most, (
+        f"{found.hours.hours:g} h, the plan has {seconds / 3600:.3g} h"
+    )
+
+
+def test_what_is_evaluated_on_the_way_is_in_the_hours() -> None:
+    """SST-2's 872 sentences every 100 of 1,000 steps are read ten times, and with a part of train
+    that selects its 1,000 rows too, dev once or each time."""
+    words = ["task=sst2", "train.max_steps=1000", "train.eval_every=100"]
+    for more, rows in (
+        (["task.protocol=paper"], 8720),
+        ([], 10 * 1000 + 872),
+        (["train.report_during=true"], 10 * 1872),
+        (["task.limit_eval=50"], 10 * 50 + 50),
+    ):
+        assert duration.checked_rows(settings_of(*words, *more), 1000) == rows
+    answers = settings_of("task=gsm8k", "model=llama-2-7b", "task.held_out=30", *words[1:])
+    assert duration.checked_rows(answers, 1000) == 300
+    once, often = (
+        replace(answers, train=replace(answers.train, report_during=value))
+        for value in (False, True)
+    )
+    numbers = {"products": 6_000_000_000, "layers": 32}
+    seconds = [duration.seconds(each, numbers, "A100") for each in (once, often)]
+    rate = duration.speed("A100", answers.precision)
+    one = duration.answers_seconds(answers, numbers, duration.card("A100"), rate)
+    assert seconds[1] - seconds[0] == pytest.approx(9 * one) and one > 60
+
+
+def test_every_benchmark_that_a_task_asks_is_known_to_the_plan() -> None:
+    for name in ("commonsense170k", "metamath", "gsm8k", "alpaca", "code_feedback"):
+        for benchmark in settings_of(f"task={name}", "model=llama-2-7b").task["benchmarks"]:
+            assert benchmark in duration.known()["benchmarks"]
