@@ -89,8 +89,9 @@ class Base:
     def bare(self, dtype: torch.dtype | None = None, **labels: Any) -> nn.Module:
         """The model without its weights (on the meta device): names and shapes in a fraction of a
         second."""
+        architecture = self.configured(**labels)  # of a GGUF it may be made here, with numbers
         with torch.device("meta"):
-            return load.built(self, self.configured(**labels), dtype)
+            return load.built(self, architecture, dtype)
 
     @cached_property
     def skeleton(self) -> nn.Module:
