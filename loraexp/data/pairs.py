@@ -9,7 +9,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from loraexp.data import draw
 from loraexp.data.rows import BadRow, Blank, Records, Row, refuse
-from loraexp.data.tokens import Arrays, Progress, cached, tokenizer_fingerprint
+from loraexp.data.tokens import (
+    Arrays,
+    Progress,
+    cached,
+    said_of_unknown,
+    tokenizer_fingerprint,
+    unknown_share,
+)
 
 LAYOUT = 3  # of the arrays in a cache entry
 BATCH = 512  # pairs that the tokenizer sees at once
@@ -47,6 +54,7 @@ class TextExamples:
     skipped: int = 0  # malformed rows of the file
     left_out: int = 0  # rows of the file that are too long
     cut: int = 0  # rows of the file whose prompt or response is cut
+    unknown: float = 0.0  # share of the file's tokens that the vocabulary does not know
     labels: NDArray[Any] | None = None  # (n,) classes, where the responses stand for some
 
     def __len__(self) -> int:
@@ -135,6 +143,34 @@ def encode_pairs(
             f"{type(tokenizer).__name__} has no end token: give model.tokenizer one with an"
             " eos_token"
         )
+    folder = cache_root.expanduser() / "tokens" / _key(records, how, tokenizer)
+    arrays = cached(folder, lambda: _Writer(how, tokenizer, progress).arrays(records))
+    offsets, counts = arrays["offsets"], Counts(*arrays["counts"].tolist())
+    notes = counts.notes(how)
+    if len(offsets) == 1:
+        raise ValueError(
+            f"{records.name}: no row is left to train on"
+            f" ({'; '.join(notes) or 'the file is empty'}); give other rows"
+        )
+    unknown = unknown_share(arrays["tokens"], tokenizer)
+    empty = float((np.diff(offsets) - arrays["prompts"] == 1).mean())  # the end token alone
+    return TextExamples(
+        tokens=arrays["tokens"],
+        starts=offsets[:-1],
+        ends=offsets[1:],
+        prompts=arrays["prompts"],
+        digests=arrays["digests"],
+        source=records.name,
+        notes=(*notes, *said_of_unknown(unknown, empty, tokenizer, records.name)),
+        skipped=counts.skipped + counts.blank,
+        left_out=counts.long + counts.no_room,
+        cut=counts.cut + counts.cut_prompts,
+        unknown=unknown,
+    )
+
+
+def _key(records: Records, how: Reading, tokenizer: Any) -> str:
+    """What the tokens of these rows, read this way, are found under."""
     recipe = [
         how.name,
         how.version,
@@ -145,46 +181,37 @@ def encode_pairs(
         how.skip_bad,
         how.long,
     ]
-    key = json.dumps(
-        [
-            "pairs",
-            LAYOUT,
-            records.identity(),
-            tokenizer_fingerprint(tokenizer),
-            tokenizer.eos_token_id,
-            recipe,
-        ]
-    )
-    folder = cache_root.expanduser() / "tokens" / hashlib.sha256(key.encode()).hexdigest()
-    arrays = cached(folder, lambda: _Writer(how, tokenizer, progress).arrays(records))
-    skipped, blank, left_out, long, cut, cut_prompts, no_room = arrays["counts"].tolist()
-    notes = [f"{skipped} malformed rows skipped"] * (skipped > 0)
-    notes += [f"{blank} rows without a prompt or an answer skipped"] * (blank > 0)
-    notes += [f"{left_out} rows are not of the kind that {how.name} trains on"] * (left_out > 0)
-    notes += [f"{long} rows of {how.below} tokens or more left out"] * (long > 0)
-    notes += [
-        f"{no_room} rows left out: their prompt leaves no room in {how.max_length} tokens"
-    ] * (no_room > 0)
-    notes += [f"{cut_prompts} prompts cut at {how.max_length} tokens"] * (cut_prompts > 0)
-    notes += [f"{cut} responses cut at {how.max_length} tokens"] * (cut > 0)
-    offsets = arrays["offsets"]
-    if len(offsets) == 1:
-        raise ValueError(
-            f"{records.name}: no row is left to train on"
-            f" ({'; '.join(notes) or 'the file is empty'}); give other rows"
-        )
-    return TextExamples(
-        tokens=arrays["tokens"],
-        starts=offsets[:-1],
-        ends=offsets[1:],
-        prompts=arrays["prompts"],
-        digests=arrays["digests"],
-        source=records.name,
-        notes=tuple(notes),
-        skipped=skipped + blank,
-        left_out=long + no_room,
-        cut=cut + cut_prompts,
-    )
+    words = [tokenizer_fingerprint(tokenizer), tokenizer.eos_token_id]
+    key = json.dumps(["pairs", LAYOUT, records.identity(), *words, recipe])
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@dataclass
+class Counts:
+    """Rows of the file that are not as they were written, by what became of them."""
+
+    skipped: int = 0
+    blank: int = 0
+    left_out: int = 0
+    long: int = 0
+    cut: int = 0
+    cut_prompts: int = 0
+    no_room: int = 0
+
+    def notes(self, how: Reading) -> list[str]:
+        """A line for each kind that occurs."""
+        said = {
+            "malformed rows skipped": self.skipped,
+            "rows without a prompt or an answer skipped": self.blank,
+            f"rows are not of the kind that {how.name} trains on": self.left_out,
+            f"rows of {how.below} tokens or more left out": self.long,
+            (
+                f"rows left out: their prompt leaves no room in {how.max_length} tokens"
+            ): self.no_room,
+            f"prompts cut at {how.max_length} tokens": self.cut_prompts,
+            f"responses cut at {how.max_length} tokens": self.cut,
+        }
+        return [f"{count} {what}" for what, count in said.items() if count]
 
 
 class _Writer:
@@ -199,9 +226,7 @@ class _Writer:
             array("i"),
             array("Q"),
         )
-        self.skipped = self.blank = self.left_out = self.long = self.cut = self.cut_prompts = (
-            self.no_room
-        ) = 0
+        self.counts = Counts()
 
     def arrays(self, records: Records) -> Arrays:
         pairs, seen = self._pairs(records), 0
@@ -211,15 +236,6 @@ class _Writer:
                 seen += len(batch)
                 if self.progress is not None:
                     self.progress(seen, max(seen, self.how.rows or 0))
-        counts = [
-            self.skipped,
-            self.blank,
-            self.left_out,
-            self.long,
-            self.cut,
-            self.cut_prompts,
-            self.no_room,
-        ]
         return {
             "tokens": (
                 np.frombuffer(self.tokens, dtype=np.int32) if self.tokens else np.empty(0, np.int32)
@@ -227,7 +243,7 @@ class _Writer:
             "offsets": np.array(self.offsets, dtype=np.int64),
             "prompts": np.array(self.prompts, dtype=np.int32),
             "digests": np.array(self.digests, dtype=np.uint64).reshape(-1, 2),
-            "counts": np.array(counts, dtype=np.int64),
+            "counts": np.array(astuple(self.counts), dtype=np.int64),
         }
 
     @property
@@ -244,17 +260,17 @@ class _Writer:
                 self._bad(place, error)
                 continue
             if pair is None:
-                self.left_out += 1
+                self.counts.left_out += 1
             else:
                 yield place, pair
 
     def _bad(self, place: str, error: BadRow) -> None:
         if isinstance(error, Blank):
-            self.blank += 1
+            self.counts.blank += 1
             return
         if not self.how.skip_bad:
             raise refuse(place, error) from None
-        self.skipped += 1
+        self.counts.skipped += 1
 
     def _add(self, batch: list[tuple[str, Pair]]) -> None:
         prompts = self.tokenizer(
@@ -269,24 +285,24 @@ class _Writer:
                 return
             response = [*response, self.tokenizer.eos_token_id]
             if self.how.below is not None and len(prompt) + len(response) >= self.how.below:
-                self.long += 1
+                self.counts.long += 1
                 continue
             # a causal row holds both, a response has a token
             room = self.how.max_length - (self.how.kind == "causal")
             if len(prompt) > room:
                 if self.how.long == "leave_out":
-                    self.no_room += 1
+                    self.counts.no_room += 1
                     continue
                 whole = self.how.long == "cut" and self.how.kind == "causal"
                 prompt = (
                     prompt[: self.how.max_length] if whole else [*prompt[: room - 1], prompt[-1]]
                 )
-                self.cut_prompts += 1
+                self.counts.cut_prompts += 1
             self._keep(pair, prompt, response)
 
     def _keep(self, pair: Pair, prompt: list[int], response: list[int]) -> None:
         room = self.how.max_length - (len(prompt) if self.how.kind == "causal" else 0)
-        self.cut += 0 < room < len(response)
+        self.counts.cut += 0 < room < len(response)
         self.tokens.extend(prompt)
         self.tokens.extend(response[:room])
         self.offsets.append(len(self.tokens))

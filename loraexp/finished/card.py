@@ -73,6 +73,13 @@ def card(run: FinishedRun, base: str, revision: str | None, *, adapter: bool) ->
         "```",
         "",
     ]
+    if adapter and (untied := (record.get("model") or {}).get("untied")):
+        lines += [
+            f"Do not merge it with `merge_and_unload`: {', '.join(untied)} and the embedding are"
+            " one weight in this base, and both would change. The merged model is made by `loraexp"
+            " export RUN --to DIR --merged`.",
+            "",
+        ]
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from loraexp import models
 from loraexp.adapter.formats import merge
 from loraexp.config import ConfigError
 from loraexp.finished.card import card
@@ -55,7 +56,7 @@ def merged(run: FinishedRun, to: Path) -> None:
     check_place(to)
     run.check_files()
     to.mkdir(parents=True, exist_ok=True)
-    model: Any = merge(run.adapted(torch.float32))
+    model: Any = models.written_out(merge(run.adapted(torch.float32)))
     for key, value in both_ways(run.labels()).items():
         setattr(model.config, key, value)
     model.save_pretrained(to)
@@ -65,8 +66,11 @@ def merged(run: FinishedRun, to: Path) -> None:
 def accompany(
     run: FinishedRun, to: Path, base: str, revision: str | None, *, is_adapter: bool
 ) -> None:
-    """What a stranger needs beside the weights: the tokenizer, the labels by name, the card."""
+    """What a stranger needs beside the weights: the tokenizer, how the model writes, the labels by
+    name, the card."""
     run.original.tokenizer.save_pretrained(to)
+    if run.settings.model.kind != "encoder":
+        run.original.generation.save_pretrained(to)
     if labels := both_ways(run.labels()):
         write_json(
             to / "labels.json",

@@ -2,9 +2,10 @@
 adapter."""
 
 from loraexp.models.base import Base, open
-from loraexp.models.load import PEFT_TASK, draw_head, dtype_of, head, notes
+from loraexp.models.load import PEFT_TASK, draw_head, dtype_of, head, notes, untied
 from loraexp.models.targets import check_rank, is_linear, new_modules, target_layers
 from loraexp.models.vocabulary import check_reach
+from loraexp.models.weights import written_out
 
 __all__ = [
     "PEFT_TASK",
@@ -19,4 +20,6 @@ __all__ = [
     "notes",
     "open",
     "target_layers",
+    "untied",
+    "written_out",
 ]

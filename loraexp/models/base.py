@@ -115,10 +115,28 @@ class Base:
         vocabulary.check_vocabulary(self, tokenizer)
         return tokenizer
 
-    def load(self, *, dtype: torch.dtype, head_seed: int, **labels: Any) -> nn.Module:
+    def load(
+        self, *, dtype: torch.dtype, head_seed: int, full: bool = False, **labels: Any
+    ) -> nn.Module:
         """The pretrained model, its new head drawn from `head_seed`, in `dtype`, on the CPU, in
-        evaluation mode."""
-        return load.load_model(self, dtype=dtype, head_seed=head_seed, **labels)
+        evaluation mode; `full`: for training every weight."""
+        return load.load_model(self, dtype=dtype, head_seed=head_seed, full=full, **labels)
+
+    @cached_property
+    def generation(self) -> Any:
+        """How the model writes where nobody says otherwise: as it is stored, with the tokenizer's
+        end and padding where it names none."""
+        from transformers import GenerationConfig
+
+        stored = self.settings.config is None and self.folder / "generation_config.json"
+        if stored and stored.is_file():
+            own = GenerationConfig.from_pretrained(self.folder)
+        else:
+            own = GenerationConfig.from_model_config(self.config)
+        for name in ("eos_token_id", "pad_token_id"):
+            if getattr(own, name) is None:
+                setattr(own, name, getattr(self.tokenizer, name))
+        return own
 
     def saved(self, folder: Path, *, dtype: torch.dtype) -> nn.Module:
         """A whole model of this architecture that a run has saved (`init=full`), its trained head

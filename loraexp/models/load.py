@@ -68,12 +68,14 @@ def built(base: Base, config: Any, dtype: torch.dtype | None) -> Any:
     )
 
 
-def load_model(base: Base, *, dtype: torch.dtype, head_seed: int, **labels: Any) -> nn.Module:
+def load_model(
+    base: Base, *, dtype: torch.dtype, head_seed: int, full: bool = False, **labels: Any
+) -> nn.Module:
     """The pretrained model, its new head drawn from `head_seed`, in `dtype`, on the CPU, in
     evaluation mode.
 
     The head depends on the seed alone: every initializer compared under one seed starts from the
-    same head.
+    same head. `full`: every weight trains, so that layers which share one go on doing so.
     """
     settings, config = base.settings, base.configured(**labels)
     with torch.random.fork_rng(devices=[]):
@@ -90,7 +92,8 @@ def load_model(base: Base, *, dtype: torch.dtype, head_seed: int, **labels: Any)
             model = pretrained(base, config, dtype)
             check_finite(settings, model)
         draw_head(model, head_seed)
-    model.loaded.notes += untie(model, settings.targets)
+    if not full:
+        untie(model, settings.targets)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.eval()
@@ -123,6 +126,11 @@ def check_finite(settings: ModelSettings, model: nn.Module) -> None:
 def notes(model: Any) -> list[str]:
     """What a reader must know of how a model came to its weights, one line each."""
     return list(model.loaded.notes)
+
+
+def untied(model: Any) -> list[str]:
+    """The targets that shared their weight with another layer and have their own now."""
+    return list(model.loaded.untied)
 
 
 def dtype_of(settings: ModelSettings, precision: str, *, full: bool) -> torch.dtype:

@@ -35,6 +35,8 @@ class Loaded:
     drawn: list[str] = field(default_factory=list)
     # modules of the head that the checkpoint had, which train on
     kept: list[str] = field(default_factory=list)
+    # targets that shared their weight with another layer and have their own now
+    untied: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what a reader must know, one line each
 
 
@@ -184,30 +186,56 @@ def listed(keys: Sequence[str]) -> str:
     return ", ".join(keys[:SHOWN]) + more
 
 
-def untie(model: Any, targets: Sequence[str]) -> list[str]:
-    """Give every target a weight of its own where it shared one (an output layer with the
-    embedding); says which.
-
-    An adapter changes one layer; merged into a shared weight it would change two.
-    """
-    notes = []
+def shared(model: nn.Module) -> list[list[str]]:
+    """The modules that have one weight between them, in groups."""
     owners: dict[int, list[str]] = {}
     for place, module in model.named_modules():
         if isinstance(weight := module._parameters.get("weight"), nn.Parameter):
             owners.setdefault(id(weight), []).append(place)
-    shared = [places for places in owners.values() if len(places) > 1]
+    return [places for places in owners.values() if len(places) > 1]
+
+
+def own_weight(module: Any) -> None:
+    """A copy of the weight that a module has shared, for it alone."""
+    weight = module.weight
+    module.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+
+
+def untie(model: Any, targets: Sequence[str]) -> None:
+    """Give every target a weight of its own where it shared one (an output layer with the
+    embedding), and say which.
+
+    An adapter changes one layer; merged into a shared weight it would change two.
+    """
     ends = tuple(f".{target}" for target in targets)
-    for target, group in (
-        (place, places) for places in shared for place in places if f".{place}".endswith(ends)
-    ):
-        module, others = model.get_submodule(target), [place for place in group if place != target]
-        with torch.no_grad():
-            module.weight = nn.Parameter(
-                module.weight.detach().clone(), requires_grad=module.weight.requires_grad
+    for group in shared(model):
+        for target in (place for place in group if f".{place}".endswith(ends)):
+            own_weight(model.get_submodule(target))
+            model.config.tie_word_embeddings = False
+            model.loaded.untied.append(target)
+            others = ", ".join(place for place in group if place != target)
+            model.loaded.notes.append(
+                f"{target} shared its weight with {others}: it has its own from here on, so that"
+                " the adapter changes one layer"
             )
-        model.config.tie_word_embeddings = False
-        notes.append(
-            f"{target} shared its weight with {', '.join(others)}: it has its own from here on, so"
-            " that the adapter changes one layer"
-        )
-    return notes
+
+
+def written_out(model: Any) -> Any:
+    """An untied model with nothing left that a reader of its checkpoint must infer from
+    `tie_word_embeddings`.
+
+    With it false, BART's encoder and decoder do not take their embedding from the shared one, so
+    each is written. T5 divides what its output layer reads by √d where it is tied (and where
+    `scale_decoder_outputs` says so, which older versions of transformers do not know): the division
+    moves into the weight.
+    """
+    if not model.loaded.untied:
+        return model
+    for group in shared(model):
+        for place in group[1:]:
+            own_weight(model.get_submodule(place))
+    if getattr(model.config, "scale_decoder_outputs", False):
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(model.config.d_model**-0.5)
+        model.config.scale_decoder_outputs = False
+    return model

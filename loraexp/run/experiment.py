@@ -226,12 +226,11 @@ class Experiment:
             "dtype": dtype,
             "device": self.device,
             "labels": labels(task),
-            "own": own,
         }
-        model = kept.model(settings, self.base, **how)
+        model = kept.model(settings, self.base, own=own, full=self.full, **how)
         self.head = models.head(model)
         notes = models.notes(model)
-        self.record.update(model={"notes": notes})
+        self.record.update(model={"notes": notes, "untied": models.untied(model)})
         for note in notes:
             self.say(f"model {settings.model.name}: {note}")
         return model

@@ -80,15 +80,16 @@ def model(
     device: torch.device,
     labels: dict[str, Any],
     own: bool,
+    full: bool,
 ) -> nn.Module:
     """The pretrained model on its device, its head drawn from the run's seed.
 
-    `own`: every weight trains, or processes shard it, so the run gets weights that nobody else
-    reads, and none are kept.
+    `own`: the run gets weights that nobody else reads, and none are kept: where every weight trains
+    (`full`), or processes shard it.
     """
 
     def load() -> nn.Module:
-        loaded = base.load(dtype=dtype, head_seed=settings.seed, **labels)
+        loaded = base.load(dtype=dtype, head_seed=settings.seed, full=full, **labels)
         # a quantised one was loaded onto its device
         return loaded if settings.model.quantise else loaded.to(device)
 

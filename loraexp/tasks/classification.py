@@ -256,6 +256,7 @@ class Classification(Task):
             "part": [part for part, is_so in parts.items() if is_so],
             "tokens": int(examples.offsets[-1]),
             "cut": examples.cut,
+            "unknown": examples.unknown,
             "notes": list(examples.notes),
         }
         if self.problem == "single_label_classification":

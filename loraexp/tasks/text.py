@@ -209,6 +209,7 @@ class TextTask(Task):
             "skipped": examples.skipped,
             "left_out": examples.left_out,
             "cut": examples.cut,
+            "unknown": examples.unknown,
             "notes": list(examples.notes),
         }
 
