@@ -6,13 +6,16 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from loraexp import __version__, config
 from loraexp.config import ConfigError, search
 from loraexp.config.paths import spelled
+from loraexp.machine import progress
 from loraexp.machine.escapes import printable
 from loraexp.machine.words import first_line, reason_of, shorten
 from loraexp.records import record
@@ -43,6 +46,8 @@ FLAGS = {
     "--shell-completion",
     "-sc",
 }
+# Anywhere on the line: details, and where an error came from.
+VERBOSE = {"-v", "--verbose"}
 # verb → module of this package, and function in it: `(arguments) -> exit status`, its docstring
 # what `help VERB` says.
 VERBS = {
@@ -72,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 and 143: told to stop, by Ctrl-C or by a signal.
     """
     argv = spelled(sys.argv[1:] if arguments is None else arguments)
+    progress.verbose = bool(VERBOSE & set(argv))
+    argv = [word for word in argv if word not in VERBOSE]
     try:
         argv = [config.readable(word) if is_override(word) else word for word in own_folders(argv)]
         if argv and argv[0] in VERBS:
@@ -87,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         argv = [plus.get(word, word) for word in argv]
         return grid(argv) if {"-m", "--multirun"} & set(argv) else single(argv)
     except ConfigError as error:
+        trace()
         print(f"loraexp: {printable(str(error))}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt as error:
@@ -95,6 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return getattr(error, "status", INTERRUPTED)
+
+
+def trace() -> None:
+    """With -v, where an error came from."""
+    if progress.verbose:
+        traceback.print_exc()
 
 
 def is_override(word: str) -> bool:
@@ -118,7 +132,8 @@ def help_of(words: Sequence[str]) -> int:
             return verb(words[0])(["--help"])
         except SystemExit:  # argparse leaves after a help page
             return DONE
-    print("loraexp [KEY=VALUE ...]         one run; -m KEY=A,B,... a grid; --help the keys\n")
+    print("loraexp [KEY=VALUE ...]         one run; -m KEY=A,B,... a grid; --help the keys")
+    print("-v on any line                  details as they happen, and where an error came from\n")
     for name in VERBS:
         said = (verb(name).__doc__ or "").strip().splitlines()[0]
         print(f"loraexp {name:<23} {said}")
@@ -155,21 +170,24 @@ def single(argv: Sequence[str]) -> int:
     return status
 
 
+def folder_of(cell: Sequence[str]) -> Path:
+    """Where the run of a cell goes; raises ConfigError where it is wrong."""
+    words = [word for word in cell if not word.startswith("hydra")]
+    return config.run_folder(config.check(config.compose(words))[1])
+
+
 def grid(argv: Sequence[str]) -> int:
     """Every cell of a grid, each checked before the first one starts; one that fails does not stop
     the others."""
+    from loraexp.cli import outcomes
+
     overrides = [word for word in argv if is_override(word)]
     if any(
         word.startswith("hydra/sweeper=") and word != "hydra/sweeper=basic" for word in overrides
     ):
         return search_space(argv)
     cells = config.expand(overrides)
-    folders = []
-    for cell in cells:
-        _, plain = config.check(
-            config.compose([word for word in cell if not word.startswith("hydra")])
-        )
-        folders.append(config.run_folder(plain))
+    folders = [folder_of(cell) for cell in cells]
     statuses: list[int] = []
 
     def task(cfg: Any) -> None:
@@ -178,9 +196,13 @@ def grid(argv: Sequence[str]) -> int:
 
     hydra_main(task, ["--multirun", *(word for word in argv if word not in ("-m", "--multirun"))])
     # A launcher may have run the cells in processes of its own: what became of them is on disk.
-    failed = [
-        folder for folder in folders if (record.read(folder) or {}).get("status") != "finished"
-    ]
+    lines = outcomes.lines_of(
+        (dict(word.split("=", 1) for word in cell if is_override(word)), folder)
+        for cell, folder in zip(cells, folders, strict=True)
+    )
+    print()
+    outcomes.show(lines)
+    failed = [line for line in lines if line.state != "finished"]
     if failed:
         print(
             f"loraexp: {len(failed)} of {len(cells)} runs failed; the same command retries only"
@@ -257,6 +279,7 @@ def attempt(cfg: Any) -> int:
     try:
         settings, plain = config.check(cfg)
     except ConfigError as error:
+        trace()
         print(f"loraexp: {error}", file=sys.stderr)
         return WRONG
     try:
@@ -265,6 +288,7 @@ def attempt(cfg: Any) -> int:
 
         outcome = run(settings, plain, show.Screen())
     except ConfigError as error:
+        trace()
         print(f"loraexp: {printable(str(error))}", file=sys.stderr)
         return WRONG
     except Exception as error:  # noqa: BLE001 - any failure of one run: its record holds type, message, place and trace
@@ -272,6 +296,7 @@ def attempt(cfg: Any) -> int:
         content = record.read(path.parent) or {}
         saved = content.get("phase") == "evaluation" and "adapter" in content
         more = "; the adapter is saved, and the same command only evaluates" if saved else ""
+        trace()
         where = (
             f" (record: {shorten(path)}{more})"
             if path.exists()

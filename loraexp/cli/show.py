@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from loraexp.cli import outcomes
 from loraexp.machine.words import shorten, spoken
 from loraexp.run.experiment import Observer, Outcome
 from loraexp.sweep import computed, duration, estimate
@@ -170,6 +171,12 @@ def summary_of_sweep(sweep: Sweep, watch: Watch) -> None:
         f"{counts['failed']} failed",
     ]
     words += [f"{left} left"] * bool(left)
+    outcomes.show(
+        outcomes.lines_of(
+            ({"run": f"{cell.row}/{cell.column}"} | cell.point, folder)
+            for folder, cell in watch.cells.items()
+        )
+    )
     print(f"{sweep.key}: {', '.join(words)}", file=sys.stderr)
     for folder, reason in watch.reasons.items():
         written = (folder / "record.json").exists()

@@ -17,6 +17,7 @@ Advance = Callable[..., None]  # advance(steps=1, **columns)
 
 
 enabled = True  # false in the worker processes of a launcher, which share one terminal
+verbose = False  # true with -v: what the log of a run holds is also said on standard error
 every = 30.0  # seconds between two lines where there is no bar
 _log: IO[str] | None = None  # run.log of the run that goes on
 _display: Any = None  # of the outermost bar: bars within it are lines of the same display
@@ -59,8 +60,9 @@ class Pulse:
         left = self.left or (f"{spoken((self.total - self.done) / pace)} left" if pace > 0 else "")
         counted = f"{self.description} {self.spell(self.done)}/{self.spell(self.total)}"
         line = " · ".join(part for part in (counted, self.note.replace("  ", " · "), left) if part)
-        log(line)
-        if enabled and not sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        speaks = enabled and not sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+        log(line, said=speaks)
+        if speaks:
             print(line, file=sys.stderr, flush=True)
 
 
@@ -90,12 +92,15 @@ def logged(path: Path) -> Iterator[None]:
                 file.close()
 
 
-def log(line: str) -> None:
-    """A line of the log of the run that goes on, if there is one."""
+def log(line: str, *, said: bool = False) -> None:
+    """A line of the log of the run that goes on, if there is one; with -v also for the person who
+    watches, unless it was `said` already."""
     if _log is not None:
         with suppress(OSError, ValueError):
             _log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
             _log.flush()
+    if verbose and not said:
+        print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -218,5 +223,5 @@ def tally(description: str) -> Iterator[Callable[[int, int], None]]:
 
 def notice(line: str) -> None:
     """A line on standard error that is worth reading while something runs."""
-    log(line)
+    log(line, said=True)
     print(line, file=sys.stderr, flush=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from loraexp.adapter.layer import Factors
 from loraexp.machine.files import Damaged, check_seal, sealed, set_aside
+from loraexp.machine.progress import log
 
 FORMAT = 2  # of what a checkpoint holds: a change of it takes the next number
 
@@ -81,6 +82,7 @@ class Checkpoint:
     def save(self, state: State) -> None:
         fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(State)}
         self._write(self.state_path, fields | {"progress": vars(state.progress)})
+        log(f"  checkpoint at step {state.progress.step}")
 
     def load(self) -> State | None:
         """The latest state; None where there is none. `examine` has seen to it that it can be

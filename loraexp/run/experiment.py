@@ -139,9 +139,14 @@ class Experiment:
                 task = kept.task(settings, lambda: tokenise(settings, self.base))
                 self.require_same_rows(task)
                 record.update(data=task.describe(), labels=labels(task))
+                for split, rows in record.content["data"].items():
+                    log(f"  {split}: {rows.get('rows')} rows of {rows.get('source')}")
             with self.phase("model"):
                 model = self.model(task)
                 record.update(model=self.base.identity(), hub=dict(sorted(read.items())))
+                loaded = record.content["model"]
+                which = loaded["commit"] or loaded["sha256"] or "random weights"
+                log(f"  {loaded['source'] or settings.model.name} ({which}) on {self.device}")
         if self.processes.main:
             record.update(sources=sources.of(settings, self.base, record.content["data"]))
         with self.phase("initialisation"):
@@ -214,7 +219,7 @@ class Experiment:
     def say(self, line: str) -> None:
         """A line for the person who watches."""
         if self.processes.main:
-            log(line)
+            log(line, said=True)
             self.observer.note(line)
 
     def model(self, task: Any) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from loraexp.machine.measure import asked_for, ran_out
 from loraexp.machine.progress import log
 from loraexp.machine.signals import Interrupted, Stop
+from loraexp.machine.words import spoken
 from loraexp.records.record import Record
 
 if TYPE_CHECKING:
@@ -47,9 +49,11 @@ class Phases:
     def __call__(self, name: str, *, patient: bool = False) -> Iterator[None]:
         """`patient`: being told to stop is only noted, because what is within looks itself."""
         log(WORDS[name])
+        began = time.perf_counter()
         try:
             with self.record.phase(name), self.stop.patiently(patient):
                 yield
+            log(f"  took {spoken(time.perf_counter() - began)}")
         except Interrupted as told:
             told.where = told.where or f"while {WORDS[name]}; the same command goes on"
             raise
