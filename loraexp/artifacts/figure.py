@@ -21,8 +21,9 @@ from loraexp.sweep.computed import Surface
 from loraexp.sweep.schema import Plot, Report, Sweep
 
 if TYPE_CHECKING:
-    from loraexp.results.gather import Place, Results
+    from loraexp.results.gather import Results
     from loraexp.results.matching import Run
+    from loraexp.results.places import Place
 
 NAMES = {
     "step": "optimizer step",
@@ -199,7 +200,7 @@ def axis(path: str, report: Report | None = None, said: str | None = None) -> st
 
 def runs_of(place: Place) -> list[Run]:
     """The runs at the grid point that validation chose."""
-    from loraexp.results.gather import choose
+    from loraexp.results.places import choose
 
     return choose(place.runs, place.select)[1] if place.runs else []
 

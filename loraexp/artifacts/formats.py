@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from loraexp.artifacts.latex import latex
-from loraexp.artifacts.table import Entry, Table, source
+from loraexp.artifacts.parts import Entry
+from loraexp.artifacts.table import Table, source
 from loraexp.machine.files import finite
 from loraexp.results.assumptions import assumptions
 from loraexp.results.provenance import deviations, environments, protocol

@@ -19,8 +19,8 @@ from loraexp.artifacts.page import STATUSES, Part
 from loraexp.artifacts.table import Table
 from loraexp.machine.escapes import printable
 from loraexp.results import units
-from loraexp.results.gather import Place
 from loraexp.results.matching import Run
+from loraexp.results.places import Place
 
 OPENED = ("Claims of the paper", "Problems")  # parts under a table that are not folded
 Values = dict[str, Any]

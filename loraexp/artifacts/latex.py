@@ -6,7 +6,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from loraexp.artifacts.table import Entry, Section, Table
+from loraexp.artifacts.parts import Entry, Section
+from loraexp.artifacts.table import Table
 
 LETTERS = 68  # of small type that a line of a page holds, about
 LONG = 34  # letters of a cell from which it is broken into lines

@@ -27,8 +27,9 @@ from loraexp.artifacts.figure import (
 )
 from loraexp.config import ConfigError
 from loraexp.records.reading import number
-from loraexp.results.gather import Place, Results, points
+from loraexp.results.gather import Results
 from loraexp.results.matching import Run
+from loraexp.results.places import Place, points
 from loraexp.results.units import printed, symbol
 from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Plot, Sweep

@@ -3,102 +3,22 @@ what a reader must know under it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraexp.results import gather, provenance, significance
+from loraexp.artifacts.claims import claimed, judge
+from loraexp.artifacts.parts import Entry, Section, signed
+from loraexp.results import provenance, significance
 from loraexp.results.assumptions import assumptions
-from loraexp.results.gather import Place, Results, number
-from loraexp.results.significance import Compared
+from loraexp.results.gather import Results
+from loraexp.results.places import Place
 from loraexp.results.units import printed, symbol
-from loraexp.sweep.schema import Claim, Report, Sweep
+from loraexp.sweep.schema import Sweep
 
 FORMATS = ("md", "tex", "csv", "json")
 PLACE = tuple[str, str]
 ASSUMED = "Settings that the paper does not state"
-
-
-@dataclass(kw_only=True)
-class Entry:
-    """One place as it is printed: numbers in the table's unit."""
-
-    report: Report
-    mean: float | None
-    std: float | None
-    n: int  # seeds; 0 for a computed number
-    # of its column, among the rows of its group; rows that print the same are all best
-    best: bool = False
-    compared: Compared | None = None  # with the best row
-    published: Any = None
-    published_std: float | None = None
-    chosen: str = ""
-    reason: str | None = None  # why there is no number
-
-    @property
-    def noise(self) -> bool | None:
-        """Whether the difference to the best row is within noise; None where that cannot be
-        told."""
-        return self.compared.includes(0.0) if self.compared is not None else None
-
-    @property
-    def difference(self) -> float | None:
-        given = number(self.published)
-        return self.mean - given if self.mean is not None and given is not None else None
-
-    def text(self, value: float) -> str:
-        return f"{value:.{self.report.digits}f}"
-
-    @property
-    def value(self) -> str:
-        """`80.28 ± 0.92`, or a dash."""
-        if self.mean is None:
-            return "—"
-        spread = (
-            f" ± {self.text(self.std)}"
-            if self.std is not None and self.report.spread == "std"
-            else ""
-        )
-        return self.text(self.mean) + spread
-
-    @property
-    def marks(self) -> str:
-        """What stands behind the number: how many seeds, and the mark of noise."""
-        return (f" ({self.n})" if self.n else "") + (" †" if self.noise else "")
-
-    @property
-    def given(self) -> str:
-        """`paper 93.42 ± 0.14, −13.14`, or nothing."""
-        if self.published is None:
-            return ""
-        told = (
-            self.text(self.published) if number(self.published) is not None else str(self.published)
-        )
-        spread = f" ± {self.text(self.published_std)}" if self.published_std is not None else ""
-        return f"paper {told}{spread}" + (
-            f", {signed(self.difference, self.report.digits)}"
-            if self.difference is not None
-            else ""
-        )
-
-
-@dataclass(kw_only=True)
-class Section:
-    """A part under the table: sentences, or a small table of its own."""
-
-    title: str
-    lines: list[str] = field(default_factory=list)
-    header: list[str] = field(default_factory=list)
-    rows: list[list[str]] = field(default_factory=list)
-
-    def words(self) -> list[bool]:
-        """Which columns hold words, and not numbers: those stand to the left."""
-        numeric = ("", "best", *"0123456789", "+", "−", "—")
-        numbers = [
-            all(row[i] in numeric or row[i][:1] in numeric for row in self.rows)
-            for i in range(len(self.header))
-        ]
-        return [i == 0 or not number for i, number in enumerate(numbers)]
 
 
 @dataclass(kw_only=True)
@@ -120,11 +40,6 @@ class Table:
         several = len({self.sweep.report_of(name).unit for name in self.sweep.columns}) > 1
         shown = symbol(self.sweep.report_of(column))
         return self.sweep.columns[column].label + (f" ({shown})" if several and shown else "")
-
-
-def signed(value: float, digits: int) -> str:
-    text = f"{value:+.{digits}f}"
-    return text.replace("-", "−")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -188,67 +103,6 @@ def compare(found: Results, entries: dict[PLACE, Entry], column: str, rows: list
             )
 
 
-def judge(found: Results, claim: Claim) -> dict[str, Any]:
-    """A claim against what was measured: the value, the threshold and the verdict; where two cells
-    differ, the interval too."""
-    numbers = {
-        name: found.named(name)
-        for name in (claim.value, claim.minus, claim.over)
-        if name is not None
-    }
-    value, minus, over = (
-        numbers.get(name) if name else None for name in (claim.value, claim.minus, claim.over)
-    )
-    bound = claim.above if claim.above is not None else claim.below
-    said: dict[str, Any] = {
-        "text": claim.text,
-        "source": claim.source,
-        "measured": None,
-        "verdict": "not measured",
-        "interval": None,
-    }
-    said |= {"above": claim.above, "below": claim.below}
-    if None in numbers.values() or value is None or over == 0 or bound is None:
-        return said
-    measured = (value - (minus or 0.0)) / (over if over is not None else 1.0)
-    if (why := unjudged(found)) is not None:
-        return said | {"measured": measured, "verdict": f"not judged: {why}"}
-    holds = measured > bound if claim.above is not None else measured < bound
-    said |= {"measured": measured, "verdict": "holds" if holds else "does not hold"}
-    compared = cells_apart(found, claim)
-    if compared is not None and compared.t is not None:
-        said["interval"] = compared.t
-        if compared.includes(bound):
-            said["verdict"] += ", within noise"
-    return said
-
-
-def unjudged(found: Results) -> str | None:
-    """Why what was measured says nothing about the paper's claims, or None."""
-    if found.sweep.variant == "smoke":
-        return "a smoke variant shows that it runs"
-    runs = provenance.unique(found)
-    absent = [run for run in runs if run.status not in ("finished", "failed")]
-    return f"{len(absent)} of {len(runs)} runs are not there" if absent else None
-
-
-def cells_apart(found: Results, claim: Claim) -> Compared | None:
-    """The paired comparison of two cells whose difference a claim is about."""
-    places = [
-        found.places.get(gather.split(name)[:2])
-        for name in (claim.value, claim.minus)
-        if name and name.count("/") == 1
-    ]
-    if claim.over is not None or len(places) != 2 or any(place is None for place in places):
-        return None
-    values = [
-        {seed: printed(v, found.sweep.report_of(place.column)) for seed, v in place.values.items()}
-        for place in places
-        if place is not None
-    ]
-    return significance.paired(*values)
-
-
 # --------------------------------------------------------------------------------------------------
 # under the table
 
@@ -292,7 +146,7 @@ def sections(table: Table) -> list[Section]:
         Section(title="No number", lines=gaps),
         choices(table),
         against_best(table),
-        claimed(table),
+        claimed(table.claims),
         Section(title="Protocol", lines=provenance.protocol(found)),
         Section(
             title="Deviations from the paper, found in the configuration",
@@ -407,31 +261,3 @@ def difference(one: Entry) -> str:
         for low, high in (one.compared.t, one.compared.bootstrap)
     )
     return f"{signed(one.compared.difference, digits)} {t} {bootstrap}{' †' if one.noise else ''}"
-
-
-def claimed(table: Table) -> Section:
-    """The paper's sentences against what was measured."""
-    section = Section(
-        title="Claims of the paper", header=["claim", "measured", "expected", "verdict"]
-    )
-    for claim in table.claims:
-        source = f" ({claim['source']})" if claim["source"] else ""
-        interval = (
-            f" [{signed(claim['interval'][0], 2)}, {signed(claim['interval'][1], 2)}]"
-            if claim["interval"]
-            else ""
-        )
-        measured = (
-            "—"
-            if claim["measured"] is None
-            else f"{claim['measured']:.4g}".replace("-", "−") + interval
-        )
-        expected = (
-            f"above {claim['above']:g}"
-            if claim["above"] is not None
-            else f"below {claim['below']:g}"
-        )
-        section.rows.append(
-            [claim["text"] + source, measured, expected.replace("-", "−"), claim["verdict"]]
-        )
-    return section

@@ -18,7 +18,8 @@ from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.config.identity import NOT_IDENTITY
 from loraexp.records.reading import flatten
-from loraexp.results.gather import Place, Results
+from loraexp.results.gather import Results
+from loraexp.results.places import Place
 from loraexp.results.provenance import comparable, in_words, worded
 from loraexp.sweep import computed
 from loraexp.sweep.reading import LOADER

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from loraexp.sweep.schema import Special, Sweep
 
 if TYPE_CHECKING:
-    from loraexp.results.gather import Place
+    from loraexp.results.places import Place
 
 ENDED = ("finished", "failed")
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from loraexp.machine.words import spoken
 from loraexp.records.reading import run_seconds
-from loraexp.results.gather import Place, Results
+from loraexp.results.gather import Results
 from loraexp.results.matching import Run, describe
+from loraexp.results.places import Place
 from loraexp.sweep import computed
 from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Sweep

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
+POWER = 0.8  # how often a difference is to be seen that is called visible
 RESAMPLES = 10_000
 
 
@@ -20,6 +21,9 @@ class Compared:
     difference: float
     t: tuple[float, float] | None
     bootstrap: tuple[float, float] | None
+    # the smallest true difference that the t interval would have kept apart from 0 eight times in
+    # ten
+    visible: float | None = None
 
     def includes(self, value: float) -> bool | None:
         """Whether the t interval leaves `value` possible; None where there is no interval to
@@ -45,15 +49,31 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Compared 
         difference=mean,
         t=t_interval(differences),
         bootstrap=bootstrap_interval(differences),
+        visible=visible_difference(differences),
     )
+
+
+def quantile(freedom: int) -> float:
+    """t_{0.975} of Student's distribution."""
+    from scipy.special import stdtrit  # stats.t.ppf is this, and takes a second to import
+
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 def half_width(values: Sequence[float]) -> float:
     """Half of Student's t interval of a mean: t_{0.975, n−1} s/√n, of two values or more."""
-    from scipy.special import stdtrit  # stats.t.ppf is this, and takes a second to import
+    return quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
-    quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+def visible_difference(values: Sequence[float]) -> float:
+    """The smallest true mean that an interval as wide as these values' leaves apart from 0 eight
+    times in ten: δ s/√n, where a noncentral t with n − 1 degrees of freedom and centre δ is above
+    t_{0.975, n−1} with that probability."""
+    from scipy.special import nctdtrinc
+
+    freedom = len(values) - 1
+    centre = float(nctdtrinc(freedom, 1 - POWER, quantile(freedom)))
+    return centre * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:

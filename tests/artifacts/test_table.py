@@ -268,8 +268,8 @@ def test_wrong_words_are_one_line(
 @pytest.mark.parametrize(
     ("third", "verdict"),
     [
-        (0.735, "1.167 [+0.29, +2.04] | above 0 | holds |"),
-        (0.701, "0.03333 [−4.16, +4.22] | above 0 | holds, within noise |"),
+        (0.735, "1.167 [+0.29, +2.04] | above 0 | 1.15 | holds |"),
+        (0.701, "0.03333 [−4.16, +4.22] | above 0 | 5.5 | holds, within noise |"),
     ],
 )
 def test_claims_are_judged_where_every_run_has_ended(
@@ -281,9 +281,36 @@ def test_claims_are_judged_where_every_run_has_ended(
         wanted,
         lambda cell: (first[cell.row][cell.point["seed"]] if cell.column == "first" else 0.5, 0.8),
     )
-    assert verdict in section(formats.markdown(table.build(gather(wanted))), "Claims of the paper")
+    said = section(formats.markdown(table.build(gather(wanted))), "Claims of the paper")
+    assert verdict in said and "visible: the smallest true difference" in said
+    assert "too few or too noisy seeds" not in said  # nothing is printed to compare with
     (cells[0].folder / "record.json").unlink()
     assert "not judged: 1 of 24 runs" in formats.markdown(table.build(gather(wanted)))
+
+
+@pytest.mark.parametrize(("printed", "beyond"), [("81.0", True), ("82.0", False)])
+def test_a_claim_that_the_seeds_cannot_test_is_named(
+    printed: str, beyond: bool, tmp_path: Path
+) -> None:
+    """1.15 points would have been visible: a printed difference of 1.0 would not, one of 2 would."""
+    published = f"published:\n  plain: {{first: 80.0}}\n  gradient: {{first: {printed}}}\n"
+    content, count = re.subn(r"published:\n(?:  .*\n)+", published, CONTENT)
+    assert count == 1
+    wanted = load(tmp_path, content)
+    first = {"plain": (0.700, 0.710, 0.720), "gradient": (0.712, 0.718, 0.735)}
+    fill(
+        wanted,
+        lambda cell: (first[cell.row][cell.point["seed"]] if cell.column == "first" else 0.5, 0.8),
+    )
+    made = table.build(gather(wanted))
+    said = section(formats.markdown(made), "Claims of the paper")
+    line = (
+        "too few or too noisy seeds to test that LoRA-GA beats LoRA: the paper's own difference"
+        " is +1.00, 1.15 would have been visible"
+    )
+    assert (line in said) == beyond
+    assert made.claims[0]["visible"] == pytest.approx(1.146, abs=1e-3)
+    assert made.claims[0]["printed"] == pytest.approx(float(printed) - 80)
 
 
 def test_a_smoke_variant_judges_no_claim(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import yaml
 
 from loraexp.records.reading import flatten
 from loraexp.results import assumptions
-from loraexp.results.gather import Place, Results, gather
+from loraexp.results.gather import Results, gather
+from loraexp.results.places import Place
 from loraexp.sweep import reading
 from loraexp.sweep.cells import expand
 from loraexp.sweep.schema import Sweep

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from loraexp.results.significance import paired
+from loraexp.results.significance import paired, visible_difference
 
 
 def test_t_interval_against_scipy() -> None:
@@ -52,3 +53,18 @@ def test_only_common_seeds_count() -> None:
     one = paired({0: 3.0}, {0: 1.0, 1: 1.0})
     assert one is not None and one.difference == 2.0 and one.t is None and one.includes(0.0) is None
     assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_what_is_visible_is_seen_eight_times_in_ten() -> None:
+    """By drawing: differences of the true mean that is called visible at their true spread."""
+    for n in (3, 5, 10):
+        unit = visible_difference([-1.0, 1.0] * 50) / (statistics.stdev([-1.0, 1.0] * 50) / 10)
+        assert 2.5 < unit < 3  # of 100 values: 1.98 + 0.85
+        values = np.linspace(-1, 1, n)
+        visible = visible_difference(list(values))
+        drawn = np.random.default_rng(n).normal(visible, values.std(ddof=1), size=(20_000, n))
+        half = stats.t.ppf(0.975, n - 1) * drawn.std(axis=1, ddof=1) / math.sqrt(n)
+        assert np.mean(drawn.mean(axis=1) - half > 0) == pytest.approx(0.8, abs=0.015)
+    found = paired({0: 5.0, 1: 7.0, 2: 9.0}, {0: 4.0, 1: 5.0, 2: 6.0})
+    assert found is not None and found.visible == pytest.approx(5.6535 / math.sqrt(3), rel=1e-4)
+    assert paired({0: 1.0}, {0: 0.0}).visible is None  # type: ignore[union-attr]
