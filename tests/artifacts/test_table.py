@@ -292,7 +292,7 @@ def test_claims_are_judged_where_every_run_has_ended(
 def test_a_claim_that_the_seeds_cannot_test_is_named(
     printed: str, beyond: bool, tmp_path: Path
 ) -> None:
-    """1.15 points would have been visible: a printed difference of 1.0 would not, one of 2 would."""
+    """1.15 points would have been visible: a printed difference of 1.0 not, one of 2 would."""
     published = f"published:\n  plain: {{first: 80.0}}\n  gradient: {{first: {printed}}}\n"
     content, count = re.subn(r"published:\n(?:  .*\n)+", published, CONTENT)
     assert count == 1
