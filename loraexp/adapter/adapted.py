@@ -27,7 +27,7 @@ def scaling_factor(rule: Scaling, alpha: float, rank: int) -> float:
     if rule == "lora":
         return alpha / rank
     if rule == "rslora":
-        return alpha / rank**0.5
+        return float(alpha / rank**0.5)
     raise ValueError(f"adapter.scaling={rule!r}: expected lora or rslora")
 
 
@@ -76,7 +76,7 @@ class AdaptedLinear(nn.Module):
         self, base: nn.Module, factors: Factors, scaling: float, name: str, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        d_out, d_in = base.out_features, base.in_features  # type: ignore[union-attr]
+        d_out, d_in = base.out_features, base.in_features
         if factors.A.shape[1] != d_in or factors.B.shape[0] != d_out:
             raise ValueError(
                 f"layer {name}: factors A {tuple(factors.A.shape)}, B {tuple(factors.B.shape)} do"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -190,7 +190,7 @@ class Layer:
         run the same iteration on the same test matrix, drawn from a generator in the same state, so
         all give the same factors.
         """
-        stored = self.statistics.get("leading_gradient")
+        stored: linalg.SVD | None = self.statistics.get("leading_gradient")
         if stored is not None:
             return stored
         if "gradient" not in self.statistics:
@@ -204,13 +204,16 @@ class Layer:
         )
 
 
+Method = TypeVar("Method", bound=Callable[..., Factors | None])
+
+
 def needs(
     *statistics: str,
     request: Callable[..., dict[str, Any]] | None = None,
     trains: Iterable[str] = ("A", "B"),
     weighting: Weighting = "tokens",
     settle: Callable[[dict[str, Any], Training], dict[str, Any]] | None = None,
-) -> Callable:
+) -> Callable[[Method], Method]:
     """Declare what an initializer reads and which factors it lets train: one truth, known before
     anything is loaded.
 
@@ -228,7 +231,7 @@ def needs(
             f" {', '.join(STATISTICS)}"
         )
 
-    def declare(initializer: Callable) -> Callable:
+    def declare(initializer: Method) -> Method:
         initializer.needs = frozenset(statistics)  # type: ignore[attr-defined]
         initializer.request = request or (lambda rank, **_: {})  # type: ignore[attr-defined]
         initializer.trains = frozenset(trains)  # type: ignore[attr-defined]

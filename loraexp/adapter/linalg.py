@@ -134,7 +134,8 @@ def randomized_svd(
             )
             product = steps.send(answer)
     except StopIteration as stop:
-        return stop.value
+        triplets: SVD = stop.value
+        return triplets
 
 
 def double(x: Tensor) -> Tensor:
@@ -151,7 +152,8 @@ def inverse_square_root(matrix: Tensor, floor: float) -> Tensor:
     """
     values, U = torch.linalg.eigh(matrix)
     kept = values > floor * values.max().clamp_min(0)
-    return U[:, kept] * values[kept].rsqrt()
+    root: Tensor = U[:, kept] * values[kept].rsqrt()
+    return root
 
 
 def leading_eigenpairs(

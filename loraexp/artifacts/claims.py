@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from loraexp.artifacts.parts import Section, signed
+from loraexp.records.reading import number
 from loraexp.results import provenance, significance
-from loraexp.results.gather import Results, number, split
+from loraexp.results.gather import Results, split
 from loraexp.results.significance import Compared
 from loraexp.results.units import printed
 from loraexp.sweep.schema import Claim

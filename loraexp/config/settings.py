@@ -47,7 +47,8 @@ def checkpoint_seconds(every: int | str) -> float | None:
 class ModelSettings:
     name: str
     path: str | None  # hub id, folder, or package:<distribution>/<path>; null: built from `config`
-    config: dict | None  # architecture of a model with random weights, drawn with `weights_seed`
+    # architecture of a model with random weights, drawn with `weights_seed`
+    config: dict[str, Any] | None
     # where the tokenizer is, when not at `path`; or trained:<tokens>, made on the spot
     tokenizer: str | None
     pad_token: str | None  # the token that pads, for a tokenizer that names none

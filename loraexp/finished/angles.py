@@ -41,7 +41,8 @@ def sines(X: Tensor, Y: Tensor) -> Tensor:
     The singular values of `(I − Y Yᵀ) X`; the first is `‖Y_⊥ᵀ X‖_op`, the principal angle of
     LoRA-One's figures 1 and 2.
     """
-    return torch.linalg.svdvals(X - Y @ (Y.mT @ X)).clamp(0, 1)
+    sines: Tensor = torch.linalg.svdvals(X - Y @ (Y.mT @ X))
+    return sines.clamp(0, 1)
 
 
 def overlap(angles: Tensor) -> float:
@@ -53,6 +54,7 @@ def overlap(angles: Tensor) -> float:
 def leading_subspace(factor: Tensor, k: int) -> Tensor | None:
     """The leading k left singular vectors (d, k) of a factor (d, r); None where it has fewer
     directions than that (B = 0)."""
+    U: Tensor
     U, S, _ = torch.linalg.svd(factor.double(), full_matrices=False)
     if k > len(S) or not S[k - 1] > S[0] * max(factor.shape) * torch.finfo(torch.float32).eps:
         return None
@@ -67,7 +69,7 @@ def one_step_gradient(subject: FinishedRun, model: nn.Module, rows: int, k: int)
         "leading_gradient",
         request=lambda rank, **_: {"leading_gradient": LeadingRequest(k, max(k, 8), ITERATIONS)},
     )
-    def initializer() -> None: ...
+    def gradient() -> None: ...
 
     own = dataclasses.replace(
         subject.settings.calibration, samples=rows, rows="shuffled", mode="eval"
@@ -77,7 +79,7 @@ def one_step_gradient(subject: FinishedRun, model: nn.Module, rows: int, k: int)
     collected = statistics_of(
         model,
         subject.targets(model),
-        partial(initializer),
+        partial(gradient),
         objective,
         settings,
         Processes(settings.device),
@@ -185,7 +187,8 @@ def prediction_distances(subject: FinishedRun, full: FinishedRun, rows: int) -> 
 
 def outputs(subject: FinishedRun, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     with autocast(subject.device, subject.settings.precision):
-        return subject.task.outputs(model, batch).double()
+        outputs: Tensor = subject.task.outputs(model, batch)
+    return outputs.double()
 
 
 def put(adapters: Adapters, path: Path) -> None:

@@ -161,7 +161,8 @@ def _aligned(C_Lh: Tensor, D_F: Tensor, C_Rh: Tensor) -> Tensor:
     """`K = C_Lᵀ Q* C_R = −C_L⁻¹ D_F C_R⁻ᵀ` (r, r), from the transposed Cholesky factors of J_L and
     J_R."""
     half = torch.linalg.solve_triangular(C_Lh.mT, torch.diag(-D_F), upper=False)
-    return torch.linalg.solve_triangular(C_Rh, half, upper=True, left=False)
+    core: Tensor = torch.linalg.solve_triangular(C_Rh, half, upper=True, left=False)
+    return core
 
 
 def _whitening(

@@ -55,7 +55,7 @@ class Processes:
         sharded: nn.Module = self.accelerator.prepare_model(model)
         return sharded
 
-    def no_sync(self, model: nn.Module) -> AbstractContextManager:
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
         """Within: gradients stay on their process (all micro-batches of a step but the last)."""
         return (
             nullcontext()

@@ -200,11 +200,11 @@ def alone() -> Iterator[None]:
     def draws_nothing(self: Any, *arguments: Any, **options: Any) -> None:
         draws(self, *arguments, **options | {"disable": True})
 
-    tqdm.__init__ = draws_nothing  # type: ignore[method-assign]
+    tqdm.__init__ = draws_nothing
     try:
         yield
     finally:
-        tqdm.__init__ = draws  # type: ignore[method-assign]
+        tqdm.__init__ = draws
 
 
 @contextmanager

@@ -278,7 +278,7 @@ class Download:
 
     def _wanted(self) -> dict[Path, int]:
         """The place of each wanted file in the cache, and its size."""
-        from huggingface_hub.utils import filter_repo_objects
+        from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
         here = self.repository
         wanted = filter_repo_objects(here.tree() or [], key=lambda file: file.path, **self.which)

@@ -37,7 +37,7 @@ def spectra(gram: Tensor) -> tuple[Tensor, Tensor]:
     """
     try:
         values, vectors = torch.linalg.eigh(gram)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         broken = (~gram.isfinite()).flatten(-2).any(-1).flatten().nonzero()
         if not len(broken):
             raise

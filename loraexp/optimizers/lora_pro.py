@@ -165,8 +165,7 @@ class LoRAPro(AdapterOptimizer):
                     B.values[rows],
                     directions[place][rows],
                     directions[place + 1][rows],
-                    state["exp_avg"][rows],
-                    state["exp_avg_sq"][rows],
+                    (state["exp_avg"][rows], state["exp_avg_sq"][rows]),
                     A.layers[0].scaling,
                     count,
                 )
@@ -189,12 +188,11 @@ class LoRAPro(AdapterOptimizer):
         B: Tensor,
         grad_A: Tensor,
         grad_B: Tensor,
-        m: Tensor,
-        v: Tensor,
+        moments: tuple[Tensor, Tensor],
         scaling: float,
         count: float,
     ) -> tuple[Tensor, Tensor]:
-        """Update the moments m, v of G̃ in place and bring the AdamW direction `m̂ / (√v̂ + ε)`
+        """Update the moments (m, v) of G̃ in place and bring the AdamW direction `m̂ / (√v̂ + ε)`
         back to A and B.
 
         At B = 0 the moments take the limit `G̃ = G Aᵀ(A Aᵀ)⁻¹A`, so that they stay in one unit; the
@@ -205,12 +203,12 @@ class LoRAPro(AdapterOptimizer):
         # η(B g_A + g_B A) as one product of stacked factors, and AdamW on a weight of zeros: one
         # pass over d_out x d_in each, which is what a step of LoRA-Pro costs.
         equivalent = torch.cat([scaling * B, scaling * new_B], -1) @ torch.cat([new_A, A], -2)
-        wide = [x.to(equivalent.dtype) for x in (m, v)]  # themselves, where they are not narrower
-        before = torch.tensor(count - 1, dtype=torch.float32, device=m.device)
+        wide = [x.to(equivalent.dtype) for x in moments]  # themselves, where they are not narrower
+        before = torch.tensor(count - 1, dtype=torch.float32, device=equivalent.device)
         moved = torch.zeros_like(equivalent)
-        moments = {"step": before, "exp_avg": wide[0], "exp_avg_sq": wide[1]}
-        self.base.update([moved], [equivalent], [moments], lr=1.0, weight_decay=0.0)
-        for kept, own in zip((m, v), wide, strict=True):
+        state = {"step": before, "exp_avg": wide[0], "exp_avg_sq": wide[1]}
+        self.base.update([moved], [equivalent], [state], lr=1.0, weight_decay=0.0)
+        for kept, own in zip(moments, wide, strict=True):
             if kept.dtype != own.dtype:
                 kept.copy_(own)
         direction = moved.neg_()

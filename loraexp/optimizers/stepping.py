@@ -305,7 +305,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         return gradients
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -375,7 +375,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         """Bytes of moments, masters and counters."""
         return sum(tensor.nbytes for state in self.state.values() for tensor in state.values())
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore bit by bit: PyTorch's own loader would round the float32 state of narrower
         weights."""
         own = dict(self.state)

@@ -146,13 +146,14 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         flat |= flattened(evaluation)
     if record["best"] is not None:
         flat["best/value"] = record["best"]["value"]
-    return finite(
+    summary: dict[str, Any] = finite(
         {
             **flat,
             "status": record["status"],
             "record": {k: v for k, v in record.items() if k != "config"},
         }
     )
+    return summary
 
 
 # --------------------------------------------------------------------------------------------------

@@ -145,14 +145,17 @@ def file_of(group: str, name: str) -> dict[str, Any]:
     """The keys of `conf/<group>/<name>.yaml` over those that the base configuration has for the
     group; of no file, nothing."""
     try:
-        return base().get(group, {}) | config.read_yaml(group, name)
+        return {**base().get(group, {}), **config.read_yaml(group, name)}
     except (OSError, ConfigError):
         return {}
 
 
 @functools.cache
 def base() -> dict[str, Any]:
-    return yaml.load((config.folder("conf") / "config.yaml").read_text(), Loader=LOADER)
+    keys: dict[str, Any] = yaml.load(
+        (config.folder("conf") / "config.yaml").read_text(), Loader=LOADER
+    )
+    return keys
 
 
 def grouped(

@@ -28,7 +28,7 @@ class Run:
 
     @property
     def seed(self) -> int:
-        return self.cell.plain["seed"]
+        return int(self.cell.plain["seed"])
 
     @property
     def reason(self) -> str:

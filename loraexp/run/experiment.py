@@ -20,7 +20,7 @@ from loraexp.adapter.formats import save_peft, save_raw
 from loraexp.config.settings import Settings
 from loraexp.machine import repository
 from loraexp.machine.device import choose_device, deterministic, name_of
-from loraexp.machine.files import folder_written, sha256
+from loraexp.machine.files import folder_written, sha256, write_json
 from loraexp.machine.hub import SourceError, Unreachable
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import log, logged, tally
@@ -271,7 +271,7 @@ class Experiment:
         if self.processes.main:
             self.observer.initialised(ledger)
             self.save(adapters, model, record.folder / "init")
-            records.write_json(record.folder / "init" / "ledger.json", ledger)
+            write_json(record.folder / "init" / "ledger.json", ledger)
             self.checkpoint.save_factors(made.factors, {"cost": made.cost})
         self.processes.wait()
         return adapters
@@ -415,7 +415,7 @@ def make_task(settings: Settings, tokenizer: Any, progress: Any = None) -> Any:
     )
 
 
-def make(node: Mapping[str, Any]) -> partial:
+def make(node: Mapping[str, Any]) -> partial[Any]:
     """`functools.partial` of the function behind `_target_` with the keys of its node."""
     return config.Component.of(node, "config").partial
 

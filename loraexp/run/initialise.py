@@ -125,7 +125,7 @@ class Objective:
 def statistics_of(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
-    initializer: partial,
+    initializer: partial[Any],
     objective: Objective,
     settings: Settings,
     processes: Processes,
@@ -181,7 +181,7 @@ def training_of(settings: Settings, rows: int) -> Training:
     )
 
 
-def settled(initializer: partial, training: Training) -> partial:
+def settled(initializer: partial[Any], training: Training) -> partial[Any]:
     """The initializer with the hyper-parameters filled in that follow from the training."""
     function: Any = initializer.func
     return partial(function, **function.settle(initializer.keywords, training))
@@ -198,7 +198,7 @@ def initialize(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
     task: Task,
-    initializer: partial,
+    initializer: partial[Any],
     *,
     scaling: float,
     settings: Settings,

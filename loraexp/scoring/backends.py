@@ -369,6 +369,6 @@ def listener(prompts: dict[int, str]) -> Any:
             prompts.update({request.doc_id: "".join(request.args) for request in requests})
             return [(0.0, False)] * len(requests)
 
-        loglikelihood_rolling = loglikelihood  # type: ignore[assignment]
+        loglikelihood_rolling = loglikelihood
 
     return Listener()

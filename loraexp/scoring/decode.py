@@ -53,7 +53,7 @@ class Roomy(DynamicLayer):
     concatenation copies all."""
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+        super().__init__(**given)  # type: ignore[no-untyped-call]
         self._buffers: list[Tensor] = []
 
     def update(

@@ -233,4 +233,4 @@ class Cancellation(Pooled):
         dtype."""
         threshold = max(1e-4, 4 * self.resolution)
         pooled, lengths = self.sum.tolist()
-        return pooled <= threshold**2 * lengths and lengths > 0
+        return bool(pooled <= threshold**2 * lengths and lengths > 0)

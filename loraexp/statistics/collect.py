@@ -338,7 +338,8 @@ def weight(module: nn.Module, device: torch.device) -> Tensor:
     if isinstance(stored, Tensor) and stored.is_floating_point():
         return stored.detach()
     unit = torch.eye(sizes(module)[1], device=device)
-    return (module(unit) - module(torch.zeros_like(unit[:1]))).mT.contiguous()
+    weight: Tensor = (module(unit) - module(torch.zeros_like(unit[:1]))).mT
+    return weight.contiguous()
 
 
 def like(module: nn.Module, device: torch.device) -> Tensor:

@@ -91,7 +91,8 @@ def solve(steps: Steps, answer: Callable[[Ask], Tensor]) -> Basis:
         while True:
             ask = steps.send(answer(ask))
     except StopIteration as stop:
-        return stop.value
+        basis: Basis = stop.value
+        return basis
 
 
 class Factor:
@@ -291,7 +292,8 @@ def solve_last(steps: Steps, answer: Tensor) -> Basis:
     try:
         steps.send(answer)
     except StopIteration as stop:
-        return stop.value
+        basis: Basis = stop.value
+        return basis
     raise AssertionError("a subspace iteration ends with its projection")
 
 

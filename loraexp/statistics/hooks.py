@@ -116,7 +116,7 @@ class BatchHooks:
 
     def _forward_hook(self, name: str) -> Callable[..., Tensor | None]:
         def seen_forward(
-            module: nn.Module, args: tuple, keywords: dict[str, Any], output: Tensor
+            module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], output: Tensor
         ) -> Tensor | None:
             h = (args[0] if args else keywords["input"]).detach()
             if not self.passes:
@@ -129,7 +129,7 @@ class BatchHooks:
             if not output.requires_grad:
                 # differentiation begins here: nothing below the first target costs a backward
                 output = output + anchor
-            node = [Keep.apply(anchor, h).grad_fn]
+            node = [Keep.apply(anchor, h).grad_fn]  # type: ignore[no-untyped-call]
 
             def seen_backward(mu: Tensor) -> None:
                 kept = node.pop() if self.current == self.passes[-1] else node[0]

@@ -36,7 +36,8 @@ SAMPLE = {"type": "GSM", "input": "", **dict.fromkeys(TEXTS, "a b c #### 1")}
 
 @cache
 def known() -> dict[str, Any]:
-    return yaml.safe_load((Path(__file__).parent / "known.yaml").read_text())
+    sizes: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "known.yaml").read_text())
+    return sizes
 
 
 # --------------------------------------------------------------------------------------------------

@@ -212,7 +212,7 @@ def cache_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     width: Any = getattr(cfg, "head_dim", None) or cfg.hidden_size // max(
         1, cfg.num_attention_heads
     )
-    return 2 * layers_of(model) * heads * width * dtype.itemsize
+    return int(2 * layers_of(model) * heads * width * dtype.itemsize)
 
 
 def calibration_rows(settings: Settings) -> int:
@@ -288,7 +288,7 @@ def attached(
 def optimizer_bytes(adapters: Adapters, node: dict[str, Any]) -> int:
     """Moments, masters and counters of the rule itself, made for parameters without numbers."""
     rule: Any = make(node)
-    return rule(adapters, lr=1e-3, weight_decay=0.0).state_bytes()
+    return int(rule(adapters, lr=1e-3, weight_decay=0.0).state_bytes())
 
 
 def statistics_bytes(made: Any, parts: dict[str, Any], targets: Mapping[str, Any]) -> int:

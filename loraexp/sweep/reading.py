@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -268,35 +268,34 @@ def check(sweep: Sweep) -> None:
             raise ConfigError("compute._target_: missing; expected the dotted path of a function")
     elif not sweep.rows or not sweep.columns:
         raise ConfigError("rows, columns: missing; a sweep without `compute` has both")
-    for row, values in sweep.published.items():
-        known_name("published", row, sweep.rows, "row")
-        for name in values:
-            known_name(f"published.{row}", name, sweep.columns, "column")
-    for i, exception in enumerate(sweep.cells):
-        for row in exception.rows or []:
-            known_name(f"cells[{i}].rows", row, sweep.rows, "row")
-        for name in exception.columns or []:
-            known_name(f"cells[{i}].columns", name, sweep.columns, "column")
+    for where, names, choices in references(sweep):
+        for name in names:
+            known_name(where, name, choices, "row" if choices is sweep.rows else "column")
+    whole = sweep.compute is not None or all(row.value is not None for row in sweep.rows.values())
     for name, column in sweep.columns.items():
-        for other in column.mean_of or []:
-            known_name(f"columns.{name}.mean_of", other, sweep.columns, "column")
-        if (
-            sweep.compute is None
-            and column.value is None
-            and column.mean_of is None
-            and any(r.value is None for r in sweep.rows.values())
-        ):
+        if not whole and column.value is None and column.mean_of is None:
             raise ConfigError(
                 f"columns.{name}.value: missing; expected a path into the record, such as"
                 " dev/accuracy"
             )
-    for i, plot in enumerate(sweep.plots):
-        for key, choices in (("rows", sweep.rows), ("columns", sweep.columns)):
-            for name in getattr(plot, key) or []:
-                known_name(f"plots[{i}].{key}", name, choices, key.removesuffix("s"))
     for i, claim in enumerate(sweep.claims):
         if (claim.above is None) == (claim.below is None):
             raise ConfigError(f"claims[{i}]: expected either above or below")
+
+
+def references(sweep: Sweep) -> Iterator[tuple[str, Iterable[str], Mapping[str, Any]]]:
+    """(the key, the names that stand there, what they are names of): rows or columns."""
+    yield "published", sweep.published, sweep.rows
+    for row, values in sweep.published.items():
+        yield f"published.{row}", values, sweep.columns
+    for i, exception in enumerate(sweep.cells):
+        yield f"cells[{i}].rows", exception.rows or [], sweep.rows
+        yield f"cells[{i}].columns", exception.columns or [], sweep.columns
+    for name, column in sweep.columns.items():
+        yield f"columns.{name}.mean_of", column.mean_of or [], sweep.columns
+    for i, plot in enumerate(sweep.plots):
+        yield f"plots[{i}].rows", plot.rows or [], sweep.rows
+        yield f"plots[{i}].columns", plot.columns or [], sweep.columns
 
 
 def known_name(where: str, name: str, choices: Any, what: str) -> None:

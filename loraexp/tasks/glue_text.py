@@ -96,7 +96,7 @@ class GlueTextKeys(GlueKeys):
 
     benchmark: str  # its name among the prompts
     label_names: list[str] | None  # type: ignore[assignment]  # None: numbers, to the nearest 0.2
-    protocol: Literal["cg_lora", "lora_ga", "lora_one", "exact", "restricted"] = "lora_ga"  # type: ignore[assignment]
+    protocol: Literal["cg_lora", "lora_ga", "lora_one", "exact", "restricted"] = "lora_ga"
     selection: Literal["held_out", "paper"] = "held_out"
 
 

@@ -178,7 +178,7 @@ def names_of(rows: Source, label: str) -> list[str]:
             " task.problem=regression for scores, or name the classes in task.label_names"
         )
     numbers = all(name.lstrip("-").isdigit() for name in found)
-    return sorted(found, key=(lambda name: int(name)) if numbers else str)  # type: ignore[arg-type]
+    return sorted(found, key=(lambda name: int(name)) if numbers else str)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -32,7 +32,9 @@ Progress = Callable[[int, int], None]
 # inference
 
 
-def inference_macs(*, tokens: int, models: dict, rows: dict, progress: Progress) -> Computed:
+def inference_macs(
+    *, tokens: int, models: dict[str, Any], rows: dict[str, Any], progress: Progress
+) -> Computed:
     """Multiply-accumulates and floating-point operations of one forward pass, in 10⁹, with an
     adapter kept apart.
 
@@ -94,7 +96,7 @@ def forward_macs(settings: ModelSettings, init: str, rank: int, tokens: int) -> 
     total = 0
     for name, module in skeleton.named_modules():
         if models.is_linear(module):
-            d_out, d_in = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+            d_out, d_in = int(module.out_features), int(module.in_features)
             total += d_out * d_in * (1 if name.split(".")[0] in head else tokens)
             total += tokens * rank * (d_out + d_in + middle) if name in targets else 0
     return total

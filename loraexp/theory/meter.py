@@ -33,7 +33,7 @@ class Alive(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         # storages by identity, which is theirs for as long as they live
         self.known: set[int] = set()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -168,7 +168,7 @@ def weights(subject: FinishedRun) -> Iterator[tuple[str, Tensor, Tensor]]:
         )
     base, whole = subject.base(), subject.whole()
     for name, module in subject.targets(base).items():
-        trained = cast(torch.nn.Module, whole.get_submodule(name)).get_parameter("weight")
+        trained = whole.get_submodule(name).get_parameter("weight")
         yield name, module.get_parameter("weight").detach().double(), trained.detach().double()
 
 
