@@ -1,6 +1,6 @@
 """Checked settings and the identity of a run; read `settings` first, then `check`."""
 
-from loraexp.config.check import check, checked, typed
+from loraexp.config.check import check, checked, place, typed
 from loraexp.config.component import Component, signature_of, target
 from loraexp.config.compose import (
     GROUPS,
@@ -19,10 +19,12 @@ from loraexp.config.compose import (
 from loraexp.config.errors import ConfigError, nearest
 from loraexp.config.fit import build, fit, type_hints
 from loraexp.config.identity import digest, match_key, run_folder, run_id
+from loraexp.config.paths import HUB
 from loraexp.config.search import folder
 
 __all__ = [
     "GROUPS",
+    "HUB",
     "Component",
     "ConfigError",
     "about",
@@ -39,6 +41,7 @@ __all__ = [
     "match_key",
     "names",
     "nearest",
+    "place",
     "read_yaml",
     "readable",
     "resolved",

@@ -20,6 +20,7 @@ from loraexp.config.component import Component, target
 from loraexp.config.compose import names, read_yaml, resolved
 from loraexp.config.errors import ConfigError
 from loraexp.config.fit import build
+from loraexp.config.paths import HUB
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -56,7 +57,9 @@ def absolute(plain: dict[str, Any]) -> dict[str, Any]:
     for key in ("output_root", "cache_root"):
         plain[key] = rooted(plain[key])
     directories = ((key, plain["task"].get(key)) for key in ("data_dir", "eval_data_dir"))
-    plain["task"] = plain["task"] | {key: rooted(value) for key, value in directories if value}
+    plain["task"] = plain["task"] | {key: place(value) for key, value in directories if value}
+    if plain["task"].get("data_dir") == HUB:
+        plain["task"]["data_dir"] = None  # which says the same
     # a hub id, unless there is such a path
     sources = ((key, plain["model"].get(key)) for key in ("path", "tokenizer"))
     there = {
@@ -106,6 +109,11 @@ def refuse_both(path: str, revision: str) -> None:
             f" names a commit of the hub; set model.path=./{path} model.revision=null to read the"
             " folder, or go to another folder to read the hub"
         )
+
+
+def place(path: str) -> str:
+    """A folder of data from the root, or the word for the hub."""
+    return HUB if path == HUB else rooted(path)
 
 
 def rooted(path: str) -> str:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 # Keys whose value is a place on this machine.
 PLACES = ("output_root", "cache_root", "task.data_dir", "task.eval_data_dir")
+# In place of a folder: the rows of the hub, whatever other folder there is. A folder of that name
+# is written ./hub.
+HUB = "hub"
 PLAIN = re.compile(r"[\w./:-]+", re.ASCII)  # what Hydra's grammar takes as one word
 
 
@@ -53,7 +56,7 @@ def spelled_one(word: str, moved: bool) -> str:
         key not in PLACES
         or not equals
         or "${" in value
-        or value in ("", "null")
+        or value in ("", "null", HUB)
         or value[0] in "'\"["
     ):
         return word

@@ -1,31 +1,94 @@
-"""The test sets that generation is scored on: where their rows are, in the original layouts or on
-the hub."""
+"""The test sets that generation is scored on, a file of `conf/benchmark` each: where their rows
+are, and how a row is read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
-from loraexp.data import commonsense, draw
-from loraexp.data.rows import BadRow, Files, Hub, Loaded, Row, choice, find, load, text
+from loraexp import config
+from loraexp.data import draw
+from loraexp.data.rows import BadRow, Files, Hub, Row, column, find, load, text
+from loraexp.data.tables import plain
 from loraexp.machine.hub import SourceError
 
+HERE = "task.eval_data_dir"  # the key of a folder for the benchmarks alone
+OTHER = {  # what else to do where a folder has no file of a benchmark
+    "task.data_dir": (
+        f"set {HERE}=DIR to the folder that has it, or {HERE}=hub; the training rows stay where"
+        " they are"
+    ),
+    HERE: (f"set {HERE}=hub to read it there, or {HERE}=null for the folder of the training rows"),
+}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """`files`: paths inside the folder of the data, tried in this order. `hub`: (id, config, split,
-    revision)."""
+    """A file of `conf/benchmark`: the set's rows in local files or on the hub, and how one is
+    read."""
 
-    files: tuple[str, ...]
-    hub: tuple[str, str | None, str, str | None]
-    row: Callable[[Row], Row]  # checks a row and puts it into the one form that protocols read
+    name: str
+    files: list[str]  # paths inside the folder of the data, tried in this order
+    source: str | None = None  # on the hub
+    config: str | None = None
+    split: str = "test"
+    revision: str | None = None
+    # what protocols read: the column that it is in
+    columns: dict[str, str] = field(default_factory=dict)
+    target: str | None = None  # or a function, row by row
+    reader: str | None = None  # or a function for the whole set
+
+    @property
+    def row(self) -> Callable[[Row], Row]:
+        """Checks a row and puts it into the columns that protocols read."""
+        if self.target is not None:
+            return _function(self.target, self.name)  # type: ignore[no-any-return]
+        return lambda row: {name: _word(row, of) for name, of in self.columns.items()}
+
+    def hub(self, split: str | None = None) -> Hub:
+        """The rows of the hub's copy."""
+        if self.source is None:
+            raise SourceError(f"benchmark {self.name}: it has no copy on the hub; set {HERE}=DIR")
+        return Hub(self.source, self.config, split or self.split, self.revision, HERE)
+
+
+def _word(row: Row, name: str) -> str:
+    value = column(row, name)
+    return text(row, name) if value is None or isinstance(value, str) else plain(value)
+
+
+def _function(path: str, name: str) -> Any:
+    return config.target({"_target_": path}, f"benchmark {name}")
+
+
+def names() -> list[str]:
+    """Every benchmark there is, ours and the user's."""
+    return config.names("benchmark")
+
+
+def named(name: str) -> Benchmark:
+    """The benchmark of a file. Raises: ValueError for a name or a key that is none."""
+    if name not in names():
+        raise ValueError(f"task.benchmarks=['{name}']: expected some of {', '.join(names())}")
+    keys = config.read_yaml("benchmark", name)
+    keys.pop("facts", None)
+    if "_target_" in keys:
+        keys["target"] = keys.pop("_target_")
+    known = [f.name for f in fields(Benchmark)]
+    unknown = sorted(set(keys) - set(known))
+    ways = [way for way in ("columns", "target", "reader") if keys.get(way)]
+    if unknown or len(ways) != 1 or "files" not in keys:
+        said = f"has no key {unknown[0]}" if unknown else "needs files, and columns or _target_"
+        raise ValueError(
+            f"{config.file_of('benchmark', name)}: a benchmark {said}; expected some of"
+            f" {', '.join(known).replace('target', '_target_')}"
+        )
+    return Benchmark(**keys | {"name": name})
 
 
 @dataclass(frozen=True)
@@ -72,83 +135,6 @@ def gsm8k(row: Row) -> Row:
     return {"question": text(row, "question"), "answer": text(row, "answer")}
 
 
-def math(row: Row) -> Row:
-    """`question`, `answer`: columns `problem` and `solution`, whose box holds the answer, e.g. `…
-    is $\\boxed{\\frac{9}{4}}.$`."""
-    return {"question": text(row, "problem"), "answer": text(row, "solution")}
-
-
-def humaneval(row: Row) -> Row:
-    """`task_id`, `prompt`, `entry_point`, `test`, `canonical_solution`."""
-    return {
-        name: text(row, name)
-        for name in ("task_id", "prompt", "entry_point", "test", "canonical_solution")
-    }
-
-
-def _adapters(name: str) -> tuple[str, ...]:
-    own = (f"commonsense/{name}/{name}.jsonl", f"{name}/{name}.jsonl")  # the authors' layout
-    return (f"commonsense/{name}/test.json", f"{name}/test.json", *own)
-
-
-LETTERS = ("A", "B", "C", "D")
-BENCHMARKS: dict[str, Benchmark] = {
-    "gsm8k": Benchmark(
-        ("gsm8k/test.jsonl", "test.jsonl"),
-        ("openai/gsm8k", "main", "test", "e53f048856ff4f594e959d75785d2c2d37b678ee"),
-        gsm8k,
-    ),
-    # 500 of the 5,000 test problems (Lightman et al. 2023); a file of all of them in the same
-    # columns is read as well.
-    "math": Benchmark(
-        ("math/math500_test.jsonl", "math500_test.jsonl", "math/test.jsonl"),
-        ("HuggingFaceH4/MATH-500", None, "test", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be"),
-        math,
-    ),
-    "humaneval": Benchmark(
-        (
-            "humaneval/HumanEval.jsonl.gz",
-            "HumanEval.jsonl.gz",
-            "humaneval/HumanEval.jsonl",
-            "HumanEval.jsonl",
-        ),
-        ("openai/openai_humaneval", None, "test", "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"),
-        humaneval,
-    ),
-}
-
-
-def _commonsense(name: str, hub: tuple[str, str | None, str], row: Callable[[Row], Row]) -> None:
-    # The hub has the authors' own sets (as lm-eval 0.4.13 names them), of which LLM-Adapters' files
-    # are a rendering. No commit is pinned: the first use in a folder of results fixes it, and the
-    # record has it.
-    BENCHMARKS[name] = Benchmark(_adapters(name), (*hub, None), row)
-
-
-_commonsense("boolq", ("google/boolq", None, "validation"), commonsense.boolq)
-_commonsense("piqa", ("baber/piqa", None, "validation"), commonsense.piqa)
-_commonsense("social_i_qa", ("lighteval/siqa", None, "validation"), commonsense.social_i_qa)
-_commonsense("hellaswag", ("Rowan/hellaswag", None, "validation"), commonsense.hellaswag)
-_commonsense(
-    "winogrande", ("allenai/winogrande", "winogrande_xl", "validation"), commonsense.winogrande
-)
-_commonsense("ARC-Easy", ("allenai/ai2_arc", "ARC-Easy", "test"), commonsense.arc)
-_commonsense("ARC-Challenge", ("allenai/ai2_arc", "ARC-Challenge", "test"), commonsense.arc)
-_commonsense("openbookqa", ("allenai/openbookqa", "main", "test"), commonsense.openbookqa)
-HERE = "task.eval_data_dir"  # the key of a folder for the benchmarks alone
-OTHER = {  # what else to do where a folder has no file of a benchmark
-    "task.data_dir": (
-        f"set {HERE}=DIR to the folder that has it; the training rows stay where they are"
-    ),
-    HERE: (
-        f"set {HERE}=null for the folder of the training rows, or for the hub where"
-        " task.data_dir=null too"
-    ),
-}
-MMLU_HUB = ("cais/mmlu", "all", "c30699e8356da336a370243923dbaf21066bb9fe")
-MMLU_COLUMNS = ("question", *LETTERS, "answer")
-
-
 def read(
     names: list[str], *, directory: str | None, key: str, limit: int | None, skip_bad: bool
 ) -> tuple[dict[str, Questions], tuple[str, ...]]:
@@ -160,27 +146,20 @@ def read(
     Raises: SourceError where none is there, or one has no copy on the hub; ValueError naming file,
     row and fix.
     """
-    unknown = [name for name in names if name != "mmlu" and name not in BENCHMARKS]
-    if unknown:
-        raise ValueError(
-            f"task.benchmarks={unknown}: expected some of {', '.join([*BENCHMARKS, 'mmlu'])}"
-        )
+    asked = [named(name) for name in names]
     found: dict[str, Questions] = {}
     missing: list[str] = []
     reason: SourceError | None = None
-    for name in names:
+    for benchmark in asked:
+        whole = _function(benchmark.reader, benchmark.name) if benchmark.reader else read_rows
         try:
-            questions = (
-                _mmlu(directory, key, skip_bad)
-                if name == "mmlu"
-                else _read(name, directory, key, skip_bad)
-            )
+            questions = whole(benchmark, directory, key, skip_bad)
         except SourceError as error:
             if directory is None:
                 raise
-            missing, reason = [*missing, name], error
+            missing, reason = [*missing, benchmark.name], error
             continue
-        found[name] = questions.limit(limit)
+        found[benchmark.name] = questions.limit(limit)
     if not found and reason is not None:
         raise reason
     return found, (
@@ -188,96 +167,17 @@ def read(
     )
 
 
-def _read(name: str, directory: str | None, key: str, skip_bad: bool) -> Questions:
-    benchmark = BENCHMARKS[name]
+def read_rows(benchmark: Benchmark, directory: str | None, key: str, skip_bad: bool) -> Questions:
+    """A set whose rows stand alone, from its file or from the hub."""
+    records: Any = benchmark.hub() if directory is None else None
     if directory is not None:
-        records: Any = Files(
-            (
-                find(
-                    directory,
-                    benchmark.files,
-                    key=key,
-                    what=f"the original files of {name}",
-                    other=OTHER.get(key),
-                ),
-            )
-        )
-    else:
-        records = Hub(*benchmark.hub, HERE)
+        what = f"the original files of {benchmark.name}"
+        path = find(directory, benchmark.files, key=key, what=what, other=OTHER.get(key))
+        records = Files((path,))
     found = load(records, benchmark.row, skip_bad=skip_bad)
     if not found.rows:
         raise ValueError(f"{records.name}: no row to evaluate on; give a file with rows")
     return Questions(*found[:2], records.name, skipped=found.skipped)
-
-
-def _mmlu(directory: str | None, key: str, skip_bad: bool) -> Questions:
-    """MMLU's test rows, each with the five dev rows of its subject as `shots`."""
-    if directory is None:
-        source, config, revision = MMLU_HUB
-        dev, test = (
-            load(Hub(source, config, split, revision, HERE), _mmlu_hub, skip_bad=skip_bad)
-            for split in ("dev", "test")
-        )
-        name = f"{source} at {revision}"
-    else:
-        folder = find_mmlu(Path(directory).expanduser(), key)
-        dev, test = (_mmlu_files(folder / split, split, skip_bad) for split in ("dev", "test"))
-        name = str(folder)
-    shots = {
-        subject: [row for row in dev.rows if row["subject"] == subject][:5]
-        for subject in {row["subject"] for row in test.rows}
-    }
-    short = sorted(subject for subject, rows in shots.items() if len(rows) < 5)
-    if short:
-        raise ValueError(
-            f"{name}: {', '.join(short)} has fewer than 5 dev rows, expected 5 of every subject;"
-            " give the whole dev folder"
-        )
-    return Questions(
-        [{**row, "shots": shots[row["subject"]]} for row in test.rows],
-        test.places,
-        name,
-        skipped=dev.skipped + test.skipped,
-    )
-
-
-def find_mmlu(directory: Path, key: str) -> Path:
-    """The folder with `dev/SUBJECT_dev.csv` and `test/SUBJECT_test.csv`."""
-    places = [directory / inside for inside in ("mmlu/data", "data", ".")]
-    for place in places:
-        if any(place.glob("test/*_test.csv")) and any(place.glob("dev/*_dev.csv")):
-            return place
-    looked = ", ".join(map(str, places))
-    raise SourceError(
-        f"{key}={directory}: no dev/SUBJECT_dev.csv with test/SUBJECT_test.csv in any of {looked};"
-        " set it to MMLU's data"
-    )
-
-
-def _mmlu_files(folder: Path, split: str, skip_bad: bool) -> Loaded:
-    whole = Loaded([], [], 0)
-    for path in sorted(folder.glob(f"*_{split}.csv")):
-        read = partial(_mmlu_row, path.stem.removesuffix(f"_{split}"))
-        part = load(Files((path,), MMLU_COLUMNS), read, skip_bad=skip_bad)
-        whole = Loaded(
-            whole.rows + part.rows, whole.places + part.places, whole.skipped + part.skipped
-        )
-    return whole
-
-
-def _mmlu_row(subject: str, row: Row) -> Row:
-    choice(row, "answer", LETTERS)
-    return {"subject": subject, **row}
-
-
-def _mmlu_hub(row: Row) -> Row:
-    options = dict(zip(LETTERS, row["choices"], strict=True))
-    return {
-        "subject": row["subject"],
-        "question": row["question"],
-        **options,
-        "answer": LETTERS[row["answer"]],
-    }
 
 
 def average(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

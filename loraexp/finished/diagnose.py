@@ -4,11 +4,11 @@ sense."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.finished import angles
 from loraexp.finished.opened import FinishedRun
@@ -36,9 +36,7 @@ def override(word: str) -> tuple[str, Any]:
             " what it was trained with"
         )
     read = yaml.safe_load(value)
-    return key, (
-        str(Path(read).expanduser().absolute()) if read is not None and key != "device" else read
-    )
+    return key, config.place(str(read)) if read is not None and key != "device" else read
 
 
 def check(subject: FinishedRun, full: FinishedRun | None, directions: int | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.finished.opened import FinishedRun, find_run
 from loraexp.machine.processes import Processes
@@ -94,7 +95,7 @@ def override(word: str) -> tuple[str, Any]:
         names = read.split(",") if isinstance(read, str) else list(read)
         return key, [name.strip() for name in names]
     if key == "task.eval_data_dir" and read is not None:
-        return key, str(Path(read).expanduser().absolute())
+        return key, config.place(str(read))
     return key, read
 
 

@@ -212,6 +212,9 @@ PROTOCOLS: dict[tuple[str, str], Protocol] = _all()
 def names(benchmark: str) -> list[str]:
     """The protocols of a benchmark. Raises: ValueError where there is no such benchmark."""
     found = [name for of, name in PROTOCOLS if of == benchmark]
+    if not found:  # a user's own files may have come since
+        PROTOCOLS.update(_all())
+        found = [name for of, name in PROTOCOLS if of == benchmark]
     if not found:
         raise ValueError(
             f"benchmark {benchmark}: there is none of this name; expected"
@@ -222,7 +225,7 @@ def names(benchmark: str) -> list[str]:
 
 def find(benchmark: str, name: str) -> Protocol:
     """A protocol by name. Raises: ValueError that lists the names there are."""
-    if (benchmark, name) not in PROTOCOLS:  # a user's own files may have come since
+    if (benchmark, name) not in PROTOCOLS:
         PROTOCOLS.update(
             {key: protocol for key, protocol in _all().items() if key not in PROTOCOLS}
         )

@@ -203,8 +203,8 @@ def answers_seconds(
     for."""
     total = 0.0
     for benchmark, protocol in asked(settings):
-        facts = known()["benchmarks"].get(benchmark)
-        if facts is None:
+        facts = questions(benchmark)
+        if not facts:
             continue
         rows = min(facts["rows"], settings.task.get("limit_eval") or facts["rows"])
         reading = 2.0 * numbers["products"] * rows * facts["prompt"] * max(1, protocol.shots) / rate
@@ -225,6 +225,11 @@ def answers_seconds(
     return total
 
 
+def questions(benchmark: str) -> dict[str, int]:
+    """What its yaml knows of a benchmark: questions, and mean tokens of one and of its answer."""
+    return config.read_yaml("benchmark", benchmark).get("facts") or {}
+
+
 def asked(settings: Settings) -> list[tuple[str, protocols.Protocol]]:
     """Every benchmark of a text task with each of its protocols that is asked for."""
     names = settings.task.get("protocol") or []
@@ -240,8 +245,7 @@ def written_tokens(settings: Settings) -> int:
     """Tokens of the longest question with its answer, whose keys and values are kept while it is
     written; 0: none is."""
     lengths = [
-        known()["benchmarks"].get(benchmark, {"prompt": 128})["prompt"] * 2
-        + protocol.decoding.max_new_tokens
+        questions(benchmark).get("prompt", 128) * 2 + protocol.decoding.max_new_tokens
         for benchmark, protocol in asked(settings)
         if protocol.decoding is not None
     ]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from loraexp.config import HUB
 from loraexp.data import benchmarks
 from loraexp.data.benchmarks import Questions
 from loraexp.data.pairs import Kind, Reading, TextExamples, encode_pairs
@@ -327,6 +328,13 @@ class GenerationKeys:
         return list(self.protocol)
 
     @property
+    def where(self) -> tuple[str | None, str]:
+        """The folder of the benchmarks' files, None for the hub, and the key that says so."""
+        if self.eval_data_dir is None:
+            return self.data_dir, "task.data_dir"
+        return None if self.eval_data_dir == HUB else self.eval_data_dir, "task.eval_data_dir"
+
+    @property
     def trained_by(self) -> str:
         """The name of the recipe. Raises: ValueError where nothing is trained by the first protocol
         alone."""
@@ -348,7 +356,7 @@ def generation(keys: GenerationKeys, given: Given) -> GenerationTask:
     `training_set` names its recipes in `loraexp.tasks.recipes`, whose docstrings show a row of each
     set; by default the first protocol's trains. `data_dir` holds one of `files`, in the hub's
     columns, or else `source` is read from the hub. `eval_data_dir` (by default the same folder)
-    holds the benchmarks' files.
+    holds the benchmarks' files; `hub` reads them there.
 
     Raises: SourceError where files or the hub's copy are missing; ValueError naming file, row and
     fix of a bad row, for a name that is none, or where no benchmark has a protocol.
@@ -363,12 +371,8 @@ def generation(keys: GenerationKeys, given: Given) -> GenerationTask:
     train: Records = Hub(keys.source, keys.config, "train", keys.revision, "task.data_dir")
     if keys.data_dir is not None:
         train = Files(training_files(keys.data_dir, keys.files, keys.benchmarks))
-    where = (
-        keys.eval_data_dir or keys.data_dir,
-        "task.eval_data_dir" if keys.eval_data_dir else "task.data_dir",
-    )
     asked, questions, notes = reported(
-        keys.wanted, keys.benchmarks, *where, keys.limit_eval, keys.skip_bad
+        keys.wanted, keys.benchmarks, *keys.where, keys.limit_eval, keys.skip_bad
     )
     how = Reading(
         f"{keys.name} {trained_by}",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from loraexp.config import HUB
 from loraexp.data.rows import Files
 from loraexp.data.tables import Columns, Rows, label_parser, labelled
 from loraexp.machine import hub
@@ -44,6 +45,10 @@ def labelled_csv(keys: CsvKeys, given: Given) -> Classification:
     if keys.dev_rows < 1:
         raise ValueError(f"task.dev_rows={keys.dev_rows}: expected a number of rows above 0")
     everything = _read(keys, keys.data_dir, "task.data_dir")
+    if keys.eval_data_dir == HUB:
+        raise ValueError(
+            f"task.eval_data_dir={HUB}: task={keys.name} is one file; give a folder, or null"
+        )
     if keys.eval_data_dir is None:
         dev, train = everything.split(keys.dev_rows)
     else:

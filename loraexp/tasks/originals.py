@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from loraexp.config import HUB
 from loraexp.data.rows import Files, Hub
 from loraexp.data.tables import Columns, Parse, Rows, labelled
 from loraexp.machine.hub import SourceError
@@ -44,17 +45,15 @@ def glue_rows(keys: GlueKeys, parse: Parse) -> tuple[Rows, dict[str, Rows]]:
             Hub(keys.source, keys.config, split, keys.revision, "task.data_dir"), columns
         )
 
-    if keys.data_dir is None:
-        train = hub("train")
-    else:
-        train = _Originals(keys, parse, "task.data_dir", Path(keys.data_dir)).train()
-    if keys.eval_data_dir is not None:
-        dev = _Originals(keys, parse, "task.eval_data_dir", Path(keys.eval_data_dir)).dev()
-    elif keys.data_dir is not None:
-        dev = _Originals(keys, parse, "task.data_dir", Path(keys.data_dir)).dev()
-    else:
-        dev = {split: hub(split.replace("dev", "validation")) for split in keys.dev_splits}
-    return train, dev
+    def files(key: str, directory: str) -> _Originals:
+        return _Originals(keys, parse, key, Path(directory))
+
+    train = files("task.data_dir", keys.data_dir).train() if keys.data_dir else hub("train")
+    if keys.eval_data_dir == HUB or not (keys.eval_data_dir or keys.data_dir):
+        return train, {s: hub(s.replace("dev", "validation")) for s in keys.dev_splits}
+    if keys.eval_data_dir:
+        return train, files("task.eval_data_dir", keys.eval_data_dir).dev()
+    return train, files("task.data_dir", str(keys.data_dir)).dev()
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,10 @@ class _Originals:
         path = self._find(file)
         if path is None:
             inside, itself = self._places(file)
+            word = "null" if self.key == "task.data_dir" else HUB
             raise SourceError(
                 f"{self.key}={self.directory}: neither {inside} nor {itself} is there; give the"
-                " folder of GLUE's original files, or set task.data_dir=null to load"
+                f" folder of GLUE's original files, or set {self.key}={word} to load"
                 f" {self.keys.source} from the hub"
             )
         return path

@@ -11,6 +11,7 @@ from typing import Literal, cast
 
 import numpy as np
 
+from loraexp.config import HUB
 from loraexp.data.pairs import Kind, Pair, Reading, TextExamples, encode_pairs
 from loraexp.data.rows import BadRow, Files, Hub, Row, Source, column
 from loraexp.data.tables import Columns, Parse, Rows, label_parser, labelled, plain
@@ -217,7 +218,7 @@ def instructions(keys: OwnKeys, given: Given) -> GenerationTask:
         reported(
             wanted,
             keys.benchmarks,
-            keys.eval_data_dir,
+            None if keys.eval_data_dir == HUB else keys.eval_data_dir,
             "task.eval_data_dir",
             keys.limit_eval,
             keys.skip_bad,

@@ -112,7 +112,7 @@ HUB_ROWS = {
 @pytest.mark.parametrize("name", HUB_ROWS)
 def test_a_row_of_the_authors_becomes_that_of_llm_adapters(name: str) -> None:
     row, instruction, answer = HUB_ROWS[name]
-    read = benchmarks.BENCHMARKS[name].row
+    read = benchmarks.named(name).row
     assert read(row) == {"instruction": instruction, "answer": answer}
     assert read({"instruction": instruction, "answer": answer}) == {
         "instruction": instruction,
@@ -149,7 +149,7 @@ def test_every_row_of_llm_adapters_files_is_made_again_from_its_parts(name: str)
         original = parts.groupdict() | {
             "label" if name == "piqa" else "answer": label(row["answer"])
         }
-        assert benchmarks.BENCHMARKS[name].row(original) == {
+        assert benchmarks.named(name).row(original) == {
             "instruction": row["instruction"],
             "answer": row["answer"],
         }

@@ -93,13 +93,14 @@ def test_training_rows_are_read_and_those_without_text_counted(
     assert settings.compose([f"task={name}", "model=tiny-llama"]).task.skip_bad is False
 
 
-@pytest.mark.parametrize("name", benchmarks.BENCHMARKS)
+@pytest.mark.parametrize("name", sorted(set(benchmarks.names()) - {"mmlu"}))
 def test_every_benchmark_is_read_from_the_hub(name: str, hub: Hub) -> None:
     found, notes = benchmarks.read(
         [name], directory=None, key="task.data_dir", limit=None, skip_bad=False
     )
-    source, _, _, revision = benchmarks.BENCHMARKS[name].hub
-    commit = revision or hub.repositories["datasets", source].names["main"]
+    benchmark = benchmarks.named(name)
+    source = benchmark.source
+    commit = benchmark.revision or hub.repositories["datasets", source].names["main"]
     assert found[name].source.startswith(f"{source} (") and found[name].source.endswith(
         f") at {commit}"
     )

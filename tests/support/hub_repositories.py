@@ -45,8 +45,8 @@ def pinned() -> dict[str, str | None]:
         for task in tasks
         if task.get("source") and "revision" in task
     }
-    found |= {benchmark.hub[0]: benchmark.hub[3] for benchmark in benchmarks.BENCHMARKS.values()}
-    return found | {benchmarks.MMLU_HUB[0]: benchmarks.MMLU_HUB[2]}
+    asked = [benchmarks.named(name) for name in benchmarks.names()]
+    return found | {str(benchmark.source): benchmark.revision for benchmark in asked}
 
 
 def fill(hub: Hub) -> Hub:
