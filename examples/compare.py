@@ -1,5 +1,6 @@
 # %% [markdown]
-# A method of one's own beside LoRA, in Python: from the checkout, `python examples/compare.py`.
+# A method of one's own beside LoRA, in Python: from the checkout, `python examples/compare.py`,
+# or open it as a notebook (each `# %%` begins a cell).
 
 # %%
 from pathlib import Path
@@ -20,5 +21,9 @@ print(loraexp.sweep("meals_table", *overrides))
 frame = loraexp.table("meals_table", *overrides)
 print(frame[["row_label", "mean", "std", "n", "chosen"]])
 
-# %% All records as one table
-print(loraexp.load_records("outputs").groupby("init.name")["dev/accuracy"].mean())
+# %% The figure that the table declares, as matplotlib has it
+figure = loraexp.plot("meals_table", *overrides)
+figure.savefig("meals.png")
+
+# %% All records as one table; experiment=debug files its runs apart
+print(loraexp.load_records("outputs/debug").groupby("init.name")["dev/accuracy"].mean())

@@ -54,13 +54,15 @@ def runs(arguments: Sequence[str]) -> int:
 
 
 def rows(root: Path) -> list[dict[str, Any]]:
-    """The runs under `root` as `load_records` has them, the oldest first; raises ConfigError where
-    there is no such folder."""
-    if not root.is_dir():
-        raise ConfigError(f"{root}: there is no such folder; give the output_root of your runs")
-    from loraexp.records.reading import load_records
+    """The runs under `root`, those of experiment=debug too, as `load_records` has them, the oldest
+    first; raises ConfigError where there is no such folder."""
+    from loraexp.records import reading
 
-    lines: list[dict[str, Any]] = load_records(root).to_dict("records")
+    if not root.is_dir():
+        raise reading.no_runs(root)
+    lines: list[dict[str, Any]] = []
+    for place in reading.roots(root):
+        lines += reading.load_records(place).to_dict("records")
     return sorted(lines, key=when)
 
 

@@ -66,6 +66,7 @@ VERBS = {
     "show": ("preview", "show"),
     "fetch-demo": ("fetch", "fetch_demo"),
     "new": ("new", "new"),
+    "completion": ("completion", "completion"),
 }
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -182,10 +183,9 @@ def grid(argv: Sequence[str]) -> int:
     from loraexp.cli import outcomes
 
     overrides = [word for word in argv if is_override(word)]
-    if any(
-        word.startswith("hydra/sweeper=") and word != "hydra/sweeper=basic" for word in overrides
-    ):
-        return search_space(argv)
+    sweeper = [word.partition("=")[2] for word in overrides if word.startswith("hydra/sweeper=")]
+    if sweeper and sweeper[-1] != "basic":
+        return search_space(argv, sweeper[-1])
     cells = config.expand(overrides)
     folders = [folder_of(cell) for cell in cells]
     statuses: list[int] = []
@@ -212,24 +212,38 @@ def grid(argv: Sequence[str]) -> int:
     return max(statuses, default=DONE) or (FAILED if failed else DONE)
 
 
-def search_space(argv: Sequence[str]) -> int:
+def search_space(argv: Sequence[str], sweeper: str) -> int:
     """A sweeper that chooses the runs itself, such as Optuna's: it is told what validation selected
-    (`best/value`)."""
+    (`best/value`), which is better the larger it is, and nothing of a run that failed."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from loraexp.cli import outcomes
+
     statuses: list[int] = []
+    runs: list[tuple[dict[str, str], Path]] = []
 
     def task(cfg: Any) -> float:
+        print(f"\n--- run {len(statuses) + 1}", file=sys.stderr)
         statuses.append(attempt(cfg))
         settings, plain = config.check(cfg)
-        content = record.read(config.run_folder(plain)) or {}
+        words = [word for word in HydraConfig.get().overrides.task if is_override(word)]
+        folder = config.run_folder(plain)
+        runs.append((dict(word.split("=", 1) for word in words), folder))
+        content = record.read(folder) or {}
         value = (content.get("best") or {}).get("value")
-        if value is None:
+        if value is None and statuses[-1] == DONE:
             raise ConfigError(
                 f"task={settings.task['name']}: nothing selects a checkpoint, so there is no value"
                 " to search by"
             )
-        return float(value)
+        return float("nan") if value is None else float(value)
 
-    hydra_main(task, ["--multirun", *(word for word in argv if word not in ("-m", "--multirun"))])
+    words = [word for word in argv if word not in ("-m", "--multirun")]
+    if sweeper == "optuna" and not any("hydra.sweeper.direction=" in word for word in words):
+        words.append("hydra.sweeper.direction=maximize")  # its own default is to minimize
+    hydra_main(task, ["--multirun", *words])
+    print()
+    outcomes.show(outcomes.lines_of(runs))
     return max(statuses, default=DONE)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from loraexp.config import match_key
+from loraexp.config import ConfigError, match_key
 from loraexp.machine.words import first_line
 from loraexp.records import tracking
 from loraexp.records.content import SCHEMA, content, fault, sound_lines
@@ -216,11 +216,17 @@ def load_records(root: str | Path = "outputs") -> pandas.DataFrame:
     record that cannot be read is a row with status "unreadable", and one that lacks a section has
     no values there: both are shown, never dropped. What `loraexp eval` found is
     `evaluations/KEY/SPLIT/METRIC`, never in the place of the run's own `SPLIT/METRIC`.
+
+    Raises: ConfigError where there is no such folder, or no run in it; it names those below that
+    have some.
     """
     import pandas
 
     rows = []
-    for path in sorted(Path(root).glob("*/*/record.json")):
+    paths = sorted(Path(root).glob("*/*/record.json"))
+    if not paths:
+        raise no_runs(Path(root))
+    for path in paths:
         found = content(path.parent)
         row: dict[str, Any] = {"folder": str(path.parent)}
         if found.record is None:
@@ -250,6 +256,21 @@ def load_records(root: str | Path = "outputs") -> pandas.DataFrame:
         row["error"] = (record.get("error") or {}).get("message")
         rows.append(row)
     return pandas.DataFrame(rows)
+
+
+def roots(folder: Path) -> list[Path]:
+    """Every folder of results in a folder: itself, or one below, such as that of
+    experiment=debug."""
+    return sorted({path.parent.parent.parent for path in folder.glob("**/record.json")})
+
+
+def no_runs(root: Path) -> ConfigError:
+    """What is wrong with a folder that holds no run."""
+    if not root.is_dir():
+        return ConfigError(f"{root}: there is no such folder; give the output_root of your runs")
+    below = ", ".join(str(path) for path in roots(root))
+    remedy = f"there are some in {below}" if below else "give the output_root of your runs"
+    return ConfigError(f"{root}: no run in it; {remedy}")
 
 
 def flatten(node: dict[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
