@@ -116,18 +116,18 @@ def content(
 def defaults(kind: type = schema.Settings) -> dict[str, Any]:
     """The dotted keys that have a default in `settings`, with it. Such a default is for good:
     another one is another key."""
-    return dict(_defaults(kind, ""))
+    return dict(defaults_of(kind, ""))
 
 
 @functools.cache
-def _defaults(kind: type, where: str) -> tuple[tuple[str, Any], ...]:
+def defaults_of(kind: type, where: str) -> tuple[tuple[str, Any], ...]:
     hints = typing.get_type_hints(kind)
     found: list[tuple[str, Any]] = []
     for field in dataclasses.fields(kind):
         name = {"calibration": "init"}.get(field.name, field.name)  # as the configuration calls it
         path = f"{where}.{name}" if where else name
         if dataclasses.is_dataclass(hints[field.name]):
-            found += _defaults(hints[field.name], path)
+            found += defaults_of(hints[field.name], path)
         elif field.default is not dataclasses.MISSING:
             found.append((path, field.default))
     return tuple(found)

@@ -30,10 +30,10 @@ PINS = "hub.json"  # in the folder of results: the commit that each revision was
 
 _folder: Path | None = None  # of results, whose pins hold
 # pins that hold before any folder's: this process's own, or those of a finished run
-_known: dict[str, str] = {}
+commits_known: dict[str, str] = {}
 _open: list[dict[str, str]] = []  # what is read within each open `reading`
 # kind, id and commit of what the hub has told this process about
-_there: set[tuple[str, str, str]] = set()
+files_there: set[tuple[str, str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Repository:
         answer = patiently(
             lambda: ask(self.id, repo_type=self.kind, revision=revision, timeout=limits)
         )
-        _there.add((self.kind, self.id, str(answer.sha)))
+        files_there.add((self.kind, self.id, str(answer.sha)))
         return answer
 
     @property
@@ -147,7 +147,7 @@ class Repository:
             return Path(place)
 
         with self.failures(), Download(self, which):
-            new = (self.kind, self.id, commit) not in _there
+            new = (self.kind, self.id, commit) not in files_there
             if new and self.tree() is None and not constants.HF_HUB_OFFLINE:
                 self._ask(commit)
             return patiently(fetch)
@@ -169,11 +169,11 @@ def _pinned(key: str, newest: Callable[[], str]) -> str:
     """The commit under `key`, asked for once in a folder of results, whatever number of processes
     works in it.
     """
-    if key in _known:
-        return _known[key]
+    if key in commits_known:
+        return commits_known[key]
     if _folder is None:
-        _known[key] = newest()
-        return _known[key]
+        commits_known[key] = newest()
+        return commits_known[key]
     _folder.mkdir(parents=True, exist_ok=True)
     path = _folder / PINS
     with locked(_folder / f".{PINS}.lock"):
@@ -191,21 +191,21 @@ def pins(folder: Path) -> Iterator[None]:
 
     So all runs of a grid read the same files, also those that run on another day.
     """
-    global _folder, _known
-    before = _folder, _known
-    _folder, _known = folder, {}
+    global _folder, commits_known
+    before = _folder, commits_known
+    _folder, commits_known = folder, {}
     try:
         yield
     finally:
-        _folder, _known = before
+        _folder, commits_known = before
 
 
 def assume(commits: Mapping[str, str]) -> None:
     """From here on a revision is the commit that a finished run read, as its record has it under
     `hub`.
     """
-    global _known
-    _known = dict(commits)
+    global commits_known
+    commits_known = dict(commits)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def trained(source: str, kind: str) -> Any:
             f"model.tokenizer={source}: expected trained:<tokens> with 512 tokens or more, for"
             " example trained:2048"
         )
-    return _tokenizer(_train(int(number)), kind)
+    return _tokenizer(train(int(number)), kind)
 
 
 def _texts() -> Iterator[str]:
@@ -47,7 +47,7 @@ def _texts() -> Iterator[str]:
 
 
 @cache
-def _train(tokens: int) -> str:
+def train(tokens: int) -> str:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     made = Tokenizer(models.BPE())

@@ -84,7 +84,7 @@ def language_model(
     """
     require(how.backend, "seq2seq" if generate.is_seq2seq(model) else "causal", how.processes)
     if how.backend == "hf":
-        yield _live(model, tokenizer, how, told, shorter)
+        yield live(model, tokenizer, how, told, shorter)
         return
     with ExitStack() as own:
         stack = _copies.stack or own
@@ -218,20 +218,20 @@ def _live_class() -> Any:
     return Live
 
 
-def _live(
+def live(
     model: nn.Module, tokenizer: Any, how: Answering, told: Told | None, shorter: Mapping[str, str]
 ) -> Any:
     with quiet():
-        live = _live_class()(
+        answering = _live_class()(
             pretrained=generate.bare(model),
             tokenizer=tokenizer,
             backend="seq2seq" if generate.is_seq2seq(model) else "causal",
             batch_size=how.batch_size,
             mixed_precision_dtype="bfloat16" if how.precision == "bf16" else None,
         )
-    live.written = lambda requests: _generate(model, tokenizer, requests, how, told, shorter)
-    live.likely = lambda requests: _likelihoods(model, tokenizer, requests, how, told)
-    return live
+    answering.written = lambda requests: _generate(model, tokenizer, requests, how, told, shorter)
+    answering.likely = lambda requests: _likelihoods(model, tokenizer, requests, how, told)
+    return answering
 
 
 def _generate(

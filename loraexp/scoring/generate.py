@@ -189,7 +189,7 @@ def generate(
     encoded = encode_prompts(model, tokenizer, prompts, given.max_new_tokens)
     seeds = _seeds(prompts, given.samples, given.seed)
     own = given.beams == 1 and can_decode(bare(model))
-    parts = _parts(encoded, given.samples, batch_size, joined=own)
+    parts = batched(encoded, given.samples, batch_size, joined=own)
     mine = parts_of(processes, model, len(parts))
     count = sum(map(len, (parts[number] for number in mine)))
     texts: dict[tuple[int, int], str] = {}
@@ -219,7 +219,7 @@ def generate(
 Part = list[tuple[int, int]]  # (prompt, sample) of the answers that are grown together
 
 
-def _parts(
+def batched(
     encoded: Sequence[Sequence[int]], samples: int, batch_size: int, joined: bool
 ) -> list[Part]:
     """All answers, the longest prompts first, in parts that no other part changes.

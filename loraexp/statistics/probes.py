@@ -48,17 +48,17 @@ def probe_sum(outputs: Tensor, which: Pass, loss: str, seed: int, first_sample: 
     values = at_least_float32(outputs.detach())
     classes = values.shape[-1]
     if which.kind == "theta":
-        z = _loss_curvature_probe(values, _draw(values, which, seed, first_sample, normal=True))
+        z = _loss_curvature_probe(values, draw(values, which, seed, first_sample, normal=True))
     elif classes == 1:
         z = torch.ones_like(values)
     elif loss == "cross_entropy":
-        z = _centred(_draw(values[..., 1:], which, seed, first_sample, normal=False))
+        z = _centred(draw(values[..., 1:], which, seed, first_sample, normal=False))
     else:
-        z = _draw(values, which, seed, first_sample, normal=False)
+        z = draw(values, which, seed, first_sample, normal=False)
     return (z.to(outputs.dtype) * outputs).sum()
 
 
-def _draw(like: Tensor, which: Pass, seed: int, first_sample: int, normal: bool) -> Tensor:
+def draw(like: Tensor, which: Pass, seed: int, first_sample: int, normal: bool) -> Tensor:
     """Normal or Rademacher numbers, each sample from a generator of its own; of outputs (n, L, C),
     each label token too.
 

@@ -86,7 +86,7 @@ def test_code_that_moves_and_keys_that_are_added_change_no_id(
     )
     known = identity.defaults() | {"train.deterministic": False}
     monkeypatch.setattr(identity, "defaults", lambda: known)
-    assert identity._defaults(longer, "train") == (("train.deterministic", False),)
+    assert identity.defaults_of(longer, "train") == (("train.deterministic", False),)
     for value, same in ((False, True), (True, False)):
         assert (
             config.run_id(plain | {"train": plain["train"] | {"deterministic": value}}) == own

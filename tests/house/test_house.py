@@ -3,7 +3,9 @@ which room it is."""
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
@@ -42,3 +44,68 @@ def test_a_file_name_is_used_once_but_for_those_that_are_meant_twice() -> None:
         path.stem for path in REPOSITORY.glob("loraexp/*/*.py") if path.parent.name not in methods
     )
     assert {name for name, count in names.items() if count > 1} <= TWICE
+
+
+def own_names(tree: ast.Module) -> set[str]:
+    """What a test file has of the library, by the name that it has there."""
+    return {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("loraexp")
+        for alias in node.names
+    }
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def trespasses(tree: ast.Module) -> Iterator[str]:
+    """Where a test reads, patches or imports a private place of the library, or imports from
+    another test."""
+    own = own_names(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            if any(part.startswith("test_") for part in (node.module or "").split(".")):
+                yield f"line {node.lineno}: imports from {node.module}"
+            if (node.module or "").startswith("loraexp"):
+                yield from (
+                    f"line {node.lineno}: imports {alias.name}"
+                    for alias in node.names
+                    if private(alias.name)
+                )
+        elif isinstance(node, ast.Attribute) and private(node.attr):
+            root: ast.expr = node.value
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            if isinstance(root, ast.Name) and root.id in own:
+                yield f"line {node.lineno}: reads {root.id}…{node.attr}"
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "setattr":
+            words = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            name = next((word for word in words if isinstance(word, str)), "")
+            whole = name.startswith("loraexp.") or getattr(node.args[0], "id", "") in own
+            if whole and private(name.rpartition(".")[2]):
+                yield f"line {node.lineno}: patches {name}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from tests.run.test_train import adapted",
+        "from loraexp.statistics.probes import _draw",
+        "from loraexp.scoring import generate\ngenerate._parts()",
+        "from loraexp.data import tokens\nmonkeypatch.setattr(tokens, '_tokenise', None)",
+        "monkeypatch.setattr('loraexp.data.tokens._tokenise', None)",
+    ],
+)
+def test_a_trespass_is_seen(code: str) -> None:
+    assert len(list(trespasses(ast.parse(code)))) == 1
+
+
+def test_tests_use_public_places_and_share_by_way_of_support() -> None:
+    found = {
+        str(path.relative_to(REPOSITORY)): list(trespasses(ast.parse(path.read_text())))
+        for folder in ("tests", "benchmarks")
+        for path in REPOSITORY.glob(f"{folder}/**/*.py")
+    }
+    assert not {path: lines for path, lines in found.items() if lines}

@@ -10,7 +10,7 @@ import pytest
 
 from loraexp import config, models
 from loraexp.config import ConfigError
-from tests.models.test_foreign_weights import ENCODERS, TEXT, saved
+from tests.support.checkpoints import ENCODERS, TEXT, saved
 
 KINDS = {"encoder": "task=tweets", "causal": "task=gsm8k", "seq2seq": "task=cola_t5"}
 

@@ -14,65 +14,8 @@ from torch import Tensor
 from loraexp import config, models
 from loraexp.config.settings import ModelSettings
 from loraexp.machine.hub import SourceError
+from tests.support.checkpoints import ENCODERS, TEXT, saved, text_settings
 from tests.support.runs import run
-
-SIZE = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "vocab_size": 30522,
-}
-ENCODERS: dict[str, dict[str, Any]] = {
-    "bert": SIZE | {"model_type": "bert"},
-    "roberta": SIZE | {"model_type": "roberta", "max_position_embeddings": 514},
-    "deberta-v2": (
-        SIZE
-        | {
-            "model_type": "deberta-v2",
-            "relative_attention": True,
-            "pos_att_type": ["p2c", "c2p"],
-            "share_att_key": True,
-        }
-    ),
-}
-TEXT: dict[str, dict[str, Any]] = {
-    "t5": {
-        "model_type": "t5",
-        "vocab_size": 1024,
-        "d_model": 16,
-        "d_kv": 8,
-        "d_ff": 32,
-        "num_layers": 2,
-        "num_heads": 2,
-    },
-    "gpt2": {"model_type": "gpt2", "vocab_size": 1024, "n_embd": 16, "n_layer": 2, "n_head": 2},
-    "llama": SIZE | {"model_type": "llama", "vocab_size": 1024, "num_key_value_heads": 1},
-    "qwen2": (
-        SIZE
-        | {
-            "model_type": "qwen2",
-            "vocab_size": 1024,
-            "num_key_value_heads": 1,
-            "tie_word_embeddings": True,
-        }
-    ),
-}
-
-
-def saved(
-    folder: Path,
-    architecture: dict[str, Any],
-    auto: str = "AutoModelForSequenceClassification",
-    **labels: Any,
-) -> Path:
-    """A checkpoint of random weights, as its users save one."""
-    import transformers
-
-    torch.manual_seed(7)
-    own = transformers.AutoConfig.for_model(**architecture, **labels)
-    getattr(transformers, auto).from_config(own).save_pretrained(folder)
-    return folder
 
 
 def edited(folder: Path, change: Any) -> Path:
@@ -86,22 +29,6 @@ def settings_of(path: Path, *overrides: str) -> ModelSettings:
     return config.check(
         config.compose(["model=tiny-bert", "model.config=null", f"model.path={path}", *overrides])
     )[0].model
-
-
-def text_settings(path: Path, kind: str, target: str) -> ModelSettings:
-    task, model = (
-        ("task=cola_t5", "model=tiny-t5")
-        if kind == "seq2seq"
-        else ("task=gsm8k", "model=tiny-llama")
-    )
-    overrides = [
-        task,
-        model,
-        "model.config=null",
-        f"model.path={path}",
-        f"model.targets=[{target}]",
-    ]
-    return config.check(config.compose(overrides))[0].model
 
 
 def loaded(settings: ModelSettings, seed: int = 0, **labels: Any) -> Any:

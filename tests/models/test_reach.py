@@ -9,7 +9,7 @@ import pytest
 from loraexp import config, models
 from loraexp.config.settings import ModelSettings
 from loraexp.machine.hub import SourceError
-from tests.models.test_foreign_weights import ENCODERS, TEXT, saved
+from tests.support.checkpoints import ENCODERS, TEXT, saved
 from tests.support.runs import run
 
 

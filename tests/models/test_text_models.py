@@ -10,26 +10,20 @@ import pytest
 import torch
 
 from loraexp import cli, config, models
-from loraexp.config.settings import ModelSettings
 from loraexp.machine.hub import SourceError
 from loraexp.models import tokenizer as tokenizers
+from tests.support.checkpoints import settings_of
 from tests.support.helpers import shared_data
 from tests.support.runs import run
-from tests.tasks.test_text_tasks import write_gsm8k
+from tests.support.text_tasks import write_gsm8k
 
 TINY = ["tiny-t5", "tiny-llama", "tiny-mistral", "tiny-gemma"]
 INITS = [name for name in config.names("init") if name != "full"]
 
 
-def settings_of(name: str, **changes: object) -> ModelSettings:
-    task = {"seq2seq": "cola_t5", "causal": "gsm8k"}[config.read_yaml("model", name)["kind"]]
-    settings, _ = config.check(config.compose([f"model={name}", f"task={task}"]))
-    return ModelSettings(**{**vars(settings.model), **changes})  # type: ignore[arg-type]
-
-
 def test_a_trained_tokenizer_is_real_and_the_same_every_time() -> None:
     first = tokenizers.trained("trained:1024", "causal")
-    tokenizers._train.cache_clear()
+    tokenizers.train.cache_clear()
     again = tokenizers.trained("trained:1024", "causal")
     assert (
         first.backend_tokenizer.to_str() == again.backend_tokenizer.to_str() and len(first) == 1024

@@ -16,9 +16,9 @@ from loraexp.adapter.adapted import attach
 from loraexp.adapter.formats import merge, save_peft
 from loraexp.adapter.layer import Factors
 from loraexp.models.tokenizer import trained
-from tests.models.test_foreign_weights import SIZE, TEXT, saved, text_settings
+from tests.support.checkpoints import SIZE, TEXT, saved, text_settings
+from tests.support.glue import write_glue
 from tests.support.runs import run
-from tests.tasks.test_tasks import write_glue
 
 BART = {
     "model_type": "bart",

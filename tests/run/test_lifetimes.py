@@ -12,7 +12,7 @@ import pytest
 
 from loraexp.run import kept
 from tests.support.runs import run
-from tests.tasks.test_text_tasks import write_gsm8k
+from tests.support.text_tasks import write_gsm8k
 
 TEXT = (
     "model=tiny-llama",

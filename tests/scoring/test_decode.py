@@ -12,7 +12,7 @@ from torch import nn
 
 from loraexp import models
 from loraexp.scoring import decode, generate
-from tests.models.test_text_models import settings_of
+from tests.support.checkpoints import settings_of
 
 PROMPTS = [
     f"Q: {'Ann has an apple. ' * (7 * i % 5)}How many {'more ' * (i % 3)}{i}?\nA: "
@@ -118,7 +118,7 @@ def test_a_model_whose_past_is_something_else_takes_transformers_loop() -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_the_parts_do_not_depend_on_the_processes(world: int) -> None:
     encoded = [[1] * (i % 7 + 1) for i in range(50)]
-    parts = generate._parts(encoded, samples=2, batch_size=4, joined=True)
+    parts = generate.batched(encoded, samples=2, batch_size=4, joined=True)
     assert sorted(answer for part in parts for answer in part) == [
         (i, k) for i in range(50) for k in range(2)
     ]

@@ -479,7 +479,7 @@ def test_vllm_is_given_a_merged_copy_of_the_live_model(
         where.append(pretrained)
         merged = AutoModelForCausalLM.from_pretrained(pretrained)
         assert not any("lora" in name for name, _ in merged.named_parameters())
-        return backends._live(merged, AutoTokenizer.from_pretrained(pretrained), HOW, None, {})
+        return backends.live(merged, AutoTokenizer.from_pretrained(pretrained), HOW, None, {})
 
     monkeypatch.setattr(backends, "find_spec", lambda name: name)
     monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", SimpleNamespace(VLLM=served))  # type: ignore[misc]

@@ -16,7 +16,7 @@ from loraexp.adapter.adapted import attach
 from loraexp.adapter.layer import Factors
 from loraexp.scoring import backends, protocols
 from loraexp.scoring.harness import Question, score
-from tests.models.test_text_models import settings_of
+from tests.support.checkpoints import settings_of
 
 QUESTIONS = [
     f"Ann has {i} apples{' and then some more' * (i % 4)} and eats {i % 3}. How many are left?"

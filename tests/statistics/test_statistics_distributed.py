@@ -10,7 +10,7 @@ from torch import distributed
 
 from loraexp.adapter.layer import CurvatureRequest, LeadingRequest
 from loraexp.statistics import Calibration, collect
-from tests.statistics.test_statistics import (
+from tests.support.tiny import (
     SPLIT,
     Tiny,
     batches,

@@ -17,7 +17,7 @@ from loraexp.adapter.layer import CurvatureRequest, LeadingRequest
 from loraexp.run import experiment
 from loraexp.statistics import Calibration, collect
 from tests.reference.weighting import loss_statistics
-from tests.tasks.test_text_tasks import ROWS, settings_of, toy
+from tests.support.text_tasks import ROWS, settings_of_kind, toy
 
 STATISTICS = ("gradient", "summed_gradient", "output_moment")
 LAYERS = {
@@ -36,7 +36,7 @@ MORE = [
 
 def subject(kind: str, folder: Path) -> tuple:
     task, _ = toy(folder, kind, MORE)
-    return task, models.open(settings_of(kind)).load(dtype=torch.float64, head_seed=0).eval()
+    return task, models.open(settings_of_kind(kind)).load(dtype=torch.float64, head_seed=0).eval()
 
 
 def batches_of(task, cut: list[list[int]], padding: int = 0) -> list:

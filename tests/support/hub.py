@@ -64,8 +64,8 @@ def hub(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     for name in TOKEN_NAMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(repository, "_known", {})
-    monkeypatch.setattr(repository, "_there", set())
+    monkeypatch.setattr(repository, "commits_known", {})
+    monkeypatch.setattr(repository, "files_there", set())
     HfFileSystem.clear_instance_cache()
     kept.clear()
     server.clear()

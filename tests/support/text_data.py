@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.tasks.test_tasks import write_glue
+from tests.support.glue import write_glue
 
 ROWS = 24
 CODE = 'def f{i}(x):\n    """Add {i}."""\n'

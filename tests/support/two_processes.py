@@ -14,7 +14,7 @@ from loraexp.machine.processes import Processes
 from loraexp.optimizers.p_lora import p_lora
 from loraexp.run.batches import collate_share, micro_batches
 from loraexp.run.train import accumulate_gradient
-from tests.run.test_train import adapted
+from tests.support.adapters import adapted
 
 
 class Alone(Processes):

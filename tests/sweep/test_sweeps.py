@@ -18,9 +18,9 @@ from loraexp.scoring import protocols
 from loraexp.sweep import computed, reading
 from loraexp.sweep.cells import Cell, expand, lookup
 from loraexp.sweep.schema import Sweep
+from tests.support.glue import write_glue
 from tests.support.helpers import REPOSITORY
 from tests.support.thin import loaded, thin, variants
-from tests.tasks.test_tasks import write_glue
 
 ARTIFACTS = {
     "cg_lora": "table1 table2 table3 fig2 fig3 fig4",

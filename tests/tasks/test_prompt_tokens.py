@@ -15,7 +15,7 @@ from loraexp.data.rows import Files
 from loraexp.models.tokenizer import trained
 from loraexp.scoring.generate import encode_prompts
 from loraexp.scoring.protocols import PROTOCOLS
-from tests.models.test_text_models import settings_of
+from tests.support.checkpoints import settings_of
 
 FIELDS = {
     name: f"Is it {name}, é or 漢?"

@@ -21,12 +21,12 @@ from loraexp.models.load import quantised
 from loraexp.run import experiment
 from loraexp.run.evaluate import evaluate
 from loraexp.scoring import protocols
-from tests.models.test_text_models import settings_of
+from tests.support.checkpoints import settings_of
+from tests.support.glue import write_glue
 from tests.support.helpers import shared_data
 from tests.support.runs import run
 from tests.support.text_data import write_commonsense, write_instructions
-from tests.tasks.test_tasks import write_glue
-from tests.tasks.test_text_tasks import made, write_gsm8k
+from tests.support.text_tasks import made, write_gsm8k
 
 SHORT = ["lora_ga", "lora_ga_released", "cot"]  # greedy, sampled, lm-eval's own
 

@@ -14,38 +14,14 @@ import torch
 
 from loraexp import config, models
 from loraexp.data import benchmarks, commonsense
-from loraexp.data.pairs import Pair, Reading, encode_pairs
+from loraexp.data.pairs import Pair
 from loraexp.data.rows import BadRow, Files, find
 from loraexp.machine.hub import SourceError
-from loraexp.models.tokenizer import trained
-from loraexp.run import experiment
 from loraexp.run.batches import count_labels
 from loraexp.tasks import recipes
-from loraexp.tasks.text import TextTask
+from tests.support.glue import write_glue
 from tests.support.helpers import shared_data
-from tests.tasks.test_tasks import write_glue
-
-
-def write_gsm8k(root: Path, rows: int = 64, tests: int = 3) -> Path:
-    for name, count in (("train", rows), ("test", tests)):
-        lines = [
-            {
-                "question": f"{name}: Ann has {i} apples{' and more' * (i % 7)}. How many?",
-                "answer": f"She has {i}.\n#### {i},000",
-            }
-            for i in range(count)
-        ]
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return root
-
-
-def made(*overrides: str, cache: Path) -> tuple[Any, Any, Any]:
-    """(task, model, tokenizer) of a composed configuration."""
-    settings, _ = config.check(config.compose([*overrides, f"cache_root={cache}"]))
-    tokenizer = models.open(settings.model).tokenizer
-    task = experiment.make_task(settings, tokenizer)
-    return task, models.open(settings.model).load(dtype=torch.float32, head_seed=0), tokenizer
-
+from tests.support.text_tasks import ROWS, made, settings_of_kind, toy, write_gsm8k
 
 # ---- files
 
@@ -209,45 +185,13 @@ def test_a_model_is_asked_as_it_was_trained(benchmark: str, name: str) -> None:
 # ---- tokens and labels
 
 
-def toy(
-    tmp_path: Path, kind: str, given: list[dict[str, str]], /, **options: Any
-) -> tuple[TextTask, Any]:
-    path = tmp_path / "toy.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in given))
-    tokenizer = trained("trained:1024", kind)
-    learn = options.pop("learn_prompt", False)
-    how = Reading(
-        "toy", 1, lambda row: Pair(row["p"], row["r"]), kind, **{"max_length": 64, **options}
-    )  # type: ignore[arg-type]
-    examples = encode_pairs(Files((path,)), how, tokenizer, cache_root=tmp_path / "cache")
-    task = TextTask(
-        name="toy",
-        version=1,
-        kind=kind,
-        tokenizer=tokenizer,
-        metric="log_likelihood",
-        selection=None,
-        reports=(),  # type: ignore[arg-type]
-        splits={"train": examples},
-        learn_prompt=learn,
-    )
-    return task, tokenizer
-
-
-ROWS = [
-    {"p": "Q: one two\nA: ", "r": "three"},
-    {"p": "Q: a\nA: ", "r": "a much longer answer, 1,234"},
-    {"p": "b", "r": "c"},
-]
-
-
 @pytest.mark.parametrize(
     ("kind", "learn"), [("causal", False), ("causal", True), ("seq2seq", False)]
 )
 def test_labels_are_the_answer_and_its_end(kind: str, learn: bool, tmp_path: Path) -> None:
     task, tokenizer = toy(tmp_path, kind, ROWS, learn_prompt=learn)
     batch = task.collate(task.splits["train"], np.arange(3))
-    model = models.open(settings_of(kind)).load(dtype=torch.float32, head_seed=0)
+    model = models.open(settings_of_kind(kind)).load(dtype=torch.float32, head_seed=0)
     # the loop divides by what the loss sums
     assert task.loss_sum(model, batch)[1] == count_labels(batch)
     for i, row in enumerate(ROWS):
@@ -267,17 +211,12 @@ def test_labels_are_the_answer_and_its_end(kind: str, learn: bool, tmp_path: Pat
             assert tokenizer.decode(ids) == row["p"] + "</s>"
 
 
-def settings_of(kind: str) -> Any:
-    pair = ("tiny-t5", "cola_t5") if kind == "seq2seq" else ("tiny-llama", "gsm8k")
-    return config.check(config.compose([f"model={pair[0]}", f"task={pair[1]}"]))[0].model
-
-
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])
 def test_rows_of_a_batch_do_not_see_each_other(kind: str, tmp_path: Path) -> None:
     """Losses, outputs and gradients of a padded batch are those of its rows alone, summed; and of
     transformers' own loss."""
     task, _ = toy(tmp_path, kind, ROWS)
-    model = models.open(settings_of(kind)).load(dtype=torch.float64, head_seed=0)
+    model = models.open(settings_of_kind(kind)).load(dtype=torch.float64, head_seed=0)
     examples = task.splits["train"]
     whole, alone = (
         task.collate(examples, np.arange(3)),
@@ -300,11 +239,11 @@ def test_rows_of_a_batch_do_not_see_each_other(kind: str, tmp_path: Path) -> Non
 
 
 def test_probes_of_a_row_do_not_depend_on_its_batch(tmp_path: Path) -> None:
-    from loraexp.statistics.probes import Pass, _draw
+    from loraexp.statistics.probes import Pass, draw
 
     for kind in ("probe", "theta"):
-        wide = _draw(torch.zeros(3, 9, 33), Pass(kind), 0, 0, normal=kind == "theta")  # type: ignore[arg-type]
-        narrow = _draw(torch.zeros(2, 4, 33), Pass(kind), 0, 1, normal=kind == "theta")  # type: ignore[arg-type]
+        wide = draw(torch.zeros(3, 9, 33), Pass(kind), 0, 0, normal=kind == "theta")  # type: ignore[arg-type]
+        narrow = draw(torch.zeros(2, 4, 33), Pass(kind), 0, 1, normal=kind == "theta")  # type: ignore[arg-type]
         assert torch.equal(wide[1:, :4], narrow)
 
 
