@@ -476,4 +476,4 @@ def test_what_is_evaluated_on_the_way_is_in_the_hours() -> None:
 def test_every_benchmark_that_a_task_asks_is_known_to_the_plan() -> None:
     for name in ("commonsense170k", "metamath", "gsm8k", "alpaca", "code_feedback"):
         for benchmark in settings_of(f"task={name}", "model=llama-2-7b").task["benchmarks"]:
-            assert benchmark in duration.known()["benchmarks"]
+            assert duration.questions(benchmark)["rows"] > 0
