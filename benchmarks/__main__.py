@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-PARTS = ("loop", "startup", "sweep", "initializers", "optimizers", "decoding")
+PARTS = ("loop", "startup", "reading", "sweep", "initializers", "optimizers", "decoding")
 
 
 def main(names: list[str]) -> int:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional
 
 from loraexp.adapter.layer import Factors
@@ -158,7 +157,14 @@ class AdaptedLinear(nn.Module):
 
 def whole(x: Tensor) -> Tensor:
     """All of a tensor that processes share in pieces (FSDP); every process must ask."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    shared: Any = x
+    return shared.full_tensor() if shared_out(x) else x
+
+
+def shared_out(x: Tensor) -> bool:
+    """Whether processes hold it in pieces; asked without importing what only they need, which takes
+    half a second."""
+    return type(x).__name__ == "DTensor"
 
 
 class Adapters:
@@ -216,8 +222,11 @@ class Adapters:
         with torch.no_grad():
             for name, parameter in named.items():
                 value = state[name].to(parameter.device)
-                if isinstance(parameter, DTensor):
-                    value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+                if shared_out(parameter):
+                    from torch.distributed.tensor import distribute_tensor
+
+                    own: Any = parameter
+                    value = distribute_tensor(value, own.device_mesh, own.placements)
                 parameter.copy_(value)
 
     def modules(self) -> list[nn.Module]:

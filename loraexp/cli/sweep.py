@@ -147,16 +147,16 @@ def plan(arguments: Sequence[str]) -> int:
     wanted = reading.load(
         options.name, options.variant, [word for word in overrides if not of_hydra(word)]
     )
-    from loraexp.cli import show
+    from loraexp.cli import costs
 
     print(f"{wanted.key}: {wanted.title}")
     if wanted.compute is not None:
-        show.plan_of_computed(wanted)
+        costs.plan_of_computed(wanted)
         return 0
     from loraexp.sweep.cells import expand
     from loraexp.sweep.plan import gather
 
-    show.plan(wanted, gather(wanted, expand(wanted)), budget)
+    costs.plan(wanted, gather(wanted, expand(wanted)), budget)
     return 0
 
 

@@ -37,9 +37,9 @@ def check(cfg: DictConfig) -> tuple[schema.Settings, dict[str, Any]]:
 
 def checked(composed: Mapping[str, Any]) -> tuple[schema.Settings, dict[str, Any]]:
     """The same of a configuration that is resolved already, which stays as it is."""
-    plain = absolute({key: value for key, value in composed.items() if key not in NOT_OF_A_RUN})
+    plain = placed(composed)
     if not Component.of(plain["init"], "init").trains:  # one_step is evaluated as it is
-        plain["train"] = plain["train"] | {"max_steps": 0}
+        plain = still(plain)
     settings = typed(plain)
     task, initializer, optimizer = (
         Component.of(getattr(settings, group), group) for group in ("task", "init", "optimizer")
@@ -49,6 +49,16 @@ def checked(composed: Mapping[str, Any]) -> tuple[schema.Settings, dict[str, Any
     check_names(settings)
     check_together(settings, task, initializer, optimizer)
     return settings, plain
+
+
+def placed(composed: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a composed configuration is the run's, with paths from the root."""
+    return absolute({key: value for key, value in composed.items() if key not in NOT_OF_A_RUN})
+
+
+def still(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of which nothing trains: no steps."""
+    return {**plain, "train": plain["train"] | {"max_steps": 0}}
 
 
 def absolute(plain: dict[str, Any]) -> dict[str, Any]:

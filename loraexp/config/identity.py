@@ -162,14 +162,14 @@ def whole(value: Any) -> Any:
 # folders
 
 
-def run_folder(plain: Mapping[str, Any]) -> Path:
+def run_folder(plain: Mapping[str, Any], own: str | None = None) -> Path:
     """`<output_root>/<task>-<model>/<init>-s<seed>-<run_id>`, or the folder where an older version
-    filed this very run."""
+    filed this very run; `own` is the id where it is known."""
     task, model, init = (plain[group]["name"] for group in ("task", "model", "init"))
     return folder_of(
         Path(plain["output_root"]) / f"{task}-{model}",
         f"{init}-s{plain['seed']}",
-        run_id(plain),
+        own or run_id(plain),
         "config.yaml",
     )
 

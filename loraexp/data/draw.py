@@ -8,6 +8,9 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+# Of a training set without a part that selects: one row in ten, at most a thousand.
+HELD_OUT_FRACTION, HELD_OUT_MOST = 10, 1000
+
 
 def number(content: str) -> int:
     """A number in 0 … 2^64 − 1 that orders rows at random: neither a seed nor a library's generator

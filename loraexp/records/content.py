@@ -39,9 +39,11 @@ def content(folder: Path) -> Content:
     one line."""
     path = folder / "record.json"
     try:
-        record = json.loads(path.read_bytes().decode(), parse_constant=refuse)
-        # half of a surrogate pair could never be shown
-        json.dumps(record, ensure_ascii=False).encode()
+        raw = path.read_bytes()
+        record = json.loads(raw.decode(), parse_constant=refuse)
+        # half of a surrogate pair could never be shown; nothing but an escape makes one
+        if b"\\u" in raw:
+            json.dumps(record, ensure_ascii=False).encode()
     except FileNotFoundError:
         return Content()
     except (OSError, ValueError, RecursionError) as problem:

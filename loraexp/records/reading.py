@@ -4,6 +4,7 @@ one tidy table."""
 from __future__ import annotations
 
 import functools
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from loraexp.config import ConfigError, match_key
+from loraexp.machine.notes import Notes, code, hashed
 from loraexp.machine.words import first_line
 from loraexp.records import tracking
 from loraexp.records.content import SCHEMA, content, fault, sound_lines
@@ -215,47 +217,76 @@ def load_records(root: str | Path = "outputs") -> pandas.DataFrame:
     The configuration is flattened to dotted columns (`init.name`, `lr`, `train.batch_size`, …). A
     record that cannot be read is a row with status "unreadable", and one that lacks a section has
     no values there: both are shown, never dropped. What `loraexp eval` found is
-    `evaluations/KEY/SPLIT/METRIC`, never in the place of the run's own `SPLIT/METRIC`.
+    `evaluations/KEY/SPLIT/METRIC`, never in the place of the run's own `SPLIT/METRIC`. Rows of many
+    records are noted in `root/.records-index` by the time and size of their files; it may be
+    deleted at any time.
 
     Raises: ConfigError where there is no such folder, or no run in it; it names those below that
     have some.
     """
     import pandas
 
-    rows = []
-    paths = sorted(Path(root).glob("*/*/record.json"))
+    root = Path(root)
+    paths = sorted(root.glob("*/*/record.json"))
     if not paths:
-        raise no_runs(Path(root))
-    for path in paths:
-        found = content(path.parent)
-        row: dict[str, Any] = {"folder": str(path.parent)}
-        if found.record is None:
-            rows.append(
-                row | {"status": "unreadable", "error": found.error and f"{path}: {found.error}"}
-            )
-            continue
-        record = found.record
-        row |= {key: record.get(key) for key in ("run_id", "status", "started", "ended")}
-        row |= flatten(record["config"])
-        row |= flatten(record.get("metrics") or {}, separator="/")
-        row |= {
-            f"cost/{name}": value
-            for name, value in (record.get("cost") or {}).items()
-            if not isinstance(value, dict)
-        }
-        row |= {
-            f"parameters/{name}": value for name, value in (record.get("parameters") or {}).items()
-        }
-        for evaluation in record.get("evaluations") or ():
-            row |= tracking.flattened(evaluation)
-            row |= {
-                f"evaluations/{evaluation['key']}/{split}/rows": n
-                for split, n in evaluation["rows"].items()
-            }
-        row["best/value"] = (record.get("best") or {}).get("value")
-        row["error"] = (record.get("error") or {}).get("message")
-        rows.append(row)
+        raise no_runs(root)
+    index = Notes(root / INDEX, longest=LONGEST)
+    rows = [row_of(path.parent, index) for path in paths]
+    if len(index.new) >= WORTH:
+        index.keep(whole=True)
     return pandas.DataFrame(rows)
+
+
+INDEX = ".records-index"  # beside the records: the rows of those that have not changed since
+WORTH = 500  # new rows below which a file is not worth it
+LONGEST = 2**30  # bytes of the index
+SETTLED = 2.0  # seconds: a file may be written twice within one tick of its clock
+
+
+def row_of(folder: Path, index: Notes) -> dict[str, Any]:
+    """One row of `load_records`: from the index where the record is the same file, of the same time
+    and size, as when it was read."""
+    path = folder / "record.json"
+    try:
+        seen = path.stat()
+    except OSError:
+        return row_anew(folder)
+    state = (seen.st_mtime_ns, seen.st_size, seen.st_ino)
+    key = hashed(code(), folder.parent.name, folder.name, state)
+    known = index.get(key)
+    if isinstance(known, dict):
+        return {"folder": str(folder)} | known
+    row = row_anew(folder)
+    if row["status"] != "unreadable" and time.time() - seen.st_mtime > SETTLED:
+        index.add(key, {name: value for name, value in row.items() if name != "folder"})
+    return row
+
+
+def row_anew(folder: Path) -> dict[str, Any]:
+    found = content(folder)
+    row: dict[str, Any] = {"folder": str(folder)}
+    if found.record is None:
+        why = found.error and f"{folder / 'record.json'}: {found.error}"
+        return row | {"status": "unreadable", "error": why}
+    record = found.record
+    row |= {key: record.get(key) for key in ("run_id", "status", "started", "ended")}
+    row |= flatten(record["config"])
+    row |= flatten(record.get("metrics") or {}, separator="/")
+    row |= {
+        f"cost/{name}": value
+        for name, value in (record.get("cost") or {}).items()
+        if not isinstance(value, dict)
+    }
+    row |= {f"parameters/{name}": value for name, value in (record.get("parameters") or {}).items()}
+    for evaluation in record.get("evaluations") or ():
+        row |= tracking.flattened(evaluation)
+        row |= {
+            f"evaluations/{evaluation['key']}/{split}/rows": n
+            for split, n in evaluation["rows"].items()
+        }
+    row["best/value"] = (record.get("best") or {}).get("value")
+    row["error"] = (record.get("error") or {}).get("message")
+    return row
 
 
 def roots(folder: Path) -> list[Path]:

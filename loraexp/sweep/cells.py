@@ -15,6 +15,7 @@ from typing import Any
 from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.sweep import composition
+from loraexp.sweep.accepted import Accepted
 from loraexp.sweep.schema import Sweep, key_of
 
 
@@ -56,6 +57,7 @@ def expand(sweep: Sweep) -> list[Cell]:
             cells += expand_place(sweep, row, column, composer)
         except ConfigError as error:
             raise ConfigError(f"{sweep.path.name}: row {row}, column {column}: {error}") from error
+    composer.accepted.keep()
     return cells
 
 
@@ -89,12 +91,18 @@ class Composed:
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Composed:
+        own = config.run_id(plain)
         return cls(
             plain=plain,
-            run_id=config.run_id(plain),
-            folder=config.run_folder(plain),
-            match=config.match_key(plain),
+            run_id=own,
+            folder=config.run_folder(plain, own),
+            match=config.match_key(plain) if reads_a_folder(plain) else own,
         )
+
+
+def reads_a_folder(plain: Mapping[str, Any]) -> bool:
+    """Whether it says where its data are read, which is what a match leaves out of an id."""
+    return any(lookup(plain, key) is not None for key in config.WHERE)
 
 
 class Composer:
@@ -111,6 +119,7 @@ class Composer:
         # what Hydra composed, by the overrides that all points of a grid have
         self.shared: dict[tuple[str, ...], Any] = {}
         self.checked: dict[tuple[str, ...], tuple[dict[str, Any], dict[tuple[str, ...], str]]] = {}
+        self.accepted = Accepted()
         self.sound: set[str] = set()  # words of ALONE that a whole check has accepted
 
     def composed(self, overrides: tuple[str, ...], axes: frozenset[str]) -> Composed:
@@ -140,7 +149,7 @@ class Composer:
         found = composition.resolved(node) if node is not None else None
         if found is None:
             return None
-        plain = config.checked(found[0])[1]
+        plain = self.accepted.checked(found[0])
         self.checked.setdefault(rest, (plain, found[1]))
         self.sound.update(alone)
         return plain
@@ -248,7 +257,7 @@ def last_wins(overrides: Sequence[str]) -> list[str]:
     return [word for i, word in enumerate(overrides) if latest[key_of(word)] == i]
 
 
-def lookup(plain: dict[str, Any], key: str, default: Any = None) -> Any:
+def lookup(plain: Mapping[str, Any], key: str, default: Any = None) -> Any:
     """The value of a dotted key of a resolved configuration; of a group, the name of its file."""
     node: Any = plain
     for part in key.split("."):

@@ -18,8 +18,9 @@ import yaml
 
 from loraexp import config
 from loraexp.config.settings import Settings
+from loraexp.data.draw import HELD_OUT_FRACTION, HELD_OUT_MOST
 from loraexp.scoring import protocols
-from loraexp.tasks.classification import HELD_OUT_FRACTION, HELD_OUT_MOST
+from loraexp.sweep.accepted import ours
 from loraexp.tasks.recipes import TRAINING_SETS, Recipe
 
 UTILISATION = 0.28  # share of the sheet's FLOP/s that training reaches
@@ -130,11 +131,15 @@ def checked_rows(settings: Settings, steps: int) -> int:
 def flops(settings: Settings, numbers: Mapping[str, int], tokens: int) -> float:
     """2·N a token forward, 2·N backward to the activations, and 2·N to the weights where they all
     train; N in linear layers."""
-    return (
-        (6.0 if config.Component.of(settings.init, "init").full else 4.0)
-        * numbers["products"]
-        * tokens
-    )
+    return (6.0 if full(settings) else 4.0) * numbers["products"] * tokens
+
+
+def full(settings: Settings) -> bool:
+    """Whether every weight trains: of ours that is `full` alone, which is said without importing
+    what initialises."""
+    if ours(settings.init):
+        return str(settings.init["_target_"]).endswith(".full")
+    return config.Component.of(settings.init, "init").full
 
 
 # --------------------------------------------------------------------------------------------------

@@ -8,13 +8,9 @@ pass runs without numbers, and what autograd would keep for the backward pass is
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,107 +20,15 @@ from torch.nn import functional
 from loraexp import config, models
 from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
 from loraexp.adapter.layer import Factors, Layer
-from loraexp.config.settings import ModelSettings, Settings
-from loraexp.machine.hub import SourceError, resolve
+from loraexp.config.settings import ModelSettings
 from loraexp.run.experiment import make
 from loraexp.statistics import Size
 from loraexp.statistics import plan as plan_statistics
-from loraexp.sweep import duration
+from loraexp.sweep.sizes import Memory, Shape
 
 ANSWER = 16  # tokens of the decoder of an encoder-decoder: its tasks answer with a class in words
 COUNTED: dict[tuple[Any, ...], int] = {}  # activations of models and batches counted before
 SVD_WORK = 3  # copies in float32 of the largest layer that a decomposition of it holds at once
-
-
-class Unknown(LookupError):
-    """The architecture of a model is not reachable, and its yaml does not tell it."""
-
-
-def offline(everything: Settings) -> Settings:
-    """Settings whose architecture is on this machine: their own, that of a local folder, or the
-    yaml's; raises Unknown."""
-    settings = everything.model
-    if settings.config is not None:
-        return everything
-    if settings.path is not None:
-        try:
-            if isinstance(resolve(settings.path, key="model.path"), Path):
-                return everything
-        except SourceError:
-            pass
-    found = everything.facts.get("model", {}).get("config")
-    if found is None:
-        raise Unknown(
-            f"model={settings.name}: {settings.path} is not on this machine; set model.path=DIR to"
-            " count its layers"
-        )
-    return dataclasses.replace(everything, model=dataclasses.replace(settings, config=found))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes at the peak, by part. Training holds all but `statistics` and `written`; initialising
-    weights, its own activations and `statistics`; writing answers weights, adapter and
-    `written`."""
-
-    weights: int
-    adapter: int
-    gradients: int
-    optimizer: int
-    activations: int
-    init_activations: int
-    statistics: int
-    written: int = 0  # keys and values of the answers that are written at once
-
-    @property
-    def train(self) -> int:
-        return self.weights + self.adapter + self.gradients + self.optimizer + self.activations
-
-    @property
-    def init(self) -> int:
-        return self.weights + self.init_activations + self.statistics
-
-    @property
-    def write(self) -> int:
-        return self.weights + self.adapter + self.written if self.written else 0
-
-    @property
-    def peak(self) -> int:
-        return max(self.train, self.init, self.write)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What of a run its memory depends on, hashable: runs that agree in it are counted once."""
-
-    settings: str  # json of the parts of the configuration
-    length: int
-    fused: bool
-    written: tuple[int, int] = (0, 0)  # answers that are written at once, and tokens of each
-
-
-def shape_of(settings: Settings, *, length: int | None = None) -> Shape:
-    """`length`: tokens of the longest row; None: what recipe and max_length allow. Attention is
-    fused on an accelerator, not on a CPU."""
-    train, calibration = settings.train, settings.calibration
-    parts = {
-        "model": dataclasses.asdict(settings.model),
-        "init": settings.init,
-        "optimizer": settings.optimizer,
-        "labels": len(settings.task.get("label_names") or []),
-        "problem": settings.task.get("problem"),
-        "rank": settings.rank,
-        "precision": settings.precision,
-        "batch": math.ceil(train.batch_size / train.micro_batches),
-        "calibration": [calibration.samples, calibration_rows(settings), calibration.memory_budget],
-    }
-    fused = settings.device != "cpu" and settings.model.attention != "eager"
-    return Shape(
-        settings=json.dumps(parts, sort_keys=True),
-        length=length or duration.longest(settings),
-        fused=fused,
-        written=(train.eval_batch_size, duration.written_tokens(settings)),
-    )
 
 
 @cache
@@ -213,15 +117,6 @@ def cache_bytes(model: nn.Module, dtype: torch.dtype) -> int:
         1, cfg.num_attention_heads
     )
     return int(2 * layers_of(model) * heads * width * dtype.itemsize)
-
-
-def calibration_rows(settings: Settings) -> int:
-    """Rows of the initialiser's forward pass: `init.batch_size`, at most those of a micro-batch of
-    training."""
-    return min(
-        settings.calibration.batch_size,
-        math.ceil(settings.train.batch_size / settings.train.micro_batches),
-    )
 
 
 def has_offset(made: Any, node: Mapping[str, Any]) -> bool:
@@ -346,43 +241,3 @@ def activations(
 def squares(x: Tensor, length: int) -> bool:
     """Whether a tensor holds scores of every token for every other, of each head."""
     return x.dim() >= 3 and tuple(x.shape[-2:]) == (length, length)
-
-
-# --------------------------------------------------------------------------------------------------
-# time and disk
-
-
-def disk_bytes(settings: Settings, memory: Memory, numbers: Mapping[str, int]) -> int:
-    """What a finished run keeps: the whole model with init=full, else init/ and adapter/ as they
-    trained and in PEFT's form."""
-    log = 60_000  # record, ledger, configuration, log
-    if not numbers["adapter"]:
-        return 4 * numbers["total"] + log
-    head = 4 * (numbers["trainable"] - min(numbers["trainable"], numbers["adapter"]))
-    each = memory.adapter + head
-    kept = settings.train.keep_factors_every
-    found = duration.steps_and_tokens(settings) if kept else None
-    copies = found[0] // kept if found and kept else 0
-    return (4 + copies) * each + log
-
-
-def remedy(memory: Memory, settings: Settings, budget: float) -> str:
-    """The key that makes a run fit, by what needs most of the memory."""
-    train = settings.train
-    if memory.weights > budget:
-        return "model.quantise=4bit" if settings.model.quantise != "4bit" else "a smaller model"
-    if memory.init > budget and memory.init >= memory.train:
-        activations = memory.init_activations > memory.statistics
-        return (
-            "init.batch_size"
-            if activations and calibration_rows(settings) > 1
-            else "init.memory_budget"
-        )
-    if memory.write > budget and memory.write >= memory.train:
-        return "train.eval_batch_size"
-    if memory.activations > memory.optimizer + memory.gradients:
-        if train.micro_batches < train.batch_size:
-            return f"train.micro_batches={train.batch_size}"
-        if not settings.model.gradient_checkpointing:
-            return "model.gradient_checkpointing=true"
-    return "an initializer with fewer trained weights, or a rule with less state"

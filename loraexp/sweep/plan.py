@@ -27,7 +27,7 @@ class Costs:
     untimed: int = 0  # from neither
     disk: int = 0
     unsized: int = 0  # runs whose disk is not known
-    memory: dict[tuple[str, str], Any] = field(default_factory=dict)  # place → estimate.Memory
+    memory: dict[tuple[str, str], Any] = field(default_factory=dict)  # place → sizes.Memory
     # place → the peak that its finished runs had
     recorded: dict[tuple[str, str], int] = field(default_factory=dict)
     # place → those of the run that needs most
@@ -42,6 +42,7 @@ class Costs:
 def gather(sweep: Sweep, cells: Sequence[Cell]) -> Costs:
     """Costs of the cells, each run once."""
     from loraexp.records import record
+    from loraexp.sweep import sizes
 
     costs = Costs(states={"finished": 0, "failed": 0, "missing": 0})
     once: dict[Path, Cell] = {}
@@ -58,6 +59,7 @@ def gather(sweep: Sweep, cells: Sequence[Cell]) -> Costs:
         estimate_cell(
             sweep, cell, costs, None if status == "finished" else times, todo=status != "finished"
         )
+    sizes.keep()
     return costs
 
 
@@ -89,15 +91,15 @@ def estimate_cell(
     sweep: Sweep, cell: Cell, costs: Costs, times: Mapping[Any, float] | None, *, todo: bool
 ) -> None:
     """Memory of a cell's place; time and disk of a run that is to do."""
-    from loraexp.sweep import duration, estimate
+    from loraexp.sweep import duration, sizes
 
     settings = config.typed(cell.plain)
-    memory: estimate.Memory | None = None
+    memory: sizes.Memory | None = None
     numbers: dict[str, int] | None = None
     try:
-        settings = estimate.offline(settings)
-        memory, numbers = estimate.counted(estimate.shape_of(settings))
-    except estimate.Unknown as error:
+        settings = sizes.offline(settings)
+        memory, numbers = sizes.counted(sizes.shape_of(settings), settings.cache_root)
+    except sizes.Unknown as error:
         if str(error) not in costs.unknown:
             costs.unknown.append(str(error))
     else:
@@ -110,7 +112,7 @@ def estimate_cell(
     if memory is None or numbers is None:
         costs.unsized += 1
     else:
-        costs.disk += estimate.disk_bytes(settings, memory, numbers)
+        costs.disk += sizes.disk_bytes(settings, memory, numbers)
     known = next((times[key] for key in time_keys(cell) if times and key in times), None)
     modelled = None
     if known is None and numbers is not None and sweep.hours is not None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from loraexp.adapter.linalg import at_least_float32
+from loraexp.data.draw import HELD_OUT_FRACTION, HELD_OUT_MOST
 from loraexp.data.tables import Problem, Rows, plain
 from loraexp.data.tokens import Examples, encode, tokenizer_fingerprint
 from loraexp.run.task import Given, Task
@@ -26,7 +27,6 @@ METRICS: dict[Problem, tuple[str, ...]] = {
     "regression": ("pearson", "spearmanr"),
 }
 LIKELIHOOD = "log_likelihood"  # every task with classes reports it
-HELD_OUT_FRACTION, HELD_OUT_MOST = 10, 1000  # one row in ten, at most a thousand
 
 
 def likelihood(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:

@@ -12,17 +12,13 @@ from typing import Literal, cast
 import numpy as np
 
 from loraexp.config import HUB
+from loraexp.data.draw import HELD_OUT_FRACTION, HELD_OUT_MOST
 from loraexp.data.pairs import Kind, Pair, Reading, TextExamples, encode_pairs
 from loraexp.data.rows import BadRow, Files, Hub, Row, Source, column
 from loraexp.data.tables import Columns, Parse, Rows, label_parser, labelled, plain
 from loraexp.machine.hub import SourceError
 from loraexp.run.task import Given, Task, of_keys
-from loraexp.tasks.classification import (
-    HELD_OUT_FRACTION,
-    HELD_OUT_MOST,
-    Classification,
-    LabelledKeys,
-)
+from loraexp.tasks.classification import Classification, LabelledKeys
 from loraexp.tasks.generation import GenerationTask, check_sizes, divide, reported
 
 VERSION = 1  # of the way templates are filled; part of the cache key

@@ -15,7 +15,7 @@ import yaml
 
 from loraexp import cli, config, models
 from loraexp.records.content import SCHEMA
-from loraexp.sweep import duration, estimate, reading
+from loraexp.sweep import duration, estimate, reading, sizes
 from loraexp.sweep import plan as plans
 from loraexp.sweep.cells import expand
 from tests.support.small_sweep import TINY, cells_of, go, written
@@ -36,7 +36,7 @@ PUBLISHED = {
 
 def settings_of(*overrides: str) -> Any:
     settings, _ = config.check(config.compose(list(overrides)))
-    return estimate.offline(settings)
+    return sizes.offline(settings)
 
 
 def fitting(model: str) -> list[str]:
@@ -69,7 +69,7 @@ def test_parts_of_the_memory_are_counted_exactly() -> None:
     """Rank 8 on query and value of MiniLM (384 wide, 6 layers), its head of 384·3 + 3; Adam keeps
     two numbers of each and a counter."""
     memory, numbers = estimate.counted(
-        estimate.shape_of(settings_of("task=tweets", "init=pissa", "init.start=shifted"), length=32)
+        sizes.shape_of(settings_of("task=tweets", "init=pissa", "init.start=shifted"), length=32)
     )
     adapter, head = (
         12 * 2 * 8 * 384,
@@ -81,7 +81,7 @@ def test_parts_of_the_memory_are_counted_exactly() -> None:
     assert 0 <= memory.optimizer - 2 * 4 * (adapter + head) < 100
     assert memory.weights == 4 * (numbers["total"] - adapter)
     full, count = estimate.counted(
-        estimate.shape_of(settings_of("task=tweets", "init=full"), length=32)
+        sizes.shape_of(settings_of("task=tweets", "init=full"), length=32)
     )
     assert (
         full.adapter == 0
@@ -91,11 +91,9 @@ def test_parts_of_the_memory_are_counted_exactly() -> None:
 
 
 def test_memory_follows_precision_batch_length_rule_and_checkpointing() -> None:
-    def memory(*overrides: str, length: int = 64) -> estimate.Memory:
+    def memory(*overrides: str, length: int = 64) -> sizes.Memory:
         return estimate.counted(
-            estimate.shape_of(
-                settings_of("model=tiny-llama", "task=gsm8k", *overrides), length=length
-            )
+            sizes.shape_of(settings_of("model=tiny-llama", "task=gsm8k", *overrides), length=length)
         )[0]
 
     one = memory("init=lora", "train.batch_size=4")
@@ -292,8 +290,8 @@ def test_hours_of_training_are_within_half_and_double_of_the_papers(place: str) 
     name, row, column = place.split()
     found = loaded(name)
     cell = next(cell for cell in expand(thin(found)) if (cell.row, cell.column) == (row, column))
-    settings = estimate.offline(config.typed(cell.plain))
-    numbers = estimate.counted(estimate.shape_of(settings))[1]
+    settings = sizes.offline(config.typed(cell.plain))
+    numbers = estimate.counted(sizes.shape_of(settings))[1]
     alone = replace(settings, task=settings.task | {"benchmarks": []})
     assert found.hours is not None
     hours = duration.seconds(alone, numbers, found.hours.hardware) / 3600
@@ -346,7 +344,7 @@ def test_tied_embeddings_are_counted_once() -> None:
 def test_an_offset_is_counted_where_there_is_one(init: str, pairs: int) -> None:
     """LoRA starts from a product of zero: nothing stands beside its factors."""
     memory, numbers = estimate.counted(
-        estimate.shape_of(settings_of("model=tiny-bert", "task=tweets", f"init={init}"), length=16)
+        sizes.shape_of(settings_of("model=tiny-bert", "task=tweets", f"init={init}"), length=16)
     )
     assert memory.adapter == pairs * 4 * numbers["adapter"]
 
@@ -360,8 +358,8 @@ def test_initialising_never_needs_the_activations_of_more_rows_than_training() -
         "train.batch_size=8",
         "train.micro_batches=8",
     )
-    memory = estimate.counted(estimate.shape_of(few, length=64))[0]
-    assert memory.init_activations == memory.activations and estimate.calibration_rows(few) == 1
+    memory = estimate.counted(sizes.shape_of(few, length=64))[0]
+    assert memory.init_activations == memory.activations and sizes.calibration_rows(few) == 1
 
 
 def test_answers_are_in_hours_and_memory() -> None:
@@ -374,7 +372,7 @@ def test_answers_are_in_hours_and_memory() -> None:
         "init=lora",
     ]
     settings = settings_of(*words, "train.eval_batch_size=16")
-    memory, numbers = estimate.counted(estimate.shape_of(settings))
+    memory, numbers = estimate.counted(sizes.shape_of(settings))
     assert (
         memory.written == 16 * duration.written_tokens(settings) * 512 * 1024
         and memory.write > memory.weights
@@ -409,8 +407,8 @@ def test_the_key_that_helps_is_named(words: list[str], budget: float, key: str) 
     settings = settings_of(
         "model=llama-2-7b", "task=metamath", "precision=bf16", "train.eval_batch_size=1", *words
     )
-    memory = estimate.counted(estimate.shape_of(settings))[0]
-    assert memory.peak > budget * 1e9 and estimate.remedy(memory, settings, budget * 1e9) == key
+    memory = estimate.counted(sizes.shape_of(settings))[0]
+    assert memory.peak > budget * 1e9 and sizes.remedy(memory, settings, budget * 1e9) == key
 
 
 def promised() -> list[tuple[str, str | None]]:
@@ -427,7 +425,7 @@ def promised() -> list[tuple[str, str | None]]:
 def numbers_of(model: str) -> dict[str, int]:
     """What time depends on: layers, and products of the linear ones, the same under every
     initializer."""
-    return estimate.counted(estimate.shape_of(settings_of(*fitting(model))))[1]
+    return estimate.counted(sizes.shape_of(settings_of(*fitting(model))))[1]
 
 
 @pytest.mark.parametrize(("name", "variant"), promised())
