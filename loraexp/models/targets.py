@@ -51,13 +51,20 @@ def target_layers(
     for target in targets:
         matching = {n: m for n, m in linear.items() if n == target or n.endswith(f".{target}")}
         if not matching:
-            ends = sorted({name.rpartition(".")[2] for name in linear})
-            raise ValueError(
-                f"model.targets: no linear layer is named {target!r}; the model has"
-                f" {', '.join(ends)}"
-            )
+            raise ValueError(f"model.targets: {no_layer(model, linear, target)}")
         found |= matching
     return {name: module for name, module in linear.items() if name in found}
+
+
+def no_layer(model: nn.Module, linear: Mapping[str, nn.Module], target: str) -> str:
+    """Why a name is none of the linear layers': what it is, and what there is."""
+    ends = sorted({name.rpartition(".")[2] for name in linear})
+    there = f"the model has {', '.join(ends) or 'none'}"
+    for name, module in model.named_modules():
+        if f".{name}".endswith(f".{target}"):
+            kind = type(module).__name__
+            return f"{target!r} is a {kind}, and an adapter goes on a linear layer; {there}"
+    return f"no linear layer is named {target!r}; {there}"
 
 
 def all_linear(
