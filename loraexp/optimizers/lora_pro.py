@@ -3,7 +3,7 @@ gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,7 +24,9 @@ from loraexp.optimizers.stepping import (
 )
 
 FirstStep = Literal["plain", "limit"]
-CHUNK = 2**20  # entries of a d_out × d_in temporary that are worked on at once: 4 MiB in float32
+# Entries of a d_out × d_in temporary that are worked on at once: on a CPU what stays in its cache
+# with both moments (half a MiB each in float32), elsewhere what keeps the device busy.
+CHUNK, ELSEWHERE = 2**17, 2**24
 
 
 class System(NamedTuple):
@@ -36,9 +38,6 @@ class System(NamedTuple):
     D: Tensor  # (…, r)
     V: Tensor  # (…, r, r)
     no_B: Tensor  # (…, 1, 1), bool
-
-    def part(self, rows: slice) -> System:
-        return System(*(x[rows] for x in self))
 
 
 def system(A: Tensor, B: Tensor, damping: float) -> System:
@@ -154,25 +153,9 @@ class LoRAPro(AdapterOptimizer):
         # all of them before any state moves
         systems = [self._system(place, A, B) for place, A, B in paired]
         for (place, A, B), s in zip(paired, systems, strict=True):
-            state = self.state[A.key]
-            state["step"] += 1
-            count, layers = state["step"].item(), len(A.names)
-            size = max(1, CHUNK // state["exp_avg"][0].numel())
-            for rows in (slice(i, i + size) for i in range(0, layers, size)):
-                step_A, step_B = self._project(
-                    s.part(rows),
-                    A.values[rows],
-                    B.values[rows],
-                    directions[place][rows],
-                    directions[place + 1][rows],
-                    (state["exp_avg"][rows], state["exp_avg_sq"][rows]),
-                    A.layers[0].scaling,
-                    count,
-                )
-                for values, step in ((A.values[rows], step_A), (B.values[rows], step_B)):
-                    values.mul_(1 - group["lr"] * group["weight_decay"]).add_(
-                        step, alpha=-group["lr"]
-                    )
+            step_A, step_B = self._project(s, A, B, directions[place], directions[place + 1])
+            for values, step in ((A.values, step_A), (B.values, step_B)):
+                values.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
 
     def _system(self, place: int, A: Block, B: Block) -> System:
         try:
@@ -182,40 +165,60 @@ class LoRAPro(AdapterOptimizer):
             raise
 
     def _project(
-        self,
-        s: System,
-        A: Tensor,
-        B: Tensor,
-        grad_A: Tensor,
-        grad_B: Tensor,
-        moments: tuple[Tensor, Tensor],
-        scaling: float,
-        count: float,
+        self, s: System, A: Block, B: Block, grad_A: Tensor, grad_B: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Update the moments (m, v) of G̃ in place and bring the AdamW direction `m̂ / (√v̂ + ε)`
-        back to A and B.
+        """Update the moments of G̃ in place and bring the AdamW direction `Ĝ = m̂ / (√v̂ + ε)` back
+        to A and B.
 
         At B = 0 the moments take the limit `G̃ = G Aᵀ(A Aᵀ)⁻¹A`, so that they stay in one unit; the
-        way back is `first_step`'s. Narrower moments are moved in the precision of A and B and
-        rounded once.
+        way back is `first_step`'s.
         """
-        new_A, new_B = closest(s, A, B, grad_A, grad_B, scaling)
-        # η(B g_A + g_B A) as one product of stacked factors, and AdamW on a weight of zeros: one
-        # pass over d_out x d_in each, which is what a step of LoRA-Pro costs.
-        equivalent = torch.cat([scaling * B, scaling * new_B], -1) @ torch.cat([new_A, A], -2)
-        wide = [x.to(equivalent.dtype) for x in moments]  # themselves, where they are not narrower
-        before = torch.tensor(count - 1, dtype=torch.float32, device=equivalent.device)
-        moved = torch.zeros_like(equivalent)
-        state = {"step": before, "exp_avg": wide[0], "exp_avg_sq": wide[1]}
-        self.base.update([moved], [equivalent], [state], lr=1.0, weight_decay=0.0)
-        for kept, own in zip(moments, wide, strict=True):
-            if kept.dtype != own.dtype:
-                kept.copy_(own)
-        direction = moved.neg_()
-        plain_A, plain_B = scaling * (B.mT @ direction), scaling * (direction @ A.mT)
-        return at_zero(
-            s, (plain_A, plain_B), closest(s, A, B, plain_A, plain_B, scaling), self.first_step
-        )
+        scaling = A.layers[0].scaling
+        new_A, new_B = closest(s, A.values, B.values, grad_A, grad_B, scaling)
+        # η(B g_A + g_B A) as one product of stacked factors
+        left = torch.cat([scaling * B.values, scaling * new_B], -1)
+        right = torch.cat([new_A, A.values], -2)
+        plain_A, plain_B = self._direction(self.state[A.key], left, right, A.values, B.values)
+        plain = plain_A.mul_(scaling), plain_B.mul_(scaling)
+        return at_zero(s, plain, closest(s, A.values, B.values, *plain, scaling), self.first_step)
+
+    def _direction(
+        self, state: State, left: Tensor, right: Tensor, A: Tensor, B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`BᵀĜ` and `Ĝ Aᵀ` of the direction Ĝ that AdamW takes from `G̃ = left · right`.
+
+        One pass over d_out × d_in, in pieces that stay in the cache from the product to the way
+        back; narrower moments are moved in the precision of A and B and rounded once.
+        """
+        plain_A, plain_B = torch.zeros_like(A), torch.empty_like(B)
+        before, count = state["step"].clone(), state["step"].clone()
+        moments = state["exp_avg"], state["exp_avg_sq"]
+        for part in parts(moments[0].shape, A.device.type):
+            layers = part[0]
+            gradient = torch.bmm(left[part], right[layers])
+            own = [x[part] for x in moments]
+            wide = [x.to(gradient.dtype) for x in own]  # themselves, where they are not narrower
+            # AdamW on a weight of zeros, which it leaves at −Ĝ
+            moved = torch.zeros_like(gradient)
+            held = {"step": count.copy_(before), "exp_avg": wide[0], "exp_avg_sq": wide[1]}
+            self.base.update([moved], [gradient], [held], lr=1.0, weight_decay=0.0)
+            for narrow, value in zip(own, wide, strict=True):
+                if narrow.dtype != value.dtype:
+                    narrow.copy_(value)
+            plain_A[layers].baddbmm_(B[part].mT, moved, alpha=-1)
+            plain_B[part] = torch.bmm(moved, A[layers].mT).neg_()
+        state["step"] += 1
+        return plain_A, plain_B
+
+
+def parts(shape: Sequence[int], device: str) -> Iterator[tuple[slice, slice]]:
+    """Pieces of (n, d_out, d_in): several layers, or rows of one."""
+    layers, height, width = shape
+    most = CHUNK if device == "cpu" else ELSEWHERE
+    together, rows = max(1, most // (height * width)), min(height, max(1, most // width))
+    for first in range(0, layers, together):
+        for row in range(0, height, rows):
+            yield slice(first, first + together), slice(row, row + rows)
 
 
 @rule("A", "B", plain_pair=True)

@@ -35,8 +35,7 @@ def precondition(
     the shapes of the gradients. Raises `FloatingPointError` where A or B is not finite.
     """
     inverse_A, inverse_B = inverse(grams(A, B), damping)
-    # the inverse is symmetric; this order is the faster one
-    return inverse_B @ grad_A, (inverse_A @ grad_B.mT).mT
+    return inverse_B @ grad_A, grad_B @ inverse_A
 
 
 class InTurn(AdapterOptimizer):
@@ -66,7 +65,7 @@ class InTurn(AdapterOptimizer):
         for place, A, B in pairs(blocks):
             super().apply(group, [A], [directions[place]])
             inverse_A = inverse(A.values @ A.values.mT, self.damping)
-            direction = (inverse_A @ directions[place + 1].mT).mT.contiguous()
+            direction = directions[place + 1] @ inverse_A
             self._require_finite([B], [direction])
             super().apply(group, [B], [direction])
 

@@ -51,7 +51,8 @@ class PairOptimizer(AdapterOptimizer):
         for place, A, B in pairs(blocks):
             grad_A, grad_B = gradients[place : place + 2]
             scaling = A.layers[0].scaling
-            for rows in chunks(A):
+            runs = chunks(A)
+            for rows in runs:
                 try:
                     new_A, new_B = self.transform(
                         A.values[rows], B.values[rows], grad_A[rows], grad_B[rows], scaling
@@ -61,7 +62,7 @@ class PairOptimizer(AdapterOptimizer):
                     raise SingularSystem(
                         str(problem), rows.start + problem.index % size, place
                     ) from None
-                if len(A.names) == 1:
+                if len(runs) == 1:
                     directions[place : place + 2] = new_A.contiguous(), new_B.contiguous()
                 else:  # a stack is a copy of the gradients, and warm memory: it takes the result
                     grad_A[rows], grad_B[rows] = new_A, new_B

@@ -889,6 +889,16 @@ def test_a_factor_that_is_not_finite_names_the_layer(
         optimizer.step()
 
 
+@pytest.mark.parametrize("entries", [1, 5 * 10, 12 * 10, 3 * 12 * 10])
+def test_rows_of_a_layer_at_a_time_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, entries: int
+) -> None:
+    """One row, five of twelve (the last piece has two), one layer, all three layers at once."""
+    expected = trained(lora_pro, adapted())
+    monkeypatch.setattr("loraexp.optimizers.lora_pro.CHUNK", entries)
+    assert_close(trained(lora_pro, adapted()), expected, 1e-5)
+
+
 def test_working_in_chunks_changes_nothing_and_still_names_the_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
