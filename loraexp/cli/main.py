@@ -156,7 +156,21 @@ def refuse_words(argv: Sequence[str]) -> None:
             raise ConfigError(f"--cfg {shown}: expected job, hydra or all")
         if before in WITH_VALUE or word.startswith(("-", "~", "+")) or "=" in word:
             continue
-        raise ConfigError(f"{word}: expected KEY=VALUE or a verb; {config.nearest(word, VERBS)}")
+        raise ConfigError(f"{word}: expected KEY=VALUE or a verb; {remedy(before, word, argv)}")
+
+
+def remedy(before: str, word: str, argv: Sequence[str]) -> str:
+    """What a bare word may have meant, with the one before it."""
+    after = [*argv[argv.index(word) + 1 :], ""][0]
+    if after.startswith("=") or word.endswith("=") or before.endswith("="):
+        key, value = (word, argv[-1]) if after.startswith("=") else (before.rstrip("="), word)
+        return f"no spaces around =, as in {key}={value.lstrip('=')}"
+    if word in ("train", "run", "fit", "start"):
+        return "one run needs no verb: loraexp KEY=VALUE ...; a table's runs: loraexp sweep NAME"
+    near = config.nearest(word, VERBS)
+    if is_override(before) and not near.startswith("nearest"):
+        return f"quote a value with a space in it: '{before} {word}'"
+    return near
 
 
 def single(argv: Sequence[str]) -> int:

@@ -42,6 +42,20 @@ def of_hydra(word: str) -> bool:
     return schema.key_of(word).startswith(("hydra.", "hydra/"))
 
 
+def require_root(overrides: Sequence[str]) -> Path | None:
+    """The output_root that was typed, if one was; raises ConfigError where no such folder is."""
+    typed = [word.partition("=")[2] for word in overrides if schema.key_of(word) == "output_root"]
+    if not typed:
+        return None
+    root = Path(unquoted(typed[-1])).expanduser().absolute()
+    if not root.is_dir():
+        raise ConfigError(
+            f"output_root={root}: there is no such folder, so there are no records; give that of"
+            " your runs (loraexp sweep makes them)"
+        )
+    return root
+
+
 def sweep(arguments: Sequence[str]) -> int:
     """Every missing run of a sweep; hydra/launcher=joblib|submitit_slurm|ray runs several at once.
 
@@ -183,6 +197,8 @@ def table(arguments: Sequence[str]) -> int:
     if wanted not in names:
         raise ConfigError(f"--format {wanted}: expected {', '.join(names)}")
     loaded = reading.load(options.name, options.variant, overrides)
+    if options.source is None:
+        require_root(overrides)
     built = tables.build(gather.gather(loaded, options.source))
     text = printable(formats.FORMATS[wanted](built, options.brief))
     if options.to is None:
@@ -223,6 +239,8 @@ def plot(arguments: Sequence[str]) -> int:
             f"{wanted.name}: this sweep declares no plots; loraexp table {wanted.name} prints its"
             " table"
         )
+    if options.source is None:
+        require_root(overrides)
     from loraexp.artifacts import drawing, plots
     from loraexp.results import gather
 
@@ -268,11 +286,10 @@ def report(arguments: Sequence[str]) -> int:
     from loraexp.artifacts import html, page
     from loraexp.machine import files
 
-    parts = [part for name in names or reading.names() for part in page.parts_of(name, overrides)]
+    root = require_root(overrides) or Path("outputs").absolute()
     options.to.mkdir(parents=True, exist_ok=True)
     path = options.to / "index.html"
-    said = [word.partition("=")[2] for word in overrides if schema.key_of(word) == "output_root"]
-    root = Path(unquoted(said[-1]) if said else "outputs").expanduser().absolute()
+    parts = [part for name in names or reading.names() for part in page.parts_of(name, overrides)]
     runs = page.all_runs(root, options.to.absolute())
     files.replace(path, html.page(parts, overrides, runs, shorten(root)).encode())
     with_data = sum(part.table is not None for part in parts)

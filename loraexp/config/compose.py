@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 SPELLINGS = {
     "learning_rate": "lr",
     "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
+    "per_device_train_batch_size": "train.batch_size",
+    "per_device_eval_batch_size": "train.eval_batch_size",
+    "batch_size": "train.batch_size",
     "lora_alpha": "alpha",
     "r": "rank",
     "lora_r": "rank",
@@ -188,6 +190,11 @@ def explain(error: BaseException) -> str:
         )
     if found := re.search(r"Could not append.*?'([^']+)'", text):
         return f"+{found[1]}: the key is there already; write {found[1]}=... without the plus"
+    if "Can only enumerate CHOICE and RANGE sweeps" in text:
+        return (
+            "interval(...) has no values to enumerate: add hydra/sweeper=optuna, which searches in"
+            " it (pip install 'loraexp[optuna]'), or write the values, as lr=1e-4,1e-3"
+        )
     if re.search(
         r"missing EQUAL at '<EOF>'|no viable alternative|mismatched input|extraneous"
         r" input|LexerNoViable",
@@ -209,7 +216,11 @@ def nearest_key(word: str) -> str:
     keys = known_keys(word)
     last = word.rpartition(".")[2].lower()
     wanted = SPELLINGS.get(last, last)
-    same = [key for key in keys if key.lower() == word.lower() or key.rpartition(".")[2] == wanted]
+    same = [
+        key
+        for key in keys
+        if key.lower() == word.lower() or wanted in (key, key.rpartition(".")[2])
+    ]
     if same:
         return f"nearest: {', '.join(same[:4])}"
     said = nearest(word, keys)

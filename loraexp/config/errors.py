@@ -14,6 +14,8 @@ def nearest(word: str, choices: Iterable[str], listed: str = "") -> str:
     """The nearest valid names first; all of them where nothing is near and they are few; else where
     `loraexp list` has them."""
     choices = list(dict.fromkeys(choices))
+    if same := [choice for choice in choices if choice.lower() == word.lower()]:
+        return f"nearest: {', '.join(same)}"
     close = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
     alike = [difflib.SequenceMatcher(None, choice, word).ratio() for choice in close]
     close = [choice for choice, ratio in zip(close, alike, strict=True) if ratio > alike[0] - 0.08]

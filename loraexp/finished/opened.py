@@ -213,14 +213,14 @@ def find_run(word: str) -> tuple[Path, dict[str, Any]]:
     record."""
     folder = Path(word).parent if Path(word).name == "record.json" else Path(word)
     if not folder.is_dir():
-        folders = (
-            [path.parent for path in sorted(Path().glob(f"*/*/*-{word}/record.json"))]
-            if "/" not in word
-            else []
-        )
+        folders = [
+            path.parent
+            for path in ([] if "/" in word else sorted(Path().glob("*/**/record.json")))
+            if path.parent.name == word or path.parent.name.endswith(f"-{word}")
+        ]
         if len(folders) != 1:
             raise ConfigError(
-                f"{word}: expected a run folder, or the id of one run under ./outputs"
+                f"{word}: expected a run folder, or the id of one run in a folder here"
                 f" ({len(folders)} found)"
             )
         folder = folders[0]

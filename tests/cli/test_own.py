@@ -11,6 +11,7 @@ import pytest
 
 from loraexp import cli
 from loraexp.config import search
+from loraexp.records.reading import load_records
 from tests.support.helpers import REPOSITORY
 
 
@@ -156,3 +157,23 @@ assert len(frame) and figure.get_size_inches().min() > 1
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_run_is_found_by_its_id_or_name_under_any_output_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment=debug", "init=lora", "output_root='my results/deep/down'"]
+    assert cli.main(words) == 0
+    [path] = tmp_path.rglob("record.json")
+    name = path.parent.name
+    for word in (name, name.rpartition("-")[2], str(path), str(path.parent)):
+        assert cli.main(["verify", word]) == 0
+    assert cli.main(["verify", name, str(path.parent)]) == 0
+    with pytest.raises(ValueError, match="typo: there is no such folder"):
+        load_records("typo")
+    with pytest.raises(ValueError, match="no run in it; there are some in my results/deep/down"):
+        load_records("my results")
+    capsys.readouterr()
+    assert cli.main(["runs", "my results"]) == 0
+    assert name in capsys.readouterr().out

@@ -147,6 +147,58 @@ BAD = [
         ["model=minilm", "runn"],
         "runn: expected KEY=VALUE or a verb; nearest: runs",
     ),
+    (
+        ["train", "task=cola"],
+        "train: expected KEY=VALUE or a verb; one run needs no verb: loraexp KEY=VALUE ...; a"
+        " table's runs: loraexp sweep NAME",
+    ),
+    (["seed", "=", "3"], "seed: expected KEY=VALUE or a verb; no spaces around =, as in seed=3"),
+    (
+        ["output_root=my", "results"],
+        "results: expected KEY=VALUE or a verb; quote a value with a space in it: 'output_root=my"
+        " results'",
+    ),
+    (["init=LoRA"], "init=LoRA: there is no conf/init/LoRA.yaml; nearest: lora"),
+    (["task=CoLA"], "task=CoLA: there is no conf/task/CoLA.yaml; nearest: cola"),
+    (["learning_rate=1"], "learning_rate: there is no such key; nearest: lr"),
+    (["Lr=1"], "Lr: there is no such key; nearest: lr"),
+    (["batch_size=8"], "batch_size: there is no such key; nearest: train.batch_size"),
+    (
+        ["per_device_train_batch_size=8"],
+        "per_device_train_batch_size: there is no such key; nearest: train.batch_size",
+    ),
+    (
+        ["lr=1e-3,2e-3"],
+        "lr=1e-3,2e-3: several values; add -m for a run of each, or write lr=[1e-3,2e-3] for a"
+        " list",
+    ),
+    (["+lr=1"], "+lr: the key is there already; write lr=... without the plus"),
+    (
+        ["-m", "lr=interval(1e-4,1e-3)"],
+        "interval(...) has no values to enumerate: add hydra/sweeper=optuna, which searches in it"
+        " (pip install 'loraexp[optuna]'), or write the values, as lr=1e-4,1e-3",
+    ),
+    (["--cfg", "jobs"], "--cfg jobs: expected job, hydra or all"),
+    (
+        ["table", "nope"],
+        "nope: there is no sweep of that name and no such file; 55 choices, see loraexp list"
+        " sweeps",
+    ),
+    (
+        ["table", "cg_lora_table1", "output_root=/nope"],
+        "output_root=/nope: there is no such folder, so there are no records; give that of your"
+        " runs (loraexp sweep makes them)",
+    ),
+    (
+        ["plot", "cg_lora_fig3", "output_root=/nope"],
+        "output_root=/nope: there is no such folder, so there are no records; give that of your"
+        " runs (loraexp sweep makes them)",
+    ),
+    (
+        ["report", "--to", "page", "output_root=/nope"],
+        "output_root=/nope: there is no such folder, so there are no records; give that of your"
+        " runs (loraexp sweep makes them)",
+    ),
     (["verfy", "x"], "verfy: expected KEY=VALUE or a verb; nearest: verify"),
     (
         ["init=full", "optimizer=p_lora"],
@@ -164,7 +216,7 @@ BAD = [
     (["list", "model"], "list model: nearest: models"),
     (
         ["verify", "nowhere"],
-        "nowhere: expected a run folder, or the id of one run under ./outputs (0 found)",
+        "nowhere: expected a run folder, or the id of one run in a folder here (0 found)",
     ),
     (
         ["model.targets=[]"],
