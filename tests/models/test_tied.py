@@ -156,8 +156,16 @@ def test_a_run_on_a_shared_output_layer_verifies_and_exports(
 
 
 def test_training_every_weight_leaves_shared_ones_shared(tmp_path: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+
     words = [word for word in of_folder(tmp_path) if not word.startswith(("init", "rank"))]
     outcome = run(*words, "init=full", "model.targets=[lm_head,q]", out=tmp_path / "out")
     assert outcome.record["model"]["untied"] == []
     stored = load_file(outcome.folder / "adapter" / "model.safetensors")
     assert "lm_head.weight" not in stored and "shared.weight" in stored
+    to = tmp_path / "to"
+    assert cli.main(["export", str(outcome.folder), "--to", str(to), "--merged"]) == 0
+    assert AutoTokenizer.from_pretrained(to)("a fine day")["input_ids"]
+    assert GenerationConfig.from_pretrained(to).eos_token_id == 1
+    whole = AutoModelForSeq2SeqLM.from_pretrained(to)
+    assert whole.lm_head.weight is whole.shared.weight
