@@ -11,6 +11,7 @@ from dataclasses import dataclass
 CONFIDENCE = 0.95
 POWER = 0.8  # how often a difference is to be seen that is called visible
 RESAMPLES = 10_000
+ROUNDING = 1e-9  # of the largest difference: a spread below it is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +66,14 @@ def half_width(values: Sequence[float]) -> float:
     return quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def visible_difference(values: Sequence[float]) -> float:
+def visible_difference(values: Sequence[float]) -> float | None:
     """The smallest true mean that an interval as wide as these values' leaves apart from 0 eight
     times in ten: δ s/√n, where a noncentral t with n − 1 degrees of freedom and centre δ is above
-    t_{0.975, n−1} with that probability."""
+    t_{0.975, n−1} with that probability. None of values without a spread, which tell none."""
     from scipy.special import nctdtrinc
 
+    if statistics.stdev(values) <= ROUNDING * max(map(abs, values)):
+        return None
     freedom = len(values) - 1
     centre = float(nctdtrinc(freedom, 1 - POWER, quantile(freedom)))
     return centre * statistics.stdev(values) / math.sqrt(len(values))

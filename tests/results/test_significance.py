@@ -68,3 +68,5 @@ def test_what_is_visible_is_seen_eight_times_in_ten() -> None:
     found = paired({0: 5.0, 1: 7.0, 2: 9.0}, {0: 4.0, 1: 5.0, 2: 6.0})
     assert found is not None and found.visible == pytest.approx(5.6535 / math.sqrt(3), rel=1e-4)
     assert paired({0: 1.0}, {0: 0.0}).visible is None  # type: ignore[union-attr]
+    same = paired({0: 0.3, 1: 0.1 + 0.2, 2: 0.3}, {0: 0.1, 1: 0.1, 2: 0.1})
+    assert same is not None and same.visible is None  # no spread but rounding
