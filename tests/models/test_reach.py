@@ -74,5 +74,5 @@ def test_a_run_says_so_before_it_loads_weights(
     from loraexp.models import load
 
     monkeypatch.setattr(load, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
-    with pytest.raises(SourceError, match="reads 16; set task.max_length=16"):
+    with pytest.raises(config.ConfigError, match="reads 16; set task.max_length=16"):
         run("model.config.max_position_embeddings=16", out=tmp_path)
