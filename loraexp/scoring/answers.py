@@ -10,7 +10,7 @@ when any string would be read differently: it goes into the record.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -200,103 +200,101 @@ def _whole(text: str) -> str | None:
     return text.strip() or None
 
 
-def _extractors() -> list[Extractor]:
-    made = [
-        Extractor("text", 1, _whole, "the whole text"),
-        Extractor(
-            "gsm8k_lora_ga",
-            2,
-            lambda t: number_in(_after_first(t, "####")),
-            "the first number after the first ####",
-        ),
-        Extractor(
-            "gsm8k_lora_ga_released",
-            1,
-            _hashes_released,
-            "digits right after a ####: 1,234 is 1, $5 and -3 and no answer are 0, 2.50 is 2",
-        ),
-        Extractor(
-            "gsm8k_lora_sb",
-            2,
-            lambda t: number_in(_after_last(t, "The answer is: ")),
-            'the first number after the last "The answer is: "',
-        ),
-        Extractor(
-            "gsm8k_lora_sb_released",
-            1,
-            _answer_is_released,
-            'after the last "The answer is: ": one separator only (1,234,567 is 1234), rounded to'
-            " an integer, 5/0 is 5",
-        ),
-        Extractor(
-            "gsm8k_lora_da",
-            2,
-            _lora_da,
-            'the first number after the last ####, or else after the last "The answer is: "',
-        ),
-        Extractor(
-            "gsm8k_lora_da_released",
-            1,
-            _lora_da_released,
-            "the same places; one separator only, rounded to an integer, 5/0 is nothing",
-        ),
-        Extractor("gsm8k_llm_adapters", 1, _last_number, "the last number"),
-        Extractor(
-            "gsm8k_llm_adapters_released",
-            1,
-            _last_number_released,
-            "the last -?digits.digits once commas are gone; 3/4 is 4",
-        ),
-        Extractor("gsm8k_cot_strict", 1, _cot_strict, "lm-eval gsm8k_cot 3.0, strict-match"),
-        Extractor(
-            "gsm8k_cot_flexible", 1, _cot_flexible, "lm-eval gsm8k_cot 3.0, flexible-extract"
-        ),
-        Extractor(
-            "math",
-            1,
-            mathematics.final_answer,
-            'the last \\boxed{}, or else what follows the last "The answer is"',
-        ),
-        Extractor("math_boxed", 1, mathematics.last_boxed, "the last \\boxed{}"),
-        Extractor(
-            "math_lora_sb_released",
-            1,
-            mathematics.final_answer_released,
-            'after the last "The answer is: " only; a box is not looked for',
-        ),
-        Extractor(
-            "code",
-            2,
-            python_of,
-            "the first Python, by its fences and its grammar, its margin removed",
-        ),
-        Extractor(
-            "code_released",
-            1,
-            _code_released,
-            "all text without fences and docstrings, indented anew by rank",
-        ),
-    ]
+TABLE = (
+    Extractor("text", 1, _whole, "the whole text"),
+    Extractor(
+        "gsm8k_lora_ga",
+        2,
+        lambda t: number_in(_after_first(t, "####")),
+        "the first number after the first ####",
+    ),
+    Extractor(
+        "gsm8k_lora_ga_released",
+        1,
+        _hashes_released,
+        "digits right after a ####: 1,234 is 1, $5 and -3 and no answer are 0, 2.50 is 2",
+    ),
+    Extractor(
+        "gsm8k_lora_sb",
+        2,
+        lambda t: number_in(_after_last(t, "The answer is: ")),
+        'the first number after the last "The answer is: "',
+    ),
+    Extractor(
+        "gsm8k_lora_sb_released",
+        1,
+        _answer_is_released,
+        'after the last "The answer is: ": one separator only (1,234,567 is 1234), rounded to'
+        " an integer, 5/0 is 5",
+    ),
+    Extractor(
+        "gsm8k_lora_da",
+        2,
+        _lora_da,
+        'the first number after the last ####, or else after the last "The answer is: "',
+    ),
+    Extractor(
+        "gsm8k_lora_da_released",
+        1,
+        _lora_da_released,
+        "the same places; one separator only, rounded to an integer, 5/0 is nothing",
+    ),
+    Extractor("gsm8k_llm_adapters", 1, _last_number, "the last number"),
+    Extractor(
+        "gsm8k_llm_adapters_released",
+        1,
+        _last_number_released,
+        "the last -?digits.digits once commas are gone; 3/4 is 4",
+    ),
+    Extractor("gsm8k_cot_strict", 1, _cot_strict, "lm-eval gsm8k_cot 3.0, strict-match"),
+    Extractor("gsm8k_cot_flexible", 1, _cot_flexible, "lm-eval gsm8k_cot 3.0, flexible-extract"),
+    Extractor(
+        "math",
+        1,
+        mathematics.final_answer,
+        'the last \\boxed{}, or else what follows the last "The answer is"',
+    ),
+    Extractor("math_boxed", 1, mathematics.last_boxed, "the last \\boxed{}"),
+    Extractor(
+        "math_lora_sb_released",
+        1,
+        mathematics.final_answer_released,
+        'after the last "The answer is: " only; a box is not looked for',
+    ),
+    Extractor(
+        "code",
+        2,
+        python_of,
+        "the first Python, by its fences and its grammar, its margin removed",
+    ),
+    Extractor(
+        "code_released",
+        1,
+        _code_released,
+        "all text without fences and docstrings, indented anew by rank",
+    ),
+)
+
+
+def first_words() -> Iterator[Extractor]:
+    """Of each question of common sense: the first of its choices' words."""
     for benchmark, words in COMMONSENSE_WORDS.items():
         choices = "|".join(words)
-        made += [
-            Extractor(
-                f"{benchmark}_first",
-                1,
-                partial(first_word, words),
-                f"first of {choices}, as it is written",
-            ),
-            Extractor(
-                f"{benchmark}_first_lower",
-                1,
-                partial(first_word, words, lower=True),
-                f"first of {choices}, in any case",
-            ),
-        ]
-    return made
+        yield Extractor(
+            f"{benchmark}_first",
+            1,
+            partial(first_word, words),
+            f"first of {choices}, as it is written",
+        )
+        yield Extractor(
+            f"{benchmark}_first_lower",
+            1,
+            partial(first_word, words, lower=True),
+            f"first of {choices}, in any case",
+        )
 
 
-EXTRACTORS = {extractor.name: extractor for extractor in _extractors()}
+EXTRACTORS = {extractor.name: extractor for extractor in (*TABLE, *first_words())}
 COMPARERS = {
     comparer.name: comparer
     for comparer in [

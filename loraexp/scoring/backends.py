@@ -18,13 +18,12 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from loraexp.adapter.adapted import AdaptedLinear
-from loraexp.adapter.linalg import at_least_float32
 from loraexp.machine import progress
 from loraexp.scoring import generate
 from loraexp.scoring.likelihood import continuations, score_rows
+from loraexp.scoring.merged import write_merged
 from loraexp.scoring.sharing import Sharing
 
 Backend = Literal["hf", "vllm"]
@@ -157,43 +156,6 @@ class _Asking:
 
 def _asking(served: Any, shorter: Mapping[str, str]) -> Any:
     return _Asking(served, shorter) if shorter else served
-
-
-def write_merged(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """The adapted model as a plain checkpoint: every update added to its weight once, in float32.
-    The live one stays as it is.
-
-    Raises: ValueError for a quantised base, whose weights take no update.
-    """
-    from transformers.utils.logging import disable_progress_bar, enable_progress_bar
-
-    inner = generate.bare(model)
-    state: dict[str, Tensor] = dict(inner.state_dict())
-    for name, layer in [
-        (name, module)
-        for name, module in inner.named_modules()
-        if isinstance(module, AdaptedLinear)
-    ]:
-        weight = layer.base.weight
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            raise ValueError(
-                f"layer {name}: a quantised weight cannot be merged for vLLM; set"
-                " evaluate.backend=hf"
-            )
-        own = {key: state.pop(key) for key in [key for key in state if key.startswith(f"{name}.")]}
-        state |= {
-            key.replace(f"{name}.base.", f"{name}."): x
-            for key, x in own.items()
-            if key.startswith(f"{name}.base.")
-        }
-        with torch.no_grad():
-            state[f"{name}.weight"] = (at_least_float32(weight) + layer.update()).to(weight.dtype)
-    disable_progress_bar()
-    try:
-        inner.save_pretrained(folder, state_dict=state)
-    finally:
-        enable_progress_bar()
-    tokenizer.save_pretrained(folder)
 
 
 @functools.cache

@@ -4,11 +4,8 @@ written down."""
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -16,95 +13,20 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from loraexp.machine.escapes import printable
-from loraexp.machine.files import replace
-from loraexp.machine.progress import Advance, tally
-from loraexp.scoring import generate, judge, sandbox
-from loraexp.scoring.backends import Answering, autocast_of, language_model, listener, quiet
+from loraexp.machine.progress import Advance
+from loraexp.scoring import generate, sandbox
+from loraexp.scoring.backends import Answering, autocast_of, language_model, listener
+from loraexp.scoring.evaluator import lm_evaluate
 from loraexp.scoring.likelihood import score_choices
 from loraexp.scoring.protocols import Protocol, find
-from loraexp.scoring.sharing import parts_of
-
-TASKS = Path(__file__).resolve().parent / "harness_tasks"
-FEWSHOT_SEED = 1234  # lm-eval's own default
-
-
-@dataclass(frozen=True)
-class Question:
-    """One row to be scored: its prompt, the truth as the protocol reads it, and where it came from.
-
-    For code, `truth` is the program that tests it, with the function's name in `entry` and what the
-    program begins with in `opening`. For choices it is one of the protocol's.
-    """
-
-    prompt: str
-    truth: str
-    source: str = ""
-    opening: str = ""
-    entry: str = ""
-
-
-@dataclass
-class Sample:
-    """What `samples.jsonl` holds of one answer."""
-
-    index: int
-    protocol: str
-    prompt: str
-    truth: str
-    output: str
-    answer: str | None
-    right: bool
-    source: str = ""
-    scores: list[float] | None = None
-    detail: str = ""
-    inside: bool = False  # code: tested in the program's own process (see judge.needs_itself)
-
-
-class Marks:
-    """What is known of a protocol's answers while they come: read and compared once, and counted
-    for the bar."""
-
-    def __init__(self, protocol: Protocol, truths: Sequence[str], advance: Advance | None) -> None:
-        self._protocol, self._truths, self._advance = protocol, truths, advance
-        self._known: dict[tuple[str, str], tuple[str | None, bool]] = {}
-        self._done = self._answered = self._right = 0
-
-    def mark(self, text: str, truth: str) -> tuple[str | None, bool]:
-        """(the answer in a text, whether it is the truth); code is not run here, so none of it is
-        right yet."""
-        key = (text, truth)
-        if key not in self._known:
-            answer = self._protocol.read(text)
-            self._known[key] = (
-                answer,
-                self._protocol.kind != "code" and self._protocol.right(answer, truth),
-            )
-        return self._known[key]
-
-    def told(self, request: Any, found: str | Sequence[float], of: int) -> None:
-        """Hear of an answer of lm-eval's request: a text, or a log-probability of each choice."""
-        if self._advance is None:
-            return
-        self._done += 1
-        truth = self._truths[request.doc.get("index", request.doc_id)]
-        if isinstance(found, str):
-            answer, right = self.mark(found, truth)
-        else:
-            answer = self._protocol.choices[int(np.argmax(found))]
-            right = answer == truth
-        self._answered += answer is not None
-        self._right += right
-        shown = {"answered": f"{self._answered}/{self._done}"}
-        self._advance(
-            1,
-            total=of,
-            **(
-                shown
-                if self._protocol.kind == "code"
-                else shown | {"right": f"{self._right}/{self._done}"}
-            ),
-        )
+from loraexp.scoring.samples import (
+    Marks,
+    Question,
+    Sample,
+    metrics_of,
+    run_tests,
+    write_samples,
+)
 
 
 def score(
@@ -153,19 +75,9 @@ def score(
         with language_model(model, tokenizer, how, marks.told) as live:
             samples = _through_lm_eval(live, protocol, questions, marks)
     if protocol.kind == "code":
-        _execute(samples, questions, how, model)
+        run_tests(samples, questions, how, model)
     write_samples(folder, samples)
     return metrics_of(protocol, samples)
-
-
-def metrics_of(protocol: Protocol, samples: Sequence[Sample]) -> dict[str, float]:
-    name = "accuracy" if protocol.kind == "harness" else protocol.metric
-    found = {name: float(np.mean([sample.right for sample in samples]))}
-    return (
-        found
-        if protocol.kind == "choices"
-        else found | {"answered": float(np.mean([sample.answer is not None for sample in samples]))}
-    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -333,51 +245,6 @@ def _alone(
     ]
 
 
-@cache
-def task_manager(folder: Path) -> Any:
-    """lm-eval's index of the tasks in one folder; that of all its own, which are thousands, takes
-    seconds to read."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=str(folder), include_defaults=False)
-
-
-def lm_evaluate(
-    live: Any, task: str, overrides: Mapping[str, Any], benchmark: str | None = None
-) -> dict[str, Any]:
-    """lm-eval on one task of ours, or of its own for a benchmark, with some keys replaced; quietly
-    and without its bootstrap.
-
-    Its `simple_evaluate` is not what is called: that seeds the global generators, which are the
-    training's, and gives no result to a process whose LOCAL_RANK is not 0. `evaluate` has no
-    opinion about either.
-    """
-    import lm_eval
-    from lm_eval.evaluator import evaluate
-
-    with quiet(), tempfile.TemporaryDirectory() as place:
-        manager = task_manager(
-            TASKS if benchmark is None else Path(lm_eval.__file__).parent / "tasks" / benchmark
-        )
-        variant = Path(place) / f"{task}.yaml"
-        # JSON is YAML
-        variant.write_text(
-            json.dumps({"include": str(manager.task_index[task].yaml_path), **overrides})
-        )
-        tasks = manager.load([str(variant)])
-        for one in tasks["tasks"].values():
-            if one.get_config("num_fewshot") is None:
-                one.set_config(key="num_fewshot", value=0)
-            one.set_fewshot_seed(seed=FEWSHOT_SEED)
-        found = evaluate(lm=live, task_dict=tasks, bootstrap_iters=0, log_samples=True)
-    if found is None:
-        raise RuntimeError(
-            f"lm-eval gave no result for {task}: its model calls itself process {live.rank} of"
-            f" {live.world_size}"
-        )
-    return dict(found)
-
-
 def run_task(
     model: nn.Module,
     tokenizer: Any,
@@ -461,58 +328,3 @@ def _own_samples(protocol: Protocol, found: Mapping[str, Any]) -> list[Sample]:
 
 # --------------------------------------------------------------------------------------------------
 # code and files
-
-
-def _execute(
-    samples: list[Sample], questions: Sequence[Question], how: Answering, model: nn.Module
-) -> None:
-    """Run each answer against its question's tests, this process's part of them on its part of the
-    CPUs."""
-    runnable = [number for number, sample in enumerate(samples) if sample.answer is not None]
-    mine = [runnable[k] for k in parts_of(how.processes, model, len(runnable))]
-    cases = [
-        case(questions[samples[number].index], samples[number].answer or "") for number in mine
-    ]
-    with tally("tests") as progress:
-        beside = how.processes.world if how.processes is not None else 1
-        workers = max(1, (os.cpu_count() or 1) // beside)
-        outcomes = judge.judge_all(
-            cases, unsafe_code=how.unsafe_code, workers=workers, progress=progress
-        )
-    found = {
-        number: (outcome.passed, f"{outcome.status}: {outcome.detail}".rstrip(": "), outcome.inside)
-        for number, outcome in zip(mine, outcomes, strict=True)
-    }
-    if how.processes is not None and len(mine) < len(runnable):
-        for part in how.processes.gather(found):
-            found |= part
-    for number, verdict in found.items():
-        samples[number].right, samples[number].detail, samples[number].inside = verdict
-
-
-def case(question: Question, completion: str) -> judge.Case:
-    """HumanEval's check: the question's opening, the completion, its tests, and the call of them
-    (Chen et al. 2021)."""
-    return judge.Case(
-        program=f"{question.opening}{completion}\n",
-        opening=question.opening,
-        test=question.truth,
-        entry=question.entry,
-    )
-
-
-def write_samples(folder: Path | None, samples: Sequence[Sample]) -> None:
-    """`samples.jsonl`: one line for each answer, added to what other protocols wrote; earlier lines
-    of this one go."""
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "samples.jsonl"
-    mine = {sample.protocol for sample in samples}
-    kept = (
-        [line for line in path.read_text().splitlines() if json.loads(line)["protocol"] not in mine]
-        if path.exists()
-        else []
-    )
-    lines = kept + [printable(json.dumps(asdict(sample), ensure_ascii=False)) for sample in samples]
-    replace(path, "".join(f"{line}\n" for line in lines).encode())

@@ -26,8 +26,8 @@ from loraexp.scoring import backends, harness, judge, protocols, sandbox
 from loraexp.scoring.answers import COMMONSENSE_WORDS
 from loraexp.scoring.backends import Answering, Backend
 from loraexp.scoring.generate import shortened, tokens_beyond
-from loraexp.scoring.harness import Question
 from loraexp.scoring.protocols import Protocol
+from loraexp.scoring.samples import Question
 from loraexp.tasks.recipes import TRAINING_SETS, VERSION, chosen
 from loraexp.tasks.text import TextTask
 

@@ -8,7 +8,7 @@ import pytest
 
 from loraexp.artifacts import html
 from loraexp.machine.escapes import printable
-from loraexp.scoring.harness import Sample, write_samples
+from loraexp.scoring.samples import Sample, write_samples
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from loraexp.scoring import sandbox
 from loraexp.scoring.code import python_of
 from loraexp.scoring.generate import continuation
-from loraexp.scoring.harness import Question, case
+from loraexp.scoring.samples import Question, case
 from tests.support.helpers import shared_data
 
 Row = dict[str, Any]

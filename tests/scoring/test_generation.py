@@ -19,8 +19,9 @@ from torch import nn
 from loraexp.scoring import backends, decode, harness, protocols
 from loraexp.scoring import generate as generation
 from loraexp.scoring.generate import generate
-from loraexp.scoring.harness import Question, run_task, score
+from loraexp.scoring.harness import run_task, score
 from loraexp.scoring.likelihood import score_choices
+from loraexp.scoring.samples import Question
 from tests.support.helpers import shared_data
 
 PROMPTS = [

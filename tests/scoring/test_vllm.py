@@ -15,7 +15,8 @@ from loraexp import models
 from loraexp.adapter.adapted import attach
 from loraexp.adapter.layer import Factors
 from loraexp.scoring import backends, protocols
-from loraexp.scoring.harness import Question, score
+from loraexp.scoring.harness import score
+from loraexp.scoring.samples import Question
 from tests.support.checkpoints import settings_of
 
 QUESTIONS = [
