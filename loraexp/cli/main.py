@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loraexp import __version__, config
-from loraexp.config import ConfigError, search
+from loraexp.config import ConfigError, boundary, search
 from loraexp.config.paths import spelled
 from loraexp.machine import progress
 from loraexp.machine.escapes import printable
@@ -79,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     argv = spelled(sys.argv[1:] if arguments is None else arguments)
     progress.verbose = bool(VERBOSE & set(argv))
-    argv = [word for word in argv if word not in VERBOSE]
+    boundary.begin(trust=boundary.FLAG in argv)
+    argv = [word for word in argv if word not in VERBOSE | {boundary.FLAG}]
     try:
         argv = [config.readable(word) if is_override(word) else word for word in own_folders(argv)]
         if argv and argv[0] in VERBS:
@@ -305,10 +306,11 @@ def attempt(cfg: Any) -> int:
     """One run: its settings checked, run, and its result printed; a failure is one line, and the
     record has the rest."""
     try:
+        boundary.check_unsafe(cfg)
         settings, plain = config.check(cfg)
     except ConfigError as error:
         trace()
-        print(f"loraexp: {error}", file=sys.stderr)
+        print(f"loraexp: {printable(str(error))}", file=sys.stderr)
         return WRONG
     try:
         from loraexp.cli import show

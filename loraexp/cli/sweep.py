@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loraexp import config
 from loraexp.cli.options import Parser, one_of
-from loraexp.config import ConfigError
+from loraexp.config import ConfigError, boundary
 from loraexp.config.paths import unquoted
 from loraexp.machine.escapes import printable
 from loraexp.machine.words import reason_of, shorten
@@ -34,6 +34,8 @@ def named(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace,
     for word in options.overrides:
         if "=" not in word and not word.startswith("~"):
             raise ConfigError(f"{word}: expected KEY=VALUE")
+    if options.name.endswith((".yaml", ".yml")):
+        boundary.enclose(Path(options.name), options.overrides)
     return options, options.overrides
 
 
@@ -282,6 +284,8 @@ def report(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     overrides = [word for word in options.words if "=" in word]
     names = [word for word in options.words if "=" not in word]
+    if strange := [word for word in names if word.endswith((".yaml", ".yml"))]:
+        boundary.enclose(Path(strange[0]), overrides)
     config.compose(overrides)
     from loraexp.artifacts import html, page
     from loraexp.machine import files

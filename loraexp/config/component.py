@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from loraexp.config import boundary
 from loraexp.config.errors import ConfigError, nearest
 from loraexp.config.fit import check_bounds, fit, type_hints
 
@@ -133,9 +134,13 @@ def target(node: Mapping[str, Any], group: str) -> Any:
             f"{group}._target_={path}: expected the dotted path of a function or class"
         )
     module, _, name = path.rpartition(".")
+    module = MOVED.get(module, module)
+    boundary.admit(path, module, group)
     try:
-        return getattr(importlib.import_module(MOVED.get(module, module)), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"{group}._target_={path}: cannot be imported ({error}); expected a function or class"
         ) from error
+    boundary.admit_function(path, found)
+    return found

@@ -23,6 +23,7 @@ import yaml
 from loraexp.config import settings as schema
 
 # Keys that say how and where a run happens, not what it is.
+FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NOT_IDENTITY = frozenset(
     {
         "output_root",  # where results go
@@ -228,7 +229,9 @@ def _id_in(path: str, stamp: int) -> str | None:
         if path.endswith(".json"):
             stored = json.loads(text)["config"]["compute"]
         else:
-            stored = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            # the reader in C ends the process where brackets are thousands deep
+            shallow = text.count("[") + text.count("{") + text.count("- ") < 5000
+            stored = yaml.load(text, Loader=FAST if shallow else yaml.SafeLoader)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return None  # damaged: nobody's folder
     return run_id(stored) if isinstance(stored, dict) else None
@@ -239,5 +242,5 @@ def _rank(folder: Path) -> tuple[bool, int]:
     path = folder / "record.json"
     try:
         return json.loads(path.read_text()).get("status") == "finished", path.stat().st_mtime_ns
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False, 0

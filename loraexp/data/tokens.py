@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraexp.data.tables import Problem, Rows
-from loraexp.machine.files import folder_once
+from loraexp.machine.files import DiskFull, folder_once
+from loraexp.machine.notation import read_json
 
 LAYOUT = 1  # of the files in a cache entry
 BATCH = 1024  # rows that the tokenizer sees at once
@@ -186,10 +187,15 @@ def cached(folder: Path, build: Callable[[], Arrays]) -> Arrays:
     damaged = folder.exists()
     if damaged:
         warnings.warn(f"the cache entry {folder} is damaged: it is built again", stacklevel=2)
-    with folder_once(folder) as fresh:
-        _save(fresh, build())
-        if damaged and _load(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)
+    built = build()
+    try:
+        with folder_once(folder) as fresh:
+            _save(fresh, built)
+            if damaged and _load(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+    except DiskFull as error:
+        warnings.warn(f"not cached, read from memory: {error}", stacklevel=2)
+        return built
     arrays = _load(folder)
     if arrays is None:
         raise OSError(
@@ -207,8 +213,12 @@ def _save(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _load(folder: Path) -> Arrays | None:
+    """The arrays of a folder; None where it is not there, or damaged. A limit of this process (open
+    files, memory) is no damage: it raises what the system says."""
     try:
-        digests = json.loads((folder / "sha256.json").read_text())
+        digests = read_json(folder / "sha256.json", dict)
+        if digests.keys() != {path.stem for path in folder.glob("*.npy")}:
+            return None
         if any(_sha256(folder / f"{name}.npy") != digest for name, digest in digests.items()):
             return None
         # as plain arrays over the same memory: slicing a numpy.memmap costs many times slicing an
@@ -217,7 +227,7 @@ def _load(folder: Path) -> Arrays | None:
             name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray)
             for name in digests
         }
-    except (OSError, ValueError, AttributeError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, EOFError):
         return None
 
 

@@ -21,7 +21,7 @@ from loraexp.adapter.layer import LeadingRequest, needs
 from loraexp.adapter.linalg import SVD
 from loraexp.config import ConfigError
 from loraexp.config.settings import Settings
-from loraexp.finished.opened import RAW, FinishedRun
+from loraexp.finished.opened import RAW, FinishedRun, usable
 from loraexp.machine.device import autocast
 from loraexp.machine.processes import Processes
 from loraexp.run.batches import count_labels
@@ -107,7 +107,7 @@ def angles(
     `B_overlap`: ‖P_A P_G‖²_F / k, the mean squared cosine, 0 of orthogonal subspaces, 1 of equal
     ones, k/d of random ones. A meets the gradient's inputs, B its outputs; None where B is zero."""
     found: dict[str, dict[str, float | None]] = {}
-    with safe_open(path, framework="pt") as file:
+    with usable(path), safe_open(path, framework="pt") as file:
         for name, seen in gradient.items():
             pairs = {
                 "A": (file.get_tensor(f"{name}.lora_A").mT, seen.Vh.mT),
@@ -193,7 +193,7 @@ def outputs(subject: FinishedRun, model: nn.Module, batch: dict[str, Tensor]) ->
 
 def put(adapters: Adapters, path: Path) -> None:
     """Set the factors, offsets and head to those of a file of the same run."""
-    with torch.no_grad(), safe_open(path, framework="pt") as file:
+    with torch.no_grad(), usable(path), safe_open(path, framework="pt") as file:
         for name, layer in adapters.layers.items():
             for part in ("lora_A", "lora_B", "lora_R", "offset_A", "offset_B"):
                 value = getattr(layer, part)

@@ -4,30 +4,37 @@ learned from."""
 from __future__ import annotations
 
 import copy
+import errno
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from loraexp import config, models
 from loraexp.adapter.adapted import Adapters
 from loraexp.adapter.formats import load_raw
-from loraexp.config import ConfigError
+from loraexp.config import ConfigError, boundary
 from loraexp.config.settings import Settings
 from loraexp.machine import repository
 from loraexp.machine.device import choose_device, to_device
-from loraexp.machine.files import sha256
-from loraexp.machine.words import first_line
+from loraexp.machine.files import Damaged, finite, sha256
+from loraexp.machine.measure import ran_out
+from loraexp.machine.notation import read_yaml
+from loraexp.machine.progress import notice
+from loraexp.machine.words import reason_of
 from loraexp.records.content import content, sound_lines
+from loraexp.records.reading import flatten
 from loraexp.run import experiment, kept, sources
 
 RAW = "factors.safetensors"
+AGAIN = "put it back, or train again with force=true"
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,11 @@ class FinishedRun:
         cls, folder: Path, record: dict[str, Any], changed: Mapping[str, Any] | None = None
     ) -> FinishedRun:
         """`changed`: keys of its configuration that do not say what was trained."""
-        settings = settings_of(replaced(stored_config(folder), changed or {}))
+        plain = replaced(stored_config(folder, record["config"]), changed or {})
+        if boundary.UNSAFE not in (changed or {}):  # said on the command line, never by a file
+            plain = replaced(plain, {boundary.UNSAFE: False})
+        with boundary.within(folder / "config.yaml"):
+            settings = settings_of(plain)
         repository.assume(record.get("hub", {}))  # wherever main is today
         opened = cls(folder, record, settings)
         opened.check_files(f"adapter/{RAW}")
@@ -71,12 +82,12 @@ class FinishedRun:
             if names and name not in names:
                 continue
             path = self.folder / name
-            remedy = "put it back, or train again with force=true"
             if not path.is_file():
-                raise ConfigError(f"{path} is missing: the run saved it; {remedy}")
+                there = "a folder is in its place" if path.exists() else "it is missing"
+                raise ConfigError(f"{path}: {there}, the run saved a file; {AGAIN}")
             if sha256(path) != digest:
                 raise ConfigError(
-                    f"{path} is damaged: it does not have the checksum in the record; {remedy}"
+                    f"{path} is damaged: it does not have the checksum in the record; {AGAIN}"
                 )
 
     @functools.cached_property
@@ -143,11 +154,15 @@ class FinishedRun:
 
     def adapted(self, dtype: torch.dtype | None = None) -> Adapters:
         """The base with the trained factors on it."""
-        return load_raw(self.base(dtype), self.raw)
+        base = self.base(dtype)
+        with usable(self.raw):
+            return load_raw(base, self.raw)
 
     def whole(self) -> nn.Module:
         """The model that a run with `init=full` saved, in the float32 that it trained in."""
-        saved = self.original.saved(self.folder / "adapter", dtype=torch.float32)
+        self.check_files()
+        with usable(self.folder / "adapter"):
+            saved = self.original.saved(self.folder / "adapter", dtype=torch.float32)
         return saved.to(self.device).eval()
 
     def targets(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -191,20 +206,53 @@ def settings_of(plain: Mapping[str, Any]) -> Settings:
         raise
 
 
-def stored_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a run as it is in its folder; ConfigError where it is not there or
-    cannot be read."""
+@contextmanager
+def usable(path: Path) -> Iterator[None]:
+    """Within: a file of the run is read, and what a library says of one that is damaged names it.
+
+    Raises: ConfigError.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if is_refused(error):
+            raise
+        raise ConfigError(f"{path} is damaged ({reason_of(error)}); {AGAIN}") from error
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether it is no damage: the system has no memory or no open file left for this process."""
+    return ran_out(error) or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
+
+
+def stored_config(folder: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a run as it is in its folder, with every key of the one in its record;
+    what has another value there is said.
+
+    Raises: ConfigError where it is not there, cannot be read, or lacks a key.
+    """
     path = folder / "config.yaml"
     try:
-        stored = yaml.safe_load(path.read_bytes().decode())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({first_line(error)}); train again with force=true"
-        ) from error
-    if not isinstance(stored, dict):
-        raise ConfigError(
-            f"{path} is damaged: it holds a {type(stored).__name__}; train again with force=true"
-        )
+        stored = read_yaml(path, dict)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
+    except Damaged as error:
+        raise ConfigError(f"{error}: it is damaged; {AGAIN}") from error
+    lost, other = [], []
+    here = flatten(finite(stored))
+    for key, value in flatten(finite(recorded)).items():
+        if key not in here:
+            lost.append(key)
+        elif here[key] != value:
+            other.append(f"{key} is {here[key]}, and {value} in the record")
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise ConfigError(f"{path} is damaged: it has no {lost[0]}{more}; {AGAIN}")
+    if other:
+        more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
+        notice(f"{path} was changed since the run: {other[0]}{more}")
     return stored
 
 

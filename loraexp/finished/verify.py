@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from loraexp import models
 from loraexp.adapter.formats import merge
 from loraexp.config import ConfigError
-from loraexp.finished.opened import FinishedRun
+from loraexp.finished.opened import FinishedRun, usable
 
 
 def in_float32(run: FinishedRun) -> dict[str, float]:
@@ -22,6 +22,7 @@ def in_float32(run: FinishedRun) -> dict[str, float]:
         raise ConfigError(
             f"{run.folder}: init={name} saved a whole model, there is no adapter to verify"
         )
+    run.check_files()
     adapters = run.adapted(torch.float32)
     expected = logits(adapters.model)
     results = {"this project": expected, "merged in float32": logits(merge(adapters))}
@@ -31,7 +32,8 @@ def in_float32(run: FinishedRun) -> dict[str, float]:
         base = run.base(torch.float32)
         # what the run drew is in its adapter, or PEFT is another function
         models.draw_head(base, run.settings.seed + 1)
-        through = PeftModel.from_pretrained(base, run.folder / "adapter")
+        with usable(run.folder / "adapter"):
+            through = PeftModel.from_pretrained(base, run.folder / "adapter")
         results["PEFT"] = logits(through)
     return {
         name: float((found - expected).abs().max() / expected.abs().max())

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from loraexp.machine.words import chain
+
 # what stands between a sealed file's content and the digest of it in hexadecimals
 SEAL = b"\nsha256 "
 SEALED = len(SEAL) + 64
@@ -93,11 +95,15 @@ def folder_written(path: Path) -> Iterator[Path]:
 @contextmanager
 def folder_once(path: Path) -> Iterator[Path]:
     """A folder to fill that then stands at `path` at once and whole; where another process was
-    first, its content, which is as good, stays: somebody may be reading it."""
+    first, its content, which is as good, stays: somebody may be reading it.
+
+    Raises: DiskFull.
+    """
     fresh = path.parent / f".writing-{uuid.uuid4().hex}"
-    fresh.mkdir(parents=True)
     try:
-        yield fresh
+        with on_disk(path, "cache_root"):
+            fresh.mkdir(parents=True)
+            yield fresh
         with suppress(OSError):  # the folder is there already
             os.replace(fresh, path)
     finally:
@@ -134,9 +140,9 @@ def clear_temporaries(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def on_disk(path: Path) -> Iterator[None]:
+def on_disk(path: Path, key: str = "output_root") -> Iterator[None]:
     """Within: a full disk is said as one line that names the file and the disk, whichever library
-    wrote.
+    wrote; `key` says where its files go.
 
     Raises: DiskFull.
     """
@@ -147,23 +153,29 @@ def on_disk(path: Path) -> Iterator[None]:
     except Exception as error:
         if not is_full(error):
             raise
-        raise DiskFull(errno.ENOSPC, full_message(path)) from error
+        raise DiskFull(errno.ENOSPC, full_message(path, key)) from error
 
 
 def is_full(error: BaseException) -> bool:
     """Whether an error says that a disk, or a user's share of it, is full; safetensors says it in
     words alone."""
+    return any(says_full(one) for one in chain(error))
+
+
+def says_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in FULL:
         return True
-    return any(
-        f"os error {number}" in str(error) or os.strerror(number) in str(error) for number in FULL
+    said = str(error)
+    # the last: numpy's, which drops the number of the error
+    return any(f"os error {n}" in said or os.strerror(n) in said for n in FULL) or bool(
+        isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", said)
     )
 
 
-def full_message(path: Path) -> str:
+def full_message(path: Path, key: str = "output_root") -> str:
     disk = mount_of(path)
     free = shutil.disk_usage(disk).free / 2**20
-    remedy = "make room, or set output_root to another disk; the same command then goes on"
+    remedy = f"make room, or set {key} to another disk; the same command then goes on"
     return f"{path}: no space left on the disk {disk} ({free:.0f} MiB free): {remedy}"
 
 
@@ -180,17 +192,28 @@ def mount_of(path: Path) -> Path:
 
 
 class Hashing:
-    """A file to write to that knows the digest of what went through it."""
+    """A file to write to that knows the digest of what went through it, and why it took no more."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, content: Any) -> int:
         self.digest.update(content)
-        return self.file.write(content)
+        with self.noted():
+            return self.file.write(content)
 
     def flush(self) -> None:
-        self.file.flush()
+        with self.noted():
+            self.file.flush()
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+            raise
 
 
 @contextmanager
@@ -199,7 +222,13 @@ def sealed(path: Path) -> Iterator[Hashing]:
     proves it whole."""
     with written(path) as file:
         hashing = Hashing(file)
-        yield hashing
+        try:
+            yield hashing
+        except Exception as error:
+            # torch.save says "unexpected pos" where a write failed: the true reason is the file's
+            if hashing.error is None or error is hashing.error:
+                raise
+            raise hashing.error from error
         file.write(SEAL + hashing.digest.hexdigest().encode())
 
 

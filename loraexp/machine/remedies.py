@@ -5,10 +5,10 @@ remedy that fits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from loraexp.machine.words import first_line
+from loraexp.machine.words import chain, first_line
 
 Value = TypeVar("Value")
 WAITS = (1.0, 3.0)  # seconds before the hub is asked a second and a third time
@@ -26,15 +26,6 @@ class Keys(NamedTuple):
     source: str
     revision: str
     folder: str
-
-
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it came from, what that came from, …"""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def status(error: BaseException) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from loraexp.machine.escapes import printable
@@ -22,6 +23,15 @@ def first_line(said: object) -> str:
     return next(
         (line.strip() for line in printable(str(said)).splitlines() if line.strip()), "no message"
     )
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it came from, what that came from, …"""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def reason_of(error: BaseException) -> str:

@@ -3,10 +3,12 @@ why not."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from loraexp.machine.files import Damaged
+from loraexp.machine.notation import parsed
 
 SCHEMA = 1  # of record.json: a change that a reader of before would misread takes the next number
 STATUSES = ("running", "finished", "failed", "interrupted")
@@ -39,24 +41,16 @@ def content(folder: Path) -> Content:
     one line."""
     path = folder / "record.json"
     try:
-        raw = path.read_bytes()
-        record = json.loads(raw.decode(), parse_constant=refuse)
-        # half of a surrogate pair could never be shown; nothing but an escape makes one
-        if b"\\u" in raw:
-            json.dumps(record, ensure_ascii=False).encode()
+        record = parsed(path.read_bytes())
     except FileNotFoundError:
         return Content()
-    except (OSError, ValueError, RecursionError) as problem:
+    except (OSError, Damaged) as problem:
         why = " ".join(str(problem).split())[:200] or type(problem).__name__
         return Content(error=f"cannot be read ({why}); running it again writes it anew")
     error = fault(record)
     if error is not None:
         return Content(error=error, newer=is_newer(record))
     return Content(record=record)
-
-
-def refuse(word: str) -> None:
-    raise ValueError(f"{word} is not JSON")
 
 
 def is_newer(record: Any) -> bool:
@@ -113,8 +107,8 @@ def sound_lines(logged: bytes) -> tuple[list[dict[str, Any]], int]:
     rows = logged.split(b"\n")
     for number, row in enumerate(rows, start=1):
         try:
-            line = json.loads(row.decode(), parse_constant=refuse)
-        except (ValueError, RecursionError):
+            line = parsed(row)
+        except Damaged:
             line = None
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)

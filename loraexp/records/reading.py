@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from loraexp.config import ConfigError, match_key
+from loraexp.machine.files import Damaged
+from loraexp.machine.notation import read_yaml
 from loraexp.machine.notes import Notes, code, hashed
 from loraexp.machine.words import first_line
 from loraexp.records import tracking
@@ -122,10 +122,9 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     """The configuration beside a record that cannot be used: it tells which cell the record was
     of."""
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return read_yaml(folder / "config.yaml", dict)
+    except (OSError, Damaged):
         return None
-    return config if isinstance(config, dict) else None
 
 
 def logged(path: Path) -> Lines:

@@ -12,17 +12,15 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.config.identity import NOT_IDENTITY
+from loraexp.machine.notation import read_yaml
 from loraexp.records.reading import flatten
 from loraexp.results.gather import Results
 from loraexp.results.places import Place
 from loraexp.results.provenance import comparable, in_words, worded
 from loraexp.sweep import computed
-from loraexp.sweep.reading import LOADER
 from loraexp.sweep.schema import Sweep
 
 # What cannot change a number: how and where a run happens, what is checked or written on the way,
@@ -152,10 +150,7 @@ def file_of(group: str, name: str) -> dict[str, Any]:
 
 @functools.cache
 def base() -> dict[str, Any]:
-    keys: dict[str, Any] = yaml.load(
-        (config.folder("conf") / "config.yaml").read_text(), Loader=LOADER
-    )
-    return keys
+    return read_yaml(config.folder("conf") / "config.yaml", dict)
 
 
 def grouped(

@@ -14,9 +14,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 
-import yaml
-
 from loraexp import config
+from loraexp.machine.notation import read_yaml
 from loraexp.scoring.answers import COMPARERS, EXTRACTORS
 
 # --------------------------------------------------------------------------------------------------
@@ -157,9 +156,7 @@ def of_file(path: Path) -> list[Protocol]:
 
     Raises: ValueError naming file, key and what is expected.
     """
-    keys = yaml.load(
-        path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    )
+    keys = read_yaml(path, dict)
     known = _OWN | {field.name for field in fields(Protocol)} - {"benchmark"}
     unknown = sorted(set(keys) - known)
     if unknown or not {"name", "benchmarks", "source"} <= set(keys):

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from loraexp.adapter.layer import Curvature
 from loraexp.adapter.linalg import SVD
+from loraexp.machine.files import DiskFull, on_disk
+from loraexp.machine.notation import read_json
 from loraexp.statistics.calibration import Batch
 
 # of the code that makes statistics: a change of what they hold, or of the mask rule, takes the next
@@ -110,7 +112,7 @@ class Entry:
         if not self.folder.is_dir():
             return False
         try:
-            self.manifest = json.loads((self.folder / MANIFEST).read_text())
+            self.manifest = read_json(self.folder / MANIFEST, dict)
             good = list(self.manifest) == list(names) and all(
                 _checksum(self.folder / layer["file"]) == layer["checksum"]
                 for layer in self.manifest.values()
@@ -128,32 +130,41 @@ class Entry:
             tensors = load_file(self.folder / layer["file"])
             yield name, unflat(tensors, layer["rest"], devices[name])
 
-    def add(self, name: str, statistics: Mapping[str, Any]) -> bool:
-        """Write a layer's statistics to the entry under construction; False where that would pass
-        the limit."""
+    def add(self, name: str, statistics: Mapping[str, Any]) -> str | None:
+        """Write a layer's statistics to the entry under construction; why not, where that would
+        pass the limit, or the disk is full."""
         tensors, rest = flat(statistics)
         self.size += sum(x.nbytes for x in tensors.values())
         if self.size > self.limit:
-            return False
-        self.building.mkdir(parents=True, exist_ok=True)
+            return f"larger than the cache's limit of {self.limit} bytes"
         file = f"{len(self.manifest):05d}.safetensors"
-        save_file(tensors, self.building / file)
+        try:
+            with on_disk(self.folder, "cache_root"):
+                self.building.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, self.building / file)
+        except DiskFull as error:
+            return str(error)
         self.manifest[name] = {
             "file": file,
             "rest": rest,
             "checksum": _checksum(self.building / file),
         }
-        return True
+        return None
 
-    def commit(self) -> None:
+    def commit(self) -> str | None:
         """Make the entry visible at once, and remove the oldest others while the folder holds more
-        than the limit."""
-        (self.building / MANIFEST).write_text(json.dumps(self.manifest))
+        than the limit; why not, where the disk is full."""
+        try:
+            with on_disk(self.folder, "cache_root"):
+                (self.building / MANIFEST).write_text(json.dumps(self.manifest))
+        except DiskFull as error:
+            return str(error)
         self._make_room()
         try:
             os.rename(self.building, self.folder)
         except OSError:  # another process was first, with the same statistics
             self.discard()
+        return None
 
     def discard(self) -> None:
         shutil.rmtree(self.building, ignore_errors=True)

@@ -174,16 +174,14 @@ def recorded(
     entry.manifest = {}
     try:
         for name, values in found:
-            if writing and not entry.add(name, values):
-                report.cache_note = (
-                    f"not cached: larger than the cache's limit of {entry.limit} bytes"
-                )
+            if writing and (refused := entry.add(name, values)) is not None:
+                report.cache_note = f"not cached: {refused}"
                 writing = False
                 entry.discard()
             yield name, values
             del values
-        if writing:
-            entry.commit()
+        if writing and (refused := entry.commit()) is not None:
+            report.cache_note = f"not cached: {refused}"
     finally:
         entry.discard()
 

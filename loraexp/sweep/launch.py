@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from loraexp import config
-from loraexp.config import ConfigError
+from loraexp.config import ConfigError, boundary
 from loraexp.config.paths import PLACES, quoted
 from loraexp.machine.progress import notice, tally
 from loraexp.machine.signals import Interrupted, Stop, to_children, watched
@@ -280,6 +280,7 @@ def attempt(cfg: Any, before: dict[str, int]) -> Report:
     from loraexp.machine.measure import ran_out
 
     try:
+        boundary.check_unsafe(cfg)
         settings, plain = config.check(cfg)
         folder = config.run_folder(plain)
         content = record.read(folder)

@@ -1,0 +1,171 @@
+"""What a file that somebody else may have written can make this program do.
+
+A `_target_` is code that is imported and run. What the user types, and the yamls of the user's own
+folders, may name any. A sweep given as a file, and the config.yaml of a run that is opened again,
+reach the code of loraexp, the user's own `--config-dir` code and what is typed beside them;
+everything only with `--trust`. Whether programs that a model wrote run without a sandbox is said on
+the command line alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraexp.config import search
+from loraexp.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+FLAG = "--trust"
+UNSAFE = "evaluate.unsafe_code"
+# where the functions of each group are; one of `loraexp` elsewhere is no task, and may do anything
+PACKAGES = {
+    "task": "loraexp.tasks",
+    "init": "loraexp.initializers",
+    "optimizer": "loraexp.optimizers",
+    "compute": "loraexp.theory",
+}
+TARGET = re.compile(r"""_target_["']?\s*[:=]\s*["']?([\w.]+)""")
+UNSAFE_WORD = re.compile(r"[+~]*evaluate(?:\.unsafe_code)?(?:@.*)?(?:=.*)?", re.S)
+
+
+@dataclass
+class Boundary:
+    """`file`: whose words are somebody else's, None while there is none; `typed`: targets that the
+    user named beside it."""
+
+    file: Path | None = None
+    typed: frozenset[str] = frozenset()
+    trust: bool = False
+
+
+STATE = Boundary()
+
+
+def begin(trust: bool) -> None:
+    """A new command, in which no file is somebody else's yet."""
+    STATE.file, STATE.typed, STATE.trust = None, frozenset(), trust
+
+
+def enclose(file: Path, words: Sequence[str] = ()) -> None:
+    """From here on what is named is a file's, but what these words of the user name."""
+    STATE.file, STATE.typed = file, frozenset(TARGET.findall("\n".join(words)))
+
+
+@contextmanager
+def within(file: Path) -> Iterator[None]:
+    """Within: what is named is this file's."""
+    before = STATE.file
+    STATE.file = file
+    try:
+        yield
+    finally:
+        STATE.file = before
+
+
+def admit(target: str, module: str, group: str) -> None:
+    """Raises: ConfigError for a target that the file in hand may not name; nothing of it has been
+    imported then."""
+    if STATE.file is None or STATE.trust or target in STATE.typed:
+        return
+    packages = [PACKAGES[group]] if group in PACKAGES else list(PACKAGES.values())
+    if any(f"{module}.".startswith(f"{package}.") for package in packages):
+        return
+    if target in named_by_own(tuple(search.roots())) or is_own(module.partition(".")[0]):
+        return
+    raise ConfigError(
+        f"{STATE.file}: {group}._target_={target}: a file from elsewhere may name code of"
+        f" {', '.join(packages)} alone; give the --config-dir that it belongs to, or {FLAG} to"
+        " import and run what it names"
+    )
+
+
+def admit_function(target: str, found: Any) -> None:
+    """Raises: ConfigError for something in a module of loraexp that is not loraexp's, such as a
+    library that it imports."""
+    if STATE.file is None or STATE.trust or not target.startswith("loraexp."):
+        return
+    if not str(getattr(found, "__module__", "")).startswith("loraexp."):
+        raise ConfigError(f"{STATE.file}: {target} is no function of loraexp; {FLAG} runs it")
+
+
+@functools.cache
+def named_by_own(folders: tuple[Path, ...]) -> frozenset[str]:
+    """Every target that our yamls and those of the user's own folders name."""
+    texts = (path.read_text(errors="replace") for at in folders for path in at.glob("*/*.yaml"))
+    return frozenset(name for text in texts for name in TARGET.findall(text))
+
+
+def is_own(top: str) -> bool:
+    """Whether a top-level module is the user's own: it lies where the code of a `--config-dir`
+    does, or is of a package that offers its folder."""
+    if top in {point.value.partition(".")[0] for point in entry_points()}:
+        return True
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    if spec is None:
+        return False
+    folders = [Path(place).parent for place in spec.submodule_search_locations or []]
+    found = folders or ([Path(spec.origin).parent] if spec.origin is not None else [])
+    places = {place.resolve() for path in search.own() for place in (path.parent, path / "code")}
+    return any(folder.resolve() in places for folder in found)
+
+
+def entry_points() -> Sequence[importlib.metadata.EntryPoint]:
+    return list(importlib.metadata.entry_points(group=search.GROUP))
+
+
+# --------------------------------------------------------------------------------------------------
+# programs without a sandbox
+
+
+def refuse_unsafe(content: Any, where: str) -> None:
+    """Raises: ConfigError where a file asks for programs without a sandbox, in an override or a
+    key."""
+    for word in words_of(content):
+        if UNSAFE_WORD.fullmatch(word) and not word.lower().endswith("=false"):
+            raise ConfigError(f"{where}: {word}: {typed_alone()}")
+
+
+def words_of(node: Any) -> Iterator[str]:
+    """Every key and text of nested values."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield str(key)
+            yield from words_of(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from words_of(value)
+    elif isinstance(node, str):
+        yield node
+
+
+def check_unsafe(cfg: DictConfig) -> None:
+    """Raises: ConfigError where the run that Hydra has begun would run programs without a sandbox,
+    and no word of its command line says so."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    if OmegaConf.select(cfg, UNSAFE, default=False) is False:
+        return
+    words = HydraConfig.get().overrides.task
+    if not any(UNSAFE_WORD.fullmatch(word) for word in words):
+        raise ConfigError(f"{UNSAFE}=true: it stands in a yaml; {typed_alone()}")
+
+
+def typed_alone() -> str:
+    return (
+        f"programs that a model wrote run without a sandbox where {UNSAFE}=true is typed on the"
+        " command line, never by a file"
+    )
