@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
 from loraexp.data.sets import Split
 from loraexp.machine import hub
+from loraexp.machine.files import Damaged
+from loraexp.machine.notation import encodable, parsed
 
 Row = Mapping[str, Any]
 Form = Literal["csv", "tsv", "json", "parquet"]
@@ -305,14 +307,16 @@ def _lines(path: Path, stream: TextIO, start: str) -> Iterator[tuple[str, Row | 
 
 def _object(line: str) -> Row | BadRow:
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        return BadRow(f"not JSON ({error.msg} at column {error.colno}), expected one object a line")
-    return (
-        value
-        if isinstance(value, dict)
-        else BadRow(f"holds {type(value).__name__}, expected a JSON object")
-    )
+        value = parsed(line, constants=True)
+    except Damaged as error:
+        return BadRow(f"{str(error).removeprefix('line 1: ')}, expected one object a line")
+    return _row(value)
+
+
+def _row(value: Any) -> Row | BadRow:
+    if not isinstance(value, dict):
+        return BadRow(f"holds {type(value).__name__}, expected a JSON object")
+    return value
 
 
 def _array(path: Path, stream: TextIO, start: str) -> Iterator[tuple[str, Row | BadRow]]:
@@ -340,14 +344,16 @@ def _array(path: Path, stream: TextIO, start: str) -> Iterator[tuple[str, Row | 
                 ) from None
             window, at = window[at:] + more, 0
             continue
+        except (ValueError, RecursionError) as error:
+            why = "brackets nested too deeply"
+            if not isinstance(error, RecursionError):
+                why = "a number of thousands of digits"
+            raise ValueError(f"{path} row {number + 1}: {why}; repair the file") from None
         number += 1
+        whole = encodable(value)
         yield (
             f"{path} row {number}",
-            (
-                value
-                if isinstance(value, dict)
-                else BadRow(f"holds {type(value).__name__}, expected a JSON object")
-            ),
+            _row(value) if whole else BadRow("has half of a surrogate pair, no character"),
         )
 
 

@@ -30,8 +30,9 @@ TEXTS = re.compile(r'"(?:\\.|[^"\\])*"')
 PIECES = re.compile(rf"{TEXTS.pattern}|[\[\]{{}}]")
 
 
-def parsed(text: str | bytes) -> Any:
-    """The value that a JSON text spells.
+def parsed(text: str | bytes, constants: bool = False) -> Any:
+    """The value that a JSON text spells; with `constants` also NaN and infinity, as Python and
+    pandas write them.
 
     Raises: Damaged saying the line, and what is wrong there: also what Python would take and nobody
     else (NaN), or would fail on later (half of a surrogate pair).
@@ -39,7 +40,7 @@ def parsed(text: str | bytes) -> Any:
     if isinstance(text, bytes):
         text = decoded(text)
     try:
-        value = json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=None if constants else refuse)
     except json.JSONDecodeError as error:
         raise Damaged(
             f"line {error.lineno}: not JSON ({error.msg} at column {error.colno})"

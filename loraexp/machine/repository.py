@@ -8,7 +8,6 @@ another version on its own.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import threading
@@ -21,6 +20,7 @@ from typing import Any, Literal
 from loraexp.machine import files, progress, remedies, words
 from loraexp.machine.hub import SourceError, Unreachable
 from loraexp.machine.locks import locked
+from loraexp.machine.notation import read_json
 from loraexp.machine.remedies import Keys, patiently
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -177,7 +177,12 @@ def _pinned(key: str, newest: Callable[[], str]) -> str:
     _folder.mkdir(parents=True, exist_ok=True)
     path = _folder / PINS
     with locked(_folder / f".{PINS}.lock"):
-        pins: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            pins: dict[str, str] = read_json(path, dict) if path.exists() else {}
+        except files.Damaged as error:
+            raise SourceError(
+                f"{error}; delete it: the commits of today are then written there"
+            ) from error
         if key not in pins:
             pins[key] = newest()
             files.write_json(path, dict(sorted(pins.items())))
@@ -317,15 +322,30 @@ def checkpoint(repository: Repository, *, pickle: bool) -> Path:
     folder = definition(repository)
     for name in ("model.safetensors", *(["pytorch_model.bin"] if pickle else [])):
         index = folder / f"{name}.index.json"
-        shards = (
-            sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            if index.exists()
-            else [name]
-        )
+        shards = listed(index) if index.exists() else [name]
         repository.snapshot(*shards)
         if all((folder / shard).exists() for shard in shards):
             return folder
     raise SourceError(f"{repository.id} at {repository.commit}: {_absent(repository)}")
+
+
+def listed(index: Path) -> list[str]:
+    """The files that a list of shards names, each beside it.
+
+    Raises: SourceError where it is damaged, or names a file elsewhere.
+    """
+    try:
+        places = read_json(index, dict).get("weight_map")
+    except files.Damaged as error:
+        raise SourceError(f"{error}; fetch the model's files again") from error
+    if not isinstance(places, dict) or not places:
+        raise SourceError(f"{index}: has no weight_map; fetch the model's files again")
+    for name in places.values():
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise SourceError(
+                f"{index}: names the file {name!r}, expected one beside it: do not load this model"
+            )
+    return sorted(set(places.values()))
 
 
 def _absent(repository: Repository) -> str:

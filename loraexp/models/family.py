@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from loraexp.machine import repository
+from loraexp.machine.files import Damaged
 from loraexp.machine.hub import SourceError, resolve
+from loraexp.machine.notation import read_json
 from loraexp.models import place
 
 
@@ -34,8 +35,8 @@ def of_place(path: str, revision: str | None) -> str:
         return "causal"
     here = where if isinstance(where, Path) else repository.definition(place.hub(where, revision))
     try:
-        return of_architecture(f"model.path={path}", json.loads((here / "config.json").read_text()))
-    except (OSError, json.JSONDecodeError) as error:
+        return of_architecture(f"model.path={path}", read_json(here / "config.json", dict))
+    except (OSError, Damaged) as error:
         reason = f"its config.json cannot be read ({error})"
         raise SourceError(f"model.path={path}: {reason}; give a complete model") from error
 

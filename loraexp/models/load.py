@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from loraexp.machine import repository
 from loraexp.machine.hub import SourceError, verify
+from loraexp.machine.notation import read_json
 from loraexp.models.place import loading, unreachable
 from loraexp.models.weights import DRAWN, Loaded, inspect, untie
 
@@ -39,8 +41,9 @@ def load_config(base: Base) -> Any:
     folder = base.folder
     with loading():
         try:
+            read_json(folder / "config.json", dict)
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise unreachable(settings, base.place, "config.json", error) from error
 
 
@@ -163,6 +166,8 @@ def pretrained(base: Base, config: Any, dtype: torch.dtype) -> Any:
     folder = base.folder
     if base.repository is not None:
         folder = repository.checkpoint(base.repository, pickle=settings.allow_pickle)
+    if (index := folder / "model.safetensors.index.json").exists():
+        repository.listed(index)  # names files of this folder alone
     with loading():
         try:
             model, found = model_class(settings.kind).from_pretrained(
@@ -175,7 +180,7 @@ def pretrained(base: Base, config: Any, dtype: torch.dtype) -> Any:
                 ignore_mismatched_sizes=True,  # said in `inspect`, by key
                 **options,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             if isinstance(place, Path) and not any(place.glob("*.safetensors")):
                 raise SourceError(
                     f"model={settings.name}: no .safetensors file in {place}; convert the weights,"

@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraexp.machine import progress, repository
-from loraexp.machine.files import sha256
+from loraexp.machine.files import Damaged, sha256
 from loraexp.machine.hub import SourceError, resolve
+from loraexp.machine.notation import read_json
 from loraexp.machine.repository import Repository
 
 if TYPE_CHECKING:
     from loraexp.config.settings import ModelSettings
+
+
+# the files that hold an object, whoever saved the model
+DESCRIBED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def locate(settings: ModelSettings) -> Path | str:
@@ -73,6 +78,11 @@ def unreachable(
     settings: ModelSettings, place: Path | str, what: str, error: Exception
 ) -> SourceError:
     """One line: what was looked for, where, why it cannot be used, and how to provide it."""
+    if isinstance(place, Path) and (wrong := damage(place)) is not None:
+        return SourceError(
+            f"model={settings.name}: {wrong}; put the file right, or set model.path=DIR to a whole"
+            " copy"
+        )
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     remedy = (
         "set model.path=DIR to a complete copy"
@@ -82,3 +92,16 @@ def unreachable(
     return SourceError(
         f"model={settings.name}: no usable {what} in {place}: {reason[:200]}; {remedy}"
     )
+
+
+def damage(folder: Path) -> str | None:
+    """The first of a model's small files that is damaged: file, line and what is wrong there."""
+    for path in sorted(folder.glob("*.json")):
+        described = path.name in DESCRIBED or path.name.endswith(".index.json")
+        try:
+            read_json(path, dict if described else object)
+        except Damaged as error:
+            return str(error)
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+    return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraexp.machine import repository
 from loraexp.machine.hub import SourceError, resolve
+from loraexp.machine.measure import ran_out
 from loraexp.models import tokenizer as tokenizers
 from loraexp.models.place import hub, loading, unreachable
 
@@ -69,8 +70,11 @@ def read_tokenizer(base: Base) -> Any:
     with loading():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise unreachable(settings, where, "tokenizer", error) from error
+        except Exception as error:  # tokenizers raises no other type where its file is garbage
+            if ran_out(error):
+                raise
+            at = folder if isinstance(where, Path) else where
+            raise unreachable(settings, at, "tokenizer", error) from error
     check_words(settings, where, tokenizer)
     return tokenizer
 
