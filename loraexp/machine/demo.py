@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from loraexp.machine.files import cache_home, folder_written
-from loraexp.machine.hub import SourceError
-from loraexp.machine.words import first_line
+from loraexp.machine.words import SourceError, first_line
 
 MINUTES = 10  # for one wheel: the largest has 93 MB
 

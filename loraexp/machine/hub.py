@@ -14,14 +14,11 @@ import re
 import sys
 from pathlib import Path
 
+from loraexp.machine import demo
+from loraexp.machine.words import SourceError as SourceError
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 PACKAGE = "package:"
-
-
-class SourceError(ValueError):
-    """A model or a data set is not where it was looked for; one line says where, and the two ways
-    to provide it.
-    """
 
 
 class Unreachable(SourceError):
@@ -83,8 +80,6 @@ def _in_package(source: str, key: str) -> Path:
     try:
         distribution = importlib.metadata.distribution(name)
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        from loraexp.machine import demo  # which needs what stands here
-
         if (fetched := demo.find(name, inside)) is not None:
             return fetched
         raise SourceError(

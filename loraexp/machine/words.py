@@ -58,3 +58,9 @@ def from_home(folder: str | Path) -> str:
     return (
         f"~{str(folder).removeprefix(home)}" if f"{folder}/".startswith(f"{home}/") else str(folder)
     )
+
+
+class SourceError(ValueError):
+    """A model or a data set is not where it was looked for; one line says where, and the two ways
+    to provide it.
+    """

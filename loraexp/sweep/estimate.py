@@ -24,7 +24,7 @@ from loraexp.config.settings import ModelSettings
 from loraexp.run.experiment import make
 from loraexp.statistics import Size
 from loraexp.statistics import plan as plan_statistics
-from loraexp.sweep.sizes import Memory, Shape
+from loraexp.sweep.shapes import Memory, Shape
 
 ANSWER = 16  # tokens of the decoder of an encoder-decoder: its tasks answer with a class in words
 COUNTED: dict[tuple[Any, ...], int] = {}  # activations of models and batches counted before

@@ -12,6 +12,7 @@ from typing import Any
 from loraexp import config
 from loraexp.sweep.cells import Cell
 from loraexp.sweep.schema import Sweep
+from loraexp.sweep.shapes import Memory
 
 GB = 2**30
 
@@ -27,7 +28,7 @@ class Costs:
     untimed: int = 0  # from neither
     disk: int = 0
     unsized: int = 0  # runs whose disk is not known
-    memory: dict[tuple[str, str], Any] = field(default_factory=dict)  # place → sizes.Memory
+    memory: dict[tuple[str, str], Any] = field(default_factory=dict)  # place → Memory
     # place → the peak that its finished runs had
     recorded: dict[tuple[str, str], int] = field(default_factory=dict)
     # place → those of the run that needs most
@@ -94,7 +95,7 @@ def estimate_cell(
     from loraexp.sweep import duration, sizes
 
     settings = config.typed(cell.plain)
-    memory: sizes.Memory | None = None
+    memory: Memory | None = None
     numbers: dict[str, int] | None = None
     try:
         settings = sizes.offline(settings)

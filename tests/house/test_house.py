@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from benchmarks import house
 from tests.support.helpers import REPOSITORY
 
 PACKAGES = sorted(path.parent.name for path in REPOSITORY.glob("loraexp/*/__init__.py"))
@@ -23,6 +24,7 @@ TWICE = {
     "formats",
     "alignment",
     "finished",
+    "costs",
 }
 
 
@@ -109,3 +111,9 @@ def test_tests_use_public_places_and_share_by_way_of_support() -> None:
         for path in REPOSITORY.glob(f"{folder}/**/*.py")
     }
     assert not {path: lines for path, lines in found.items() if lines}
+
+
+def test_no_module_reaches_itself_by_imports_those_inside_functions_included() -> None:
+    trees = {path: ast.parse(path.read_text()) for path in house.LIBRARY.rglob("*.py")}
+    assert house.circles(house.import_graph(trees)) == []
+    assert house.circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
