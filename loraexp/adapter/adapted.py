@@ -167,6 +167,19 @@ def shared_out(x: Tensor) -> bool:
     return type(x).__name__ == "DTensor"
 
 
+def local(x: Tensor) -> Tensor:
+    """This process's piece of such a tensor, the same memory; all of one that is not in pieces."""
+    shared: Any = x
+    return shared.to_local() if shared_out(x) else x
+
+
+def kept_here(x: Tensor) -> bool:
+    """Whether this process keeps the whole of a tensor in a checkpoint: of one in pieces, the first
+    does."""
+    shared: Any = x
+    return not shared_out(x) or shared.device_mesh.get_rank() == 0
+
+
 class Adapters:
     """What trains in a model: the adapted layers as (A, B, R) groups, and every other trained
     weight (the new head).
@@ -205,29 +218,41 @@ class Adapters:
         return list(self.named_trainable().values())
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of what trains, on the CPU: what a checkpoint and "the best so far" hold."""
-        return {name: whole(p.detach()).cpu().clone() for name, p in self.named_trainable().items()}
+        """A copy of what trains, on the CPU: what a checkpoint and "the best so far" hold.
+
+        Every process must ask; of what they hold in pieces, the first has the whole and the others
+        nothing.
+        """
+        state = {}
+        for name, parameter in self.named_trainable().items():
+            value = whole(parameter.detach())
+            if kept_here(parameter):
+                state[name] = value.cpu().clone()
+        return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave, on every process."""
         named = self.named_trainable()
-        if named.keys() != state.keys():
-            missing, extra = (
-                sorted(named.keys() - state.keys()),
-                sorted(state.keys() - named.keys()),
-            )
+        here = {name for name, parameter in named.items() if kept_here(parameter)}
+        if not here <= state.keys() <= named.keys():
+            missing, extra = sorted(here - state.keys()), sorted(state.keys() - named.keys())
             raise ValueError(
                 f"the checkpoint does not fit this run: missing {missing[:3]}, not expected"
                 f" {extra[:3]}"
             )
         with torch.no_grad():
             for name, parameter in named.items():
-                value = state[name].to(parameter.device)
-                if shared_out(parameter):
-                    from torch.distributed.tensor import distribute_tensor
+                if not shared_out(parameter):
+                    parameter.copy_(state[name])
+                    continue
+                from torch.distributed.tensor import distribute_tensor
 
-                    own: Any = parameter
-                    value = distribute_tensor(value, own.device_mesh, own.placements)
-                parameter.copy_(value)
+                own: Any = parameter
+                value = state.get(name, torch.empty(parameter.shape, dtype=parameter.dtype))
+                pieces = distribute_tensor(
+                    value.to(parameter.device), own.device_mesh, own.placements
+                )
+                parameter.copy_(pieces)
 
     def modules(self) -> list[nn.Module]:
         """The modules that hold nothing but what was added: the factors of every layer, and the new

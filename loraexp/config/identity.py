@@ -33,6 +33,7 @@ NOT_IDENTITY = frozenset(
         "force",  # whether to run again
         "sweep",  # how many runs share a step
         "train.gpus_per_run",
+        "train.shard",  # who holds which weights, not what becomes of them
         "train.log_every",  # how often it is written down
         "train.checkpoint_every",
         "train.keep_checkpoint",

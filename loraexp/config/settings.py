@@ -119,6 +119,8 @@ class TrainSettings:
     # evaluations without a better one before stopping early; null: never
     patience: int | None = number(above=0)
     select: Literal["best", "last"]  # whose weights are reported and saved
+    # none: every process holds all weights | full: each a piece of every one (FSDP)
+    shard: Literal["none", "full"] = "none"
     # only algorithms that give the same bits every time, slower on a GPU
     deterministic: bool = False
 

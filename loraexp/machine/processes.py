@@ -1,20 +1,66 @@
 """Processes that share a run: one by default, several under `torchrun` or `accelerate launch`.
 
-With adapters every process holds the factors whole, and their gradients, which are small, are
-averaged in one message; the frozen base is copied, or sharded where accelerate is configured for
-FSDP. With `init=full` the wrapping, DDP or FSDP, is accelerate's alone. With one process nothing of
-this is imported.
+Every process has a share of the rows of each step. What it holds whole, the factors and the head or
+with `init=full` every weight, has its gradient averaged here, in messages of a bounded size; what
+processes hold in pieces (`train.shard=full`) PyTorch's `fully_shard` averages by itself. With one
+process nothing of this is imported.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+MESSAGE = 2**26  # gradients that are averaged at once: the copy that this takes is bounded
+
+# What `accelerate launch` hands to a run of its configuration, and which key here says the same.
+ELSEWHERE = {
+    "ACCELERATE_USE_FSDP": "train.shard=full",
+    "ACCELERATE_USE_DEEPSPEED": "train.shard=full",
+    "ACCELERATE_USE_MEGATRON_LM": "train.shard=full",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "train.shard=full",
+}
+
+
+def misfit(*, shard: str, device: str, quantise: str | None, precision: str) -> str | None:
+    """Why these settings cannot work on the processes that were started, in one line; None where
+    they can."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    for variable, key in ELSEWHERE.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+            return (
+                f"{variable}={os.environ[variable]}: accelerate's configuration shards models, and"
+                f" loraexp would not follow it; choose a plain multi-GPU one there, and set {key}"
+            )
+    mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if mixed not in ("no", precision):
+        return (
+            f"ACCELERATE_MIXED_PRECISION={mixed}: this run has precision={precision}; set"
+            " precision=bf16 or fp32 here, and mixed_precision: no in accelerate's configuration"
+        )
+    kind, colon, number = device.partition(":")
+    if world > 1 and colon:
+        return (
+            f"device={device}: names one device, and {world} processes share this run; set"
+            f" device={kind}, and CUDA_VISIBLE_DEVICES to choose among the cards"
+        )
+    if shard == "none":
+        return None
+    if world == 1:
+        return (
+            f"train.shard={shard}: one process has nobody to share the weights with; start several"
+            " (torchrun --nproc-per-node=2 -m loraexp ...), or set train.shard=none"
+        )
+    if quantise:
+        return (
+            f"train.shard={shard}: weights in {quantise} are not shared in pieces; set"
+            " model.quantise=null, or train.shard=none"
+        )
+    return None
 
 
 class Processes:
@@ -23,68 +69,50 @@ class Processes:
     def __init__(self, device: str = "auto") -> None:
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0")) if self.world > 1 else 0
-        self.accelerator: Any = None
         self.averaged: list[nn.Parameter] = []  # whose gradients this object averages
-        if self.world > 1:
-            from accelerate import Accelerator
-
-            self.accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+        if self.world > 1 and not torch.distributed.is_initialized():
+            nccl = device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available()
+            if nccl:
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            # what is no tensor of the device, such as who was told to stop, costs it nothing
+            torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
 
     @property
     def main(self) -> bool:
         return self.rank == 0
 
-    def prepare(
-        self, model: nn.Module, trained: Sequence[nn.Parameter], apart: Sequence[nn.Module]
-    ) -> nn.Module:
-        """The model as the loop calls it: itself, or wrapped by accelerate.
-
-        `apart`: the modules that hold `trained` beside a frozen base, which every process keeps
-        whole; none where the base itself trains.
-        """
-        if self.accelerator is None:
-            return model
-        if not apart:
-            prepared: nn.Module = self.accelerator.prepare_model(model)
-            return prepared
-        self.averaged = list(trained)
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is None:
-            return model
-        plugin.ignored_modules = list(apart)
-        sharded: nn.Module = self.accelerator.prepare_model(model)
-        return sharded
-
-    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within: gradients stay on their process (all micro-batches of a step but the last)."""
-        return (
-            nullcontext()
-            if self.accelerator is None or self.averaged
-            else self.accelerator.no_sync(model)
-        )
+    def share(self, trained: Sequence[nn.Parameter]) -> None:
+        """Average the gradients of these from here on: all that this process holds whole."""
+        self.averaged = [] if self.world == 1 else list(trained)
 
     def average(self) -> None:
-        """Average the gradients over processes, in one message; a parameter without one counts as
-        zero."""
-        if not self.averaged:
-            return
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.averaged]
+        """Average the gradients over processes; a parameter without one counts as zero."""
+        message: list[nn.Parameter] = []
+        for parameter in self.averaged:
+            if message and sum(p.numel() for p in message) + parameter.numel() > MESSAGE:
+                self._average(message)
+                message = []
+            message.append(parameter)
+        if message:
+            self._average(message)
+
+    def _average(self, parameters: Sequence[nn.Parameter]) -> None:
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         message = torch.cat([g.flatten() for g in gradients])
         torch.distributed.all_reduce(message)
         message /= self.world
-        for parameter, gradient in zip(
-            self.averaged, message.split([g.numel() for g in gradients]), strict=True
-        ):
+        parts = message.split([g.numel() for g in gradients])
+        for parameter, gradient in zip(parameters, parts, strict=True):
             parameter.grad = gradient.view_as(parameter)
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
         """Clip the global norm; returns the norm before clipping."""
-        if self.accelerator is None or self.averaged:
-            return nn.utils.clip_grad_norm_(parameters, max_norm)
-        return torch.as_tensor(self.accelerator.clip_grad_norm_(parameters, max_norm))
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        # of pieces it is one that the processes have yet to add up
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def sum(self, value: float, device: torch.device) -> float:
-        if self.accelerator is None:
+        if self.world == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=device)
         torch.distributed.all_reduce(total)
@@ -92,12 +120,12 @@ class Processes:
 
     def gather(self, thing: Any) -> list[Any]:
         """`thing` of every process, in order of rank, on every process."""
-        if self.accelerator is None:
+        if self.world == 1:
             return [thing]
         things: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(things, thing)
         return things
 
     def wait(self) -> None:
-        if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
+        if self.world > 1:
+            self.gather(None)  # among hosts: no device has to be chosen for it

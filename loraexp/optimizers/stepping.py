@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from loraexp.adapter.adapted import AdaptedLinear, Adapters
+from loraexp.adapter.adapted import AdaptedLinear, Adapters, local
 from loraexp.adapter.linalg import at_least_float32
 from loraexp.optimizers.grams import SingularSystem
 
@@ -39,11 +39,12 @@ class Block:
         layers: Sequence[AdaptedLinear] = (),
     ) -> None:
         self.names, self.parameters, self.factor, self.layers = names, parameters, factor, layers
-        held = [p.detach() for p in parameters]
+        # of weights that processes hold in pieces, this one's: a rule for them is elementwise
+        held = [local(p.detach()) for p in parameters]
         self.values = at_least_float32(held[0][None] if len(held) == 1 else torch.stack(held))
         self._stacked: Tensor | None = None
         self.has_master = self.values.dtype != parameters[0].dtype
-        if not self.has_master:
+        if not self.has_master and len(parameters) > 1:  # one is its own view
             for parameter, value in zip(parameters, self.values, strict=True):
                 parameter.data = value
 
@@ -55,16 +56,16 @@ class Block:
     def gradient(self) -> Tensor | None:
         """The gradients (n, …) in the dtype of `values`; None where there is none at all, zero
         where only some are missing."""
-        gradients = [p.grad for p in self.parameters]
+        gradients = [None if p.grad is None else local(p.grad) for p in self.parameters]
         if all(g is None for g in gradients):
             return None
-        if not self.has_master and self.key.data_ptr() != self.values.data_ptr():
+        if not self.has_master and local(self.key).data_ptr() != self.values.data_ptr():
             raise RuntimeError(
                 f"{self.names[0]} was moved after its optimizer was built: build the optimizer"
                 " after moving the model"
             )
         known = [
-            torch.zeros_like(p) if g is None else g
+            torch.zeros_like(local(p)) if g is None else g
             for p, g in zip(self.parameters, gradients, strict=True)
         ]
         if len(known) == 1:
@@ -80,7 +81,7 @@ class Block:
         """Round the master into the parameters; nothing to do where the parameters are the
         values."""
         if self.has_master:
-            torch._foreach_copy_(list(self.parameters), list(self.values))
+            torch._foreach_copy_([local(p) for p in self.parameters], list(self.values))
 
 
 def factor_blocks(adapters: Adapters, factors: Sequence[str]) -> list[Block]:

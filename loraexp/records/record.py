@@ -26,6 +26,7 @@ from loraexp.machine.files import (
     write_json,
 )
 from loraexp.machine.locks import Lock, locked
+from loraexp.records import ranks
 from loraexp.records.content import SCHEMA, Content, content, sound_lines
 from loraexp.records.environment import environment
 from loraexp.records.tracking import Copy
@@ -130,6 +131,7 @@ class Record:
             if found.finished:
                 raise Finished(found.record or {})
             self.before = found.record or {}
+        ranks.clear(self.folder, others=True)
         clear_temporaries(self.folder)  # the lock is ours: whoever wrote them is dead
         if found.error is not None:
             set_aside(self.folder / "record.json")
@@ -147,10 +149,13 @@ class Record:
         trace: TracebackType | None,
     ) -> None:
         if not self.main:
+            if isinstance(error, Exception):
+                ranks.leave(self.folder, error)
             return
         try:
             if error is not None:
                 self._end_with(error)
+            ranks.clear(self.folder)
             if self.metrics is not None:
                 self.metrics.close()
             if isinstance(error, Exception):
@@ -165,17 +170,22 @@ class Record:
 
     def _end_with(self, error: BaseException) -> None:
         """Record why a run ended before its end: told to stop, or failed and where."""
-        stopped = isinstance(error, KeyboardInterrupt)
+        other = ranks.first(self.folder)
+        stopped = isinstance(error, KeyboardInterrupt) and other is None
         self.content |= {"status": "interrupted" if stopped else "failed", "ended": now()}
-        self.content["error"] = {
-            "type": type(error).__name__,
-            "message": str(error) or ("interrupted" if stopped else ""),
-            "where": place_of(error),
-        }
+        own = ranks.described(error)
+        if other is not None and other["error"]["message"] != own["message"]:
+            # it was there first: a process whose peer is gone has only that to say
+            self.content["error"] = other["error"] | {"rank": other["rank"]}
+        else:
+            other = None
+            self.content["error"] = own | {
+                "message": own["message"] or ("interrupted" if stopped else "")
+            }
         self._reserve.unlink(missing_ok=True)
         self.write()
         if not stopped:
-            text = "".join(traceback.format_exception(error))
+            text = other["trace"] if other else "".join(traceback.format_exception(error))
             (self.folder / "error.txt").write_text(text, errors="backslashreplace")
 
     def finish(self) -> dict[str, Any]:
@@ -313,15 +323,6 @@ def add_evaluation(folder: Path, entry: dict[str, Any], wandb: WandbSettings | N
     copy = Copy(wandb, folder, found["run_id"], found["config"])
     copy.start()
     copy.finish(found)
-
-
-def place_of(error: BaseException) -> str:
-    """The place in this program that an error came from: `file.py:line in function`."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if f"{os.sep}loraexp{os.sep}" in frame.filename] or list(
-        frames
-    )
-    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno} in {ours[-1].name}" if ours else "?"
 
 
 def write_yaml(path: Path, value: Any) -> None:

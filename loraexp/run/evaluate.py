@@ -13,6 +13,7 @@ from torch import nn
 from loraexp.machine.device import autocast, to_device
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import bar
+from loraexp.run.sharding import gathered_root
 
 if TYPE_CHECKING:
     from loraexp.run.task import Task
@@ -80,7 +81,7 @@ def evaluate(
     The processes share the work; what a task saw of a split it may leave in `folder`.
     """
     folder = folder if how["processes"].main else None
-    with task.answering():
+    with task.answering(), gathered_root(model):
         return {
             split: task.evaluate(model, task.tokenizer, split, folder=folder, **how)
             for split in splits

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from loraexp import config, models
 from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
@@ -22,7 +23,7 @@ from loraexp.machine import repository
 from loraexp.machine.device import choose_device, deterministic, name_of
 from loraexp.machine.files import folder_written, sha256, write_json
 from loraexp.machine.hub import SourceError, Unreachable
-from loraexp.machine.processes import Processes
+from loraexp.machine.processes import Processes, misfit
 from loraexp.machine.progress import log, logged, tally
 from loraexp.machine.signals import Interrupted, Stop, watched
 from loraexp.models import Base
@@ -34,6 +35,7 @@ from loraexp.run.checkpoint import Checkpoint, seed_generators
 from loraexp.run.evaluate import evaluate
 from loraexp.run.initialise import initialize, settled, training_of
 from loraexp.run.phases import Phases
+from loraexp.run.sharding import gathered_state, in_pieces, spread
 from loraexp.run.train import Loop, train
 
 
@@ -71,6 +73,14 @@ def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) 
             sources.require_same(found.record, folder)
         if found.record is not None and found.finished:
             return Outcome(folder, found.record, already=True)
+    unfit = misfit(
+        shard=settings.train.shard,
+        device=settings.device,
+        quantise=settings.model.quantise,
+        precision=settings.precision,
+    )
+    if unfit is not None:
+        raise config.ConfigError(unfit)
     with repository.pins(Path(settings.output_root)):
         base = models.open(settings.model)
         check_model(settings, base)
@@ -182,7 +192,12 @@ class Experiment:
         algorithms."""
         devices = self.processes.gather(name_of(self.device))
         exact = self.settings.train.deterministic
-        return {"processes": self.processes.world, "devices": devices, "deterministic": exact}
+        return {
+            "processes": self.processes.world,
+            "devices": devices,
+            "shard": self.settings.train.shard,
+            "deterministic": exact,
+        }
 
     def look_back(self) -> None:
         """What an earlier attempt left: with `force` nothing of it is used, and what is damaged is
@@ -227,18 +242,30 @@ class Experiment:
         settings = self.settings
         dtype = models.dtype_of(settings.model, settings.precision, full=self.full)
         own = self.full or self.processes.world > 1
-        how: dict[str, Any] = {
-            "dtype": dtype,
-            "device": self.device,
-            "labels": labels(task),
-        }
-        model = kept.model(settings, self.base, own=own, full=self.full, **how)
+        how: dict[str, Any] = {"dtype": dtype, "labels": labels(task)}
+        if settings.train.shard == "full":
+            model = self.spread(**how)
+        else:
+            how |= {"device": self.device, "own": own, "full": self.full}
+            model = kept.model(settings, self.base, **how)
         self.head = models.head(model)
         notes = models.notes(model)
         self.record.update(model={"notes": notes, "untied": models.untied(model)})
         for note in notes:
             self.say(f"model {settings.model.name}: {note}")
         return model
+
+    def spread(self, dtype: torch.dtype, labels: dict[str, Any]) -> nn.Module:
+        """The base with the task's head, in pieces over the processes; a new head that trains
+        beside adapters is whole on all of them."""
+        kept.MODEL.clear()
+        return spread(
+            lambda: self.base.load(
+                dtype=dtype, head_seed=self.settings.seed, full=self.full, **labels
+            ),
+            lambda model: [] if self.full else models.head(model),
+            self.device,
+        )
 
     def start(self, model: nn.Module, task: Any) -> Adapters:
         """Where training starts: the initializer's factors in their layers, or those of the
@@ -281,7 +308,7 @@ class Experiment:
         settings = self.settings
         # an initializer that trains nothing, on a model without a new head, is evaluated as it is
         optimizer = None
-        wrapped = self.processes.prepare(model, adapters.trainable(), adapters.modules())
+        self.processes.share([p for p in adapters.trainable() if not isinstance(p, DTensor)])
         if adapters.trainable():
             rule = make(settings.optimizer)
             # `_target_: torch.optim.SGD`
@@ -291,7 +318,7 @@ class Experiment:
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])  # what the schedule multiplies
         return Loop(
-            model=wrapped,
+            model=model,
             task=task,
             adapters=adapters,
             optimizer=optimizer,
@@ -314,6 +341,7 @@ class Experiment:
         `step`: of the weights that are the run's result, which the record then names, with a digest
         of each file.
         """
+        whole = gathered_state(model) if in_pieces(adapters) else None
         if not self.processes.main:
             return
         settings = self.settings
@@ -329,7 +357,7 @@ class Experiment:
                     head=self.head,
                 )
             else:
-                model.save_pretrained(place)  # type: ignore[operator]
+                model.save_pretrained(place, state_dict=whole)  # type: ignore[operator]
         if step is None:
             return
         files = sorted(path for path in folder.iterdir() if path.is_file())

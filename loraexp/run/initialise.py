@@ -24,6 +24,7 @@ from loraexp.machine.processes import Processes
 from loraexp.machine.progress import bar
 from loraexp.run.batches import schedule, total_steps
 from loraexp.run.ledger import describe
+from loraexp.run.sharding import gathered_root
 from loraexp.statistics import (
     Calibration,
     Collected,
@@ -116,7 +117,7 @@ class Objective:
         ]
         training = model.training
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), gathered_root(model):
             parts = [self.loss_sum(model, to_device(batch, self.device)) for batch in batches]
         model.train(training)
         return sum(float(total) for total, _ in parts) / sum(count for _, count in parts)

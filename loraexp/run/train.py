@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from loraexp.run.checkpoint import (
 )
 from loraexp.run.evaluate import evaluate
 from loraexp.run.phases import Phases
+from loraexp.run.sharding import gathered_moments, in_pieces, pieces_of_moments
 
 if TYPE_CHECKING:
     from loraexp.run.task import Task
@@ -239,13 +240,12 @@ def accumulate_gradient(
         sum(int(batch.get("weight", 1)) * count_labels(batch) for batch in batches), device
     )
     loss_sum = torch.zeros((), device=device)
-    for i, batch in enumerate(batches):
+    for batch in batches:
         weight = batch.pop("weight", 1)
-        with processes.no_sync(model) if i + 1 < len(batches) else nullcontext():
-            with clock("forward"), autocast(device, precision):
-                loss, _ = task.loss_sum(model, batch)
-            with clock("backward"):
-                (loss * (weight * processes.world / total)).backward()
+        with clock("forward"), autocast(device, precision):
+            loss, _ = task.loss_sum(model, batch)
+        with clock("backward"):
+            (loss * (weight * processes.world / total)).backward()
         loss_sum += loss.detach() * weight
     with clock("backward"):
         processes.average()
@@ -325,13 +325,15 @@ def save(run: Loop, state: Progress) -> None:
     loss = state.loss.detach().cpu() if isinstance(state.loss, Tensor) else state.loss
     ranks = run.processes.gather({"generators": generators(), "loss": loss})
     weights = run.adapters.state()
+    shared = in_pieces(run.adapters)
+    optimizer = gathered_moments(run.optimizer) if shared else run.optimizer.state_dict()
     state.saved = state.step
     if run.processes.main:
         run.checkpoint.save(
             State(
                 progress=state,
                 weights=weights,
-                optimizer=run.optimizer.state_dict(),
+                optimizer=optimizer,
                 ranks=ranks,
                 history=run.record.mark(),
             )
@@ -353,7 +355,10 @@ def begin(run: Loop, batches: Batches) -> Progress:
     assert run.optimizer is not None
     state, processes = stored.progress, run.processes
     run.adapters.load_state(stored.weights)
-    run.optimizer.load_state_dict(stored.optimizer)
+    pieces = in_pieces(run.adapters)
+    run.optimizer.load_state_dict(
+        pieces_of_moments(run.optimizer, stored.optimizer) if pieces else stored.optimizer
+    )
     notes = []
     if len(stored.ranks) == processes.world:
         mine = stored.ranks[processes.rank]

@@ -35,7 +35,4 @@ def parts_of(processes: Sharing | None, model: nn.Module, count: int) -> list[in
 def sharded(model: nn.Module) -> bool:
     """Whether processes share the weights, so that each needs every other one for a forward pass of
     its own."""
-    whole = type(model).__name__ != "FullyShardedDataParallel"
-    return not whole or any(
-        type(parameter).__name__ == "DTensor" for parameter in model.parameters()
-    )
+    return any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from loraexp.adapter.adapted import whole
 from loraexp.adapter.layer import Curvature
 from loraexp.adapter.linalg import SVD
 from loraexp.machine.files import DiskFull, on_disk
@@ -36,7 +37,7 @@ def fingerprint(model: nn.Module) -> str:
     """A digest of every parameter and buffer of a model: names, dtypes, shapes, values."""
     digest = hashlib.blake2b(digest_size=32)
     for name, x in [*model.named_parameters(), *model.named_buffers()]:
-        _feed(digest, name, x)
+        _feed(digest, name, whole(x))
     return digest.hexdigest()
 
 

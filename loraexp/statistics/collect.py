@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from loraexp.adapter.adapted import whole
 from loraexp.adapter.layer import CurvatureRequest, Layer, LeadingRequest
 from loraexp.adapter.linalg import SVD, Product, randomized_svd, randomized_svd_steps
 from loraexp.machine.measure import peak_bytes, reset_peak
@@ -334,7 +335,7 @@ def weight(module: nn.Module, device: torch.device) -> Tensor:
     to unit vectors."""
     stored = module.weight
     if isinstance(stored, Tensor) and stored.is_floating_point():
-        return stored.detach()
+        return whole(stored.detach())
     unit = torch.eye(sizes(module)[1], device=device)
     weight: Tensor = (module(unit) - module(torch.zeros_like(unit[:1]))).mT
     return weight.contiguous()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 from loraexp.statistics.accumulators import Accumulator, Mask, Outer, Seen
 from loraexp.statistics.calibration import (
@@ -269,6 +270,7 @@ class Sweeper:
         losses = 0
         reached: set[str] = set()
         sample = self.first_sample + sum(map(samples_in, self.calibration.batches[:first]))
+        missing, spare = self._to_keep_step(batches)
         with prepared(self.model, self.mode):
             for index, batch in enumerate(batches, first):
                 losses += self._batch(sums, passes, batch, index, sample, reached)
@@ -276,7 +278,18 @@ class Sweeper:
                 self.done_batches += 1
                 if self.progress is not None:
                     self.progress(self.done_batches, max(self.expected_batches, self.done_batches))
+            for _ in range(missing):
+                self._batch({name: [] for name in sums}, passes, spare, 0, 0, set())
         return losses, reached
+
+    def _to_keep_step(self, batches: Sequence[Batch]) -> tuple[int, Batch]:
+        """How many batches another process has more, and one to run as often, of which nothing
+        counts: where they hold the weights in pieces all have to make as many passes."""
+        if not in_pieces(self.model):
+            return 0, {}
+        shares = gathered((len(batches), batches[:1]))
+        spare: Batch = next((held[0] for _, held in shares if held), {})
+        return max(count for count, _ in shares) - len(batches), spare
 
     def _batch(
         self,
@@ -342,7 +355,8 @@ class Sweeper:
             if not distributed()
             else "the sum over batches, or a batch of another process"
         )
-        for index in range(len(self.calibration.batches)):
+        alone = not in_pieces(self.model)  # else no process can run a batch by itself
+        for index in range(len(self.calibration.batches) if alone else 0):
             sums = make()
             self._accumulate(sums, [self.calibration.batches[index]], index)
             broken = [
@@ -357,6 +371,11 @@ class Sweeper:
             f"{where}: a statistic is NaN or infinite, expected finite numbers; look at that"
             " batch's rows and labels, or run with precision=fp32"
         )
+
+
+def in_pieces(model: nn.Module) -> bool:
+    """Whether processes hold the weights in pieces, and need each other for a forward pass."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def distributed() -> bool:

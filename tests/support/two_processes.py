@@ -19,7 +19,7 @@ from tests.support.adapters import adapted
 
 class Alone(Processes):
     def __init__(self) -> None:
-        self.world, self.rank, self.accelerator, self.averaged = 1, 0, None, []
+        self.world, self.rank, self.averaged = 1, 0, []
 
 
 def sharded(processes: Processes) -> None:
@@ -37,7 +37,7 @@ def sharded(processes: Processes) -> None:
         "classifier.weight"
     }
     assert any(type(p).__name__ == "DTensor" for p in model.parameters())
-    processes.averaged = adapters.trainable()
+    processes.share(adapters.trainable())
     rows = np.arange(10)
     examples = task.splits["train"]
     for these, m, parts, who in (
@@ -77,7 +77,7 @@ def main(out: str) -> int:
     alone = {name: p.grad.clone() for name, p in adapters.named_trainable().items()}
     for p in adapters.trainable():
         p.grad = None
-    wrapped = processes.prepare(model, adapters.trainable(), adapters.modules())
+    processes.share(adapters.trainable())
     shares = [
         collate_share(task, examples, part, processes)
         for part in micro_batches(rows, examples.lengths, 3)
@@ -86,7 +86,7 @@ def main(out: str) -> int:
     shares.append(collate_share(task, examples, rows[:1], processes))
     expected_rows = [rows, rows[:1]]
     accumulate_gradient(
-        wrapped, task, shares, precision="fp32", processes=processes, clock=Stopwatch()
+        model, task, shares, precision="fp32", processes=processes, clock=Stopwatch()
     )
     shared = {name: p.grad.clone() for name, p in adapters.named_trainable().items()}
     for p in adapters.trainable():

@@ -45,11 +45,10 @@ def gsm8k(folder: Path, *overrides: str) -> list[str]:
 
 
 class Some(Processes):
-    """`world` processes, without accelerate."""
+    """`world` processes that never meet."""
 
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world, self.averaged = rank, world, []
-        self.accelerator = world > 1 or None
 
 
 def evaluated(folder: Path, rank: int, world: int) -> dict[str, dict[str, float]]:
