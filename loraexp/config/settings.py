@@ -119,6 +119,8 @@ class TrainSettings:
     # evaluations without a better one before stopping early; null: never
     patience: int | None = number(above=0)
     select: Literal["best", "last"]  # whose weights are reported and saved
+    # processes of one run, each with a card of its own; a sweep starts them
+    gpus_per_run: int = field(default=1, metadata={"above": 0})
     # none: every process holds all weights | full: each a piece of every one (FSDP)
     shard: Literal["none", "full"] = "none"
     # only algorithms that give the same bits every time, slower on a GPU

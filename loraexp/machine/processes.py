@@ -26,7 +26,9 @@ ELSEWHERE = {
 }
 
 
-def misfit(*, shard: str, device: str, quantise: str | None, precision: str) -> str | None:
+def misfit(
+    *, shard: str, device: str, quantise: str | None, precision: str, gpus_per_run: int = 1
+) -> str | None:
     """Why these settings cannot work on the processes that were started, in one line; None where
     they can."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -42,7 +44,12 @@ def misfit(*, shard: str, device: str, quantise: str | None, precision: str) -> 
             f"ACCELERATE_MIXED_PRECISION={mixed}: this run has precision={precision}; set"
             " precision=bf16 or fp32 here, and mixed_precision: no in accelerate's configuration"
         )
-    kind, colon, number = device.partition(":")
+    kind, colon, _ = device.partition(":")
+    if gpus_per_run > 1 and world != gpus_per_run:
+        return (
+            f"train.gpus_per_run={gpus_per_run}: this run has world size {world}; start it by"
+            f" torchrun --nproc-per-node={gpus_per_run} -m loraexp ..., or set it to 1"
+        )
     if world > 1 and colon:
         return (
             f"device={device}: names one device, and {world} processes share this run; set"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -13,10 +14,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from loraexp import config, models
-from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
+from loraexp.adapter.adapted import (
+    Adapters,
+    attach,
+    scaling_factor,
+    shared_out,
+    train_everything,
+)
 from loraexp.adapter.formats import save_peft, save_raw
 from loraexp.config.settings import Settings
 from loraexp.machine import repository
@@ -78,6 +84,7 @@ def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) 
         device=settings.device,
         quantise=settings.model.quantise,
         precision=settings.precision,
+        gpus_per_run=settings.train.gpus_per_run,
     )
     if unfit is not None:
         raise config.ConfigError(unfit)
@@ -195,6 +202,7 @@ class Experiment:
         return {
             "processes": self.processes.world,
             "devices": devices,
+            "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "shard": self.settings.train.shard,
             "deterministic": exact,
         }
@@ -308,7 +316,7 @@ class Experiment:
         settings = self.settings
         # an initializer that trains nothing, on a model without a new head, is evaluated as it is
         optimizer = None
-        self.processes.share([p for p in adapters.trainable() if not isinstance(p, DTensor)])
+        self.processes.share([p for p in adapters.trainable() if not shared_out(p)])
         if adapters.trainable():
             rule = make(settings.optimizer)
             # `_target_: torch.optim.SGD`

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-from loraexp.adapter.adapted import Adapters, whole
+from loraexp.adapter.adapted import Adapters, shared_out, whole
 
 AWAKE = "gathered_root"
 
@@ -148,7 +147,7 @@ def place(module: nn.Module, device: torch.device) -> None:
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for owner in module.modules():
         for name, parameter in owner._parameters.items():
-            if parameter is not None and not isinstance(parameter, DTensor):
+            if parameter is not None and not shared_out(parameter):
                 owners.setdefault(id(parameter), []).append((owner, name))
         for name, buffer in owner._buffers.items():
             if buffer is not None:
@@ -189,17 +188,18 @@ def kept(value: Tensor) -> Tensor:
 
 def in_pieces(adapters: Adapters) -> bool:
     """Whether what trains is held in pieces."""
-    return any(isinstance(parameter, DTensor) for parameter in adapters.trainable())
+    return any(shared_out(parameter) for parameter in adapters.trainable())
 
 
 def gathered_moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimizer's state as one process would have it, on the CPU of the first process; every
     process must ask."""
+    from torch.distributed.tensor import DTensor
 
-    def all_of(parameter: Tensor, value: Any) -> Any:
+    def all_of(parameter: Any, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if isinstance(parameter, DTensor) and not isinstance(value, DTensor) and value.dim() > 1:
+        if shared_out(parameter) and not shared_out(value) and value.dim() > 1:
             # a block's row (1, …) of this process's piece
             value = DTensor.from_local(
                 value[0],
@@ -215,9 +215,10 @@ def gathered_moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def pieces_of_moments(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> dict[str, Any]:
     """A whole state in the pieces of this process: what `load_state_dict` takes here."""
+    from torch.distributed.tensor import distribute_tensor
 
-    def own(parameter: Tensor, value: Any) -> Any:
-        if not isinstance(parameter, DTensor) or not isinstance(value, Tensor):
+    def own(parameter: Any, value: Any) -> Any:
+        if not shared_out(parameter) or not isinstance(value, Tensor):
             return value
         blocked = value.shape == (1, *parameter.shape)
         if not blocked and value.shape != parameter.shape:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.tensor import DTensor
 
+from loraexp.adapter.adapted import shared_out
 from loraexp.statistics.accumulators import Accumulator, Mask, Outer, Seen
 from loraexp.statistics.calibration import (
     Batch,
@@ -375,7 +375,7 @@ class Sweeper:
 
 def in_pieces(model: nn.Module) -> bool:
     """Whether processes hold the weights in pieces, and need each other for a forward pass."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(shared_out(parameter) for parameter in model.parameters())
 
 
 def distributed() -> bool:

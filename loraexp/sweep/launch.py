@@ -27,7 +27,7 @@ from loraexp.machine.progress import notice, tally
 from loraexp.machine.signals import Interrupted, Stop, to_children, watched
 from loraexp.machine.words import reason_of
 from loraexp.records import record
-from loraexp.sweep import computed
+from loraexp.sweep import cards, computed
 from loraexp.sweep.cells import Cell, expand, last_wins, lookup
 from loraexp.sweep.schema import Sweep
 from loraexp.sweep.watch import Watch, held, stamp, wait
@@ -72,7 +72,7 @@ def run(sweep: Sweep, hydra: Sequence[str], summarise: Callable[[Sweep, Watch], 
         if watch.already < len(cells):
             with (
                 watched(pass_on=to_children) as stop,
-                launcher(sweep, watch.before, hydra) as launch,
+                launcher(sweep, watch.before, hydra, cells) as launch,
                 watch.shown(),
             ):
                 rounds(watch, launch, stop)
@@ -170,7 +170,9 @@ def dead(
 
 
 @contextmanager
-def launcher(sweep: Sweep, before: dict[Path, int], hydra: Sequence[str]) -> Any:
+def launcher(
+    sweep: Sweep, before: dict[Path, int], hydra: Sequence[str], cells: Sequence[Cell] = ()
+) -> Any:
     """A function that hands cells to the Hydra launcher `hydra/launcher=NAME`, and returns what its
     workers said.
 
@@ -183,6 +185,9 @@ def launcher(sweep: Sweep, before: dict[Path, int], hydra: Sequence[str]) -> Any
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
 
+    each = max((int(cell.plain["train"]["gpus_per_run"]) for cell in cells), default=1)
+    devices = cards.of_node()
+    hydra = cards.asked(hydra, devices, each)
     root = [f"output_root={quoted(str(sweep.output_root))}", *config.search.overrides()]
     with (
         initialize_config_dir(str(config.folder("conf")), job_name="loraexp", version_base="1.3"),
@@ -198,6 +203,7 @@ def launcher(sweep: Sweep, before: dict[Path, int], hydra: Sequence[str]) -> Any
             run_cell,
             before={str(folder): when for folder, when in before.items()},
             parent=os.getpid(),
+            devices=devices if cards.launcher_of(hydra) == "joblib" else [],
         )
         made = Plugins.instance().instantiate_launcher(
             config=cfg, hydra_context=context, task_function=task
@@ -243,13 +249,20 @@ def job(cell: Cell) -> list[str]:
     )
 
 
-def run_cell(cfg: Any, *, before: dict[str, int], parent: int) -> Report:
+def run_cell(
+    cfg: Any, *, before: dict[str, int], parent: int, devices: Sequence[str] = ()
+) -> Report:
     """One run, in this process or in a worker, which when told to stop says so and begins nothing
-    for a while."""
+    for a while.
+
+    `devices`: of the node, of which a worker takes its own.
+    """
     from loraexp.machine import progress
 
     if os.getpid() == parent:
         return attempt(cfg, before)
+    if devices:
+        cards.take(devices, int(cfg.train.gpus_per_run))
     warnings.simplefilter("ignore", FutureWarning)
     progress.enabled = False
     if time.monotonic() - Told.at < REST:
@@ -291,8 +304,6 @@ def attempt(cfg: Any, before: dict[str, int]) -> Report:
         ):
             # tried in vain by another process since this command began
             return {"folder": str(folder), "outcome": "ended"}
-        from loraexp.run.experiment import run as run_one
-
         run_one(settings, plain)
     except ConfigError as error:
         return {"outcome": "error", "reason": str(error)}
@@ -307,6 +318,19 @@ def attempt(cfg: Any, before: dict[str, int]) -> Report:
         return {"folder": str(folder), "outcome": "ended"}
     release(everything=starved)
     return outcome
+
+
+def run_one(settings: Any, plain: dict[str, Any]) -> None:
+    """One run in this process, or in as many as it is to have cards."""
+    each = settings.train.gpus_per_run
+    if each == 1:
+        from loraexp.run import experiment
+
+        experiment.run(settings, plain)
+        return
+    from hydra.core.hydra_config import HydraConfig
+
+    cards.shared_run(list(HydraConfig.get().overrides.task), each)
 
 
 def release(everything: bool) -> None:

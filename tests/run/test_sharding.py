@@ -185,6 +185,8 @@ FITS = {"shard": "none", "device": "auto", "quantise": None, "precision": "fp32"
             {"WORLD_SIZE": "2"},
             "device=cuda:1: names one device, and 2 processes share this run; set device=cuda",
         ),
+        ({"gpus_per_run": 2}, {"WORLD_SIZE": "2"}, None),
+        ({"gpus_per_run": 2}, {}, "start it by torchrun --nproc-per-node=2 -m loraexp"),
         ({}, {"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, "set train.shard=full"),
         ({"device": "cpu"}, {"ACCELERATE_USE_FSDP": "true"}, "ACCELERATE_USE_FSDP=true: "),
         ({}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED=true: "),

@@ -1,0 +1,124 @@
+"""Which devices of a node the workers of a launcher use: each some of its own, `train.gpus_per_run`
+of them.
+
+A worker takes its cards before anything asks for a device, and holds them by locks until it ends:
+two sweeps on one node share its cards too, and a worker that dies leaves its cards free.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from loraexp.config import ConfigError
+from loraexp.machine.locks import Lock
+from loraexp.machine.signals import Interrupted, to_children, watched
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+AGAIN = 1.0  # seconds between two looks for free cards
+
+
+def of_node() -> list[str]:
+    """The cards that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    return (named or [str(number) for number in range(count)])[:count]
+
+
+def launcher_of(hydra: Sequence[str]) -> str:
+    """The launcher that these overrides choose."""
+    chosen = [word.partition("=")[2] for word in hydra if word.startswith("hydra/launcher=")]
+    return chosen[-1] if chosen else "basic"
+
+
+def asked(hydra: Sequence[str], cards: Sequence[str], each: int) -> list[str]:
+    """The overrides with what the launcher must know of the cards, where they do not say it.
+
+    `each`: cards of one run. Raises: ConfigError for more workers, or more cards a run, than there
+    are.
+    """
+    keys = {word.partition("=")[0].lstrip("+"): word.partition("=")[2] for word in hydra}
+    launcher = launcher_of(hydra)
+    if launcher == "submitit_slurm":
+        node = "hydra.launcher.gpus_per_node"
+        return [*hydra, *([f"{node}={each}"] if each > 1 and node not in keys else [])]
+    if not cards:
+        return list(hydra)
+    if each > len(cards):
+        raise ConfigError(
+            f"train.gpus_per_run={each}: this node has {len(cards)}; expected at most that"
+        )
+    if launcher == "ray":
+        key = "hydra.launcher.ray.remote.num_gpus"
+        return [*hydra, *([f"+{key}={each}"] if key not in keys else [])]
+    if launcher == "joblib":
+        most, key = len(cards) // each, "hydra.launcher.n_jobs"
+        if key not in keys:
+            return [*hydra, f"{key}={most}"]
+        jobs = int(keys[key])
+        if jobs > most or jobs < 0:
+            raise ConfigError(
+                f"{key}={jobs}: this node has {len(cards)} devices, {each} a run; expected at most"
+                f" {most} workers, or leave it out"
+            )
+    return list(hydra)
+
+
+class Held:
+    """The cards of this worker, which keeps them from one run to the next."""
+
+    locks: list[Lock] = []
+
+
+def take(cards: Sequence[str], each: int, place: Path | None = None) -> list[str]:
+    """Make `each` of the cards this worker's own, the only ones that it sees; waits until as many
+    are free.
+
+    `place`: where the locks lie; None: one folder of this user on this machine.
+    """
+    if Held.locks:
+        return os.environ[VISIBLE].split(",")
+    folder = place or Path(tempfile.gettempdir()) / f"loraexp-cards-{getpass.getuser()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        own: list[str] = []
+        for card in cards:
+            lock = Lock(folder / card.replace("/", "_"))
+            if len(own) < each and lock.take():
+                own.append(card)
+                Held.locks.append(lock)
+        if len(own) == each:
+            os.environ[VISIBLE] = ",".join(own)
+            return own
+        for lock in Held.locks:  # all or none: nobody waits for what another one holds
+            lock.close()
+        Held.locks.clear()
+        time.sleep(AGAIN)
+
+
+def shared_run(overrides: Sequence[str], each: int) -> None:
+    """One run in `each` processes, under torchrun, on the cards that this process sees; its record
+    says what became of it.
+
+    Raises: Interrupted where this process was told to stop; RuntimeError with the command's line.
+    """
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={each}"]
+    command = [sys.executable, *torchrun, "-m", "loraexp", *overrides]
+    with watched(pass_on=to_children) as stop:
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        _, said = process.communicate()
+    if stop.name is not None:
+        raise Interrupted(stop.name)
+    if process.returncode:
+        lines = [line for line in said.splitlines() if line.startswith("loraexp: ")]
+        raise RuntimeError(lines[-1] if lines else f"torchrun ended with {process.returncode}")

@@ -1,0 +1,119 @@
+"""Which cards of a node the workers of a sweep use, with four faked ones."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraexp.config import ConfigError
+from loraexp.sweep import cards
+from tests.support.small_sweep import go, written
+
+FOUR = ["0", "1", "2", "3"]
+
+
+def worker(place: Path, each: int, mine: Any) -> None:
+    cards.Held.locks = []
+    mine.put(cards.take(FOUR, each, place))
+    time.sleep(120)
+
+
+@pytest.mark.parametrize(("workers", "each"), [(4, 1), (2, 2)])
+def test_workers_share_the_cards_and_nobody_another_ones(
+    workers: int, each: int, tmp_path: Path
+) -> None:
+    fork = multiprocessing.get_context("fork")
+    mine = fork.SimpleQueue()
+    processes = [fork.Process(target=worker, args=(tmp_path, each, mine)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    held = [mine.get() for _ in processes]
+    assert all(len(own) == each for own in held)
+    assert sorted(card for own in held for card in own) == FOUR
+    late = fork.Process(target=worker, args=(tmp_path, each, mine))
+    late.start()
+    time.sleep(1.5)
+    assert mine.empty()  # all are taken
+    processes[0].kill()
+    freed = mine.get()  # a dead worker holds none
+    assert len(freed) == each and set(freed) <= set(FOUR)
+    for process in (*processes, late):
+        process.kill()
+        process.join()
+
+
+def test_a_sweep_gives_each_run_its_cards(tmp_path: Path, monkeypatch: Any) -> None:
+    """Two workers on four cards, two cards a run: torchrun with two processes in each."""
+    monkeypatch.setattr(cards, "of_node", lambda: FOUR)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    path, out = written(tmp_path, rows={"lora": {"label": "LoRA"}}), tmp_path / "out"
+    assert go(path, out, "hydra/launcher=joblib", "train.gpus_per_run=2") == 0
+    found = [json.loads(path.read_text()) for path in out.rglob("record.json")]
+    assert [record["status"] for record in found] == ["finished"] * 2
+    used = [record["environment"] for record in found]
+    assert [one["processes"] for one in used] == [2, 2]
+    assert all(one["devices"] == ["cpu", "cpu"] for one in used)
+    assert {one["visible"] for one in used} <= {"0,1", "2,3", "0,2", "0,3", "1,2", "1,3"}
+
+
+@pytest.mark.parametrize(
+    ("hydra", "each", "more"),
+    [
+        (["hydra/launcher=joblib"], 1, ["hydra.launcher.n_jobs=4"]),
+        (["hydra/launcher=joblib"], 2, ["hydra.launcher.n_jobs=2"]),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"], 1, []),
+        (["hydra/launcher=ray"], 1, ["+hydra.launcher.ray.remote.num_gpus=1"]),
+        (["hydra/launcher=ray"], 2, ["+hydra.launcher.ray.remote.num_gpus=2"]),
+        (["hydra/launcher=ray", "+hydra.launcher.ray.remote.num_gpus=0.5"], 1, []),
+        (["hydra/launcher=submitit_slurm"], 4, ["hydra.launcher.gpus_per_node=4"]),
+        (["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=8"], 4, []),
+        ([], 1, []),
+    ],
+)
+def test_launchers_are_asked_for_cards(hydra: list[str], each: int, more: list[str]) -> None:
+    assert cards.asked(hydra, FOUR, each) == [*hydra, *more]
+    if "slurm" not in "".join(hydra):
+        assert cards.asked(hydra, [], each) == hydra  # a node without cards
+
+
+@pytest.mark.parametrize(
+    ("hydra", "each", "said"),
+    [
+        ([], 8, "train.gpus_per_run=8: this node has 4; expected at most that"),
+        (
+            ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"],
+            2,
+            "hydra.launcher.n_jobs=3: this node has 4 devices, 2 a run; expected at most 2",
+        ),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=-1"], 1, "expected at most 4 workers"),
+    ],
+)
+def test_more_than_there_are_is_refused(hydra: list[str], each: int, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        cards.asked(hydra, FOUR, each)
+
+
+@pytest.mark.parametrize(
+    ("visible", "there", "names"),
+    [
+        (None, 2, ["0", "1"]),
+        ("2,3", 2, ["2", "3"]),
+        ("GPU-1a, GPU-2b", 2, ["GPU-1a", "GPU-2b"]),
+        ("", 0, []),
+    ],
+)
+def test_cards_have_the_names_that_the_scheduler_gave(
+    visible: str | None, there: int, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: there)
+    monkeypatch.delenv(cards.VISIBLE, raising=False)
+    if visible is not None:
+        monkeypatch.setenv(cards.VISIBLE, visible)
+    assert cards.of_node() == names
