@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,10 +98,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
-def align(arguments: Sequence[str]) -> int:
-    """Principal angles between the factors and the one-step gradient, at every kept step
-    (train.keep_factors_every); with a finished run of init=full, how far the predictions are from
-    its own; and the loss on the way from the pretrained weights to the run's."""
+def align_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The run, what it is compared with, and how many rows, directions and points."""
     from loraexp.finished.diagnose import WHERE
 
     parser = Parser("loraexp align", description=align.__doc__)
@@ -137,6 +136,14 @@ def align(arguments: Sequence[str]) -> int:
                 f"--{name.replace('_', '-')} {value}: expected a whole number of at least"
                 f" {2 if name == 'points' else 1}"
             )
+    return options
+
+
+def align(arguments: Sequence[str]) -> int:
+    """Principal angles between the factors and the one-step gradient, at every kept step
+    (train.keep_factors_every); with a finished run of init=full, how far the predictions are from
+    its own; and the loss on the way from the pretrained weights to the run's."""
+    options = align_options(arguments)
     from loraexp.artifacts import alignment, drawing
     from loraexp.finished import diagnose, opened
 

@@ -6,19 +6,16 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 from loraexp import __version__, config
+from loraexp.cli.start import DONE, INTERRUPTED, WRONG, grid, is_override, single, trace
 from loraexp.config import ConfigError, boundary, search
 from loraexp.config.paths import spelled
 from loraexp.machine import progress
 from loraexp.machine.escapes import printable
-from loraexp.machine.words import first_line, reason_of, shorten
-from loraexp.records import record
+from loraexp.machine.words import reason_of
 
 # Flags of Hydra that take the next word as their value.
 WITH_VALUE = {
@@ -68,7 +65,6 @@ VERBS = {
     "new": ("new", "new"),
     "completion": ("completion", "completion"),
 }
-DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,16 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return getattr(error, "status", INTERRUPTED)
-
-
-def trace() -> None:
-    """With -v, where an error came from."""
-    if progress.verbose:
-        traceback.print_exc()
-
-
-def is_override(word: str) -> bool:
-    return "=" in word and not word.startswith("-")
 
 
 def verb(name: str) -> Callable[[Sequence[str]], int]:
@@ -174,94 +160,6 @@ def remedy(before: str, word: str, argv: Sequence[str]) -> str:
     return near
 
 
-def single(argv: Sequence[str]) -> int:
-    """One run, or one of Hydra's own answers (`--help`, `--cfg job`, …)."""
-    status = DONE
-
-    def task(cfg: Any) -> None:
-        nonlocal status
-        status = attempt(cfg)
-
-    hydra_main(task, argv)
-    return status
-
-
-def folder_of(cell: Sequence[str]) -> Path:
-    """Where the run of a cell goes; raises ConfigError where it is wrong."""
-    words = [word for word in cell if not word.startswith("hydra")]
-    return config.run_folder(config.check(config.compose(words))[1])
-
-
-def grid(argv: Sequence[str]) -> int:
-    """Every cell of a grid, each checked before the first one starts; one that fails does not stop
-    the others."""
-    from loraexp.cli import outcomes
-
-    overrides = [word for word in argv if is_override(word)]
-    sweeper = [word.partition("=")[2] for word in overrides if word.startswith("hydra/sweeper=")]
-    if sweeper and sweeper[-1] != "basic":
-        return search_space(argv, sweeper[-1])
-    cells = config.expand(overrides)
-    folders = [folder_of(cell) for cell in cells]
-    statuses: list[int] = []
-
-    def task(cfg: Any) -> None:
-        print(f"\n--- run {len(statuses) + 1} of {len(cells)}", file=sys.stderr)
-        statuses.append(attempt(cfg))
-
-    hydra_main(task, ["--multirun", *(word for word in argv if word not in ("-m", "--multirun"))])
-    # A launcher may have run the cells in processes of its own: what became of them is on disk.
-    lines = outcomes.lines_of(
-        (dict(word.split("=", 1) for word in cell if is_override(word)), folder)
-        for cell, folder in zip(cells, folders, strict=True)
-    )
-    print()
-    outcomes.show(lines)
-    failed = [line for line in lines if line.state != "finished"]
-    if failed:
-        print(
-            f"loraexp: {len(failed)} of {len(cells)} runs failed; the same command retries only"
-            " those",
-            file=sys.stderr,
-        )
-    return max(statuses, default=DONE) or (FAILED if failed else DONE)
-
-
-def search_space(argv: Sequence[str], sweeper: str) -> int:
-    """A sweeper that chooses the runs itself, such as Optuna's: it is told what validation selected
-    (`best/value`), which is better the larger it is, and nothing of a run that failed."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from loraexp.cli import outcomes
-
-    statuses: list[int] = []
-    runs: list[tuple[dict[str, str], Path]] = []
-
-    def task(cfg: Any) -> float:
-        print(f"\n--- run {len(statuses) + 1}", file=sys.stderr)
-        statuses.append(attempt(cfg))
-        settings, plain = config.check(cfg)
-        words = [word for word in HydraConfig.get().overrides.task if is_override(word)]
-        folder = config.run_folder(plain)
-        runs.append((dict(word.split("=", 1) for word in words), folder))
-        content = record.read(folder) or {}
-        value = (content.get("best") or {}).get("value")
-        if value is None and statuses[-1] == DONE:
-            raise ConfigError(
-                f"task={settings.task['name']}: nothing selects a checkpoint, so there is no value"
-                " to search by"
-            )
-        return float("nan") if value is None else float(value)
-
-    words = [word for word in argv if word not in ("-m", "--multirun")]
-    if sweeper == "optuna" and not any("hydra.sweeper.direction=" in word for word in words):
-        words.append("hydra.sweeper.direction=maximize")  # its own default is to minimize
-    hydra_main(task, ["--multirun", *words])
-    print()
-    outcomes.show(outcomes.lines_of(runs))
-    return max(statuses, default=DONE)
-
-
 def own_folders(argv: Sequence[str]) -> list[str]:
     """The line without the user's configuration folders (`--config-dir DIR` anywhere on it, or
     Hydra's searchpath), which are looked in from now on, whatever the verb."""
@@ -280,62 +178,6 @@ def own_folders(argv: Sequence[str]) -> list[str]:
             left.append(word)
     search.use(folders)
     return left
-
-
-def hydra_main(task: Any, argv: Sequence[str]) -> None:
-    """Hand `argv` to Hydra with `conf/` as the configuration folder; its errors become
-    ConfigError."""
-    import hydra
-
-    # exceptions come to us, who print one line, instead of Hydra's page
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    before, sys.argv = sys.argv, ["loraexp", *argv, *search.overrides()]
-    try:
-        with config.translated():
-            hydra.main(
-                version_base="1.3", config_path=str(config.folder("conf")), config_name="config"
-            )(task)()
-    except SystemExit as error:
-        if error.code not in (None, 0):
-            raise ConfigError(f"{' '.join(argv)}: not understood; see loraexp --help") from error
-    finally:
-        sys.argv = before
-
-
-def attempt(cfg: Any) -> int:
-    """One run: its settings checked, run, and its result printed; a failure is one line, and the
-    record has the rest."""
-    try:
-        boundary.check_unsafe(cfg)
-        settings, plain = config.check(cfg)
-    except ConfigError as error:
-        trace()
-        print(f"loraexp: {printable(str(error))}", file=sys.stderr)
-        return WRONG
-    try:
-        from loraexp.cli import show
-        from loraexp.run.experiment import run
-
-        outcome = run(settings, plain, show.Screen())
-    except ConfigError as error:
-        trace()
-        print(f"loraexp: {printable(str(error))}", file=sys.stderr)
-        return WRONG
-    except Exception as error:  # noqa: BLE001 - any failure of one run: its record holds type, message, place and trace
-        path = config.run_folder(plain) / "record.json"
-        content = record.read(path.parent) or {}
-        saved = content.get("phase") == "evaluation" and "adapter" in content
-        more = "; the adapter is saved, and the same command only evaluates" if saved else ""
-        trace()
-        where = (
-            f" (record: {shorten(path)}{more})"
-            if path.exists()
-            else " (no record could be written)"
-        )
-        print(f"loraexp: {type(error).__name__}: {first_line(error)}{where}", file=sys.stderr)
-        return FAILED
-    show.result(outcome)
-    return DONE
 
 
 def entry() -> None:

@@ -163,16 +163,16 @@ def plan(arguments: Sequence[str]) -> int:
     wanted = reading.load(
         options.name, options.variant, [word for word in overrides if not of_hydra(word)]
     )
-    from loraexp.cli import costs
+    from loraexp.cli import budget as printed
 
     print(f"{wanted.key}: {wanted.title}")
     if wanted.compute is not None:
-        costs.plan_of_computed(wanted)
+        printed.plan_of_computed(wanted)
         return 0
     from loraexp.sweep.cells import expand
     from loraexp.sweep.plan import gather
 
-    costs.plan(wanted, gather(wanted, expand(wanted)), budget)
+    printed.plan(wanted, gather(wanted, expand(wanted)), budget)
     return 0
 
 

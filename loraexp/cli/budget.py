@@ -116,19 +116,24 @@ def show_memory(sweep: Sweep, costs: Costs, budget: float | None) -> None:
         " were 1.2 to 1.5 times the count"
     )
     if budget is not None:
-        over = [place for place, memory in costs.memory.items() if memory.peak > budget * 1e9]
-        said = (
-            f"{places_said(sweep, over)}: {len(over)} of {len(costs.memory)} cells do not fit"
-            if over
-            else "every cell fits"
-        )
-        print(f"  {budget:g} GB: {said}")
-        remedies: dict[str, list[tuple[str, str]]] = {}
-        for place in over:
-            key = sizes.remedy(costs.memory[place], costs.settings[place], budget * 1e9)
-            remedies.setdefault(key, []).append(place)
-        for key, places in remedies.items():
-            print(f"    {places_said(sweep, places)}: less with {key}")
+        show_fit(sweep, costs, budget)
+
+
+def show_fit(sweep: Sweep, costs: Costs, budget: float) -> None:
+    """Which cells need more than `budget` GB, and the key that lowers most of it."""
+    over = [place for place, memory in costs.memory.items() if memory.peak > budget * 1e9]
+    said = (
+        f"{places_said(sweep, over)}: {len(over)} of {len(costs.memory)} cells do not fit"
+        if over
+        else "every cell fits"
+    )
+    print(f"  {budget:g} GB: {said}")
+    remedies: dict[str, list[tuple[str, str]]] = {}
+    for place in over:
+        key = sizes.remedy(costs.memory[place], costs.settings[place], budget * 1e9)
+        remedies.setdefault(key, []).append(place)
+    for key, places in remedies.items():
+        print(f"    {places_said(sweep, places)}: less with {key}")
 
 
 def places_said(sweep: Sweep, places: Sequence[tuple[str, str]]) -> str:
