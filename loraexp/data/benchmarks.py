@@ -13,7 +13,8 @@ import numpy as np
 
 from loraexp import config
 from loraexp.data import draw
-from loraexp.data.rows import BadRow, Files, Hub, Row, column, find, load, text
+from loraexp.data.layouts import BadRow, Row
+from loraexp.data.rows import Files, Hub, column, find, load, text
 from loraexp.data.tables import plain
 from loraexp.machine.hub import SourceError
 

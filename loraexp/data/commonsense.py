@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from loraexp.data.rows import BadRow, Row, choice, column, text
+from loraexp.data.layouts import BadRow, Row
+from loraexp.data.rows import choice, column, text
 
 ANSWERS = [
     "true",

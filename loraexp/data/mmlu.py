@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from loraexp.data.benchmarks import Benchmark, Questions
-from loraexp.data.rows import Files, Loaded, Row, choice, load
+from loraexp.data.layouts import Row
+from loraexp.data.rows import Files, Loaded, choice, load
 from loraexp.machine.hub import SourceError
 
 LETTERS = ("A", "B", "C", "D")

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraexp.data import draw
-from loraexp.data.rows import BadRow, Blank, Records, Row, refuse
+from loraexp.data.layouts import BadRow, Blank, Row
+from loraexp.data.rows import Records, refuse
 from loraexp.data.tokens import (
     Arrays,
     Progress,

@@ -1,37 +1,18 @@
-"""Rows of text data sets as their files hold them, one at a time: JSON, CSV, TSV (plain or .gz),
-Parquet, or the hub."""
+"""Rows of text data sets, one at a time: from files in any layout, or from the hub."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol
 
+from loraexp.data.layouts import BadRow, Blank, Form, Row, form_of, read
 from loraexp.data.sets import Split
 from loraexp.machine import hub
-from loraexp.machine.files import Damaged
-from loraexp.machine.notation import encodable, parsed
 
-Row = Mapping[str, Any]
-Form = Literal["csv", "tsv", "json", "parquet"]
-CHUNK = 1 << 20  # characters of a JSON array that are read at a time
 REMEDY = "repair the row, or set task.skip_bad=true to skip and count such rows"
-
-
-class BadRow(ValueError):
-    """A row that cannot be used: the message says what is wrong with it, and whoever reads it adds
-    the place."""
-
-
-class Blank(BadRow):
-    """A row without its text: public sets are known to have a few, so training skips and counts
-    them."""
 
 
 def refuse(place: str, error: Exception) -> ValueError:
@@ -109,17 +90,7 @@ class Files:
 
     def __iter__(self) -> Iterator[tuple[str, Row | BadRow]]:
         for path in self.paths:
-            form = self.form or form_of(path)
-            if form == "parquet":
-                yield from _parquet(path)
-                continue
-            with _open(path, "\n" if form == "tsv" else "") as stream:
-                if form == "json":
-                    yield from _json(path, stream)
-                else:
-                    yield from _delimited(
-                        path, _tsv(stream) if form == "tsv" else _csv(stream), self.columns
-                    )
+            yield from read(path, self.form or form_of(path), self.columns)
 
 
 class Hub(Split):
@@ -204,8 +175,8 @@ class Loaded(NamedTuple):
     skipped: int
 
 
-def load(records: Records, read: Callable[[Row], Row], *, skip_bad: bool) -> Loaded:
-    """Every row as `read` puts it, for the small sets that are evaluated on, and how many bad ones
+def load(records: Records, reader: Callable[[Row], Row], *, skip_bad: bool) -> Loaded:
+    """Every row as `reader` puts it, for the small sets that are evaluated on; how many bad ones
     were skipped.
 
     Raises: ValueError naming file, row and fix of the first bad row, unless `skip_bad`.
@@ -215,149 +186,10 @@ def load(records: Records, read: Callable[[Row], Row], *, skip_bad: bool) -> Loa
         try:
             if isinstance(row, BadRow):
                 raise row
-            loaded.rows.append(read(row))
+            loaded.rows.append(reader(row))
             loaded.places.append(place)
         except BadRow as error:
             if not skip_bad:
                 raise refuse(place, error) from None
             skipped += 1
     return loaded._replace(skipped=skipped)
-
-
-def form_of(path: Path) -> Form:
-    """The form of a file by the end of its name; JSON, an array or lines, where it tells
-    nothing."""
-    suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix
-    return {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}.get(suffix, "json")  # type: ignore[return-value]
-
-
-def _open(path: Path, newline: str = "") -> TextIO:
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(
-            gzip.open(path), encoding="utf-8-sig", errors="replace", newline=newline
-        )
-    return path.open(encoding="utf-8-sig", errors="replace", newline=newline)
-
-
-def _json(path: Path, stream: TextIO) -> Iterator[tuple[str, Row | BadRow]]:
-    start = stream.read(CHUNK)
-    if start.lstrip()[:1] == "[":
-        yield from _array(path, stream, start)
-    else:
-        yield from _lines(path, stream, start)
-
-
-def _delimited(
-    path: Path, lines: Iterator[tuple[int, list[str]]], columns: Sequence[str]
-) -> Iterator[tuple[str, Row | BadRow]]:
-    header = list(columns) or next(lines, (0, []))[1]
-    for number, fields in lines:
-        place = f"{path} line {number}"
-        if len(fields) != len(header):
-            yield (
-                place,
-                BadRow(
-                    f"{len(fields)} columns; expected {len(header)} columns: {', '.join(header)}"
-                ),
-            )
-        else:
-            yield place, dict(zip(header, fields, strict=True))
-
-
-def _csv(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(stream)
-    for fields in reader:
-        if fields:  # not an empty line
-            yield reader.line_num, fields
-
-
-def _tsv(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
-    # No quoting: fields hold bare double quotes. Only "\n" ends a row: sentences hold U+2028 and
-    # other separators.
-    for number, line in enumerate(stream, start=1):
-        yield number, line.removesuffix("\n").removesuffix("\r").split("\t")
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        batches = parquet.ParquetFile(path).iter_batches(batch_size=1024)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            yield f"{path} row {number}", row
-    except ArrowException as error:
-        raise ValueError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
-
-
-def _lines(path: Path, stream: TextIO, start: str) -> Iterator[tuple[str, Row | BadRow]]:
-    # Only "\n" ends a row: U+2028 and its kind are inside JSON strings.
-    rest, number = start, 0
-    while True:
-        *whole, rest = rest.split("\n")
-        more = stream.read(CHUNK)
-        for line in whole if more or not rest else [*whole, rest]:
-            number += 1
-            if line.strip():
-                yield f"{path} line {number}", _object(line)
-        if not more:
-            return
-        rest += more
-
-
-def _object(line: str) -> Row | BadRow:
-    try:
-        value = parsed(line, constants=True)
-    except Damaged as error:
-        return BadRow(f"{str(error).removeprefix('line 1: ')}, expected one object a line")
-    return _row(value)
-
-
-def _row(value: Any) -> Row | BadRow:
-    if not isinstance(value, dict):
-        return BadRow(f"holds {type(value).__name__}, expected a JSON object")
-    return value
-
-
-def _array(path: Path, stream: TextIO, start: str) -> Iterator[tuple[str, Row | BadRow]]:
-    """The objects of a JSON array, decoded one after another from a window of the file.
-
-    Raises: ValueError where the text stops being JSON: nothing after that place can be told apart,
-    so it is never skipped.
-    """
-    decoder, window, at, number = json.JSONDecoder(), start, start.index("[") + 1, 0
-    while True:
-        at = _skip(window, at)
-        if at >= len(window) - 1 and (more := stream.read(CHUNK)):
-            window, at = window[at:] + more, 0
-            continue
-        if window[at : at + 1] == "]":
-            return
-        try:
-            value, at = decoder.raw_decode(window, at)
-        except json.JSONDecodeError as error:
-            more = stream.read(max(CHUNK, len(window) - at))  # the row goes on behind the window
-            if not more:
-                raise ValueError(
-                    f"{path} row {number + 1}: not JSON ({error.msg}); repair the file, which"
-                    " cannot be read on"
-                ) from None
-            window, at = window[at:] + more, 0
-            continue
-        except (ValueError, RecursionError) as error:
-            why = "brackets nested too deeply"
-            if not isinstance(error, RecursionError):
-                why = "a number of thousands of digits"
-            raise ValueError(f"{path} row {number + 1}: {why}; repair the file") from None
-        number += 1
-        whole = encodable(value)
-        yield (
-            f"{path} row {number}",
-            _row(value) if whole else BadRow("has half of a surrogate pair, no character"),
-        )
-
-
-def _skip(window: str, at: int) -> int:
-    while at < len(window) and window[at] in " \t\r\n,":
-        at += 1
-    return at

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraexp.data import draw
-from loraexp.data.rows import BadRow, Source, column, refuse, text
+from loraexp.data.layouts import BadRow
+from loraexp.data.rows import Source, column, refuse, text
 
 Problem = Literal["single_label_classification", "regression"]
 Parse = Callable[[Any], float]

@@ -1,299 +1,27 @@
-"""Tasks that train on prompts and answers and are scored by what the model then writes, or finds
-likely."""
+"""Training sets of prompts and answers, by the recipe of a paper, with the benchmarks that score
+them."""
 
 from __future__ import annotations
 
-import dataclasses
-import sys
-import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-import torch
-from torch import nn
+from typing import Any, cast
 
 from loraexp.config import HUB
 from loraexp.data import benchmarks
 from loraexp.data.benchmarks import Questions
 from loraexp.data.pairs import Kind, Reading, TextExamples, encode_pairs
-from loraexp.data.rows import Files, Hub, Records, Row, find
-from loraexp.machine.progress import bar
+from loraexp.data.rows import Files, Hub, Records, find
 from loraexp.run.task import Given, of_keys
-from loraexp.scoring import backends, harness, judge, protocols, sandbox
-from loraexp.scoring.answers import COMMONSENSE_WORDS
-from loraexp.scoring.backends import Answering, Backend
-from loraexp.scoring.generate import shortened, tokens_beyond
+from loraexp.scoring import protocols
 from loraexp.scoring.protocols import Protocol
-from loraexp.scoring.samples import Question
-from loraexp.tasks.recipes import TRAINING_SETS, VERSION, chosen
-from loraexp.tasks.text import TextTask
+from loraexp.tasks.answering import GenerationTask
+from loraexp.tasks.recipes import TRAINING_SETS, VERSION, Recipe, chosen
 
-if TYPE_CHECKING:
-    from loraexp.machine.processes import Processes
-
-AVERAGE = "average"  # the split that is the mean over the benchmarks
 EACH = "{benchmark}"  # in a file's name: of every benchmark, one file after another
-
-
-class GenerationTask(TextTask):
-    """Trained by a recipe, selected by the likelihood of held-out answers, reported by benchmarks
-    under named protocols.
-
-    A reported split is `BENCHMARK/PROTOCOL`, so a record says which protocol made which number.
-    `held_out` rows of the training set, drawn by a hash of their prompt, leave it and select the
-    checkpoint (metric `log_likelihood`, the mean log-probability of an answer's token); with 0
-    nothing is held out and the last weights are kept, as in the papers.
-    """
-
-    def __init__(
-        self,
-        *,
-        asked: Mapping[str, tuple[str, Protocol]],
-        questions: Mapping[str, Questions],
-        average: Sequence[str],
-        backend: Backend,
-        unsafe_code: bool,
-        skip_bad: bool,
-        recipe: str,
-        notes: Sequence[str],
-        **common: Any,
-    ) -> None:
-        averages = {f"{averaged(asked, name)}/{name}": name for name in average}
-        super().__init__(metric="log_likelihood", reports=[*asked, *averages], **common)
-        self.averages = averages
-        self.asked, self.unsafe_code, self.skip_bad, self.recipe, self.notes = (
-            dict(asked),
-            unsafe_code,
-            skip_bad,
-            recipe,
-            tuple(notes),
-        )
-        self.questions, self.backend = dict(questions), backend
-        self.found: dict[str, dict[str, float]] = {}  # of the splits evaluated so far
-        # all that could end an evaluation is found before anything is trained
-        backends.require(backend, self.kind)
-        if any(protocol.kind == "code" for _, protocol in self.asked.values()):
-            sandbox.require(unsafe_code)
-        self.prompts: dict[str, list[str]] = {}  # by split: what lm-eval's own task asks
-        # by split: the prompts that were cut to fit the window
-        self.shorter: dict[str, dict[int, str]] = {}
-        # numbers of the rows that are scored
-        self.usable = {split: self._usable(split) for split in self.asked}
-
-    def _usable(self, split: str) -> list[int]:
-        """The rows that the split's protocol can read; a prompt that a causal model's window does
-        not hold is cut.
-
-        Raises: ValueError naming the first bad row's file and number, unless `skip_bad`, or where
-        no row is left.
-        """
-        benchmark, protocol = self.asked[split]
-        held = self.questions[benchmark]
-        prompts = harness.prompts_of(protocol, held.rows) if protocol.kind == "harness" else None
-        self.prompts[split] = prompts or []
-        most = (
-            self.tokenizer.model_max_length - self._room(protocol)
-            if self.kind == "causal"
-            else sys.maxsize
-        )
-        kept, cut = [], {}
-        for number, (row, place) in enumerate(zip(held.rows, held.places, strict=True)):
-            try:
-                if prompts is None:
-                    question(protocol, row, place)
-                parts = (
-                    ask_parts(protocol, row)
-                    if prompts is None
-                    else protocols.parts(protocol, prompts[number])
-                )
-                if tokens_beyond(self.tokenizer, "".join(parts), most):
-                    cut[number] = shortened(self.tokenizer, parts, most)
-            except ValueError as error:
-                if not self.skip_bad:
-                    raise ValueError(f"{place}: {error}") from None
-                continue
-            kept.append(number)
-        self.shorter[split] = cut
-        if not kept:
-            raise ValueError(
-                f"{split}: none of the {len(held.rows)} rows of {held.source} can be asked and"
-                " read; give others"
-            )
-        for count, what in (
-            (len(held.rows) - len(kept), "rows skipped"),
-            (len(cut), f"prompts cut from the left to {most} tokens"),
-        ):
-            if count:
-                warnings.warn(f"{split}: {count} of {len(held.rows)} {what}", stacklevel=2)
-        return kept
-
-    def _room(self, protocol: Protocol) -> int:
-        """Tokens that follow a prompt: the longest answer, or the longest choice."""
-        if protocol.decoding is not None:
-            return protocol.decoding.max_new_tokens
-        return max(
-            len(self.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"])
-            for choice in protocol.choices
-        )
-
-    # ----------------------------------------------------------------------------------------------
-    # scoring
-
-    def evaluate(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        split: str,
-        *,
-        batch_size: int,
-        device: torch.device,
-        precision: str,
-        folder: Path | None,
-        processes: Processes | None = None,
-    ) -> dict[str, float]:
-        """The metrics of a split: held-out likelihood, or a benchmark under a protocol; every
-        answer goes to `samples.jsonl`."""
-        if split in self.splits:
-            return self.likelihood(
-                model,
-                split,
-                batch_size=batch_size,
-                device=device,
-                precision=precision,
-                processes=processes,
-            )
-        if split in self.averages:
-            ending = f"/{self.averages[split]}"
-            return benchmarks.average(
-                {key: values for key, values in self.found.items() if key.endswith(ending)}
-            )
-        benchmark, protocol = self.asked[split]
-        held = self.questions[benchmark]
-        how = Answering(
-            batch_size=batch_size,
-            precision=precision,
-            backend=self.backend,
-            processes=processes,
-            unsafe_code=self.unsafe_code,
-        )
-        with bar(f"eval {split}", 0) as advance:
-            if protocol.kind == "harness":
-                rows = [held.rows[number] for number in self.usable[split]]
-                shorter = {
-                    self.prompts[split][number]: prompt
-                    for number, prompt in self.shorter[split].items()
-                }
-                self.found[split] = harness.run_task(
-                    model, tokenizer, protocol, rows, how, folder, advance, shorter
-                )
-            else:
-                asked = [self.question(split, number) for number in self.usable[split]]
-                self.found[split] = harness.score(
-                    model, tokenizer, protocol, asked, how, folder, advance
-                )
-        return self.found[split]
-
-    def answering(self) -> AbstractContextManager[None]:
-        """vLLM's copy of the model is made once for all splits."""
-        return backends.one_copy()
-
-    def question(self, split: str, number: int) -> Question:
-        """A row of a benchmark as it is scored under the split's protocol, its prompt within the
-        window."""
-        benchmark, protocol = self.asked[split]
-        held = self.questions[benchmark]
-        asked = question(protocol, held.rows[number], held.places[number])
-        return dataclasses.replace(asked, prompt=self.shorter[split].get(number, asked.prompt))
-
-    # ----------------------------------------------------------------------------------------------
-    # the record
-
-    def describe(self) -> dict[str, Any]:
-        """What was trained on and by which recipe; each benchmark's rows, source and the protocols
-        that it is scored by."""
-        described = super().describe()
-        described["train"] |= {
-            "recipe": self.recipe,
-            "recipe_version": VERSION,
-            "notes": [*described["train"]["notes"], *self.notes],
-        }
-        for benchmark, held in self.questions.items():
-            made_by = {
-                split: (
-                    protocol.describe()
-                    | {
-                        "skipped": len(held.rows) - len(self.usable[split]),
-                        "cut": len(self.shorter[split]),
-                    }
-                )
-                for split, (of, protocol) in self.asked.items()
-                if of == benchmark
-            }
-            described[benchmark] = {
-                "rows": len(held.rows),
-                "fingerprint": held.fingerprint(),
-                "source": held.source,
-                "part": ["reported"],
-                "skipped": held.skipped,
-                "notes": list(held.notes),
-                "protocols": made_by,
-            }
-            if any(
-                protocol.kind == "code" for of, protocol in self.asked.values() if of == benchmark
-            ):
-                described[benchmark]["tests_inside"] = tests_inside(held)
-        return described
-
-
-def averaged(asked: Mapping[str, tuple[str, Protocol]], protocol: str) -> str:
-    """The name of the mean over the benchmarks that have the protocol: "average" is that of all
-    eight, and of no fewer."""
-    members = {benchmark for benchmark, named in asked.values() if named.name == protocol}
-    return AVERAGE if members == set(COMMONSENSE_WORDS) else f"{AVERAGE}_of_{len(members)}"
-
-
-def ask_parts(protocol: Protocol, row: Row) -> list[str]:
-    """The prompt of a benchmark's row: what stays in front, the examples, the question."""
-    if "shots" in row:
-        return protocols.mmlu_parts(protocol, row["subject"], row, row["shots"])
-    return ["", protocol.ask(**row)]
-
-
-def ask(protocol: Protocol, row: Row) -> str:
-    """The prompt of a benchmark's row."""
-    return "".join(ask_parts(protocol, row))
-
-
-def question(protocol: Protocol, row: Row, place: str) -> Question:
-    """A benchmark's row as it is scored. Raises: ValueError where the protocol reads no truth in
-    it."""
-    if protocol.kind == "code":
-        return Question(
-            prompt=ask(protocol, row),
-            truth=row["test"],
-            source=place,
-            opening=row["prompt"],
-            entry=row["entry_point"],
-        )
-    truth = row["answer"] if protocol.kind == "choices" else protocol.read_truth(row["answer"])
-    return Question(prompt=ask(protocol, row), truth=truth, source=place)
-
-
-def tests_inside(held: Questions) -> dict[str, str]:
-    """The tests that need the function itself, by their place, and why: each runs in the process of
-    its program."""
-    reasons = {
-        place: judge.needs_itself(row["test"], row["entry_point"])
-        for row, place in zip(held.rows, held.places, strict=True)
-    }
-    return {place: reason for place, reason in reasons.items() if reason}
-
-
-# --------------------------------------------------------------------------------------------------
-# building
+# by split its benchmark and protocol, the benchmarks' rows, notes
+Reported = tuple[dict[str, tuple[str, Protocol]], dict[str, Questions], tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,46 +93,51 @@ def generation(keys: GenerationKeys, given: Given) -> GenerationTask:
         raise ValueError(
             f"task.training_set={keys.training_set}: expected one of {', '.join(TRAINING_SETS)}"
         )
-    kind, trained_by, tokenizer = cast(Kind, given.kind), keys.trained_by, given.tokenizer
-    made = chosen(TRAINING_SETS[keys.training_set], trained_by, keys.rows)
-    check_sizes(keys.held_out, keys.max_length, kind, tokenizer)
-    train: Records = Hub(keys.source, keys.config, "train", keys.revision, "task.data_dir")
-    if keys.data_dir is not None:
-        train = Files(training_files(keys.data_dir, keys.files, keys.benchmarks))
+    made = chosen(TRAINING_SETS[keys.training_set], keys.trained_by, keys.rows)
+    check_sizes(keys.held_out, keys.max_length, cast(Kind, given.kind), given.tokenizer)
+    rows = training_rows(keys)  # found before the questions are read, and these before it is
     asked, questions, notes = reported(
         keys.wanted, keys.benchmarks, *keys.where, keys.limit_eval, keys.skip_bad
     )
-    how = Reading(
-        f"{keys.name} {trained_by}",
-        VERSION * 1000 + keys.version,
-        made.pair,
-        kind,
-        keys.max_length,
-        made.below,
-        made.rows,
-        keys.skip_bad,
-        made.long,
-    )
-    everything = encode_pairs(
-        train, how, tokenizer, cache_root=Path(given.cache_root), progress=given.progress
-    )
+    everything = trained(keys, made, rows, given)
     return GenerationTask(
+        given,
         name=keys.name,
         version=keys.version,
-        kind=kind,
-        tokenizer=tokenizer,
         selection="held_out" if keys.held_out else None,
         splits=divide(everything, keys.held_out, keys.limit_train, keys.limit_eval),
         learn_prompt=made.learn_prompt,
         asked=asked,
         questions=questions,
         average=keys.wanted if keys.average else (),
-        backend=given.backend,
-        unsafe_code=given.unsafe_code,
         skip_bad=keys.skip_bad,
-        recipe=trained_by,
+        recipe=keys.trained_by,
         notes=notes,
     )
+
+
+def training_rows(keys: GenerationKeys) -> Records:
+    """The training set, in the folder or on the hub."""
+    if keys.data_dir is not None:
+        return Files(training_files(keys.data_dir, keys.files, keys.benchmarks))
+    return Hub(keys.source, keys.config, "train", keys.revision, "task.data_dir")
+
+
+def trained(keys: GenerationKeys, recipe: Recipe, rows: Records, given: Given) -> TextExamples:
+    """The training rows as the recipe puts them."""
+    how = Reading(
+        f"{keys.name} {keys.trained_by}",
+        VERSION * 1000 + keys.version,
+        recipe.pair,
+        cast(Kind, given.kind),
+        keys.max_length,
+        recipe.below,
+        recipe.rows,
+        keys.skip_bad,
+        recipe.long,
+    )
+    root = Path(given.cache_root)
+    return encode_pairs(rows, how, given.tokenizer, cache_root=root, progress=given.progress)
 
 
 def check_sizes(held_out: int, max_length: int, kind: Kind, tokenizer: Any) -> None:
@@ -425,7 +158,7 @@ def reported(
     key: str,
     limit: int | None,
     skip_bad: bool,
-) -> tuple[dict[str, tuple[str, Protocol]], dict[str, Questions], tuple[str, ...]]:
+) -> Reported:
     """Every split that is reported, with its benchmark and protocol; the benchmarks' rows; notes on
     those not found."""
     offered = {of: protocols.names(of) for of in names}

@@ -13,13 +13,15 @@ import numpy as np
 
 from loraexp.config import HUB
 from loraexp.data.draw import HELD_OUT_FRACTION, HELD_OUT_MOST
+from loraexp.data.layouts import BadRow, Row
 from loraexp.data.pairs import Kind, Pair, Reading, TextExamples, encode_pairs
-from loraexp.data.rows import BadRow, Files, Hub, Row, Source, column
+from loraexp.data.rows import Files, Hub, Source, column
 from loraexp.data.tables import Columns, Parse, Rows, label_parser, labelled, plain
 from loraexp.machine.hub import SourceError
 from loraexp.run.task import Given, Task, of_keys
+from loraexp.tasks.answering import GenerationTask
 from loraexp.tasks.classification import Classification, LabelledKeys
-from loraexp.tasks.generation import GenerationTask, check_sizes, divide, reported
+from loraexp.tasks.generation import Reported, check_sizes, divide, reported
 
 VERSION = 1  # of the way templates are filled; part of the cache key
 PLACE = re.compile(r"\{(\w+)\}")  # a column in a template; other braces are text
@@ -205,36 +207,17 @@ def instructions(keys: OwnKeys, given: Given) -> GenerationTask:
     splits = divide(examples(keys.train), keys.held_out, keys.limit_train, keys.limit_eval)
     if keys.dev is not None:
         splits["dev"] = examples(keys.dev).limit(keys.limit_eval)
-    wanted = [keys.protocol] if isinstance(keys.protocol, str) else list(keys.protocol or ())
-    if keys.benchmarks and not wanted:
-        raise ValueError(
-            f"task.protocol=null: name the protocols that score {', '.join(keys.benchmarks)}"
-        )
-    asked, questions, notes = (
-        reported(
-            wanted,
-            keys.benchmarks,
-            None if keys.eval_data_dir == HUB else keys.eval_data_dir,
-            "task.eval_data_dir",
-            keys.limit_eval,
-            keys.skip_bad,
-        )
-        if keys.benchmarks
-        else ({}, {}, ())
-    )
+    asked, questions, notes = benchmarks_of(keys)
     task = GenerationTask(
+        given,
         name=keys.name,
         version=keys.version,
-        kind=kind,
-        tokenizer=given.tokenizer,
         selection="held_out" if keys.held_out else None,
         splits=splits,
         learn_prompt=keys.learn_prompt,
         asked=asked,
         questions=questions,
         average=(),
-        backend=given.backend,
-        unsafe_code=given.unsafe_code,
         skip_bad=keys.skip_bad,
         recipe="",  # none that has a name: the templates are in the notes
         notes=(f"prompt {keys.prompt!r}, response {keys.response!r}", *notes),
@@ -242,6 +225,20 @@ def instructions(keys: OwnKeys, given: Given) -> GenerationTask:
     by_likelihood = [split for split in ("dev", "held_out") if split in splits][:1]
     task.reports = (*by_likelihood, *task.reports)
     return task
+
+
+def benchmarks_of(keys: OwnKeys) -> Reported:
+    """The benchmarks that are scored besides, where some are named."""
+    if not keys.benchmarks:
+        return {}, {}, ()
+    wanted = [keys.protocol] if isinstance(keys.protocol, str) else list(keys.protocol or ())
+    if not wanted:
+        raise ValueError(
+            f"task.protocol=null: name the protocols that score {', '.join(keys.benchmarks)}"
+        )
+    directory = None if keys.eval_data_dir == HUB else keys.eval_data_dir
+    key, limit = "task.eval_data_dir", keys.limit_eval
+    return reported(wanted, keys.benchmarks, directory, key, limit, keys.skip_bad)
 
 
 def filled(prompt: str, response: str) -> Callable[[Row], Pair]:

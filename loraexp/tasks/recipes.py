@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from loraexp.data.benchmarks import gsm8k_answer
 from loraexp.data.commonsense import ANSWERS
+from loraexp.data.layouts import Blank, Row
 from loraexp.data.pairs import Long, Pair
-from loraexp.data.rows import Blank, Row, choice, column, text
+from loraexp.data.rows import choice, column, text
 from loraexp.scoring.protocols import ALPACA as ALPACA_PROMPT
 from loraexp.scoring.protocols import QUESTION_ANSWER
 

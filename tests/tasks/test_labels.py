@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loraexp.data.rows import BadRow, Files
+from loraexp.data.layouts import BadRow
+from loraexp.data.rows import Files
 from loraexp.data.tables import Columns, Rows, label_parser, labelled
 from loraexp.run.task import Given
 from loraexp.tasks.classification import Classification, LabelledKeys

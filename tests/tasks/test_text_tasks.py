@@ -14,8 +14,9 @@ import torch
 
 from loraexp import config, models
 from loraexp.data import benchmarks, commonsense
+from loraexp.data.layouts import BadRow
 from loraexp.data.pairs import Pair
-from loraexp.data.rows import BadRow, Files, find
+from loraexp.data.rows import Files, find
 from loraexp.machine.hub import SourceError
 from loraexp.run.batches import count_labels
 from loraexp.tasks import recipes
@@ -34,9 +35,9 @@ def rows_of(path: Path) -> list[Any]:
 def test_every_form_gives_the_same_rows_whatever_the_chunk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    from loraexp.data import rows as records
+    from loraexp.data import layouts
 
-    monkeypatch.setattr(records, "CHUNK", chunk)
+    monkeypatch.setattr(layouts, "CHUNK", chunk)
     rows = [{"q": f'a "{i}" \u2028 é, [x] {{y}}\n', "n": [i, {"k": None}]} for i in range(9)]
     (tmp_path / "a.json").write_text(
         "\n [" + ",\n".join(json.dumps(row, indent=2) for row in rows) + " ]\n"
