@@ -18,6 +18,7 @@ from tests.support.hub import offline
 from tests.support.hub_models import model_files
 from tests.support.hub_repositories import config
 from tests.support.hub_server import Fault, Hub
+from tests.support.hub_sets import glue
 
 TINY = ("init=lora", "train.max_steps=1", "train.batch_size=8", "wandb.mode=disabled", "device=cpu")
 COLA = (*TINY, "task=cola", "model=roberta-base", "task.max_length=32")
@@ -91,6 +92,26 @@ def test_two_seeds_never_see_two_commits(hub: Hub, capsys: pytest.CaptureFixture
     assert main([*mine, "seed=0", "output_root=later"]) == 0
     (later,) = Path("later").glob("*/*/record.json")
     assert json.loads(later.read_text())["model"]["commit"] == second
+
+
+def test_show_reads_the_commit_that_a_run_here_reads(
+    hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = hub.repository("acme/rows", "datasets")
+    made.add(glue())
+    own = ("task.format=hub", "task.source=acme/rows", "task.config=cola", "task.text=[sentence]")
+    words = ("task=data", "task.train=train", "task.dev=validation", *own, "model=tiny-bert")
+    assert main(["show", *words]) == 0
+    before = capsys.readouterr().out
+    made.add(glue(shift=5000))
+    assert main(["show", *words]) == 0
+    assert capsys.readouterr().out == before
+    assert main([*TINY, *words, "task.max_length=32"]) == 0
+    (record,) = records()
+    assert record["hub"] == json.loads(Path("outputs/hub.json").read_text())
+    capsys.readouterr()
+    assert main(["show", *words, "output_root=later"]) == 0
+    assert capsys.readouterr().out != before
 
 
 def test_weights_of_a_folder_are_known_by_their_digest(hub: Hub, tmp_path: Path) -> None:

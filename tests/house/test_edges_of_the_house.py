@@ -156,6 +156,7 @@ TABLE = [
             "data/test_sets.py::test_a_null_revision_is_one_commit_that_the_name_says",
             "data/test_sets.py::test_a_folder_of_the_same_name_is_not_taken_for_the_hubs",
             "cli/test_hub_runs.py::test_two_seeds_never_see_two_commits",
+            "cli/test_hub_runs.py::test_show_reads_the_commit_that_a_run_here_reads",
         ),
     ),
     Edge(

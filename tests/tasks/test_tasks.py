@@ -611,7 +611,7 @@ def test_collating_is_fast(glue: Path, tmp_path: Path) -> None:
 def test_facts_are_for_planning_and_no_part_of_a_run() -> None:
     settings, plain = config.check(config.compose(["task=cola_t5", "model=t5-base"]))
     assert (
-        settings.facts["task"] == {"rows": 8551, "tokens": 11}
+        settings.facts["task"] == {"rows": 8551, "tokens": 11, "dev": 1043}
         and settings.facts["model"]["config"]["d_model"] == 768
     )
     assert "facts" not in settings.task and config.typed(plain) == settings
