@@ -173,6 +173,16 @@ class Bench:
             setattr(self.model.get_submodule(parent), child, layer.base)
         self.model.requires_grad_(True)
 
+    def gradients(self) -> None:
+        """One forward and backward pass over every batch that gives the target weights, and nothing
+        else, a gradient: what every method that reads gradients takes at least."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.removesuffix(".weight") in self.names)
+        for batch in self.batches:
+            self.task.loss_sum(self.model, batch)[0].backward()
+        self.model.zero_grad(set_to_none=True)
+        self.model.requires_grad_(True)
+
     @contextmanager
     def peft_lora_ga(self) -> Iterator[None]:
         """The same with PEFT's LoRA-GA at its defaults: equal batches, targets and rank."""
@@ -238,7 +248,10 @@ def time_of(subject: str) -> dict[str, float]:
     bench = Bench(subject, about.batches)
     budget = settings_of(subject, "cg_lora").calibration.memory_budget
     tokens = sum(tokens_of(bench))
-    work: dict[str, tuple[Callable[[], Any], int]] = {"peft": (bench.peft_lora_ga, about.rounds)}
+    work: dict[str, tuple[Callable[[], Any], int]] = {
+        "peft": (bench.peft_lora_ga, about.rounds),
+        "weights' gradients": (bench.gradients, about.rounds),
+    }
     # full has no factors to make
     others = [name for name in config.names("init") if name not in KEY and name != "full"]
     for name in [*KEY, *others]:

@@ -4,6 +4,7 @@ shared."""
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,16 +43,50 @@ def epoch_batches(
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def micro_batches(rows: np.ndarray, lengths: np.ndarray, parts: int) -> list[np.ndarray]:
-    """The rows of one step, sorted by length and cut into parts: each is padded only to its own
-    longest."""
+def micro_batches(
+    rows: np.ndarray, lengths: np.ndarray, parts: int, world: int = 1
+) -> list[np.ndarray]:
+    """The rows of one step, sorted by length and cut into at most `parts` pieces, each of which is
+    padded only to its own longest.
+
+    Cut where padding and passes cost least: of all cuts whose pieces hold no more padded tokens
+    than the largest of equal ones, that with the fewest in all, a piece counted as PASS more. So
+    many short rows go together, a few long ones apart, in no more memory than equal pieces need.
+    Several processes, which share the rows of a piece, take equal pieces.
+    """
     if parts == 1:
         return [rows]
-    return [
-        part
-        for part in np.array_split(rows[np.argsort(lengths[rows], kind="stable")], parts)
-        if len(part)
-    ]
+    order = rows[np.argsort(lengths[rows], kind="stable")]
+    if world > 1:
+        return [part for part in np.array_split(order, parts) if len(part)]
+    return [order[start:stop] for start, stop in pairwise(cuts(lengths[order], parts))]
+
+
+PASS = 48  # tokens that take as long as what a pass costs beside its tokens
+
+
+def cuts(lengths: np.ndarray, parts: int) -> list[int]:
+    """Where ascending lengths are cut, 0 and their number among it: the cheapest way, by dynamic
+    programming."""
+    count = len(lengths)
+    ends = np.arange(count + 1)
+    # of a piece start … stop: its padded tokens
+    tokens = np.subtract.outer(-ends, -ends) * np.concatenate([[0], lengths])
+    most = math.ceil(count / parts) * lengths[-1]
+    cost = np.where((tokens > 0) & (tokens <= most), tokens + PASS, np.inf)
+    best = np.full(count + 1, np.inf)
+    best[0] = 0.0
+    starts: list[np.ndarray] = []
+    totals = []
+    for _ in range(min(parts, count)):
+        through = best[:, None] + cost
+        starts.append(through.argmin(0))
+        best = through.min(0)
+        totals.append(best[-1])
+    places = [count]
+    for start in reversed(starts[: int(np.argmin(totals)) + 1]):
+        places.append(int(start[places[-1]]))
+    return places[::-1]
 
 
 def count_labels(batch: dict[str, Tensor]) -> int:
@@ -127,8 +162,7 @@ class Batches:
             )
         first = within * settings.gradient_accumulation
         rows = np.concatenate(self.order[first : first + settings.gradient_accumulation])
-        parts = micro_batches(
-            rows, examples.lengths, settings.gradient_accumulation * settings.micro_batches
-        )
+        wanted = settings.gradient_accumulation * settings.micro_batches
+        parts = micro_batches(rows, examples.lengths, wanted, self.processes.world)
         shares = [collate_share(self.task, examples, part, self.processes) for part in parts]
         return rows, [to_device(share, self.device) for share in shares]
