@@ -12,39 +12,10 @@ NEXT = 4  # the first style that the factors of two layer classes leave
 
 
 def picture(found: Mapping[str, Any]) -> Picture:
-    panels: list[Panel] = []
-    if "angles" in found:
-        steps = found["angles"]["steps"]
-        title, k = "angles to the one-step gradient", found["angles"]["directions"]
-        panels.append(
-            Panel(
-                title=title,
-                x_label="step",
-                y_label="sine of the largest angle",
-                lines=by_factor(steps, ""),
-            )
-        )
-        title, label = "overlap with the one-step gradient", f"‖P_A P_G‖² / {k}"
-        panels.append(
-            Panel(title=title, x_label="step", y_label=label, lines=by_factor(steps, "_overlap"))
-        )
+    """Angles and overlap, predictions, and the loss, as far as `loraexp align` measured them."""
+    panels = angle_panels(found["angles"]) if "angles" in found else []
     if "predictions" in found:
-        steps = found["predictions"]["steps"]
-        line = Line(
-            label="‖f_full − f‖",
-            x=[s["step"] for s in steps],
-            y=[s["relative"] for s in steps],
-            style=NEXT,
-        )
-        level = Line(label="pretrained weights", kind="level", x=[0], y=[1.0])
-        panels.append(
-            Panel(
-                title="predictions against full",
-                x_label="step",
-                y_label="‖f_full − f‖ / ‖f_full − f₀‖",
-                lines=[line, level],
-            )
-        )
+        panels.append(prediction_panel(found["predictions"]["steps"]))
     loss = found["loss"]
     way = Line(
         label=f"loss on {loss['split']}",
@@ -64,6 +35,40 @@ def picture(found: Mapping[str, Any]) -> Picture:
         panels.append(plane_panel(loss["plane"]))
     title = f"{found['run']}" + (f" against {found['against']}" if found["against"] else "")
     return Picture(name="align", title=title, subtitle=f"init={found['init']}", panels=panels)
+
+
+def angle_panels(angles: Mapping[str, Any]) -> list[Panel]:
+    """The sine of the largest angle, and the overlap, over the steps."""
+    return [
+        Panel(
+            title="angles to the one-step gradient",
+            x_label="step",
+            y_label="sine of the largest angle",
+            lines=by_factor(angles["steps"], ""),
+        ),
+        Panel(
+            title="overlap with the one-step gradient",
+            x_label="step",
+            y_label=f"‖P_A P_G‖² / {angles['directions']}",
+            lines=by_factor(angles["steps"], "_overlap"),
+        ),
+    ]
+
+
+def prediction_panel(steps: Sequence[Mapping[str, Any]]) -> Panel:
+    line = Line(
+        label="‖f_full − f‖",
+        x=[s["step"] for s in steps],
+        y=[s["relative"] for s in steps],
+        style=NEXT,
+    )
+    level = Line(label="pretrained weights", kind="level", x=[0], y=[1.0])
+    return Panel(
+        title="predictions against full",
+        x_label="step",
+        y_label="‖f_full − f‖ / ‖f_full − f₀‖",
+        lines=[line, level],
+    )
 
 
 def by_factor(steps: Sequence[Mapping[str, Any]], what: str) -> list[Line]:

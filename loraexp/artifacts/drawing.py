@@ -115,51 +115,32 @@ def page(figure: Any, picture: Picture) -> None:
     for ax in axes[: len(panels)]:  # a label longer than its axis goes on in a second line
         ax.set_xlabel(textwrap.fill(ax.get_xlabel(), int((width / across - 0.8) * 13)))
         ax.set_ylabel(textwrap.fill(ax.get_ylabel(), int((tall - 0.8) * 13)))
-    characters = int(width * 15.5)
+    around(figure, picture, width, tall * down, legend_of(figure, axes[: len(panels)], width))
+
+
+def around(figure: Any, picture: Picture, width: float, panels: float, legend: Any) -> None:
+    """What stands above and below panels of that height in inches, and the room that it needs."""
     title = textwrap.wrap(picture.title, int(width * 9.4)) or [""]
     subtitle = textwrap.wrap(picture.subtitle, int(width * 14.5)) or [""]
     notes = [
         line
         for note in picture.notes
-        for line in textwrap.wrap(note, characters, subsequent_indent="   ")
+        for line in textwrap.wrap(note, int(width * 15.5), subsequent_indent="   ")
     ]
-    legend = legend_of(figure, axes[: len(panels)], width)
     legend_height = (
         legend.get_window_extent().height / figure.dpi + PAD if legend is not None else 0.0
     )
-    head, foot = (
-        0.22 * len(title) + 0.165 * len(subtitle) + 0.195,
-        0.165 * len(notes) + (PAD if notes else 0.0),
-    )
-    height = head + tall * down + legend_height + foot + PAD
+    head = 0.22 * len(title) + 0.165 * len(subtitle) + 0.195
+    foot = 0.165 * len(notes) + (PAD if notes else 0.0)
+    height = head + panels + legend_height + foot + PAD
     figure.set_size_inches(width, height)
-    figure.text(
-        0.12 / width,
-        1 - 0.1 / height,
-        "\n".join(title),
-        va="top",
-        fontsize=12,
-        fontweight="bold",
-        linespacing=1.25,
-    )
-    figure.text(
-        0.12 / width,
-        1 - (head - 0.06) / height,
-        "\n".join(subtitle),
-        va="bottom",
-        fontsize=9,
-        color=GREY,
-        linespacing=1.25,
-    )
-    figure.text(
-        0.12 / width,
-        PAD / 2 / height,
-        "\n".join(notes),
-        va="bottom",
-        fontsize=8.5,
-        color=GREY,
-        linespacing=1.3,
-    )
+    bold: dict[str, Any] = {"fontsize": 12, "fontweight": "bold", "linespacing": 1.25}
+    grey: dict[str, Any] = {"va": "bottom", "color": GREY}
+    x = 0.12 / width
+    figure.text(x, 1 - 0.1 / height, "\n".join(title), va="top", **bold)
+    below = 1 - (head - 0.06) / height
+    figure.text(x, below, "\n".join(subtitle), fontsize=9, linespacing=1.25, **grey)
+    figure.text(x, PAD / 2 / height, "\n".join(notes), fontsize=8.5, linespacing=1.3, **grey)
     if legend is not None:
         legend.set_bbox_to_anchor((0.5, (foot + PAD / 2) / height), figure.transFigure)
     bottom = (foot + legend_height) / height

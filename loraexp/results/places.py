@@ -137,34 +137,29 @@ def choose(
             judged.append((statistics.fmean(scores), point, at, len(scores)))
     if not judged:
         done = any(run.status == "finished" for run in runs)
-        return (
-            {},
-            [],
-            (
-                f"no record has {select.by}, so nothing chooses between the {len(found)} points of"
-                " its grid"
-                if done
-                else None
-            ),
-        )
+        why = f"no record has {select.by}, so nothing chooses between the {len(found)} points of"
+        return {}, [], f"{why} its grid" if done else None
     best = (max if select.goal == "max" else min)(score for score, *_ in judged)
     equal = [
         (point, at) for score, point, at, _ in judged if math.isclose(score, best, rel_tol=1e-9)
     ]
-    point, at = equal[0]
-    counts = {describe(p): n for _, p, _, n in judged} | {
-        describe(p): 0 for p, _ in found if p not in [j[1] for j in judged]
-    }
-    said = []
-    if len(set(counts.values())) > 1:
-        numbers = ", ".join(f"{describe(p)}: {counts[describe(p)]} of {len(r)}" for p, r in found)
-        said.append(f"the points of its grid were compared on unequal numbers of runs ({numbers})")
+    counts = {describe(point): (0, len(at)) for point, at in found}
+    counts |= {describe(point): (n, len(at)) for _, point, at, n in judged}
+    said = unequal(counts)
     if len(equal) > 1:
         said.append(
             f"{', '.join(describe(p) for p, _ in equal)} are equally good by {select.by}"
             f" ({best:g}); the first is reported"
         )
-    return point, at, "; ".join(said) or None
+    return *equal[0], "; ".join(said) or None
+
+
+def unequal(counts: dict[str, tuple[int, int]]) -> list[str]:
+    """What is to be said where grid points have values of different numbers of runs."""
+    if len({n for n, _ in counts.values()}) == 1:
+        return []
+    numbers = ", ".join(f"{point}: {n} of {runs}" for point, (n, runs) in counts.items())
+    return [f"the points of its grid were compared on unequal numbers of runs ({numbers})"]
 
 
 def fill(place: Place) -> list[str]:

@@ -43,22 +43,7 @@ def bias_of_lora_ga(
     columns: dict[str, list[list[float]]] = {"bias": [], "least": []}
     for done, (name, k) in enumerate(outputs.items()):
         given = shifts.tasks(seeds, d, k, [1.0] * true_rank, rows)
-        bias, least, without = [], [], []
-        for i, layer in enumerate(given.layers()):
-            generator = layer_generator(i, layer.name)
-            product = lora_ga(
-                layer,
-                rank=rank,
-                scaling=1.0,
-                generator=generator,
-                gamma=gamma,
-                flavour=gamma_reading,
-            ).product()
-            shift = given.left[i] @ given.right[i]
-            whole = shift.square().sum()
-            bias.append(float(torch.linalg.matrix_norm(product, 2)))
-            least.append(float(torch.linalg.svdvals(product + shift)[rank:].square().sum() / whole))
-            without.append(float(torch.linalg.svdvals(shift)[rank:].square().sum() / whole))
+        bias, least, without = of_start(given, rank, gamma, gamma_reading)
         values |= {f"bias/{name}": bias, f"least/{name}": least, f"least without/{name}": without}
         columns["bias"].append(bias)
         columns["least"].append(least)
@@ -71,3 +56,21 @@ def bias_of_lora_ga(
     ]
     axes = {name: {"x": "outputs k", "y": labels[name], "x_scale": "log"} for name in columns}
     return Computed(values=values, curves=curves, axes=axes)
+
+
+def of_start(
+    given: shifts.Tasks, rank: int, gamma: float, reading: Literal["paper", "released"]
+) -> tuple[list[float], list[float], list[float]]:
+    """By seed: the offset's size, and what rank-r factors must leave of Δ with it and without."""
+    bias, least, without = [], [], []
+    for i, layer in enumerate(given.layers()):
+        drawn = layer_generator(i, layer.name)
+        product = lora_ga(
+            layer, rank=rank, scaling=1.0, generator=drawn, gamma=gamma, flavour=reading
+        ).product()
+        shift = given.left[i] @ given.right[i]
+        whole = shift.square().sum()
+        bias.append(float(torch.linalg.matrix_norm(product, 2)))
+        least.append(float(torch.linalg.svdvals(product + shift)[rank:].square().sum() / whole))
+        without.append(float(torch.linalg.svdvals(shift)[rank:].square().sum() / whole))
+    return bias, least, without

@@ -59,37 +59,11 @@ def figure2(
         starts = {f"{v:g}": partial(gaussian, rank=rank, variance=v) for v in variances}
         batch = Batch(given, starts, rank)
         measures = {"risk": linear.risk, "angle": linear.angle_to_gradient(batch, true_rank)}
-        trace = descend(
-            batch,
-            "gd",
-            lr,
-            steps,
-            measures,
-            every=every,
-            progress=linear.share(progress, i * steps, total),
-        )
-        risk, angle = (by_seed(trace[name], len(variances)) for name in ("risk", "angle"))
-        last, best = logs(risk[-1]), angle.nan_to_num(1.0).amin(0)
-        until = by_seed(
-            first_step(trace.steps, trace["angle"] <= aligned).clamp_max(steps), len(variances)
-        )
-        for j, v in enumerate(variances):
-            label = f"α² = {v:g}"
-            curves.append(
-                band(
-                    f"risk, {size} d",
-                    label,
-                    trace.steps,
-                    logs(risk[..., j]),
-                    first_divergence(trace, j, len(variances)),
-                )
-            )
-            curves.append(band(f"angle, {size} d", label, trace.steps, angle[..., j]))
-            for name, x in (("risk", last), ("angle", best), ("steps", until)):
-                values[f"{name}/{size}/variance {v:g}"] = x[:, j].tolist()
-        for name, x in (("risk", last), ("angle", best)):
-            curves.append(band(f"{name} against α²", f"d = {d}", variances, x.mT))
-            values[f"gap/{name}/{size}"] = smallest_gap(x)
+        part = linear.share(progress, i * steps, total)
+        trace = descend(batch, "gd", lr, steps, measures, every=every, progress=part)
+        found, drawn = of_dimension(trace, size, d, variances, steps, aligned)
+        values |= found
+        curves += drawn
     if ratios:
         part = linear.share(progress, len(dimensions) * steps, total)
         start = partial(gaussian, rank=rank, variance=variances[-1])
@@ -100,20 +74,44 @@ def figure2(
         )
         values |= found
         curves += drawn
+    axes = axes_of_figure2(dimensions)
+    if ratios:
+        axes["two rates"] = {"x": "step", "y": LABELS["angle"]}
+    return Computed(values=values, curves=curves, axes=axes)
+
+
+def of_dimension(
+    trace: Trace, size: str, d: int, variances: list[float], steps: int, aligned: float
+) -> tuple[dict[str, float | list[float]], list[Curve]]:
+    """Values and curves of one dimension, a curve for each variance and one against it."""
+    values: dict[str, float | list[float]] = {}
+    curves: list[Curve] = []
+    arms = len(variances)
+    risk, angle = (by_seed(trace[name], arms) for name in ("risk", "angle"))
+    last, best = logs(risk[-1]), angle.nan_to_num(1.0).amin(0)
+    until = by_seed(first_step(trace.steps, trace["angle"] <= aligned).clamp_max(steps), arms)
+    for j, v in enumerate(variances):
+        label, ended = f"α² = {v:g}", first_divergence(trace, j, arms)
+        curves.append(band(f"risk, {size} d", label, trace.steps, logs(risk[..., j]), ended))
+        curves.append(band(f"angle, {size} d", label, trace.steps, angle[..., j]))
+        for name, x in (("risk", last), ("angle", best), ("steps", until)):
+            values[f"{name}/{size}/variance {v:g}"] = x[:, j].tolist()
+    for name, x in (("risk", last), ("angle", best)):
+        curves.append(band(f"{name} against α²", f"d = {d}", variances, x.mT))
+        values[f"gap/{name}/{size}"] = smallest_gap(x)
+    return values, curves
+
+
+def axes_of_figure2(dimensions: dict[str, int]) -> dict[str, dict[str, str]]:
     axes = {
         f"{name}, {size} d": {"x": f"step (d = {d})", "y": LABELS[name]}
         for name in LABELS
         for size, d in dimensions.items()
     }
-    axes |= {
+    return axes | {
         f"{name} against α²": {"x": "variance α² of the start", "y": BEST[name], "x_scale": "log"}
         for name in BEST
     }
-    return Computed(
-        values=values,
-        curves=curves,
-        axes=axes | ({"two rates": {"x": "step", "y": LABELS["angle"]}} if ratios else {}),
-    )
 
 
 LABELS = {"risk": "log10 risk ½‖BA − Δ‖²", "angle": "sine of principal angle to G♮"}
@@ -246,45 +244,28 @@ def figure4(
         "prec_gd": ("prec_gd", lr, steps),
         "small": ("gd", stable_lr, plain_steps),
     }
-    total = len(cases) * 2 * (2 * steps + plain_steps)
-    done = 0
+    total, done = len(cases) * 2 * (2 * steps + plain_steps), 0
     values: dict[str, float | list[float]] = {}
     curves: list[Curve] = []
     for case, ranks in cases.items():
-        if len(ranks) != 2 or not 1 <= ranks[1] <= len(spectrum):
-            raise ConfigError(
-                f"cases.{case}={ranks}: expected [r, r*] with an r* of 1 to {len(spectrum)}, the"
-                " length of spectrum"
-            )
-        rank, true_rank = ranks
+        rank, true_rank = checked_ranks(case, ranks, len(spectrum))
         given = shifts.tasks(seeds, d, d, spectrum[:true_rank], rows)
         infimum = linear.least_risk(spectrum[:true_rank], rank)
         values[f"infimum/{case}"] = infimum
+        scaling = 1.0 if alpha is None else alpha / rank**0.5
         for name, (rule, rate, count) in rules.items():
             panel = PANELS[name].format(case=f"r = {rank}, r* = {true_rank}", lr=rate)
-            starts = starts_of_figure4(
-                rank, rate, gamma, gamma_reading, 1.0 if alpha is None else alpha / rank**0.5, scale
-            )
-            frozen = {
-                method: start for method, start in starts.items() if method.startswith("lora_sb")
-            }
-            for own, arms in (
-                (rule, {m: start for m, start in starts.items() if m not in frozen}),
-                ("gd", frozen),
-            ):
-                measures = {"risk": linear.risk, "loss": linear.training_loss}
-                part = linear.share(progress, done, total)
-                options = {"damping": damping} if own == "prec_gd" else {}
-                every = max(1, count // 200)
+            starts = starts_of_figure4(rank, rate, gamma, gamma_reading, scaling, scale)
+            for own, arms in by_rule(rule, starts):
                 trace = descend(
                     Batch(given, arms, rank),
                     own,
                     rate,
                     count,
-                    measures,
-                    every=every,
-                    progress=part,
-                    **options,
+                    {"risk": linear.risk, "loss": linear.training_loss},
+                    every=max(1, count // 200),
+                    progress=linear.share(progress, done, total),
+                    **({"damping": damping} if own == "prec_gd" else {}),
                 )
                 done += count
                 values |= ends(trace, f"{case}/{name}", list(arms), given, rank, infimum)
@@ -292,18 +273,35 @@ def figure4(
                     risk_curve(trace, panel, method, j, len(arms)) for j, method in enumerate(arms)
                 ]
             if infimum:
-                level = float(logs(torch.tensor(infimum)))
-                curves.append(
-                    Curve(
-                        panel=panel,
-                        label=f"best rank-{rank} risk",
-                        x=[0, count],
-                        y=[level, level],
-                        kind="level",
-                    )
-                )
+                curves.append(best_risk(panel, rank, infimum, count))
     axes = {curve.panel: {"x": "step", "y": LABELS["risk"]} for curve in curves}
     return Computed(values=values, curves=curves, axes=axes)
+
+
+def checked_ranks(case: str, ranks: list[int], most: int) -> tuple[int, int]:
+    """r and r*. Raises: ConfigError where they are not two, or the spectrum is too short."""
+    if len(ranks) != 2 or not 1 <= ranks[1] <= most:
+        raise ConfigError(
+            f"cases.{case}={ranks}: expected [r, r*] with an r* of 1 to {most}, the length of"
+            " spectrum"
+        )
+    return ranks[0], ranks[1]
+
+
+def by_rule(
+    rule: str, starts: dict[str, linear.Start]
+) -> list[tuple[str, dict[str, linear.Start]]]:
+    """The methods with the rule that each takes: LoRA-SB, which trains R alone, plain gradient
+    descent beside any."""
+    frozen = {name: start for name, start in starts.items() if name.startswith("lora_sb")}
+    return [(rule, {m: start for m, start in starts.items() if m not in frozen}), ("gd", frozen)]
+
+
+def best_risk(panel: str, rank: int, infimum: float, count: int) -> Curve:
+    """The line of the best rank-r risk."""
+    level = float(logs(torch.tensor(infimum)))
+    label = f"best rank-{rank} risk"
+    return Curve(panel=panel, label=label, x=[0, count], y=[level, level], kind="level")
 
 
 PANELS = {

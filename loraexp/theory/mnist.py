@@ -4,6 +4,7 @@ and low-rank fine-tuning."""
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -146,15 +147,8 @@ def trajectories(
     """
     labels = checked(methods)
     pool = digits.read(data_dir)
-    total = len(seeds) * len(methods) * (steps + 1)
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if done % 20 == 0 or done == total:
-            progress(done, total)
-
+    count = len(seeds) * len(methods) * (steps + 1)
+    advance = counter(progress, count)
     values: dict[str, list[float]] = {}
     ways: dict[str, list[Way]] = {name: [] for name in methods}
     drawn: tuple[Plane, Data] | None = None
@@ -176,19 +170,26 @@ def trajectories(
                 values.setdefault(f"{name}/{column}", []).append(value)
         drawn = drawn or (plane, data)
     assert drawn is not None
-    surfaces = [surface(drawn[0], drawn[1].even, corners(drawn[0], ways), points)]
-    rows = {
-        "odd": len(drawn[1].odd),
-        "even": len(drawn[1].even),
-        "held_out": len(drawn[1].held_out),
-    }
+    rows = {part: len(getattr(drawn[1], part)) for part in ("odd", "even", "held_out")}
     return Computed(
         values=dict(values),
         curves=curves(ways, labels, drawn[0], every),
-        surfaces=surfaces,
+        surfaces=[surface(drawn[0], drawn[1].even, corners(drawn[0], ways), points)],
         axes=AXES,
         data={"source": pool.source, "fingerprint": pool.fingerprint(), "rows": rows},
     )
+
+
+def counter(progress: Progress, count: int) -> Callable[[], None]:
+    """Counts steps, and says so every twenty."""
+    done = itertools.count(1)
+
+    def advance() -> None:
+        step = next(done)
+        if step % 20 == 0 or step == count:
+            progress(step, count)
+
+    return advance
 
 
 def checked(methods: Mapping[str, Any]) -> dict[str, str]:

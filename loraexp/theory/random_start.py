@@ -12,7 +12,7 @@ from loraexp.adapter.layer import Factors, Layer
 from loraexp.sweep.computed import Computed, Curve, Progress
 from loraexp.theory import linear, shifts
 from loraexp.theory.bands import band
-from loraexp.theory.linear import Batch, descend, first_step, logs
+from loraexp.theory.linear import Batch, Trace, descend, first_step, logs
 from loraexp.theory.starts import gaussian
 
 
@@ -81,31 +81,16 @@ def random_start(
     total, done = len(dimensions) * len(ranks), 0
     for name, rank in ranks.items():
         taken, bounds = [], []
+        start = partial(start_of_c9, rank=rank, true_rank=true_rank, theta=theta, xi=xi)
         for size, d in dimensions.items():
             given = shifts.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
             smallest = torch.linalg.svdvals(given.gradient)[:, true_rank - 1]
-            bound = -math.log(base_of_c9(d, rank, true_rank, theta, xi)) / torch.log1p(
-                lr * smallest
-            )
-            start = partial(start_of_c9, rank=rank, true_rank=true_rank, theta=theta, xi=xi)
+            base = base_of_c9(d, rank, true_rank, theta, xi)
+            bound = -math.log(base) / torch.log1p(lr * smallest)
             batch = Batch(given, {"random": start}, rank)
-            measures = {
-                "A": linear.angle_to_gradient(batch, true_rank),
-                "B": angle_of_outputs(batch, true_rank),
-            }
-            first = batch.factors["A"]
-            assert first is not None
-            values[f"log10 α/{name}/{size}"] = logs(first.square().mean((-1, -2)).sqrt()).tolist()
-            at = bound.ceil().long()
-            trace = descend(batch, "gd", lr, int(at.max()), measures)
-            until = first_step(trace.steps, trace["A"] <= theta).double()
-            values[f"3.1/angle/{name}/{size}"] = trace["B"].amax(0).tolist()
-            values[f"C.9/angle over θ/{name}/{size}"] = (
-                trace["A"].gather(0, at[None])[0] / theta
-            ).tolist()
-            values[f"C.9/steps over bound/{name}/{size}"] = (until / bound).tolist()
-            values[f"steps/{name}/{size}"] = until.tolist()
-            taken.append(float(until.mean()))
+            found, trace = against_bound(batch, true_rank, lr, theta, bound)
+            values |= {f"{what}/{name}/{size}": x.tolist() for what, x in found.items()}
+            taken.append(float(found["steps"].mean()))
             bounds.append(float(bound.mean()))
             curves.append(band(f"A, r = {rank}", f"d = {d}", trace.steps, trace["A"]))
             done += 1
@@ -116,3 +101,28 @@ def random_start(
         for curve in curves
     }
     return Computed(values=values, curves=curves, axes=axes)
+
+
+def against_bound(
+    batch: Batch, true_rank: int, lr: float, theta: float, bound: Tensor
+) -> tuple[dict[str, Tensor], Trace]:
+    """Gradient descent until t* = `bound`: the start's size, the angles and the steps of each
+    seed."""
+    first = batch.factors["A"]
+    assert first is not None
+    size = logs(first.square().mean((-1, -2)).sqrt())
+    measures = {
+        "A": linear.angle_to_gradient(batch, true_rank),
+        "B": angle_of_outputs(batch, true_rank),
+    }
+    at = bound.ceil().long()
+    trace = descend(batch, "gd", lr, int(at.max()), measures)
+    until = first_step(trace.steps, trace["A"] <= theta).double()
+    found = {
+        "log10 α": size,
+        "3.1/angle": trace["B"].amax(0),
+        "C.9/angle over θ": trace["A"].gather(0, at[None])[0] / theta,
+        "C.9/steps over bound": until / bound,
+        "steps": until,
+    }
+    return found, trace

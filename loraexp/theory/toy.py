@@ -4,6 +4,7 @@ of the loss."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -159,20 +160,7 @@ def trajectories(
     at = trace["at"].nan_to_num(1e6)
     until = by_seed(steps_until_near(at, near), arms)
     start = by_seed(distance_to_minimizers(at[0]), arms)
-    values: dict[str, float | list[float]] = {}
-    for j, name in enumerate(SPECTRAL):
-        fewer = float((until[:, j] < until[:, -1]).double().mean())
-        values[f"{name}/nearer"] = float((start[:, j] < start[:, -1]).double().mean())
-        values[f"{name}/fewer"], values[f"{name}/error"] = (
-            fewer,
-            math.sqrt(fewer * (1 - fewer) / seeds),
-        )
-        values[f"{name}/steps_ratio"] = float((until[:, j] / until[:, -1].clamp_min(1)).median())
-    for j, name in enumerate(STARTS):
-        values[f"distance/{name}"] = start[:, j].tolist()
-        values[f"steps/{name}"] = until[:, j].tolist()
-        values[f"reached/{name}"] = float((until[:, j] < steps).double().mean())
-        values[f"diverged/{name}"] = sum(x is not None for x in trace.diverged_at[j::arms]) / seeds
+    values = compared(start, until) | ends(start, until, steps, trace.diverged_at)
     panel = "steps until a minimizer"
     axes = {panel: {"x": f"steps until within {near:g} of the set", "y": "seeds"}}
     curves = [
@@ -189,6 +177,33 @@ def trajectories(
             place = arms * seed + j
             curves.append(path(trace["at"][:, place], panel, label, trace.diverged_at[place]))
     return Computed(values=values, curves=curves, surfaces=surfaces, axes=axes)
+
+
+def compared(start: Tensor, until: Tensor) -> dict[str, float | list[float]]:
+    """The spectral starts against the random one, the last: distances of the start and steps
+    (seeds, arms)."""
+    values: dict[str, float | list[float]] = {}
+    for j, name in enumerate(SPECTRAL):
+        fewer = float((until[:, j] < until[:, -1]).double().mean())
+        values[f"{name}/nearer"] = float((start[:, j] < start[:, -1]).double().mean())
+        values[f"{name}/fewer"] = fewer
+        values[f"{name}/error"] = math.sqrt(fewer * (1 - fewer) / len(until))
+        values[f"{name}/steps_ratio"] = float((until[:, j] / until[:, -1].clamp_min(1)).median())
+    return values
+
+
+def ends(
+    start: Tensor, until: Tensor, steps: int, diverged_at: Sequence[int | None]
+) -> dict[str, float | list[float]]:
+    """Every start by seed: its distance, its steps, and how many arrived or diverged."""
+    values: dict[str, float | list[float]] = {}
+    for j, name in enumerate(STARTS):
+        values[f"distance/{name}"] = start[:, j].tolist()
+        values[f"steps/{name}"] = until[:, j].tolist()
+        values[f"reached/{name}"] = float((until[:, j] < steps).double().mean())
+        diverged = sum(x is not None for x in diverged_at[j :: len(STARTS)])
+        values[f"diverged/{name}"] = diverged / len(until)
+    return values
 
 
 def along(at: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 from loraexp import cli
-from loraexp.artifacts import drawing, panels, plots
+from loraexp.artifacts import charts, drawing, panels, plots
 from loraexp.artifacts.figure import Line, Panel, Picture, banded, plain, running_mean
 from loraexp.config import ConfigError
 from loraexp.results.gather import Results, gather
@@ -221,8 +221,10 @@ def test_the_front_is_of_the_points_that_no_other_beats(tmp_path: Path) -> None:
         Line(label=str(i), x=[x], y=[y])
         for i, (x, y) in enumerate([(1, 5), (2, 7), (3, 6), (4, 9), (1, 4), (2, 7)])
     ]
-    assert [(one.x, one.y) for one in plots.front(points, "min", "max")] == [([1, 2, 4], [5, 7, 9])]
-    assert plots.front(points, "none", "max") == [] and plots.front(points[:1], "min", "max") == []
+    front = charts.front(points, "min", "max")
+    assert [(one.x, one.y) for one in front] == [([1, 2, 4], [5, 7, 9])]
+    assert charts.front(points, "none", "max") == []
+    assert charts.front(points[:1], "min", "max") == []
     picture = plots.make(
         measured(tmp_path),
         Plot(name="pareto", kind="scatter", x="cost/train_seconds", columns=["first"]),
