@@ -202,6 +202,7 @@ class Experiment:
         return {
             "processes": self.processes.world,
             "devices": devices,
+            "job": job_of_scheduler(),
             "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "shard": self.settings.train.shard,
             "deterministic": exact,
@@ -420,6 +421,12 @@ def check_data(settings: Settings, base: Base) -> None:
         raise config.ConfigError(str(error)) from error
     except (MemoryError, OSError):
         return  # likewise, with what to lower
+
+
+def job_of_scheduler() -> str | None:
+    """The Slurm job that this process is a part of, a task of an array as `12_3`."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def tokenise(settings: Settings, base: Base) -> Any:
