@@ -7,8 +7,9 @@ its docstring which slow reference the tests hold it against.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,10 +78,32 @@ def check_choice(*expected: str, **values: str) -> None:
             )
 
 
+def exact(decompose: Callable[..., Any], matrix: Tensor, **how: Any) -> Any:
+    """`decompose(matrix)`, such as `torch.linalg.svd` or `torch.linalg.eigh`; where the device's
+    library does not converge, in float64 by LAPACK on the CPU, with a warning that says so.
+
+    Raises: LinAlgError where that does not converge either, or the matrix is not finite.
+    """
+    try:
+        return decompose(matrix, **how)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        if not bool(matrix.isfinite().all()):
+            raise
+        reason = next(iter(str(error).splitlines()), "no reason given")
+    shape = " × ".join(map(str, matrix.shape))
+    warnings.warn(
+        f"{decompose.__name__} of a {shape} matrix did not converge on {matrix.device.type}"
+        f" ({reason[:120]}): computed in float64 on the CPU instead",
+        stacklevel=2,
+    )
+    parts = decompose(matrix.cpu().double(), **how)
+    return type(parts)([part.to(matrix.device, matrix.dtype) for part in parts])
+
+
 def svd(matrix: Tensor) -> SVD:
     """Every singular triplet, in float32 or better: for the methods that want an exact one, or the
     smallest ones."""
-    return SVD(*torch.linalg.svd(at_least_float32(matrix), full_matrices=False))
+    return SVD(*exact(torch.linalg.svd, at_least_float32(matrix), full_matrices=False))
 
 
 class Product(NamedTuple):
@@ -113,7 +136,7 @@ def randomized_svd_steps(
         Z = torch.linalg.qr((yield Product("left", Q))).Q
         Q = torch.linalg.qr((yield Product("right", Z))).Q
     projected = (yield Product("left", Q)).mT  # QᵀG (width, d_in)
-    U, S, Vh = torch.linalg.svd(projected, full_matrices=False)
+    U, S, Vh = exact(torch.linalg.svd, projected, full_matrices=False)
     k = min(k, width)
     return SVD((Q @ U)[:, :k], S[:k], Vh[:k])
 
@@ -150,7 +173,7 @@ def inverse_square_root(matrix: Tensor, floor: float) -> Tensor:
     Eigenvalues not above `floor` times the largest count as zero, and have no column in `X`. The
     symmetric root is `X` times an orthogonal matrix. Reference: the dense pseudo-inverse.
     """
-    values, U = torch.linalg.eigh(matrix)
+    values, U = exact(torch.linalg.eigh, matrix)
     kept = values > floor * values.max().clamp_min(0)
     root: Tensor = U[:, kept] * values[kept].rsqrt()
     return root
@@ -178,7 +201,7 @@ def leading_eigenpairs(
         T = torch.cat([torch.cat([T, border[: len(T)]], 1), border.mT])
         block, R = torch.linalg.qr(residual - V @ border)
         if len(T) >= due:
-            values, X = torch.linalg.eigh(T)
+            values, X = exact(torch.linalg.eigh, T)
             errors = (R @ X[-Q.shape[1] :, -k:]).norm(dim=0)
             if errors.max() <= tolerance * values[-k:].abs().max():
                 return values[-k:].flip(0), (V @ X[:, -k:]).flip(1)
@@ -187,5 +210,5 @@ def leading_eigenpairs(
         Q = torch.linalg.qr(block - V @ (V.mT @ block)).Q
         V = torch.cat([V, Q], 1)
     dense = apply(torch.eye(size, dtype=start.dtype, device=start.device))
-    values, X = torch.linalg.eigh((dense + dense.mT) / 2)
+    values, X = exact(torch.linalg.eigh, (dense + dense.mT) / 2)
     return values[-k:].flip(0), X[:, -k:].flip(1)

@@ -131,7 +131,9 @@ def _balanced_modes(
 
     There are fewer columns than r where F has fewer modes.
     """
-    U_F, D_F, Vh_F = torch.linalg.svd(whiten_T.mT @ core @ whiten_S, full_matrices=False)
+    U_F, D_F, Vh_F = linalg.exact(
+        torch.linalg.svd, whiten_T.mT @ core @ whiten_S, full_matrices=False
+    )
     if not D_F[0] > 0:
         raise ValueError(
             f"layer {layer.name}: its gradient is zero in the curvature basis; drop it from"
@@ -152,7 +154,7 @@ def _balanced_modes(
         if modes == "disjoint"
         else _aligned(C_Lh, D_F[:rank], C_Rh)
     )
-    U_K, D_K, Vh_K = torch.linalg.svd(K)
+    U_K, D_K, Vh_K = linalg.exact(torch.linalg.svd, K)
     root = (D_K / D_K[0]).sqrt()
     return Q_L @ U_K * root, Q_R @ Vh_K.mT * root
 

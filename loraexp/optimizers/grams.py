@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from loraexp.adapter.linalg import exact
+
 
 class SingularSystem(FloatingPointError):
     """An r × r system without a solution: at `index` of the flattened batch, from `block` on in the
@@ -34,7 +36,7 @@ def spectra(gram: Tensor) -> tuple[Tensor, Tensor]:
     Raises `SingularSystem` where a Gram matrix is not finite, which means that its factor is not.
     """
     try:
-        values, vectors = torch.linalg.eigh(gram)
+        values, vectors = exact(torch.linalg.eigh, gram)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         broken = (~gram.isfinite()).flatten(-2).any(-1).flatten().nonzero()
         if not len(broken):

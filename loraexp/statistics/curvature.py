@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from loraexp.adapter import linalg
 from loraexp.adapter.layer import Curvature, CurvatureRequest
 from loraexp.adapter.linalg import double, gaussian
 from loraexp.statistics.accumulators import (
@@ -80,7 +81,7 @@ def subspace_steps(
     for _ in range(iterations):
         Q = torch.linalg.qr((yield Ask(False, Q))).Q
     small = yield Ask(True, Q)
-    D, rotation = torch.linalg.eigh((small + small.mT) / 2)
+    D, rotation = linalg.exact(torch.linalg.eigh, (small + small.mT) / 2)
     return Basis(Q, rotation.flip(1), D.flip(0).clamp_min(0))
 
 
@@ -133,14 +134,14 @@ class Factor:
             trace = rows.square().sum().item()
             if exact:
                 Vh, singular = (
-                    (decomposed := torch.linalg.svd(rows, full_matrices=False)).Vh,
+                    (decomposed := linalg.exact(torch.linalg.svd, rows, full_matrices=False)).Vh,
                     decomposed.S,
                 )
                 return truncated(Vh.mT, singular.square(), self.request.m), trace
             return solve(self.steps(), lambda ask: rows_answer(rows, ask)), trace
         assert isinstance(held, TokenMoment)
         if exact:
-            D, U = torch.linalg.eigh(held.sum)
+            D, U = linalg.exact(torch.linalg.eigh, held.sum)
             return truncated(U.flip(1), D.flip(0).clamp_min(0), self.request.m), held.trace.item()
         return solve(self.steps(), lambda ask: matrix_answer(held.sum, ask)), held.trace.item()
 
