@@ -84,6 +84,7 @@ def table(lines: Sequence[dict[str, Any]]) -> Table:
         known = [value for value in seconds if isinstance(value, float) and not math.isnan(value)]
         reason = line.get("error") if line["status"] != "finished" else None
         state = f"{line['status']}: {reason[:60]}" if isinstance(reason, str) else line["status"]
+        state += f" ({line['note']})" if isinstance(line.get("note"), str) else ""
         cost = spoken(sum(known)) if known else "—"
         shown.add_row(shorten(Path(line["folder"])), state, metric(line), cost, age(line))
     return shown

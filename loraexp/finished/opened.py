@@ -29,7 +29,7 @@ from loraexp.machine.measure import ran_out
 from loraexp.machine.notation import read_yaml
 from loraexp.machine.progress import notice
 from loraexp.machine.words import reason_of
-from loraexp.records.content import content, sound_lines
+from loraexp.records.content import CHANGED, content, sound_lines
 from loraexp.records.reading import flatten
 from loraexp.run import experiment, kept, sources
 
@@ -280,6 +280,8 @@ def find_run(word: str) -> tuple[Path, dict[str, Any]]:
         if found.error is not None:
             status = f"a record.json that {found.error}"
         raise ConfigError(f"{folder}: expected a finished run, found {status}")
+    if found.changed:
+        notice(f"{folder / 'record.json'} {CHANGED}")
     return folder, found.record
 
 

@@ -3,14 +3,19 @@ why not."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraexp.machine.files import Damaged
+from loraexp.machine.files import Damaged, finite
 from loraexp.machine.notation import parsed
 
 SCHEMA = 1  # of record.json: a change that a reader of before would misread takes the next number
+SEAL = "seal"  # the key of the digest of all other keys
+CHANGED = "was changed by hand since loraexp wrote it"
 STATUSES = ("running", "finished", "failed", "interrupted")
 SECTIONS: dict[str, type] = {
     "cost": dict,
@@ -30,6 +35,8 @@ class Content:
     error: str | None = None
     # a newer version of this program wrote it: nothing but that version may replace it
     newer: bool = False
+    # its content is not the one that its digest was made of: readable, and not what was measured
+    changed: bool = False
 
     @property
     def finished(self) -> bool:
@@ -50,7 +57,20 @@ def content(folder: Path) -> Content:
     error = fault(record)
     if error is not None:
         return Content(error=error, newer=is_newer(record))
-    return Content(record=record)
+    seal = record.pop(SEAL, None)  # an older version wrote none
+    return Content(record=record, changed=seal is not None and seal != digest(record))
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """Of a record's content, whatever the order and the spacing of its keys."""
+    text = json.dumps(finite(record), sort_keys=True, allow_nan=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(record: Mapping[str, Any], changed: bool = False) -> dict[str, Any]:
+    """A record as it is written: with the digest of its content, or with a word in its place that
+    goes on saying that it was changed by hand."""
+    return {**record, SEAL: "changed by hand" if changed else digest(record)}
 
 
 def is_newer(record: Any) -> bool:

@@ -18,7 +18,7 @@ from loraexp.machine.notation import read_yaml
 from loraexp.machine.notes import Notes, code, hashed
 from loraexp.machine.words import first_line
 from loraexp.records import tracking
-from loraexp.records.content import SCHEMA, content, fault, sound_lines
+from loraexp.records.content import CHANGED, SCHEMA, content, fault, sound_lines
 
 if TYPE_CHECKING:
     import pandas
@@ -39,6 +39,7 @@ class Found:
     lines: Callable[[], Lines]  # what was logged on the way
     folder: Path | None = None
     error: str | None = None
+    note: str | None = None  # what a reader must know of a record that can be used
 
     @property
     def status(self) -> str:
@@ -86,6 +87,7 @@ def read_at(folder: Path, changed: int, size: int) -> Found:
         lines=lambda: logged(folder / "metrics.jsonl"),
         folder=folder,
         error=found.error and f"{path}: {found.error}",
+        note=f"{path} {CHANGED}" if found.changed else None,
     )
 
 
@@ -285,6 +287,7 @@ def row_anew(folder: Path) -> dict[str, Any]:
         }
     row["best/value"] = (record.get("best") or {}).get("value")
     row["error"] = (record.get("error") or {}).get("message")
+    row["note"] = f"record.json {CHANGED}" if found.changed else None
     return row
 
 

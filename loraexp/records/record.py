@@ -27,7 +27,7 @@ from loraexp.machine.files import (
 )
 from loraexp.machine.locks import Lock, locked
 from loraexp.records import ranks
-from loraexp.records.content import SCHEMA, Content, content, sound_lines
+from loraexp.records.content import SCHEMA, Content, content, sealed, sound_lines
 from loraexp.records.environment import environment
 from loraexp.records.tracking import Copy
 
@@ -223,12 +223,12 @@ class Record:
             return
         path = self.folder / "record.json"
         try:
-            write_json(path, self.content)
+            write_json(path, sealed(self.content))
         except DiskFull:
             if not self._reserve.exists():
                 raise
             self._reserve.unlink()
-            write_json(path, self.content)
+            write_json(path, sealed(self.content))
 
     @property
     def _reserve(self) -> Path:
@@ -313,13 +313,14 @@ def add_evaluation(folder: Path, entry: dict[str, Any], wandb: WandbSettings | N
     """Put a re-score of a finished run beside its own metrics, which never change; W&B gets it
     too."""
     with locked(folder / ".lock"):
-        found = content(folder).record
+        stored = content(folder)
+        found = stored.record
         if found is None or found["status"] != "finished":
             raise ConfigError(
                 f"{folder}: the run is being run again; score it when that has finished"
             )
         found["evaluations"] = [*(found.get("evaluations") or []), entry]
-        write_json(folder / "record.json", found)
+        write_json(folder / "record.json", sealed(found, stored.changed))
     copy = Copy(wandb, folder, found["run_id"], found["config"])
     copy.start()
     copy.finish(found)

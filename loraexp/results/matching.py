@@ -101,6 +101,8 @@ def by_match(
             sorted_out.setdefault(str(match), []).append(one)
         if one.error is not None and (match is None or match in wanted):
             problems.append(one.error)
+        if one.note is not None and match in wanted:
+            problems.append(one.note)
     return sorted_out
 
 

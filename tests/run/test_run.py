@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from loraexp import cli, config
+from loraexp.records.content import digest
 from tests.support.runs import SMOKE, folder_of, metric_lines, run, without_times
 
 
@@ -25,6 +26,7 @@ def adapter_bytes(folder: Path) -> bytes:
 def test_a_smoke_run_leaves_a_complete_record(tmp_path: Path) -> None:
     outcome = run(out=tmp_path)
     record = json.loads((outcome.folder / "record.json").read_text())
+    assert record.pop("seal") == digest(record)
     assert record == json.loads(json.dumps(outcome.record, default=str))
     assert record["status"] == "finished" and record["schema"] == 1
     assert (
