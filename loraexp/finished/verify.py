@@ -22,7 +22,6 @@ def in_float32(run: FinishedRun) -> dict[str, float]:
         raise ConfigError(
             f"{run.folder}: init={name} saved a whole model, there is no adapter to verify"
         )
-    run.check_files()
     adapters = run.adapted(torch.float32)
     expected = logits(adapters.model)
     results = {"this project": expected, "merged in float32": logits(merge(adapters))}
@@ -32,8 +31,12 @@ def in_float32(run: FinishedRun) -> dict[str, float]:
         base = run.base(torch.float32)
         # what the run drew is in its adapter, or PEFT is another function
         models.draw_head(base, run.settings.seed + 1)
-        with usable(run.folder / "adapter"):
-            through = PeftModel.from_pretrained(base, run.folder / "adapter")
+        try:
+            with usable(run.folder / "adapter"):
+                through = PeftModel.from_pretrained(base, run.folder / "adapter")
+        except ConfigError:
+            run.check_files()  # which says which of its files it is
+            raise
         results["PEFT"] = logits(through)
     return {
         name: float((found - expected).abs().max() / expected.abs().max())
