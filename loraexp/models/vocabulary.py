@@ -110,12 +110,10 @@ def check_vocabulary(base: Base, tokenizer: Any) -> None:
 
 
 def check_reach(base: Base, longest: int, types: int) -> None:
-    """Rows of `longest` tokens and of token types up to `types` are what an encoder reads, or
-    SourceError."""
+    """Rows of `longest` tokens and of token types up to `types` are what an encoder, or either side
+    of an encoder-decoder, reads; or SourceError."""
     own, name = base.config, base.settings.name
-    window = own.max_position_embeddings if getattr(own, "position_biased_input", True) else None
-    if window is not None and own.model_type in FROM_PAD:
-        window -= own.pad_token_id + 1  # its positions begin behind that of the padding
+    window = positions(own)
     if window is not None and longest > window:
         raise SourceError(
             f"task.max_length: a row has {longest} tokens, and model={name} reads"
@@ -128,6 +126,18 @@ def check_reach(base: Base, longest: int, types: int) -> None:
             f" the model has {rows} (0 to {rows - 1}): set model.tokenizer to the one that the"
             " model was trained with"
         )
+
+
+def positions(own: Any) -> int | None:
+    """How many tokens an architecture has positions for; None where these are relative, and any
+    number is read."""
+    if not getattr(own, "position_biased_input", True):
+        return None
+    found = getattr(own, "max_position_embeddings", None)
+    if found is None or found < 1:  # T5, Funnel and BLOOM have none, XLNet says -1
+        return None
+    # some begin behind the position of the padding
+    return int(found) - (own.pad_token_id + 1 if own.model_type in FROM_PAD else 0)
 
 
 FROM_PAD = frozenset(

@@ -433,14 +433,14 @@ def tokenise(settings: Settings, base: Base) -> Any:
     """The task in the tokens of the model's tokenizer, which the model reads to the last one."""
     with tally("tokenising") as progress:
         task = make_task(settings, base.tokenizer, progress)
+    read = [examples for examples in task.splits.values() if len(examples)]
+    if settings.model.kind == "seq2seq":  # each side by itself
+        sides = [side for x in read for side in (x.prompts, x.lengths - x.prompts)]
+        models.check_reach(base, max((int(side.max()) for side in sides), default=0), types=0)
     if settings.model.kind == "encoder":
-        read = [examples for examples in task.splits.values() if len(examples)]
         longest = max((int(examples.lengths.max()) for examples in read), default=0)
-        types = max(
-            (int(examples.types.max()) for examples in read if examples.types is not None),
-            default=0,
-        )
-        models.check_reach(base, longest, types)
+        types = [int(examples.types.max()) for examples in read if examples.types is not None]
+        models.check_reach(base, longest, max(types, default=0))
     return task
 
 

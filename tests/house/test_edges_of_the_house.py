@@ -247,6 +247,8 @@ TABLE = [
         (
             "models/test_reach.py::test_rows_and_token_types_beyond_the_model_are_refused",
             "models/test_reach.py::test_a_run_says_so_before_it_loads_weights",
+            "models/test_reach.py::test_a_side_of_an_encoder_decoder_beyond_its_positions_is_refused",
+            "models/test_reach.py::test_positions_of_an_architecture",
             "models/test_text_models.py::test_a_tokenizer_without_a_pad_token_and_one_too_large",
             "config/test_config.py::test_a_bad_command_line_is_one_line_and_status_2",
         ),

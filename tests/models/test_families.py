@@ -16,19 +16,9 @@ from loraexp import config, models
 from loraexp.adapter.adapted import attach
 from loraexp.adapter.formats import merge, save_peft
 from loraexp.adapter.layer import Factors
-from tests.support.checkpoints import SIZE, saved
+from tests.support.checkpoints import BART, SIZE, saved
 
 V = {"vocab_size": 1024}
-BART = {
-    "d_model": 16,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 16,
-    "decoder_ffn_dim": 16,
-    "max_position_embeddings": 64,
-}
 MARKS = {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
 BODY, MASKED, CLASSES = "AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification"
 FAMILIES: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {  # saved as, targets, drawn

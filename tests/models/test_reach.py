@@ -9,7 +9,9 @@ import pytest
 from loraexp import config, models
 from loraexp.config.settings import ModelSettings
 from loraexp.machine.hub import SourceError
-from tests.support.checkpoints import ENCODERS, TEXT, saved
+from loraexp.models.vocabulary import positions
+from tests.support.checkpoints import BART, ENCODERS, TEXT, saved
+from tests.support.glue import write_glue
 from tests.support.runs import run
 
 
@@ -76,3 +78,30 @@ def test_a_run_says_so_before_it_loads_weights(
     monkeypatch.setattr(load, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(config.ConfigError, match="reads 16; set task.max_length=16"):
         run("model.config.max_position_embeddings=16", out=tmp_path)
+
+
+def test_a_side_of_an_encoder_decoder_beyond_its_positions_is_refused(tmp_path: Path) -> None:
+    from loraexp.models.tokenizer import trained
+
+    base = saved(tmp_path / "m", BART | {"max_position_embeddings": 16}, "AutoModelForSeq2SeqLM")
+    trained("trained:1024", "seq2seq").save_pretrained(base)
+    given = ["task=cola_t5", f"task.data_dir={write_glue(tmp_path / 'glue')}", "model=tiny-t5"]
+    own = ["model.config=null", "model.tokenizer=null", f"model.path={base}"]
+    targets = "model.targets=[q_proj,v_proj]"
+    with pytest.raises(config.ConfigError, match=r"a row has \d+ tokens, .* reads 16; set"):
+        run(*given, *own, targets, "init=lora", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "window"),
+    [("xlnet", None), ("funnel", None), ("bloom", None), ("t5", None), ("bart", 1024)]
+    + [("deberta-v2", 512), ("roberta", 510), ("distilbert", 512), ("modernbert", 8192)],
+)
+def test_positions_of_an_architecture(model_type: str, window: int | None) -> None:
+    from transformers import AutoConfig
+
+    own = AutoConfig.for_model(model_type)
+    assert positions(own) == window
+    if model_type == "deberta-v2":
+        own.position_biased_input = False
+        assert positions(own) is None

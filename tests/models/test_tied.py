@@ -16,22 +16,10 @@ from loraexp.adapter.adapted import attach
 from loraexp.adapter.formats import merge, save_peft
 from loraexp.adapter.layer import Factors
 from loraexp.models.tokenizer import trained
-from tests.support.checkpoints import SIZE, TEXT, saved, text_settings
+from tests.support.checkpoints import BART, SIZE, TEXT, saved, text_settings
 from tests.support.glue import write_glue
 from tests.support.runs import run
 
-BART = {
-    "model_type": "bart",
-    "vocab_size": 1024,
-    "d_model": 16,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 16,
-    "decoder_ffn_dim": 16,
-    "max_position_embeddings": 64,
-}
 OPT = {
     "model_type": "opt",
     "vocab_size": 1024,

@@ -65,6 +65,20 @@ TEXT: dict[str, dict[str, Any]] = {
 }
 
 
+BART: dict[str, Any] = {
+    "model_type": "bart",
+    "vocab_size": 1024,
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "max_position_embeddings": 64,
+}
+
+
 def saved(
     folder: Path,
     architecture: dict[str, Any],
