@@ -7,7 +7,17 @@ import os
 import sys
 import time
 
-PARTS = ("loop", "startup", "reading", "sweep", "initializers", "optimizers", "decoding")
+PARTS = (
+    "loop",
+    "padding",
+    "startup",
+    "reading",
+    "sweep",
+    "initializers",
+    "growth",
+    "optimizers",
+    "decoding",
+)
 
 
 def main(names: list[str]) -> int:
