@@ -34,7 +34,14 @@ def commands() -> list[tuple[str, str]]:
     backticks."""
     found = []
     for page, text in TEXTS.items():
-        blocks = "\n".join(body for language, body in BLOCK.findall(text) if not language)
+        bodies = [body for language, body in BLOCK.findall(text) if not language]
+        # behind a $ is a command, and under it its output, which test_outputs.py compares
+        blocks = "\n".join(
+            "\n".join(line for line in body.splitlines() if line.startswith("$ "))
+            if re.search(r"^\$ ", body, re.M)
+            else body
+            for body in bodies
+        )
         blocks = blocks.replace("\\\n", " ")
         lines = [line.removeprefix("$ ") for line in blocks.splitlines()]
         lines += re.findall(r"`(loraexp [^`\n]+)`", BLOCK.sub("", text))
