@@ -11,6 +11,7 @@ import yaml
 from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.finished.opened import FinishedRun, find_run
+from loraexp.machine.device import Runtime
 from loraexp.machine.processes import Processes
 from loraexp.records import record
 from loraexp.records.environment import environment
@@ -110,10 +111,8 @@ def score(
     )
     task, settings = run.task, run.settings
     model = run.adapted().model if run.has_factors else run.whole()
-    how = {
-        "device": run.device,
-        "precision": settings.precision,
-        "processes": Processes(settings.device),
-    }
+    runtime = Runtime(
+        device=run.device, precision=settings.precision, processes=Processes(settings.device)
+    )
     size = settings.train.eval_batch_size
-    return run, evaluate(model, task, task.reports, folder=folder, batch_size=size, **how)
+    return run, evaluate(model, task, task.reports, folder=folder, batch_size=size, runtime=runtime)

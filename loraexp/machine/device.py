@@ -6,9 +6,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from loraexp.machine.processes import Processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What a model is evaluated on: a device, the precision of its products, and the processes that
+    share the work."""
+
+    device: torch.device
+    precision: str
+    processes: Processes
+
+    def autocast(self) -> torch.autocast:
+        return autocast(self.device, self.precision)
 
 
 @contextmanager

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from loraexp.machine.device import autocast, to_device
-from loraexp.machine.processes import Processes
+from loraexp.machine.device import Runtime, to_device
 from loraexp.machine.progress import bar
 from loraexp.run.sharding import gathered_root
 
@@ -29,9 +28,7 @@ def of_batches(
     function: Callable[[dict[str, Any]], Value],
     *,
     batch_size: int,
-    device: torch.device,
-    precision: str,
-    processes: Processes | None = None,
+    runtime: Runtime,
 ) -> list[tuple[np.ndarray, Value]]:
     """The rows of every batch of a split, and what `function` makes of it, on every process in the
     same order.
@@ -43,7 +40,8 @@ def of_batches(
     examples = task.splits[split]
     order = np.argsort(-examples.lengths, kind="stable")
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    rank, world = (processes.rank, processes.world) if processes else (0, 1)
+    processes = runtime.processes
+    rank, world = processes.rank, processes.world
     found: dict[int, Value] = {}
     training = model.training
     model.eval()
@@ -51,21 +49,28 @@ def of_batches(
         with bar(f"eval {split}", -(-len(batches) // world)) as advance:
             for first in range(0, len(batches), world):
                 index = min(first + rank, len(batches) - 1)
-                batch = to_device(task.collate(examples, batches[index]), device)
-                with autocast(device, precision):
+                batch = to_device(task.collate(examples, batches[index]), runtime.device)
+                with runtime.autocast():
                     found[index] = function(batch)
                 advance()
     finally:
         model.train(training)
-    for share in processes.gather(found) if processes else []:
+    for share in processes.gather(found):
         found |= share
     return [(rows, found[index]) for index, rows in enumerate(batches)]
 
 
-def predict(model: nn.Module, task: Task, split: str, **how: Any) -> np.ndarray:
+def predict(
+    model: nn.Module, task: Task, split: str, *, batch_size: int, runtime: Runtime
+) -> np.ndarray:
     """The task's scores (rows, C) of a split, in the order of its rows."""
     parts = of_batches(
-        model, task, split, lambda batch: task.scores(model, batch).float().cpu().numpy(), **how
+        model,
+        task,
+        split,
+        lambda batch: task.scores(model, batch).float().cpu().numpy(),
+        batch_size=batch_size,
+        runtime=runtime,
     )
     everything = np.zeros((len(task.splits[split]), parts[0][1].shape[1]), dtype=np.float32)
     for rows, scores in parts:
@@ -74,15 +79,23 @@ def predict(model: nn.Module, task: Task, split: str, **how: Any) -> np.ndarray:
 
 
 def evaluate(
-    model: nn.Module, task: Task, splits: Iterable[str], *, folder: Path | None = None, **how: Any
+    model: nn.Module,
+    task: Task,
+    splits: Iterable[str],
+    *,
+    batch_size: int,
+    runtime: Runtime,
+    folder: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """`{split: {metric: value}}`; a model whose outputs are not finite has no metrics and raises.
 
     The processes share the work; what a task saw of a split it may leave in `folder`.
     """
-    folder = folder if how["processes"].main else None
+    folder = folder if runtime.processes.main else None
     with task.answering(), gathered_root(model):
         return {
-            split: task.evaluate(model, task.tokenizer, split, folder=folder, **how)
+            split: task.evaluate(
+                model, task.tokenizer, split, batch_size=batch_size, runtime=runtime, folder=folder
+            )
             for split in splits
         }

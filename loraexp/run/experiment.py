@@ -38,7 +38,6 @@ from loraexp.records.content import content
 from loraexp.records.record import Record
 from loraexp.run import kept, sources
 from loraexp.run.checkpoint import Checkpoint, seed_generators
-from loraexp.run.evaluate import evaluate
 from loraexp.run.initialise import initialize, settled, training_of
 from loraexp.run.phases import Phases
 from loraexp.run.sharding import gathered_state, in_pieces, spread
@@ -183,9 +182,7 @@ class Experiment:
             )
         with self.phase("evaluation"):
             began = time.perf_counter()
-            metrics = evaluate(
-                training.model, task, task.reports, folder=record.folder, **training.how
-            )
+            metrics = training.metrics(task.reports, record.folder)
             if best is not None:
                 metrics = {best["split"]: best["metrics"]} | metrics
         record.update(metrics=metrics, cost={"eval_seconds": time.perf_counter() - began})

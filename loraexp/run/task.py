@@ -18,10 +18,9 @@ import numpy as np
 from loraexp.run.evaluate import predict
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
-    from loraexp.machine.processes import Processes
+    from loraexp.machine.device import Runtime
 
 Problem = Literal["single_label_classification", "regression", "generation"]
 Kind = Literal["encoder", "seq2seq", "causal"]
@@ -85,15 +84,12 @@ class Task(ABC):
         split: str,
         *,
         batch_size: int,
-        device: torch.device,
-        precision: str,
+        runtime: Runtime,
         folder: Path | None,
-        processes: Processes | None = None,
     ) -> Metrics:
         """The metrics of a split: here of the scores of its rows. `folder`: for what it saw, on the
         main process."""
-        how: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision}
-        scores = predict(model, self, split, processes=processes, **how)
+        scores = predict(model, self, split, batch_size=batch_size, runtime=runtime)
         broken = int((~np.isfinite(scores)).any(axis=1).sum())
         if broken:
             raise FloatingPointError(

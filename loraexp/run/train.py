@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from loraexp.adapter.adapted import Adapters
 from loraexp.adapter.formats import save_raw
 from loraexp.config.settings import Settings, checkpoint_seconds
-from loraexp.machine.device import autocast
+from loraexp.machine.device import Runtime, autocast
 from loraexp.machine.files import on_disk
 from loraexp.machine.measure import Stopwatch, peak_bytes, reset_peak
 from loraexp.machine.processes import Processes
@@ -61,15 +62,17 @@ class Loop:
     say: Callable[[str], None]
 
     @property
-    def how(self) -> dict[str, Any]:
-        """How its splits are evaluated."""
-        settings = self.settings
-        common = {
-            "device": self.device,
-            "precision": settings.precision,
-            "processes": self.processes,
-        }
-        return {"batch_size": settings.train.eval_batch_size, **common}
+    def runtime(self) -> Runtime:
+        return Runtime(
+            device=self.device, precision=self.settings.precision, processes=self.processes
+        )
+
+    def metrics(self, splits: Iterable[str], folder: Path | None = None) -> dict[str, Any]:
+        """The metrics of splits, of the model as it is."""
+        size = self.settings.train.eval_batch_size
+        return evaluate(
+            self.model, self.task, splits, batch_size=size, runtime=self.runtime, folder=folder
+        )
 
     @property
     def watched(self) -> list[str]:
@@ -285,7 +288,7 @@ def judge(run: Loop, state: Progress, batches: Batches) -> None:
     """Evaluate on the watched splits, and keep the weights if they are the best so far on the one
     that selects."""
     task, patience = run.task, run.settings.train.patience
-    results = evaluate(run.model, task, run.watched, **run.how)
+    results = run.metrics(run.watched)
     run.record.log(
         state.step,
         epoch=state.step / batches.per_epoch,

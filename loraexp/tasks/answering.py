@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import nn
 
 from loraexp.data import benchmarks
@@ -30,7 +29,7 @@ from loraexp.tasks.recipes import VERSION
 from loraexp.tasks.text import TextTask
 
 if TYPE_CHECKING:
-    from loraexp.machine.processes import Processes
+    from loraexp.machine.device import Runtime
 
 AVERAGE = "average"  # the split that is the mean over the benchmarks
 
@@ -145,22 +144,13 @@ class GenerationTask(TextTask):
         split: str,
         *,
         batch_size: int,
-        device: torch.device,
-        precision: str,
+        runtime: Runtime,
         folder: Path | None,
-        processes: Processes | None = None,
     ) -> dict[str, float]:
         """The metrics of a split: held-out likelihood, or a benchmark under a protocol; every
         answer goes to `samples.jsonl`."""
         if split in self.splits:
-            return self.likelihood(
-                model,
-                split,
-                batch_size=batch_size,
-                device=device,
-                precision=precision,
-                processes=processes,
-            )
+            return self.likelihood(model, split, batch_size=batch_size, runtime=runtime)
         if split in self.averages:
             ending = f"/{self.averages[split]}"
             return benchmarks.average(
@@ -168,9 +158,9 @@ class GenerationTask(TextTask):
             )
         how = Answering(
             batch_size=batch_size,
-            precision=precision,
+            precision=runtime.precision,
             backend=self.backend,
-            processes=processes,
+            processes=runtime.processes,
             unsafe_code=self.unsafe_code,
         )
         self.found[split] = self._scored(model, tokenizer, split, how, folder)

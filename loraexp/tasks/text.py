@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from loraexp.adapter.linalg import at_least_float32
 from loraexp.data.pairs import Kind, TextExamples
+from loraexp.machine.device import Runtime
 from loraexp.run.evaluate import of_batches
 from loraexp.run.task import Problem, Task
 
@@ -161,12 +162,13 @@ class TextTask(Task):
         behind = torch.arange(order.shape[1], device=labels.device) >= counts.unsqueeze(1)
         return gathered.masked_fill(behind.unsqueeze(-1), 0.0)
 
-    def likelihood(self, model: nn.Module, split: str, **how: Any) -> dict[str, float]:
+    def likelihood(
+        self, model: nn.Module, split: str, *, batch_size: int, runtime: Runtime
+    ) -> dict[str, float]:
         """`log_likelihood`: the mean log-probability of a label token of the split, in nats (at
         most 0; higher is better).
 
-        The batches' sums are added in one order, whatever process made them. `how`: see
-        `of_batches`.
+        The batches' sums are added in one order, whatever process made them.
 
         Raises: FloatingPointError where it is not a number.
         """
@@ -175,7 +177,8 @@ class TextTask(Task):
             loss, labels = self.loss_sum(model, batch)
             return float(loss), labels
 
-        parts = [value for _, value in of_batches(model, self, split, summed, **how)]
+        batches = of_batches(model, self, split, summed, batch_size=batch_size, runtime=runtime)
+        parts = [value for _, value in batches]
         total, count = sum(loss for loss, _ in parts), sum(labels for _, labels in parts)
         if not np.isfinite(total):
             raise FloatingPointError(

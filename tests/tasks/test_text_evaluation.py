@@ -7,7 +7,6 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 
 from loraexp import cli, config, models
+from loraexp.machine.device import Runtime
 from loraexp.machine.hub import SourceError
 from loraexp.machine.processes import Processes
 from loraexp.models.load import quantised
@@ -69,13 +69,9 @@ def evaluated(folder: Path, rank: int, world: int) -> dict[str, dict[str, float]
         for parameter in model.parameters():
             parameter.mul_(4)  # so that its answers are not all one token
     task = experiment.make_task(settings, tokenizer)
-    how: dict[str, Any] = {
-        "device": torch.device("cpu"),
-        "precision": "fp32",
-        "batch_size": 2,
-        "processes": Some(rank, world),
-    }
-    return evaluate(model, task, ["held_out", *task.reports], folder=folder / f"of{world}", **how)
+    runtime = Runtime(device=torch.device("cpu"), precision="fp32", processes=Some(rank, world))
+    splits, place = ["held_out", *task.reports], folder / f"of{world}"
+    return evaluate(model, task, splits, batch_size=2, runtime=runtime, folder=place)
 
 
 def process(rank: int, folder: str) -> None:
@@ -173,8 +169,8 @@ def test_lm_evals_own_prompts_lose_whole_examples(tmp_path: Path) -> None:
     full, cut = whole.prompts["gsm8k/cot"][0], task.shorter["gsm8k/cot"][0]
     assert full.count("Q: ") == 9 and 2 <= cut.count("Q: ") < 9
     assert full.endswith(cut) and cut.startswith("Q: ") and len(tokenizer(cut)["input_ids"]) <= 768
-    how: dict[str, Any] = {"device": torch.device("cpu"), "precision": "fp32", "batch_size": 3}
-    task.evaluate(model, tokenizer, "gsm8k/cot", folder=tmp_path, **how)
+    runtime = Runtime(device=torch.device("cpu"), precision="fp32", processes=Processes("cpu"))
+    task.evaluate(model, tokenizer, "gsm8k/cot", batch_size=3, runtime=runtime, folder=tmp_path)
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [sample["prompt"] for sample in samples] == [
         task.shorter["gsm8k/cot"][number] for number in range(3)
@@ -221,8 +217,7 @@ def test_an_average_says_over_how_many(tmp_path: Path) -> None:
         None,
         "average_of_3/llm_adapters",
         batch_size=1,
-        device=None,
-        precision="",
+        runtime=None,
         folder=None,
     ) == {"accuracy": pytest.approx(0.5)}
 
