@@ -233,6 +233,7 @@ def apply(variant: Variant, content: dict[str, Any]) -> list[str]:
             for row, column, *_ in (f"{name}/".split("/") for name in named)
         ):
             content["claims"].remove(claim)
+    content["claims"] = [*(content.get("claims") or []), *variant.claims]
     for plot in content.get("plots") or []:
         for key in ("rows", "columns"):
             if plot.get(key):

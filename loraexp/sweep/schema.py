@@ -152,6 +152,7 @@ class Variant:
     compute: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     select: dict[str, Any] = field(default_factory=dict)
+    claims: list[Any] = field(default_factory=list)  # more of them
     hours: dict[str, Any] | None = None
     deviations: list[str] = field(default_factory=list)
     # false: the paper's numbers are not comparable, and are not printed beside ours

@@ -52,6 +52,7 @@ NO_NUMBER = {
     "train.report_during",
     "train.eval_batch_size",
     "train.gpus_per_run",
+    "train.shard",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -96,3 +97,22 @@ def test_cg_loras_costs_are_those_of_the_24_layers() -> None:
     smaller = provenance.deviations_of_computed(loaded("cg_lora_table3", "cpu"))
     assert "init.samples: 128 instead of 512" in smaller
     assert "model: minilm instead of roberta-base" in smaller
+
+
+def test_cg_loras_small_table_asks_whether_its_columns_are_learnt() -> None:
+    """Each column by accuracy and by likelihood of the same runs, 5 seeds, and a control for both
+    baselines that is above what always the more frequent class has."""
+    found = loaded("cg_lora_table1", "learnt")
+    folders: dict[str, set[Any]] = {}
+    for cell in expand(found):
+        folders.setdefault(cell.column, set()).add((cell.row, cell.folder))
+        assert lookup(cell.plain, "task.metric") == "log_likelihood"
+    majority = {"sst2": 444 / 872, "cola": 721 / 1043, "mrpc": 279 / 408, "rte": 146 / 277}
+    for task, share in majority.items():
+        assert folders[task] == folders[f"{task}_ll"] and len(folders[task]) == 6 * 3 * 5
+        alone = share * math.log(share) + (1 - share) * math.log(1 - share)
+        for row in ("full", "rslora"):
+            (control,) = [c for c in found.claims if c.value == f"{row}/{task}_ll" and not c.minus]
+            assert control.above is not None and alone + 0.02 < control.above < 0
+    whole = loaded("cg_lora_table1").claims
+    assert [claim.text for claim in found.claims[: len(whole)]] == [claim.text for claim in whole]
