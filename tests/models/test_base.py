@@ -10,13 +10,19 @@ from typing import Any
 import pytest
 
 from loraexp.run import kept
+from tests.support.checkpoints import t5_of_folder
 from tests.support.runs import run
 
 ONCE = ("locate", "load_config", "new_modules", "load_tokenizer", "pretrained")
 
 
-@pytest.mark.parametrize("words", [["init=lora"], ["init=full"]], ids=["adapter", "full"])
-def test_a_run_asks_each_thing_of_its_base_once(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["encoder", "full", "text"])
+def test_a_run_asks_each_thing_of_its_base_once(name: str, tmp_path: Path) -> None:
+    words = {
+        "encoder": ["model=minilm", "init=lora"],
+        "full": ["model=minilm", "init=full"],
+        "text": t5_of_folder(tmp_path) if name == "text" else [],
+    }[name]
     calls: Counter[str] = Counter()
 
     def count(frame: Any, event: str, _: Any) -> None:
@@ -26,9 +32,10 @@ def test_a_run_asks_each_thing_of_its_base_once(words: list[str], tmp_path: Path
 
     kept.clear()
     short = ["task.limit_train=32", "task.limit_eval=16", "train.max_steps=1", "init.samples=8"]
+    given = [*words, *(word for word in short if word.partition("=")[0] not in " ".join(words))]
     sys.setprofile(count)
     try:
-        outcome = run("model=minilm", *short, *words, out=tmp_path)
+        outcome = run(*given, out=tmp_path / "out")
     finally:
         sys.setprofile(None)
     assert outcome.record["status"] == "finished"

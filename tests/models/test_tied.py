@@ -15,9 +15,7 @@ from loraexp import cli, models
 from loraexp.adapter.adapted import attach
 from loraexp.adapter.formats import merge, save_peft
 from loraexp.adapter.layer import Factors
-from loraexp.models.tokenizer import trained
-from tests.support.checkpoints import BART, SIZE, TEXT, saved, text_settings
-from tests.support.glue import write_glue
+from tests.support.checkpoints import BART, SIZE, TEXT, saved, t5_of_folder, text_settings
 from tests.support.runs import run
 
 OPT = {
@@ -93,27 +91,6 @@ def test_a_shared_output_layer_is_one_function_everywhere(name: str, tmp_path: P
     assert not stored["tie_word_embeddings"] and not stored.get("scale_decoder_outputs")
 
 
-def of_folder(tmp_path: Path) -> list[str]:
-    """The overrides of a T5 in a folder, as its users save one, on a task's rows."""
-    base = saved(tmp_path / "base", TEXT["t5"] | {"decoder_start_token_id": 0}, SEQ)
-    trained("trained:1024", "seq2seq").save_pretrained(base)
-    folder = write_glue(tmp_path / "glue")
-    return [
-        "task=cola_t5",
-        f"task.data_dir={folder}",
-        "model=tiny-t5",
-        "model.config=null",
-        "model.tokenizer=null",
-        f"model.path={base}",
-        "train.max_steps=2",
-        "rank=2",
-        "init=pissa",
-    ]
-
-
-SEQ = "AutoModelForSeq2SeqLM"
-
-
 def test_a_run_on_a_shared_output_layer_verifies_and_exports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,7 +99,7 @@ def test_a_run_on_a_shared_output_layer_verifies_and_exports(
     from loraexp.finished import verify
     from loraexp.finished.opened import FinishedRun
 
-    outcome = run(*of_folder(tmp_path), "model.targets=[lm_head,q]", out=tmp_path / "out")
+    outcome = run(*t5_of_folder(tmp_path), "model.targets=[lm_head,q]", out=tmp_path / "out")
     assert outcome.record["model"]["untied"] == ["lm_head"]
     opened = FinishedRun.of(outcome.folder, outcome.record)
     differences = verify.in_float32(opened)
@@ -146,7 +123,7 @@ def test_a_run_on_a_shared_output_layer_verifies_and_exports(
 def test_training_every_weight_leaves_shared_ones_shared(tmp_path: Path) -> None:
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
-    words = [word for word in of_folder(tmp_path) if not word.startswith(("init", "rank"))]
+    words = [word for word in t5_of_folder(tmp_path) if not word.startswith(("init", "rank"))]
     outcome = run(*words, "init=full", "model.targets=[lm_head,q]", out=tmp_path / "out")
     assert outcome.record["model"]["untied"] == []
     stored = load_file(outcome.folder / "adapter" / "model.safetensors")

@@ -9,6 +9,8 @@ import torch
 
 from loraexp import config
 from loraexp.config.settings import ModelSettings
+from loraexp.models.tokenizer import trained
+from tests.support.glue import write_glue
 
 
 def settings_of(name: str, **changes: object) -> ModelSettings:
@@ -108,3 +110,22 @@ def text_settings(path: Path, kind: str, target: str) -> ModelSettings:
         f"model.targets=[{target}]",
     ]
     return config.check(config.compose(overrides))[0].model
+
+
+def t5_of_folder(tmp_path: Path) -> list[str]:
+    """The overrides of a T5 in a folder, as its users save one, on a task's rows."""
+    own = TEXT["t5"] | {"decoder_start_token_id": 0}
+    base = saved(tmp_path / "base", own, "AutoModelForSeq2SeqLM")
+    trained("trained:1024", "seq2seq").save_pretrained(base)
+    folder = write_glue(tmp_path / "glue")
+    return [
+        "task=cola_t5",
+        f"task.data_dir={folder}",
+        "model=tiny-t5",
+        "model.config=null",
+        "model.tokenizer=null",
+        f"model.path={base}",
+        "train.max_steps=2",
+        "rank=2",
+        "init=pissa",
+    ]
