@@ -69,6 +69,7 @@ def save_peft(
     return path.stat().st_size
 
 
+FACTORS = "factors.safetensors"  # the file that `save_raw` writes in a run's folder
 RAW = ("lora_A", "lora_B", "lora_R", "offset_A", "offset_B")
 
 

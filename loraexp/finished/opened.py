@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from loraexp import config, models
+from loraexp.adapter import formats
 from loraexp.adapter.adapted import Adapters
 from loraexp.adapter.formats import load_raw
 from loraexp.config import ConfigError, boundary
@@ -33,7 +34,7 @@ from loraexp.records.content import CHANGED, content, sound_lines
 from loraexp.records.reading import flatten
 from loraexp.run import experiment, kept, sources
 
-RAW = "factors.safetensors"
+RAW = formats.FACTORS
 AGAIN = "put it back, or train again with force=true"
 
 

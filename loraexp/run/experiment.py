@@ -23,7 +23,7 @@ from loraexp.adapter.adapted import (
     shared_out,
     train_everything,
 )
-from loraexp.adapter.formats import save_peft, save_raw
+from loraexp.adapter.formats import FACTORS, save_peft, save_raw
 from loraexp.config.settings import Settings
 from loraexp.machine import repository
 from loraexp.machine.device import choose_device, deterministic, name_of
@@ -353,7 +353,7 @@ class Experiment:
         settings = self.settings
         with folder_written(folder) as place:
             if adapters.layers:
-                save_raw(adapters, place / "factors.safetensors")
+                save_raw(adapters, place / FACTORS)
                 save_peft(
                     adapters,
                     place,
@@ -367,11 +367,7 @@ class Experiment:
         if step is None:
             return
         files = sorted(path for path in folder.iterdir() if path.is_file())
-        weights = [
-            path
-            for path in files
-            if path.suffix == ".safetensors" and path.name != "factors.safetensors"
-        ]
+        weights = [path for path in files if path.suffix == ".safetensors" and path.name != FACTORS]
         self.record.update(
             adapter={"step": step},
             files={f"{folder.name}/{path.name}": sha256(path) for path in files},

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from loraexp.machine import progress
+from loraexp.machine.device import autocast
 from loraexp.scoring import generate
 from loraexp.scoring.likelihood import continuations, score_rows
 from loraexp.scoring.merged import write_merged
@@ -219,7 +220,7 @@ def _generate(
             if told is not None:
                 told(requests[indices[prompt]], text, of)
 
-        with autocast_of(generate.bare(model).device, how.precision):
+        with autocast(generate.bare(model).device, how.precision):
             texts = generate.generate(
                 model,
                 tokenizer,
@@ -277,7 +278,7 @@ def _likelihoods(
         if told is not None:
             told(requests[indices[row][0]], scores, of)
 
-    with autocast_of(generate.bare(model).device, how.precision):
+    with autocast(generate.bare(model).device, how.precision):
         scores = score_rows(
             model,
             tokenizer,
@@ -292,11 +293,6 @@ def _likelihoods(
         for index, score in zip(row, part, strict=True)
     }
     return [(found[index], False) for index in range(len(requests))]
-
-
-def autocast_of(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 products where `precision="bf16"`; nothing otherwise."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from loraexp.machine.device import autocast
 from loraexp.machine.progress import Advance
 from loraexp.scoring import generate, sandbox
-from loraexp.scoring.backends import Answering, autocast_of, language_model, listener
+from loraexp.scoring.backends import Answering, language_model, listener
 from loraexp.scoring.evaluator import lm_evaluate
 from loraexp.scoring.likelihood import score_choices
 from loraexp.scoring.protocols import Protocol, find
@@ -220,7 +221,7 @@ def _alone(
         marks.told(SimpleNamespace(doc={"index": row}, doc_id=row), scores, of)
 
     prompts = [question.prompt for question in questions]
-    with autocast_of(generate.bare(model).device, how.precision):
+    with autocast(generate.bare(model).device, how.precision):
         scores = score_choices(
             model,
             tokenizer,
