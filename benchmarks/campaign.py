@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import damage, disks, hostile, kills, mistakes, preemption
+from benchmarks import caches, damage, disks, hostile, kills, launchers, mistakes, preemption
 from benchmarks.cases import Case, Reference, reference
 
 PARTS: dict[str, tuple[str, Callable[[Reference, bool], list[Case]]]] = {
@@ -26,6 +26,8 @@ PARTS: dict[str, tuple[str, Callable[[Reference, bool], list[Case]]]] = {
     "damage": ("files damaged in a stopped run", damage.stopped),
     "finished": ("files damaged in a finished run", damage.finished),
     "disks": ("disks that are full or read-only", disks.disks),
+    "caches": ("caches damaged, or their disk full", caches.caches),
+    "launchers": ("torchrun, accelerate and sweep launchers", launchers.launchers),
     "signals": ("signals, and limits of the system", preemption.preemption),
     "inputs": ("wrong settings and files", mistakes.mistakes),
     "sandbox": ("attacks on the sandbox", hostile.attacks),
@@ -119,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             except disks.NotHere as reason:
                 results[name] = Tally(note=f"not tried: {reason}")
+            print(table({name: results[name]}).splitlines()[2], flush=True)
     print(f"\n{table(results)}\n")
     failed = [
         (name, case, reason) for name, result in results.items() for case, reason in result.failed

@@ -136,4 +136,26 @@ def finished(of: Reference, small: bool) -> list[Case]:
     ]
     triples += [("verify", "record.json", kind, damage) for kind, damage in JSON.items()]
     chosen = of.rng.sample(triples, 2) if small else triples
-    return [attempt(*one, of.rng.randrange(2**32)) for one in chosen]
+    cases = [attempt(*one, of.rng.randrange(2**32)) for one in chosen]
+    digits = [digit(of, of.rng.randrange(2**32)) for _ in range(1 if small else 12)]
+    return [*cases, *digits]
+
+
+def digit(of: Reference, seed: int) -> Case:
+    """Another digit somewhere in a finished run's record is never taken for what was measured."""
+
+    def tried(place: Path) -> str:
+        folder = folder_of(copy(of.finished, place / "out"))
+        path, rng = folder / "record.json", random.Random(seed)
+        text = path.read_text()
+        at = rng.choice([n for n, character in enumerate(text) if character.isdigit()])
+        path.write_text(
+            text[:at] + str((int(text[at]) + 1 + rng.randrange(9)) % 10) + text[at + 1 :]
+        )
+        ended = forks.run("verify", str(folder))
+        if reason := polite(ended, 0, 1, 2):
+            return reason
+        noticed = ended.status == 2 or "record.json was changed by hand" in ended.err
+        return "" if noticed else f"nothing is said of {text[at - 30 : at + 10]!r}"
+
+    return Case(f"verify with record.json: another digit ({seed})", tried)
