@@ -1,0 +1,36 @@
+"""Bytes alive at the peak of a computation without numbers (on the meta device)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Alive(TorchDispatchMode):
+    """Within: every storage that an operation makes counts from then on until nobody holds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.now = self.peak = 0
+
+    def note(self, value: Any) -> None:
+        if not isinstance(value, torch.Tensor):
+            return
+        storage = value.untyped_storage()
+        if storage._cdata not in self.held:
+            self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+            self.now += storage.nbytes()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for key in [key for key, (seen, _) in self.held.items() if seen.expired()]:
+            self.now -= self.held.pop(key)[1]
+        for value in tree_leaves(result):
+            self.note(value)
+        self.peak = max(self.peak, self.now)
+        return result
