@@ -19,7 +19,7 @@ TASKS = {
     "metamath395k": [],
     "code_feedback": ["evaluate.unsafe_code=true"],
     "alpaca": [],
-    "commonsense170k": [],
+    "commonsense170k": ["task.benchmarks=[boolq,piqa]"],  # of eight, which ask alike
     "rte": ["model=tiny-bert"],
     "cola_t5": ["model=tiny-t5", "task.protocol=cg_lora"],
 }
