@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from loraexp.adapter.layer import Factors
-from loraexp.adapter.linalg import at_least_float32
+from loraexp.adapter.low_rank import LowRank, LowRankProduct, add_product
 
 Scaling = Literal["lora", "rslora"]
 
@@ -28,40 +28,6 @@ def scaling_factor(rule: Scaling, alpha: float, rank: int) -> float:
     if rule == "rslora":
         return float(alpha / rank**0.5)
     raise ValueError(f"adapter.scaling={rule!r}: expected lora or rslora")
-
-
-class LowRank(nn.Module):
-    """The factors beside one layer: a module of their own, so that what shards the base can leave
-    them whole.
-
-    `lora_A` (r, d_in), `lora_B` (d_out, r) and the optional `lora_R` (r, r) are parameters whether
-    they train or not; `offset_A`, `offset_B` are buffers. All are at least float32.
-    """
-
-    lora_R: nn.Parameter | None
-    offset_A: Tensor | None
-    offset_B: Tensor | None
-
-    def __init__(self, factors: Factors, device: torch.device) -> None:
-        super().__init__()
-
-        def own(factor: Tensor) -> Tensor:
-            return at_least_float32(factor).to(device, copy=True).contiguous()
-
-        self.lora_A = nn.Parameter(own(factors.A), requires_grad="A" in factors.train)
-        self.lora_B = nn.Parameter(own(factors.B), requires_grad="B" in factors.train)
-        R = (
-            None
-            if factors.R is None
-            else nn.Parameter(own(factors.R), requires_grad="R" in factors.train)
-        )
-        self.register_parameter("lora_R", R)
-        has_offset = (
-            factors.start == "pretrained" and bool(factors.B.any()) and bool(factors.A.any())
-        )
-        folded = factors.B if factors.R is None else factors.B @ factors.R
-        self.register_buffer("offset_A", own(factors.A) if has_offset else None)
-        self.register_buffer("offset_B", own(folded) if has_offset else None)
 
 
 class AdaptedLinear(nn.Module):
@@ -119,19 +85,23 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (..., d_in) → (..., d_out)."""
-        y = self.base(x)
-        shape, y, x = y.shape, y.flatten(0, -2), x.flatten(0, -2)
+        y: Tensor = self.base(x).contiguous()
         # one mask for factors and offset: at step 0 they cancel with it as without
         if self.dropout and self.training:
             x = functional.dropout(x, self.dropout)
-        low = x @ self.lora_A.to(x.dtype).mT
-        if self.lora_R is not None:
-            low = low @ self.lora_R.to(low.dtype).mT
-        y = torch.addmm(y, low.to(y.dtype), self.lora_B.to(y.dtype).mT, alpha=self.scaling)
-        if self.offset_A is not None and self.offset_B is not None:
-            low = x @ self.offset_A.to(x.dtype).mT
-            y = torch.addmm(y, low.to(y.dtype), self.offset_B.to(y.dtype).mT, alpha=-self.scaling)
-        return y.view(shape)
+        x, factors = x.to(y.dtype), self.factors
+        pair = factors.pair(y.dtype)
+        if not torch.is_grad_enabled():
+            add_product(y, x.reshape(-1, x.shape[-1]), pair, self.scaling)
+            return y
+        if pair.A is factors.lora_A:
+            # nothing was cast or joined: autograd's own products cost the host least
+            rows = y.flatten(0, -2)
+            low = x.flatten(0, -2) @ pair.A.mT
+            return torch.addmm(rows, low, pair.B.mT, alpha=self.scaling).view(y.shape)
+        given = factors.lora_A, factors.lora_B, factors.lora_R
+        added: Tensor = LowRankProduct.apply(y, x, *given, pair, self.scaling)  # type: ignore[no-untyped-call]
+        return added
 
     def plain_pair(self) -> tuple[Tensor, Tensor]:
         """The whole update as one ordinary LoRA pair on the original weight: `[A; A0]` and `[B R,

@@ -55,6 +55,10 @@ class Factors:
                 f"train={sorted(self.train)}: expected a subset of A, B and, where R is given, R"
             )
 
+    def has_product(self) -> bool:
+        """Whether neither A nor B is zero; the device is asked once."""
+        return bool(self.A.any() & self.B.any())
+
     def product(self) -> Tensor:
         """`B R A` (d_out, d_in), without the scaling η; dense, for tests and ledgers."""
         return self.B @ self.A if self.R is None else self.B @ self.R @ self.A

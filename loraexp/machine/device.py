@@ -4,10 +4,11 @@ that share it."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 
@@ -23,7 +24,7 @@ class Runtime:
     precision: str
     processes: Processes
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device, self.precision)
 
 
@@ -46,25 +47,80 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
+def is_accelerator(device: torch.device) -> bool:
+    """Whether the host works on while the device does, and waits whenever it reads a value of
+    it."""
+    return device.type != "cpu"
+
+
+@contextmanager
+def unread_masks(device: torch.device) -> Iterator[None]:
+    """Within: on an accelerator transformers reads no value of an attention mask.
+
+    It looks whether a mask masks anything, and whether positions are those of packed rows, in every
+    forward pass, and each look waits for all that was launched before. Here a mask that is given is
+    used, one that is not needed is not given, and no rows are packed.
+    """
+    if not is_accelerator(device):
+        yield
+        return
+    import transformers
+
+    masking_utils: Any = transformers.masking_utils
+    found = masking_utils.find_packed_sequence_indices, masking_utils.is_tracing
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    masking_utils.is_tracing = lambda tensor=None: True  # what is traced has no values
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices, masking_utils.is_tracing = found
+
+
 def name_of(device: torch.device) -> str:
     """A device as its maker calls it; the CPU by its kind."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """bf16 products over float32 trained weights where `precision="bf16"`; nothing otherwise."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch on `device`, copied while the host goes on where that is CUDA."""
-    if device.type == "cpu":
-        return batch
+class Batch(dict[str, Any]):
+    """Tensors by name, and what the host knows of their values, so that it need not ask the device:
+    `count`, the label tokens in all, `most` of one row, and `first`, the first column that has
+    one."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        count: int | None = None,
+        most: int | None = None,
+        first: int | None = None,
+    ) -> None:
+        super().__init__(tensors)
+        self.count, self.most, self.first = count, most, first
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch on `device`, copied while the host goes on where that is an accelerator; what is no
+    tensor stays as it is."""
+    if not is_accelerator(device):
+        return cast(dict[str, Any], batch)
     pinned = device.type == "cuda"
-    return {
-        k: (v.pin_memory() if pinned else v).to(device, non_blocking=pinned)
-        for k, v in batch.items()
-    }
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return (value.pin_memory() if pinned else value).to(device, non_blocking=True)
+
+    there = {k: moved(v) for k, v in batch.items()}
+    if not isinstance(batch, Batch):
+        return there
+    return Batch(there, count=batch.count, most=batch.most, first=batch.first)
 
 
 def choose_device(name: str) -> torch.device:

@@ -19,6 +19,7 @@ from torch.optim.adamw import adamw
 
 from loraexp.adapter.adapted import AdaptedLinear, Adapters, local
 from loraexp.adapter.linalg import at_least_float32
+from loraexp.machine.device import is_accelerator
 from loraexp.optimizers.grams import SingularSystem
 
 State = dict[str, Tensor]
@@ -78,10 +79,12 @@ class Block:
         return torch.stack(known, out=self._stacked)
 
     def write_back(self) -> None:
-        """Round the master into the parameters; nothing to do where the parameters are the
-        values."""
+        """Round the master into the parameters; where they are the values, only say that they
+        changed: autograd cannot see it, and whoever keeps something made of them looks there."""
         if self.has_master:
             torch._foreach_copy_([local(p) for p in self.parameters], list(self.values))
+        elif self.factor:
+            torch.autograd.graph.increment_version(self.parameters)
 
 
 def factor_blocks(adapters: Adapters, factors: Sequence[str]) -> list[Block]:
@@ -359,7 +362,9 @@ class AdapterOptimizer(torch.optim.Optimizer):
         blocks, gradients = [b for b, _ in known], [g for _, g in known]
         try:
             directions = self.directions(blocks, gradients)
-            self._require_finite(blocks, directions)
+            # an accelerator is not made to wait: there the gradient's norm tells, at the log
+            if not is_accelerator(blocks[0].values.device):
+                self._require_finite(blocks, directions)
             self.apply(group, blocks, directions)
         except SingularSystem as problem:
             layers = next(b.layers for b in blocks[problem.block :] if b.factor)

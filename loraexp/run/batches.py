@@ -4,6 +4,7 @@ shared."""
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loraexp.machine.device import to_device
+from loraexp.machine.device import Batch, is_accelerator, to_device
 from loraexp.machine.processes import Processes
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def cuts(lengths: np.ndarray, parts: int) -> list[int]:
 
 def count_labels(batch: dict[str, Tensor]) -> int:
     """Label tokens of a batch: those that enter the loss."""
+    if isinstance(batch, Batch) and batch.count is not None:
+        return batch.count
     labels = batch["labels"]
     return labels.numel() if labels.is_floating_point() else int((labels != -100).sum())
 
@@ -103,7 +106,9 @@ def collate_share(
     share = rows[processes.rank :: processes.world]
     if len(share):
         return task.collate(examples, share)
-    return task.collate(examples, rows[:1]) | {"weight": 0}
+    batch: dict[str, Any] = task.collate(examples, rows[:1])
+    batch["weight"] = 0
+    return batch
 
 
 def schedule(kind: str, step: int, total: int, warmup_ratio: float) -> float:
@@ -129,6 +134,16 @@ def total_steps(settings: TrainSettings, rows: int) -> tuple[int, int]:
     return total, per_epoch
 
 
+@dataclass(frozen=True)
+class Step:
+    """The rows of a step, this process's share of them as micro-batches on the device, and the
+    label tokens of all processes' shares."""
+
+    rows: np.ndarray
+    parts: list[dict[str, Any]]
+    labels: int
+
+
 class Batches:
     """The steps of a run: how many, and the rows of each."""
 
@@ -146,10 +161,20 @@ class Batches:
         self.total, self.per_epoch = total_steps(settings, len(self.examples))
         self.epoch = -1
         self.order: list[np.ndarray] = []
+        self.ready: tuple[int, Step] | None = None
 
-    def of(self, step: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """The rows of a step, and this process's share of them as micro-batches on the device."""
-        settings, examples = self.settings, self.examples
+    def of(self, step: int) -> Step:
+        """The rows of a step, cut, shared and on the device."""
+        found, self.ready = self.ready, None
+        return found[1] if found is not None and found[0] == step else self._made(step)
+
+    def prepare(self, step: int) -> None:
+        """Collate a step while the device is at work on the one before."""
+        if step < self.total and is_accelerator(self.device):
+            self.ready = step, self._made(step)
+
+    def _made(self, step: int) -> Step:
+        settings, examples, task = self.settings, self.examples, self.task
         epoch, within = divmod(step, self.per_epoch)
         if epoch != self.epoch:
             self.epoch = epoch
@@ -164,5 +189,10 @@ class Batches:
         rows = np.concatenate(self.order[first : first + settings.gradient_accumulation])
         wanted = settings.gradient_accumulation * settings.micro_batches
         parts = micro_batches(rows, examples.lengths, wanted, self.processes.world)
-        shares = [collate_share(self.task, examples, part, self.processes) for part in parts]
-        return rows, [to_device(share, self.device) for share in shares]
+        shares = [collate_share(task, examples, part, self.processes) for part in parts]
+        labels = (
+            sum(map(count_labels, shares))
+            if self.processes.world == 1
+            else task.labels_in(examples, rows)
+        )
+        return Step(rows, [to_device(share, self.device) for share in shares], labels)

@@ -26,7 +26,7 @@ from loraexp.adapter.adapted import (
 from loraexp.adapter.formats import FACTORS, save_peft, save_raw
 from loraexp.config.settings import Settings
 from loraexp.machine import repository
-from loraexp.machine.device import choose_device, deterministic, name_of
+from loraexp.machine.device import choose_device, deterministic, name_of, unread_masks
 from loraexp.machine.files import folder_written, sha256, write_json
 from loraexp.machine.hub import SourceError, Unreachable
 from loraexp.machine.processes import Processes, misfit
@@ -118,7 +118,9 @@ def recorded(
             forced=settings.force,
         ) as record,
     ):
-        result = Experiment(settings, base, record, stop, processes, observer).run()
+        experiment = Experiment(settings, base, record, stop, processes, observer)
+        with unread_masks(experiment.device):
+            result = experiment.run()
     if stop.name is not None:
         raise Interrupted(stop.name, "after the run had finished")
     return result

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
+from loraexp.run.batches import count_labels
 from loraexp.run.evaluate import predict
 
 if TYPE_CHECKING:
@@ -112,6 +113,10 @@ class Task(ABC):
             examples.labels[rows].astype(np.int64), minlength=len(self.label_names)
         )
         return dict(zip(self.label_names, counts.tolist(), strict=True))
+
+    def labels_in(self, examples: Any, rows: Sequence[int] | np.ndarray) -> int:
+        """The labels that these rows bring into the loss: every process knows those of all."""
+        return count_labels(self.collate(examples, rows))
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from loraexp.machine.processes import Processes
 from loraexp.machine.progress import bar
 from loraexp.machine.signals import Agreement, Interrupted
 from loraexp.records.record import Record, now
-from loraexp.run.batches import Batches, count_labels, schedule
+from loraexp.run.batches import Batches, Step, schedule
 from loraexp.run.checkpoint import (
     Checkpoint,
     Progress,
@@ -125,9 +125,11 @@ def train(run: Loop) -> Progress:
                     judge(run, state, batches)
             if state.step >= batches.total or state.stopped_early:
                 break
-            rows, parts = batches.of(state.step)
-            loss, norm = step(run, parts, state.step, batches.total, clock)
-            state.count(loss, rows=len(rows), tokens=int(batches.examples.lengths[rows].sum()))
+            made = batches.of(state.step)
+            loss, norm = step(run, made, state.step, batches.total, clock)
+            tokens = int(batches.examples.lengths[made.rows].sum())
+            state.count(loss, rows=len(made.rows), tokens=tokens)
+            batches.prepare(state.step)
             advance(1)
             if state.step % settings.log_every == 0 or state.step == batches.total:
                 state.seconds = pace.seconds()
@@ -198,9 +200,7 @@ class Pace:
 # a step
 
 
-def step(
-    run: Loop, parts: list[dict[str, Any]], number: int, total: int, clock: Stopwatch
-) -> tuple[Tensor, Tensor]:
+def step(run: Loop, made: Step, number: int, total: int, clock: Stopwatch) -> tuple[Tensor, Tensor]:
     """One step of the optimizer; the mean loss, and the gradient's norm before it is clipped."""
     settings, optimizer = run.settings.train, run.optimizer
     assert optimizer is not None
@@ -210,7 +210,8 @@ def step(
     loss = accumulate_gradient(
         run.model,
         run.task,
-        parts,
+        made.parts,
+        labels=made.labels,
         precision=run.settings.precision,
         processes=run.processes,
         clock=clock,
@@ -227,6 +228,7 @@ def accumulate_gradient(
     task: Task,
     batches: Sequence[dict[str, Tensor]],
     *,
+    labels: int,
     precision: str,
     processes: Processes,
     clock: Stopwatch,
@@ -234,33 +236,30 @@ def accumulate_gradient(
     """Leave in `.grad` the gradient of the mean loss over ALL label tokens of the step; returns
     that mean loss.
 
-    The sum of each micro-batch's losses is divided by the step's total, over processes too, so the
-    result does not depend on how the step was cut. Gradients are averaged over processes: hence the
-    factor `world`.
+    The sum of each micro-batch's losses is divided by `labels`, those of the whole step, over
+    processes too, so the result does not depend on how the step was cut. Gradients are averaged
+    over processes: hence the factor `world`. Nothing is read from the device.
     """
     device = batches[0]["labels"].device
-    total = processes.sum(
-        sum(int(batch.get("weight", 1)) * count_labels(batch) for batch in batches), device
-    )
     loss_sum = torch.zeros((), device=device)
     for batch in batches:
         weight = batch.pop("weight", 1)
         with clock("forward"), autocast(device, precision):
             loss, _ = task.loss_sum(model, batch)
         with clock("backward"):
-            (loss * (weight * processes.world / total)).backward()
+            (loss * (weight * processes.world / labels)).backward()
         loss_sum += loss.detach() * weight
     with clock("backward"):
         processes.average()
-    return loss_sum / total * processes.world
+    return loss_sum / labels * processes.world
 
 
 def log_step(run: Loop, state: Progress, per_epoch: int, norm: Tensor) -> float:
     """Log the mean loss since the last line; a loss or gradient that is not finite ends the run."""
-    mean = state.loss / state.steps
-    device = mean.device if isinstance(mean, Tensor) else torch.device("cpu")
-    loss = run.processes.sum(float(mean), device) / run.processes.world
-    grad_norm = float(norm)
+    mean = torch.as_tensor(state.loss / state.steps, device=norm.device)
+    dtype = torch.promote_types(mean.dtype, norm.dtype)
+    shown, grad_norm = torch.stack([mean.to(dtype), norm.to(dtype)]).tolist()
+    loss = run.processes.sum(shown, norm.device) / run.processes.world
     assert run.optimizer is not None
     run.record.log(
         state.step,

@@ -20,6 +20,7 @@ from loraexp.adapter.linalg import at_least_float32
 from loraexp.data.draw import HELD_OUT_FRACTION, HELD_OUT_MOST
 from loraexp.data.tables import Problem, Rows, plain
 from loraexp.data.tokens import Examples, encode, tokenizer_fingerprint
+from loraexp.machine.device import Batch
 from loraexp.run.task import Given, Task
 
 METRICS: dict[Problem, tuple[str, ...]] = {
@@ -193,7 +194,8 @@ class Classification(Task):
         batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
         if types is not None:
             batch["token_type_ids"] = torch.from_numpy(types)
-        return batch | {"labels": torch.from_numpy(examples.labels[rows])}
+        labels = torch.from_numpy(examples.labels[rows])
+        return Batch(batch | {"labels": labels}, count=len(labels))
 
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """The logits (batch, C), in float32 or better."""
@@ -216,6 +218,10 @@ class Classification(Task):
                 logits.squeeze(-1), labels.to(logits.dtype), reduction=reduction
             )
         return functional.cross_entropy(logits, labels, reduction=reduction)
+
+    def labels_in(self, examples: Any, rows: Sequence[int] | NDArray[Any]) -> int:
+        """One label a row."""
+        return len(rows)
 
     def compute_metrics(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
         """The task's metrics of the logits (n, C) against the labels (n,).

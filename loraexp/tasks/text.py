@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from loraexp.adapter.linalg import at_least_float32
 from loraexp.data.pairs import Kind, TextExamples
-from loraexp.machine.device import Runtime
+from loraexp.machine.device import Batch, Runtime
 from loraexp.run.evaluate import of_batches
 from loraexp.run.task import Problem, Task
+from loraexp.tasks.losses import cross_entropies
 
 # the label of a token that is not in the loss: padding, and prompts unless they are learnt
 IGNORED = -100
@@ -86,11 +87,17 @@ class TextTask(Task):
                 # The first token has nothing before it, so nothing predicts it: it is no label even
                 # where prompts are.
                 labels[row, : 1 if self.learn_prompt else max(middle - start, 1)] = IGNORED
-        return {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(mask),
-            "labels": torch.from_numpy(labels),
-        }
+        here = labels != IGNORED
+        return Batch(
+            {
+                "input_ids": torch.from_numpy(ids),
+                "attention_mask": torch.from_numpy(mask),
+                "labels": torch.from_numpy(labels),
+            },
+            count=int(here.sum()),
+            most=int(here.sum(axis=1).max()),
+            first=int(here.any(axis=0).argmax()),
+        )
 
     # ----------------------------------------------------------------------------------------------
     # the model
@@ -98,18 +105,22 @@ class TextTask(Task):
     def _predictions(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (n, L, V) and the labels (n, L) that each of them predicts, −100 where none."""
         labels = batch["labels"]
-        inputs = {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch["attention_mask"],
-            "use_cache": False,
-        }
         if self.kind == "seq2seq":
-            return model(**inputs, decoder_input_ids=self._shifted(model, labels)).logits, labels
+            reads = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+            shifted = self._shifted(model, labels)
+            return model(**reads, use_cache=False, decoder_input_ids=shifted).logits, labels
         # Token t is predicted at t − 1; logits before the first label of the batch are not
         # computed. The last position predicts nothing: a label for it is cheaper than a copy of all
-        # logits but its own.
-        first = int((labels != IGNORED).any(dim=0).nonzero()[0])
-        logits = model(**inputs, logits_to_keep=labels.shape[1] - first + 1).logits
+        # logits but its own. Padding stands behind every token, where none looks: a mask of it
+        # would change nothing, and keep the fastest kernels of attention away.
+        first = known(batch, "first")
+        if first is None:
+            first = int((labels != IGNORED).any(dim=0).nonzero()[0])
+        logits = model(
+            input_ids=batch["input_ids"],
+            use_cache=False,
+            logits_to_keep=labels.shape[1] - first + 1,
+        ).logits
         return logits, functional.pad(labels[:, first:], (0, 1), value=IGNORED)
 
     def _shifted(self, model: nn.Module, labels: Tensor) -> Tensor:
@@ -124,18 +135,14 @@ class TextTask(Task):
         """Cross-entropies (n, L) in float32 or better, 0 where there is no label, and the
         labels."""
         logits, labels = self._predictions(model, batch)
-        losses = functional.cross_entropy(
-            at_least_float32(logits).flatten(0, 1),
-            labels.flatten(),
-            ignore_index=IGNORED,
-            reduction="none",
-        )
+        losses = cross_entropies(logits.flatten(0, 1), labels.flatten(), IGNORED)
         return losses.view(labels.shape), labels
 
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
         """The sum of the cross-entropies of the batch's label tokens, and their number."""
         losses, labels = self._token_losses(model, batch)
-        return losses.sum(), int((labels != IGNORED).sum())
+        count = known(batch, "count")
+        return losses.sum(), int((labels != IGNORED).sum()) if count is None else count
 
     def sample_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """`L_i` (n,): the mean over each row's label tokens, which is the loss of a batch of that
@@ -153,9 +160,8 @@ class TextTask(Task):
         logits, labels = self._predictions(model, batch)
         here = labels != IGNORED
         counts = here.sum(dim=1)
-        order = torch.argsort(here.to(torch.int8), dim=1, descending=True, stable=True)[
-            :, : int(counts.max())
-        ]
+        most = known(batch, "most") or int(counts.max())
+        order = torch.argsort(here.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
         gathered = at_least_float32(
             logits[torch.arange(len(order), device=order.device).unsqueeze(1), order]
         )
@@ -187,6 +193,14 @@ class TextTask(Task):
             )
         return {"log_likelihood": -total / count}
 
+    def labels_in(self, examples: TextExamples, rows: Sequence[int] | NDArray[Any]) -> int:
+        """Their answers' tokens; of a learnt prompt all but the first."""
+        if self.kind == "causal" and self.learn_prompt:
+            return int((examples.lengths[rows] - 1).sum())
+        prompts = examples.prompts[rows]
+        unseen = np.maximum(prompts, 1) if self.kind == "causal" else prompts
+        return int((examples.lengths[rows] - unseen).sum())
+
     # ----------------------------------------------------------------------------------------------
     # the record
 
@@ -215,6 +229,12 @@ class TextTask(Task):
             "unknown": examples.unknown,
             "notes": list(examples.notes),
         }
+
+
+def known(batch: Mapping[str, Tensor], fact: str) -> int | None:
+    """What the host knows of a batch, None where it would have to ask the device."""
+    value: int | None = getattr(batch, fact, None)
+    return value
 
 
 def padded(

@@ -13,6 +13,7 @@ from loraexp.adapter.layer import Factors
 from loraexp.machine.device import to_device
 from loraexp.machine.measure import Stopwatch
 from loraexp.machine.processes import Processes
+from loraexp.run.batches import count_labels
 from loraexp.run.experiment import make
 from loraexp.run.initialise import initialize
 from loraexp.run.train import accumulate_gradient
@@ -51,6 +52,7 @@ def one_step(bench: Bench, adapters: Adapters) -> None:
         bench.model,
         bench.task,
         [batch],
+        labels=count_labels(batch),
         precision=bench.settings.precision,
         processes=Processes(str(bench.device)),
         clock=Stopwatch(),

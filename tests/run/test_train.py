@@ -12,7 +12,7 @@ import torch
 
 from loraexp.machine.measure import Stopwatch
 from loraexp.machine.processes import Processes
-from loraexp.run.batches import PASS, epoch_batches, micro_batches, schedule
+from loraexp.run.batches import PASS, count_labels, epoch_batches, micro_batches, schedule
 from loraexp.run.train import accumulate_gradient
 from tests.support.adapters import adapted
 
@@ -22,7 +22,13 @@ def gradient(model, task, adapters, parts, pad_to=None) -> dict[str, torch.Tenso
         p.grad = None
     batches = [task.collate(task.splits["train"], rows, pad_to=pad_to) for rows in parts]
     accumulate_gradient(
-        model, task, batches, precision="fp32", processes=Processes("cpu"), clock=Stopwatch()
+        model,
+        task,
+        batches,
+        labels=sum(map(count_labels, batches)),
+        precision="fp32",
+        processes=Processes("cpu"),
+        clock=Stopwatch(),
     )
     return {name: p.grad.clone() for name, p in adapters.named_trainable().items()}
 

@@ -4,6 +4,7 @@ whole run."""
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,8 @@ def sharded(processes: Processes) -> None:
         (theirs, reference, [task.collate(examples, rows)], Alone()),
     ):
         optimizer = p_lora(these, lr=0.1, weight_decay=0.0)
-        accumulate_gradient(m, task, parts, precision="fp32", processes=who, clock=Stopwatch())
+        how: dict[str, Any] = {"labels": len(rows), "precision": "fp32", "clock": Stopwatch()}
+        accumulate_gradient(m, task, parts, processes=who, **how)
         who.clip(these.trainable(), 1.0)
         optimizer.step()
     for (name, ours), one in zip(adapters.state().items(), theirs.state().values(), strict=True):
@@ -71,9 +73,8 @@ def main(out: str) -> int:
     rows = np.arange(19)
     examples = task.splits["train"]
     batches = [task.collate(examples, rows)]
-    accumulate_gradient(
-        model, task, batches, precision="fp32", processes=Alone(), clock=Stopwatch()
-    )
+    how: dict[str, Any] = {"precision": "fp32", "clock": Stopwatch()}
+    accumulate_gradient(model, task, batches, labels=len(rows), processes=Alone(), **how)
     alone = {name: p.grad.clone() for name, p in adapters.named_trainable().items()}
     for p in adapters.trainable():
         p.grad = None
@@ -85,14 +86,13 @@ def main(out: str) -> int:
     # one row: the second process has none
     shares.append(collate_share(task, examples, rows[:1], processes))
     expected_rows = [rows, rows[:1]]
-    accumulate_gradient(
-        model, task, shares, precision="fp32", processes=processes, clock=Stopwatch()
-    )
+    labels = task.labels_in(examples, np.concatenate(expected_rows))
+    accumulate_gradient(model, task, shares, labels=labels, processes=processes, **how)
     shared = {name: p.grad.clone() for name, p in adapters.named_trainable().items()}
     for p in adapters.trainable():
         p.grad = None
     joined = [task.collate(examples, r) for r in expected_rows]
-    accumulate_gradient(model, task, joined, precision="fp32", processes=Alone(), clock=Stopwatch())
+    accumulate_gradient(model, task, joined, labels=labels, processes=Alone(), **how)
     for name, p in adapters.named_trainable().items():
         torch.testing.assert_close(shared[name], p.grad, rtol=1e-6, atol=1e-6)
         assert not torch.equal(alone[name], p.grad)

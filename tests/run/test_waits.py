@@ -1,0 +1,141 @@
+"""How often the host waits for an accelerator, on one that pretends: every read of a value is
+counted. What does not wait runs ahead, and the device is never idle between micro-batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from loraexp import config
+from loraexp.machine.device import Batch, is_accelerator, to_device
+from loraexp.optimizers import stepping
+from loraexp.run import batches, evaluate, experiment, train
+from tests.support.pretend import DEVICE, Mode, Pretend, pretend_device
+from tests.support.text_data import overrides, write_all
+
+STEPS = 6
+TRAINING = (
+    "experiment=smoke",
+    "wandb.mode=disabled",
+    f"device={DEVICE.type}",
+    f"train.max_steps={STEPS}",
+    "train.log_every=3",
+    "train.eval_every=0",
+    "train.checkpoint_every=1h",
+    "train.micro_batches=2",
+    "train.batch_size=8",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_all(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def device() -> Iterator[Mode]:
+    """The pretended device, with the kernel of AdamW that CUDA has."""
+
+    kernel = stepping.adamw
+
+    def fused(*given: Any, **how: Any) -> None:
+        kernel(*given, **how | {"fused": True, "foreach": False})
+
+    with pretend_device() as mode, mock.patch.object(stepping, "adamw", fused):
+        yield mode
+
+
+def counted(mode: Mode, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The waits within every call of a function, in order."""
+    original, found = getattr(owner, name), list[int]()
+
+    def watched(*arguments: Any, **keywords: Any) -> Any:
+        before = len(mode.waits)
+        result = original(*arguments, **keywords)
+        found.append(len(mode.waits) - before)
+        return result
+
+    monkeypatch.setattr(owner, name, watched)
+    return found
+
+
+def started(*words: str, out: Path) -> Any:
+    composed = config.compose([*TRAINING, f"output_root={out}", *words])
+    return experiment.run(*config.check(composed))
+
+
+TASKS = {"encoder": (), "causal": "gsm8k", "seq2seq": "cola_t5"}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_step_never_waits_and_a_line_of_the_log_waits_once(
+    kind: str, device: Mode, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = overrides(data)[str(TASKS[kind])] if TASKS[kind] else ()
+    steps = counted(device, train, "step", monkeypatch)
+    collated = counted(device, batches.Batches, "of", monkeypatch)
+    lines = counted(device, train, "log_step", monkeypatch)
+    monkeypatch.setattr(train, "evaluate", lambda *_, **__: {"held_out": {}, "dev": {}})
+    monkeypatch.setattr(train.Loop, "watched", property(lambda self: []))
+    started(*words, "init=lora", "optimizer=adamw", out=tmp_path)
+    where = device.waits.lines()
+    assert steps == [0] * STEPS, where
+    assert collated == [0] * STEPS, where
+    assert lines == [1] * (STEPS // 3), where
+
+
+def test_a_batch_of_an_evaluation_waits_once(
+    device: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    per_split = counted(device, evaluate, "of_batches", monkeypatch)
+    outcome = started("init=lora", "train.max_steps=0", "train.eval_batch_size=4", out=tmp_path)
+    rows = [part["rows"] for part in outcome.record["data"].values() if "reported" in part["part"]]
+    assert rows and sum(per_split) == sum(-(-count // 4) for count in rows), device.waits.lines()
+
+
+# --------------------------------------------------------------------------------------------------
+# the device itself
+
+
+def test_the_device_refuses_mixes_and_counts_every_read(device: Mode) -> None:
+    x = torch.ones(3, device=DEVICE)
+    assert isinstance(x, Pretend) and x.device.type == DEVICE.type and is_accelerator(x.device)
+    with pytest.raises(RuntimeError, match="same device"):
+        x + torch.ones(3)
+    assert not device.waits
+    reads: dict[str, Any] = {
+        "item": lambda: x.sum().item(),
+        "bool": lambda: bool(x.any()),
+        "tolist": lambda: x.tolist(),
+        "cpu": lambda: x.cpu(),
+        "nonzero": lambda: x.nonzero(),
+        "mask": lambda: x[x > 0],
+        "from the host": lambda: torch.tensor([1, 2], device=DEVICE),
+    }
+    for name, read in reads.items():
+        device.waits.clear()
+        read()
+        assert len(device.waits) == 1, name
+    device.waits.clear()
+    batch = to_device(Batch({"x": torch.ones(2, 2)}, count=3), DEVICE)
+    assert isinstance(batch, Batch) and batch.count == 3 and isinstance(batch["x"], Pretend)
+    y = (x * 2).requires_grad_()
+    y.square().sum().backward()
+    assert not device.waits and isinstance(y.grad, Pretend)
+    assert y.grad.tolist() == [4.0, 4.0, 4.0]
+
+
+def test_the_numbers_of_the_device_are_those_of_the_cpu(device: Mode, tmp_path: Path) -> None:
+    there = started("init=lora_one", "init.cache=false", out=tmp_path / "there").record
+    on_host = f"device={torch.device('cpu')}"
+    here = started("init=lora_one", "init.cache=false", on_host, out=tmp_path / "here").record
+    assert there["metrics"].keys() == here["metrics"].keys()
+    for split, metrics in here["metrics"].items():
+        assert there["metrics"][split] == pytest.approx(metrics, rel=1e-4)
+    assert Counter(there["environment"]["devices"]) != Counter(here["environment"]["devices"])

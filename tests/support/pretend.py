@@ -1,0 +1,233 @@
+"""A device that pretends to be an accelerator, on a CPU build: mixing it with the CPU raises, and
+every wait of the host for it is counted.
+
+Its tensors wrap CPU tensors and say that they are elsewhere. With `pretend_device()` on,
+`tensor.to(DEVICE)`, `torch.zeros(..., device=DEVICE)` and `torch.tensor(..., device=DEVICE)` make
+such tensors, and whatever the host then reads of their values (`item`, `bool`, `tolist`, `cpu`,
+`nonzero`, an index by a boolean mask, a copy that blocks) is a wait, kept with the lines of ours
+that asked for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from tests.support.helpers import REPOSITORY
+
+# a name that torch knows and that nothing is built for; backward passes run on the host's thread
+DEVICE = torch.device("lazy", 0)
+HIDDEN = re.compile(r"tests.support|torch._dynamo|torch._compile|torch._ops")
+READS = {
+    "_local_scalar_dense": "a value",
+    "nonzero": "nonzero",
+    "masked_select": "a mask",
+    "is_nonzero": "a value",
+    "equal": "a comparison",
+    "_unique2": "unique",
+    "unique_dim": "unique",
+    "unique_consecutive": "unique",
+    "bincount": "bincount",
+    "repeat_interleave": "repeat_interleave",
+}
+
+
+class Pretend(torch.Tensor):
+    """A tensor of the pretended device; `held` is where its numbers really are."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> Pretend:
+        made: Any = torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            layout=held.layout,
+            device=DEVICE,
+        )
+        made.held = held
+        return made
+
+    @property
+    def data(self) -> Pretend:  # type: ignore[override]
+        return Pretend(self.held)
+
+    @data.setter
+    def data(self, value: Pretend) -> None:
+        assert isinstance(value, Pretend) and value.shape == self.shape
+        self.held = value.held
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if id(self) not in memo:
+            copied: Any = Pretend(self.held.detach().clone())
+            if isinstance(self, torch.nn.Parameter):
+                copied = torch.nn.Parameter(copied, self.requires_grad)
+            memo[id(self)] = copied
+        return memo[id(self)]
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def numpy(self, **_: Any) -> Any:
+        raise TypeError(
+            f"can't convert {DEVICE} device type tensor to numpy; use Tensor.cpu() first"
+        )
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"Pretend({self.held!r})"
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        return computed(function, arguments, keywords or {})
+
+
+class Waits(list[tuple[str, str]]):
+    """Every wait of the host, in order: what it read, and the line of ours that asked for it."""
+
+    def lines(self) -> Counter[str]:
+        """How often each line waited."""
+        return Counter(f"{what}: {line}" for what, line in self)
+
+
+class Mode(TorchDispatchMode):
+    """What makes tensors of the device, and calls on them, go through `computed`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = Waits()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
+        return computed(function, arguments, keywords or {}, self)
+
+
+def computed(
+    function: Any, arguments: Any, keywords: dict[str, Any], mode: Mode | None = None
+) -> Any:
+    """Run a call on what the tensors hold."""
+    flat = tree_flatten((arguments, keywords))[0]
+    tensors = [x for x in flat if isinstance(x, Tensor)]
+    ours = [x for x in tensors if isinstance(x, Pretend)]
+    wanted = keywords.get("device")
+    wanted = None if wanted is None else torch.device(wanted)
+    there = bool(ours) if wanted is None else wanted.type == DEVICE.type
+    name = function.overloadpacket.__name__
+    if mode is not None and ours:
+        mode.calls[name] += 1
+    if ours:
+        refuse_mix(name, tensors, keywords)
+    if mode is not None:
+        count(mode, name, arguments, keywords, ours, there)
+    if name == "copy_":
+        there = isinstance(arguments[0], Pretend)
+    if name == "_pin_memory":
+        return arguments[0]
+
+    def under(x: Any) -> Any:
+        if isinstance(x, torch.device):
+            return torch.device("cpu")
+        return x.held if isinstance(x, Pretend) else x
+
+    kept = {id(x.held): x for x in ours}
+    result = function(*tree_map(under, arguments), **tree_map(under, keywords))
+
+    def over(x: Any) -> Any:
+        if not isinstance(x, Tensor) or isinstance(x, Pretend) or not there:
+            return x
+        return kept[id(x)] if id(x) in kept else Pretend(x)
+
+    if name == "_to_copy" and there and not ours:
+        result = result.clone()  # the host's copy is another
+    return tree_map(over, result)
+
+
+def refuse_mix(name: str, tensors: list[Tensor], keywords: dict[str, Any]) -> None:
+    """As CUDA does: single numbers of the host may be mixed in, and index tensors, and copies."""
+    if name in ("copy_", "_to_copy", "index", "index_put_", "index_put"):
+        return
+    others = [x for x in tensors if not isinstance(x, Pretend) and x.dim() > 0]
+    if others:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices,"
+            f" {DEVICE} and cpu! (in aten.{name})"
+        )
+
+
+def count(
+    mode: Mode, name: str, arguments: Any, keywords: dict[str, Any], ours: Any, there: bool
+) -> None:
+    """Note a wait of the host."""
+    what = READS.get(name) if ours else None
+    if name in ("_to_copy", "copy_"):
+        source = arguments[1] if name == "copy_" else arguments[0]
+        into = isinstance(arguments[0], Pretend) if name == "copy_" else there
+        free = keywords.get("non_blocking") or (name == "copy_" and arguments[2:] == (True,))
+        single = not isinstance(source, Pretend) and source.dim() == 0 and name == "copy_"
+        if isinstance(source, Pretend) != into and not free and not single:
+            what = "a copy to the device" if into else "a copy to the host"
+    if name in ("index", "index_put_", "index_put") and ours:
+        if any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in arguments[1]):
+            what = "an index by a mask"
+        elif any(x is not None and not isinstance(x, Pretend) for x in arguments[1]):
+            what = "an index of the host"
+    if what is not None:
+        mode.waits.append((what, line_of_ours()))
+
+
+def line_of_ours() -> str:
+    """The innermost line of the package in the stack, or whatever asked."""
+    package = str(REPOSITORY / "loraexp")
+    stack = [f for f in traceback.extract_stack() if not HIDDEN.search(f.filename)]
+    asked = [f for f in stack if f.filename.startswith(package)] or stack
+    innermost = stack[-1]
+    inner = f" < {Path(innermost.filename).name}:{innermost.lineno}"
+    where = f"{Path(asked[-1].filename).name}:{asked[-1].lineno} {asked[-1].line}"
+    return where + ("" if innermost is asked[-1] else inner)
+
+
+@contextlib.contextmanager
+def pretend_device() -> Iterator[Mode]:
+    """Within: the device is there; what is counted is in `.waits` and `.calls`."""
+    mode = Mode()
+    before = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)
+    try:
+        with mode, without_inference_mode():
+            yield mode
+    finally:
+        torch._C._set_only_lift_cpu_tensors(before)
+
+
+@contextlib.contextmanager
+def without_inference_mode() -> Iterator[None]:
+    """Within: no gradients where inference mode is asked for, in which torch cannot slice a tensor
+    that wraps another."""
+
+    def enter(self: Any) -> None:
+        self.instead = torch.no_grad()
+        self.instead.__enter__()
+
+    def leave(self: Any, *error: Any) -> None:
+        self.instead.__exit__(*error)
+
+    kind = torch.inference_mode
+    with mock.patch.object(kind, "__enter__", enter), mock.patch.object(kind, "__exit__", leave):
+        yield
