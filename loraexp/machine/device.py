@@ -68,8 +68,8 @@ def unread_masks(device: torch.device) -> Iterator[None]:
 
     masking_utils: Any = transformers.masking_utils
     found = masking_utils.find_packed_sequence_indices, masking_utils.is_tracing
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
-    masking_utils.is_tracing = lambda tensor=None: True  # what is traced has no values
+    masking_utils.find_packed_sequence_indices = lambda *_: None
+    masking_utils.is_tracing = lambda *_: True  # what is traced has no values
     try:
         yield
     finally:
