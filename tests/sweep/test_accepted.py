@@ -93,6 +93,7 @@ def test_reading_needs_no_torch(verb: str, tmp_path: Path) -> None:
         " print(sorted({'torch', 'transformers'} & set(sys.modules)), file=sys.stderr);"
         " sys.exit(status)"
     )
+    (tmp_path / "out").mkdir()  # a table of a folder that is not there is a mistake
     command = [sys.executable, "-c", script, verb, "lora_sb_table1", "--variant", "smoke"]
     runs = [
         subprocess.run([*command, *words(tmp_path)], capture_output=True, text=True, check=True)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten
 
 from loraexp.run.batches import count_labels
 from loraexp.tasks import losses
-from tests.tasks.test_text_tasks import ROWS, toy
+from tests.support.text_tasks import ROWS, toy
 
 
 class Largest(TorchDispatchMode):

@@ -444,7 +444,7 @@ def test_a_lost_race_reads_what_the_winner_wrote(tmp_path: Path) -> None:
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         tokens.cached(tmp_path / "tokens" / "key", lambda: {"tokens": np.array(1 // 0)})
-    assert list((tmp_path / "tokens").iterdir()) == []
+    assert not list(tmp_path.glob("tokens/*"))
 
 
 def test_long_rows_are_cut_and_counted(glue: Path, tmp_path: Path) -> None:
