@@ -56,6 +56,15 @@ def reset_peak(device: torch.device) -> None:
         return
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that are free on a GPU, with those that PyTorch keeps there for itself; None elsewhere:
+    a host's are everybody's."""
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
 def peak_bytes(device: torch.device) -> int:
     """Bytes at the peak since `reset_peak`: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":

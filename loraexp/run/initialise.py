@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from loraexp.adapter.layer import Factors, Layer, Training, Weighting
+from loraexp.machine import measure
 from loraexp.machine.device import autocast, to_device
 from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.machine.processes import Processes
@@ -35,6 +36,7 @@ from loraexp.statistics import (
     weight,
 )
 from loraexp.statistics.calibration import Batch
+from loraexp.statistics.hooks import gathered
 
 if TYPE_CHECKING:
     from loraexp.config.settings import CalibrationSettings, Settings
@@ -151,7 +153,8 @@ def statistics_of(
         objective.over(share, len(examples), calibration.weighting or function.weighting),
         function.needs,
         function.request(settings.rank, **initializer.keywords),
-        budget=calibration.memory_budget,
+        # one plan for all: every process sweeps with the others
+        budget=min(gathered(calibration.budget(measure.free_bytes(objective.device)))),
         rank=settings.rank,
         mode=calibration.mode,
         seed=settings.seed,

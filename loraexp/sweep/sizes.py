@@ -63,7 +63,7 @@ def shape_of(settings: Settings, *, length: int | None = None) -> Shape:
         "rank": settings.rank,
         "precision": settings.precision,
         "batch": math.ceil(train.batch_size / train.micro_batches),
-        "calibration": [calibration.samples, calibration_rows(settings), calibration.memory_budget],
+        "calibration": [calibration.samples, calibration_rows(settings), calibration.budget()],
     }
     fused = settings.device != "cpu" and settings.model.attention != "eager"
     return Shape(

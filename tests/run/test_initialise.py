@@ -14,6 +14,7 @@ from loraexp import cli, config, models
 from loraexp.adapter.adapted import attach, scaling_factor
 from loraexp.adapter.layer import Factors, Training
 from loraexp.initializers.lora_sb import lora_sb
+from loraexp.machine import measure
 from loraexp.machine.processes import Processes
 from loraexp.run import experiment
 from loraexp.run.initialise import Made, calibration_rows, initialize, settled, training_of
@@ -339,3 +340,30 @@ def test_frugal_and_fast_ways_give_the_same_factors(tmp_path: Path) -> None:
                 atol=2e-3 * scale,
                 msg=lambda m, i=init: f"{i}: {m}",
             )
+
+
+def test_auto_is_half_of_what_the_device_has_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number stays what it is, a host's memory is everybody's, and an accelerator's half is what
+    the statistics keep to: the same factors as with that number, in as many sweeps."""
+    settings, _ = config.check(config.compose(["init=cg_lora"]))
+    assert settings.calibration.memory_budget == "auto"
+    assert [settings.calibration.budget(free) for free in (None, 10**9)] == [2 * 10**9, 5 * 10**8]
+    one, _ = config.check(config.compose(["init=cg_lora", "init.memory_budget=7"]))
+    assert [one.calibration.budget(free) for free in (None, 10**9)] == [7, 7]
+    assert measure.free_bytes(torch.device("cpu")) is None
+
+    words = ("init=lora_one", "init.cache=false", "train.max_steps=0")
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 80_001)
+    half = run(*words, out=tmp_path / "half")
+    monkeypatch.undo()
+    typed = run(*words, "init.memory_budget=40000", out=tmp_path / "typed")
+    plenty = run(*words, out=tmp_path / "plenty")
+    told = [
+        json.loads((one.folder / "init" / "ledger.json").read_text())["statistics"]["way"]
+        for one in (half, typed, plenty)
+    ]
+    assert told[0] == told[1] != told[2]
+    parts = [(one.folder / "init" / "factors.safetensors").read_bytes() for one in (half, typed)]
+    assert parts[0] == parts[1]
