@@ -23,7 +23,6 @@ if threading.current_thread() is threading.main_thread():
 import pytest
 import torch
 
-from loraexp.config import boundary
 from tests.support.hub import hub, server  # noqa: F401 - fixtures
 
 
@@ -36,12 +35,6 @@ def one_thread() -> None:
 def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tokens and statistics are cached for the session, in a folder of its own."""
     os.environ["LORAEXP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(autouse=True)
-def command() -> None:
-    """Each test is a command of its own: what the one before read from a file binds it no more."""
-    boundary.begin(trust=False)
 
 
 @pytest.fixture(autouse=True)

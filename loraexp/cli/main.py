@@ -75,8 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     argv = spelled(sys.argv[1:] if arguments is None else arguments)
     progress.verbose = bool(VERBOSE & set(argv))
-    boundary.begin(trust=boundary.FLAG in argv)
-    argv = [word for word in argv if word not in VERBOSE | {boundary.FLAG}]
+    with boundary.command(trust=boundary.FLAG in argv):
+        return status_of([word for word in argv if word not in VERBOSE | {boundary.FLAG}])
+
+
+def status_of(argv: list[str]) -> int:
+    """Carry out what these words say."""
     try:
         argv = [config.readable(word) if is_override(word) else word for word in own_folders(argv)]
         if argv and argv[0] in VERBS:

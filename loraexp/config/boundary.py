@@ -51,13 +51,20 @@ class Boundary:
 STATE = Boundary()
 
 
-def begin(trust: bool) -> None:
-    """A new command, in which no file is somebody else's yet."""
+@contextmanager
+def command(trust: bool) -> Iterator[None]:
+    """Within: a command, in which no file is somebody else's yet; what it encloses ends with it."""
+    before = STATE.file, STATE.typed, STATE.trust
     STATE.file, STATE.typed, STATE.trust = None, frozenset(), trust
+    try:
+        yield
+    finally:
+        STATE.file, STATE.typed, STATE.trust = before
 
 
 def enclose(file: Path, words: Sequence[str] = ()) -> None:
-    """From here on what is named is a file's, but what these words of the user name."""
+    """From here to the end of the command what is named is a file's, but what these words of the
+    user name."""
     STATE.file, STATE.typed = file, frozenset(TARGET.findall("\n".join(words)))
 
 

@@ -27,9 +27,9 @@ columns: {{tweets: {{label: Tweets, overrides: [task=tweets], value: dev/accurac
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(search.VARIABLE, "")
     path = list(sys.path)
-    yield
+    with boundary.command(trust=False):
+        yield
     sys.path[:] = path
-    boundary.begin(trust=False)
 
 
 @pytest.fixture
