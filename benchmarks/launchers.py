@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +114,24 @@ def told(name: str, start: tuple[str, ...], whom: str) -> Case:
     return Case(name, tried)
 
 
+@contextmanager
+def sweeping(place: Path, out: Path, launcher: str) -> Iterator[subprocess.Popen[str]]:
+    """The command of a sweep, with all the runs going that its launcher has at once."""
+    more, width = LAUNCHERS[launcher]
+    process = started(sweep_words(place, out, more), place)
+    try:
+        running(out, width, process)
+        yield process
+    finally:
+        end(process)
+
+
 def stopped(launcher: str) -> Case:
     """A sweep whose command alone is told to stop."""
-    more, width = LAUNCHERS[launcher]
 
     def tried(place: Path) -> str:
         out = place / "out"
-        process = started(sweep_words(place, out, more), place)
-        try:
-            running(out, width, process)
+        with sweeping(place, out, launcher) as process:
             process.terminate()
             process.wait(PATIENCE)
             if process.returncode != 143:
@@ -129,9 +139,7 @@ def stopped(launcher: str) -> Case:
             statuses = {record["status"] for record in records(out)}
             if not statuses <= {"interrupted", "finished"} or "interrupted" not in statuses:
                 return f"the records say {', '.join(sorted(statuses))}"
-            return goes_on(place, out, more)
-        finally:
-            end(process)
+            return goes_on(place, out, LAUNCHERS[launcher][0])
 
     return Case(f"{launcher}, SIGTERM to the sweep", tried)
 
@@ -139,20 +147,15 @@ def stopped(launcher: str) -> Case:
 def killed(launcher: str) -> Case:
     """A sweep whose worker dies without a word in the middle of a run: all runs finish, and none is
     condemned."""
-    more, width = LAUNCHERS[launcher]
 
     def tried(place: Path) -> str:
         out = place / "out"
-        process = started(sweep_words(place, out, more), place)
-        try:
-            running(out, width, process)
+        with sweeping(place, out, launcher) as process:
             victim = worker_of(out, process.pid)
             if victim is None:
                 return "no process holds a run"
             victim.kill()
             process.wait(PATIENCE * 2)
-        finally:
-            end(process)
         found = [record["status"] for record in records(out)]
         if process.returncode != 0 or found != ["finished"] * 3:
             return f"status {process.returncode}, records {', '.join(found)}: {last(place)}"

@@ -14,6 +14,7 @@ from rich.table import Table
 from loraexp.cli.options import Parser
 from loraexp.config import ConfigError
 from loraexp.machine.files import write_json
+from loraexp.machine.progress import first
 from loraexp.machine.words import shorten
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     for split, values in rescore.rescore(options.run, options.overrides).items():
-        if os.environ.get("RANK", "0") != "0":
+        if not first():
             continue  # of several processes the first speaks
         print(f"{split:<28} " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
     return 0

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loraexp.cli import outcomes
+from loraexp.machine.progress import first
 from loraexp.machine.words import shorten, spoken
 from loraexp.run.experiment import Observer, Outcome
 from loraexp.sweep.schema import Sweep
@@ -36,11 +37,6 @@ class Screen(Observer):
 
     def note(self, line: str) -> None:
         print(f"loraexp: {line}", file=sys.stderr, flush=True)
-
-
-def first() -> bool:
-    """Whether this is the process that speaks for all."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def announce(settings: Settings, folder: Path) -> None:

@@ -3,7 +3,6 @@ in float32."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from loraexp.config import ConfigError
 from loraexp.finished.card import card
 from loraexp.finished.opened import RAW, FinishedRun
 from loraexp.machine.files import replace, write_json
+from loraexp.machine.notation import read_json
 
 
 def check_place(to: Path) -> None:
@@ -40,11 +40,11 @@ def adapter(run: FinishedRun, to: Path) -> None:
         path = to / "adapter_config.json"
         write_json(
             path,
-            json.loads(path.read_text()) | {"base_model_name_or_path": base, "revision": revision},
+            read_json(path, dict) | {"base_model_name_or_path": base, "revision": revision},
         )
     else:
         path = to / "config.json"
-        write_json(path, json.loads(path.read_text()) | both_ways(run.labels()))
+        write_json(path, read_json(path, dict) | both_ways(run.labels()))
     accompany(run, to, base, revision, is_adapter=run.has_factors)
 
 
@@ -94,9 +94,7 @@ def base_of(run: FinishedRun) -> tuple[str, str | None]:
     if str(model.path).startswith("package:") and model.sha256 is not None and "hub" in known:
         return str(known["hub"]), known.get("revision")  # the same file, by its sha256
     stored = (
-        json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
-        if run.has_factors
-        else {}
+        read_json(run.folder / "adapter" / "adapter_config.json", dict) if run.has_factors else {}
     )
     place = stored.get("base_model_name_or_path") or model.path or model.name
     return (

@@ -60,10 +60,15 @@ class Pulse:
         left = self.left or (f"{spoken((self.total - self.done) / pace)} left" if pace > 0 else "")
         counted = f"{self.description} {self.spell(self.done)}/{self.spell(self.total)}"
         line = " · ".join(part for part in (counted, self.note.replace("  ", " · "), left) if part)
-        speaks = enabled and not sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+        speaks = enabled and not sys.stderr.isatty() and first()
         log(line, said=speaks)
         if speaks:
             print(line, file=sys.stderr, flush=True)
+
+
+def first() -> bool:
+    """Whether this is the process of a run that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def columns(shown: dict[str, float | str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
+from loraexp.machine.device import is_accelerator
 from loraexp.optimizers.grams import SingularSystem
 from loraexp.optimizers.stepping import AdapterOptimizer, Base, Block
 
@@ -27,7 +28,7 @@ def chunks(block: Block) -> list[slice]:
     """Runs of layers that are worked on together: on a CPU as many as stay in its cache, elsewhere
     all of them."""
     layers, entries = len(block.names), block.values[0].numel()
-    size = max(1, CACHED // entries) if block.values.device.type == "cpu" else layers
+    size = layers if is_accelerator(block.values.device) else max(1, CACHED // entries)
     return [slice(start, start + size) for start in range(0, layers, size)]
 
 

@@ -168,54 +168,23 @@ class AdamW:
         lr: float,
         weight_decay: float,
     ) -> None:
-        if all(v.device.type in ("cpu", "cuda") for v in values):
-            self.fused(values, gradients, states, lr, weight_decay)
-            return
-        adamw(
-            values,
-            gradients,
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [],
-            [s["step"] for s in states],
-            fused=False,
-            foreach=True,
-            amsgrad=False,
-            maximize=False,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            lr=lr,
-            weight_decay=weight_decay,
-            eps=self.eps,
-        )
-
-    def fused(
-        self,
-        values: list[Tensor],
-        gradients: list[Tensor],
-        states: list[State],
-        lr: float,
-        weight_decay: float,
-    ) -> None:
-        """PyTorch's kernel as it is: what stands before it in `adamw` takes longer than a small
-        step."""
         steps = [s["step"] for s in states]
-        torch._foreach_add_(steps, 1)
-        torch._fused_adamw_(
-            values,
-            gradients,
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [],
-            steps,
-            amsgrad=False,
-            maximize=False,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            lr=lr,
-            weight_decay=weight_decay,
-            eps=self.eps,
-        )
+        moments = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        rates: dict[str, Any] = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "beta1": self.beta1,
+            "beta2": self.beta2,
+            "eps": self.eps,
+            "amsgrad": False,
+            "maximize": False,
+        }
+        if all(v.device.type in ("cpu", "cuda") for v in values):
+            # PyTorch's kernel as it is: what stands before it in `adamw` takes longer than a step
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(values, gradients, *moments, [], steps, **rates)
+        else:
+            adamw(values, gradients, *moments, [], steps, fused=False, foreach=True, **rates)
 
 
 @dataclass(frozen=True)

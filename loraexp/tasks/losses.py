@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from loraexp.adapter.linalg import at_least_float32
+from loraexp.machine.device import is_accelerator
 
 # bytes of the float32 copy of the tokens that are at work: a cache on a CPU, few launches elsewhere
 CHUNK = {"cpu": 2**22, "accelerator": 2**26}
@@ -27,7 +28,7 @@ def cross_entropies(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:
 
 def chunks(logits: Tensor) -> range:
     """Where each chunk of tokens begins."""
-    wanted = CHUNK["cpu" if logits.device.type == "cpu" else "accelerator"]
+    wanted = CHUNK["accelerator" if is_accelerator(logits.device) else "cpu"]
     return range(0, len(logits), max(1, wanted // (4 * logits.shape[1])))
 
 

