@@ -174,3 +174,14 @@ class Settings:
     force: bool
     # `facts` of the task's and the model's yaml, which planning reads
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def micro_batch(self) -> int:
+        """The most rows of a forward pass of training, where they are shared out evenly."""
+        return -(-self.train.batch_size // self.train.micro_batches)
+
+    @property
+    def calibration_batch(self) -> int:
+        """Rows of the initialiser's forward pass: never more than one of training has. Statistics
+        are the same for every split."""
+        return min(self.calibration.batch_size, self.micro_batch)

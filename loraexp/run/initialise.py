@@ -139,11 +139,7 @@ def statistics_of(
     task, calibration = objective.task, settings.calibration
     examples = task.splits["train"]
     rows = calibration_rows(len(examples), calibration, settings.seed)
-    # The statistics are the same for every split, so a forward pass here never has more rows than
-    # one of training.
-    size = min(
-        calibration.batch_size, -(-settings.train.batch_size // settings.train.micro_batches)
-    )
+    size = settings.calibration_batch
     batches = [task.collate(examples, rows[i : i + size]) for i in range(0, len(rows), size)]
     first_of = [len(batches) * i // processes.world for i in range(processes.world + 1)]
     share = batches[first_of[processes.rank] : first_of[processes.rank + 1]]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -62,8 +61,8 @@ def shape_of(settings: Settings, *, length: int | None = None) -> Shape:
         "problem": settings.task.get("problem"),
         "rank": settings.rank,
         "precision": settings.precision,
-        "batch": math.ceil(train.batch_size / train.micro_batches),
-        "calibration": [calibration.samples, calibration_rows(settings), calibration.budget()],
+        "batch": settings.micro_batch,
+        "calibration": [calibration.samples, settings.calibration_batch, calibration.budget()],
     }
     fused = settings.device != "cpu" and settings.model.attention != "eager"
     return Shape(
@@ -71,15 +70,6 @@ def shape_of(settings: Settings, *, length: int | None = None) -> Shape:
         length=length or duration.longest(settings),
         fused=fused,
         written=(train.eval_batch_size, duration.written_tokens(settings)),
-    )
-
-
-def calibration_rows(settings: Settings) -> int:
-    """Rows of the initialiser's forward pass: `init.batch_size`, at most those of a micro-batch of
-    training."""
-    return min(
-        settings.calibration.batch_size,
-        math.ceil(settings.train.batch_size / settings.train.micro_batches),
     )
 
 
@@ -147,7 +137,7 @@ def remedy(memory: Memory, settings: Settings, budget: float) -> str:
         activations = memory.init_activations > memory.statistics
         return (
             "init.batch_size"
-            if activations and calibration_rows(settings) > 1
+            if activations and settings.calibration_batch > 1
             else "init.memory_budget"
         )
     if memory.write > budget and memory.write >= memory.train:

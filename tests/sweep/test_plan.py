@@ -359,7 +359,7 @@ def test_initialising_never_needs_the_activations_of_more_rows_than_training() -
         "train.micro_batches=8",
     )
     memory = estimate.counted(sizes.shape_of(few, length=64))[0]
-    assert memory.init_activations == memory.activations and sizes.calibration_rows(few) == 1
+    assert memory.init_activations == memory.activations and few.calibration_batch == 1
 
 
 def test_answers_are_in_hours_and_memory() -> None:
