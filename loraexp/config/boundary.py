@@ -3,8 +3,9 @@
 A `_target_` is code that is imported and run. What the user types, and the yamls of the user's own
 folders, may name any. A sweep given as a file, and the config.yaml of a run that is opened again,
 reach the code of loraexp, the user's own `--config-dir` code and what is typed beside them;
-everything only with `--trust`. Whether programs that a model wrote run without a sandbox is said on
-the command line alone.
+everything only with `--trust`. The same holds for variables of the environment, which a record
+would keep: `${oc.env:NAME}` of such a sweep reads those that the user's own files name. Whether
+programs that a model wrote run without a sandbox is said on the command line alone.
 """
 
 from __future__ import annotations
@@ -35,17 +36,23 @@ PACKAGES = {
     "compute": "loraexp.theory",
 }
 TARGET = re.compile(r"""_target_["']?\s*[:=]\s*["']?([\w.]+)""")
+VARIABLE = re.compile(r"oc\.env\s*:\s*([A-Za-z_]\w*)")
 UNSAFE_WORD = re.compile(r"[+~]*evaluate(?:\.unsafe_code)?(?:@.*)?(?:=.*)?", re.S)
 
 
 @dataclass
 class Boundary:
-    """`file`: whose words are somebody else's, None while there is none; `typed`: targets that the
-    user named beside it."""
+    """`file`: whose words are somebody else's, None while there is none; `typed`: targets and
+    variables that the user named beside it."""
 
     file: Path | None = None
     typed: frozenset[str] = frozenset()
     trust: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether anything may be named."""
+        return self.file is None or self.trust
 
 
 STATE = Boundary()
@@ -65,7 +72,10 @@ def command(trust: bool) -> Iterator[None]:
 def enclose(file: Path, words: Sequence[str] = ()) -> None:
     """From here to the end of the command what is named is a file's, but what these words of the
     user name."""
-    STATE.file, STATE.typed = file, frozenset(TARGET.findall("\n".join(words)))
+    text = "\n".join(words)
+    STATE.file = file
+    STATE.typed = frozenset([*TARGET.findall(text), *VARIABLE.findall(text)])
+    guard_environment()
 
 
 @contextmanager
@@ -82,12 +92,12 @@ def within(file: Path) -> Iterator[None]:
 def admit(target: str, module: str, group: str) -> None:
     """Raises: ConfigError for a target that the file in hand may not name; nothing of it has been
     imported then."""
-    if STATE.file is None or STATE.trust or target in STATE.typed:
+    if STATE.open or target in STATE.typed:
         return
     packages = [PACKAGES[group]] if group in PACKAGES else list(PACKAGES.values())
     if any(f"{module}.".startswith(f"{package}.") for package in packages):
         return
-    if target in named_by_own(tuple(search.roots())) or is_own(module.partition(".")[0]):
+    if target in named_by_own(TARGET, tuple(search.roots())) or is_own(module.partition(".")[0]):
         return
     raise ConfigError(
         f"{STATE.file}: {group}._target_={target}: a file from elsewhere may name code of"
@@ -99,17 +109,43 @@ def admit(target: str, module: str, group: str) -> None:
 def admit_function(target: str, found: Any) -> None:
     """Raises: ConfigError for something in a module of loraexp that is not loraexp's, such as a
     library that it imports."""
-    if STATE.file is None or STATE.trust or not target.startswith("loraexp."):
+    if STATE.open or not target.startswith("loraexp."):
         return
     if not str(getattr(found, "__module__", "")).startswith("loraexp."):
         raise ConfigError(f"{STATE.file}: {target} is no function of loraexp; {FLAG} runs it")
 
 
 @functools.cache
-def named_by_own(folders: tuple[Path, ...]) -> frozenset[str]:
-    """Every target that our yamls and those of the user's own folders name."""
-    texts = (path.read_text(errors="replace") for at in folders for path in at.glob("*/*.yaml"))
-    return frozenset(name for text in texts for name in TARGET.findall(text))
+def guard_environment() -> None:
+    """From here on `${oc.env:NAME}` reads what `admit_variable` admits, however the text came
+    about: an override may spell it in ways that only Hydra reads."""
+    from omegaconf import OmegaConf
+    from omegaconf.resolvers import oc
+
+    def env(*arguments: str | None) -> str | None:
+        admit_variable(str(arguments[0]))
+        return oc.env(*arguments)  # type: ignore[arg-type]
+
+    OmegaConf.register_new_resolver("oc.env", env, replace=True)
+
+
+def admit_variable(name: str) -> None:
+    """Raises: ConfigError for a variable of the environment that the file in hand may not read."""
+    if STATE.open or name in STATE.typed:
+        return
+    if name not in named_by_own(VARIABLE, (*search.roots(), *search.sweeps())):
+        raise ConfigError(
+            f"{STATE.file}: ${{oc.env:{name}}}: a file from elsewhere may not read your environment,"
+            f" which records keep; write the value in its place, or give {FLAG}"
+        )
+
+
+@functools.cache
+def named_by_own(pattern: re.Pattern[str], folders: tuple[Path, ...]) -> frozenset[str]:
+    """What our yamls and those of the user's own folders name."""
+    files = (path for at in folders for shape in ("*.yaml", "*/*.yaml") for path in at.glob(shape))
+    texts = (path.read_text(errors="replace") for path in files)
+    return frozenset(name for text in texts for name in pattern.findall(text))
 
 
 def is_own(top: str) -> bool:

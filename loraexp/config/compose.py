@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraexp.config import search
 from loraexp.config.component import signature_of, target
-from loraexp.config.errors import ConfigError, nearest
+from loraexp.config.errors import ConfigError, behind, nearest
 from loraexp.config.paths import quoted
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ class translated:  # noqa: N801 - reads as `with translated():`
         from omegaconf.errors import OmegaConfBaseException
 
         if isinstance(error, (HydraException, OmegaConfBaseException)):
+            if (own := behind(error)) is not None:  # of a resolver
+                raise own from error
             raise ConfigError(explain(error)) from error
         if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
             raise ConfigError(

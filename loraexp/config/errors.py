@@ -10,6 +10,13 @@ class ConfigError(ValueError):
     """The configuration or the arguments are wrong: one line, exit status 2."""
 
 
+def behind(error: BaseException | None) -> ConfigError | None:
+    """The one that a library has wrapped in an error of its own, if there is one."""
+    while error is not None and not isinstance(error, ConfigError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def nearest(word: str, choices: Iterable[str], listed: str = "") -> str:
     """The nearest valid names first; all of them where nothing is near and they are few; else where
     `loraexp list` has them."""

@@ -10,6 +10,7 @@ from loraexp import config
 from loraexp.cli.main import main
 from loraexp.config import ConfigError, boundary, search
 from loraexp.sweep import reading
+from loraexp.sweep.cells import expand
 
 RUN = ["experiment=smoke", "device=cpu", "wandb.mode=disabled"]
 SWEEP = """
@@ -146,3 +147,59 @@ def test_no_yaml_takes_the_sandbox_away(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*words, "task=tweets", "init=lora"]) == 2
     assert "it stands in a yaml" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+SECRET = "a-secret-word"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "wandb.group=${oc.env:THEIR_TOKEN}",
+        "wandb.group=x-${oc.env:THEIR_TOKEN,none}",
+        "wandb.group=$\\\\{oc.env\\\\:THEIR_TOKEN\\\\}",
+        "+task.folder=${oc.env:THEIR_TOKEN}",
+    ],
+)
+def test_a_strangers_sweep_reads_nothing_of_the_environment(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However it is spelled: a record, and W&B, would keep the value."""
+    monkeypatch.setenv("THEIR_TOKEN", SECRET)
+    words = ", ".join(f'"{part}"' for part in word.split(", "))
+    name = sweep_of(tmp_path, "init=lora", f", {words}")
+    for verb in ("plan", "sweep", "table"):
+        assert main([verb, name, f"output_root={tmp_path}"]) == 2
+        said = capsys.readouterr().err
+        assert "${oc.env:" in said and "--trust" in said and SECRET not in said
+    assert not list(tmp_path.glob("*/*/config.yaml"))
+
+
+def test_a_variable_that_the_user_names_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By typing it, in a yaml of ours or of their own folder, or with --trust; and a name once
+    typed ends with its command."""
+    monkeypatch.setenv("THEIR_TOKEN", SECRET)
+    monkeypatch.setenv("LORAEXP_DATA", str(tmp_path))
+    word = "wandb.group=${oc.env:THEIR_TOKEN}"
+
+    def group(name: str, *typed: str, trust: bool = False) -> str:
+        with boundary.command(trust=trust):
+            boundary.enclose(Path(name), typed)
+            cells = expand(reading.load(name, None, list(typed)))
+        return str(cells[0].plain["wandb"]["group"])
+
+    ours = "wandb.group=${oc.env:LORAEXP_DATA}"
+    assert group(sweep_of(tmp_path, "init=lora", f', "{ours}"')) == str(tmp_path)
+    assert group(sweep_of(tmp_path, "init=lora"), word) == SECRET
+    theirs = sweep_of(tmp_path, "init=lora", f', "{word}"')
+    assert group(theirs, trust=True) == SECRET
+    with pytest.raises(ConfigError, match="THEIR_TOKEN"):
+        group(theirs)
+    own = tmp_path / "conf"
+    (own / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nwandb: {group: '${oc.env:THEIR_TOKEN,none}'}\n"
+    (own / "experiment" / "mine.yaml").write_text(text)
+    search.use([str(own)])
+    assert group(theirs) == SECRET
