@@ -31,6 +31,8 @@ NAMES = {
     "loss": "training loss",
     "grad_norm": "gradient norm",
     "cost/init_seconds": "time of the initialisation",
+    "cost/init_processor_seconds": "processor's time of the initialisation",
+    "cost/train_processor_seconds": "processor's time of the training",
     "cost/init_peak_bytes": "peak memory of the initialisation",
     "cost/train_seconds": "time of the training",
     "cost/train_peak_bytes": "peak memory of the training",

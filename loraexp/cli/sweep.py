@@ -124,8 +124,8 @@ def run_until_inside(wanted: Sweep, hydra: Sequence[str]) -> int:
 
     while True:
         watch = launch.run(wanted, hydra, show.summary_of_sweep)
-        wider = gather(wanted).sweep if wanted.extend else wanted
-        if wider.cells == wanted.cells:
+        wider = gather(wanted).sweep if wanted.extend or wanted.select.judges else wanted
+        if (wider.cells, wider.chosen) == (wanted.cells, wanted.chosen):
             return 1 if watch.counts()["failed"] else 0
         wanted = wider
 
@@ -172,7 +172,7 @@ def plan(arguments: Sequence[str]) -> int:
     from loraexp.sweep.cells import expand
     from loraexp.sweep.plan import gather
 
-    printed.plan(wanted, gather(wanted, expand(wanted)), budget)
+    printed.plan(wanted, gather(wanted, expand(wanted.whole())), budget)
     return 0
 
 

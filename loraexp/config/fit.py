@@ -27,7 +27,7 @@ def build(kind: type, values: dict[str, Any], where: str) -> Any:
     for name in values:
         if name not in fields:
             raise ConfigError(
-                f"{dotted(prefix, name)}: there is no such key; {nearest(name, fields)}"
+                f"{dotted(prefix, name)}: there is no such key; {nearest(str(name), fields)}"
             )
     made = {}
     for name, field in fields.items():

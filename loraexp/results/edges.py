@@ -2,8 +2,9 @@
 one beyond is tried too.
 
 `grid.extend: {lr: 3}` of a sweep allows three values more of a row, in the ratio of the grid's last
-two. The widened grid follows from what is on disk alone, so that the table and the next command see
-the same.
+two. Where `select.judges: {seed: [0]}` says which runs choose, the others run at the chosen point
+alone, once the best is inside. What is to be run follows from what is on disk alone, so that the
+table and the next command see the same.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ ENDED = ("finished", "failed")
 
 
 def widened(sweep: Sweep, places: Iterable[Place]) -> Sweep | None:
-    """The sweep with one value more wherever the best is at an edge; None where no grid has to
-    grow."""
+    """The sweep with one value more wherever the best is at an edge, and with the runs at what was
+    chosen; None where there is nothing more to run."""
     more: list[Special] = []
+    chosen = dict(sweep.chosen)
     for place in places:
+        before = len(more)
         for key, most in sweep.extend.items():
             value = beyond(sweep, place, key)
             if value is not None and added(sweep, place, key) < most:
@@ -37,7 +40,17 @@ def widened(sweep: Sweep, places: Iterable[Place]) -> Sweep | None:
                         widens=True,
                     )
                 )
-    return dataclasses.replace(sweep, cells=[*sweep.cells, *more]) if more else None
+        if sweep.select.judges and len(more) == before and decided(sweep, place):
+            chosen[place.row, place.column] = place.chosen
+    if not more and chosen == sweep.chosen:
+        return None
+    return dataclasses.replace(sweep, cells=[*sweep.cells, *more], chosen=chosen)
+
+
+def decided(sweep: Sweep, place: Place) -> bool:
+    """Whether every run that chooses has ended, and one of them was chosen."""
+    choosing = [run for run in place.runs if sweep.select.chooses(run.cell.point)]
+    return place.mean is not None and all(run.status in ENDED for run in choosing)
 
 
 def at_edge(sweep: Sweep, places: Iterable[Place]) -> list[str]:
@@ -60,7 +73,7 @@ def beyond(sweep: Sweep, place: Place, key: str) -> float | None:
     grid = sorted(
         value for value in sweep.grid_of(place.row, place.column).get(key, []) if is_number(value)
     )
-    if place.mean is None or len(grid) < 2 or any(run.status not in ENDED for run in place.runs):
+    if place.mean is None or len(grid) < 2 or not decided(sweep, place):
         return None
     chosen = place.chosen.get(key)
     if chosen == grid[-1]:

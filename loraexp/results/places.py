@@ -117,7 +117,8 @@ def points(runs: Sequence[Run], keys: Sequence[str]) -> list[tuple[dict[str, Any
 def choose(
     runs: Sequence[Run], select: Select, fixed: str | None = None
 ) -> tuple[dict[str, Any], list[Run], str | None]:
-    """The grid point with the best mean of `select.by` over its finished runs: (point, its runs,
+    """The grid point with the best mean of `select.by` over its finished runs (those of
+    `select.judges`): (point, its runs,
     what is to be said).
 
     Of one point there is nothing to choose. Of equal ones the first of the grid is taken.
@@ -131,6 +132,7 @@ def choose(
         scores = [
             score
             for run in at
+            if select.chooses(run.cell.point)
             if run.status == "finished" and (score := run.value(select.by)) is not None
         ]
         if scores:
@@ -143,8 +145,11 @@ def choose(
     equal = [
         (point, at) for score, point, at, _ in judged if math.isclose(score, best, rel_tol=1e-9)
     ]
-    counts = {describe(point): (0, len(at)) for point, at in found}
-    counts |= {describe(point): (n, len(at)) for _, point, at, n in judged}
+    judges = {
+        describe(point): sum(select.chooses(run.cell.point) for run in at) for point, at in found
+    }
+    counts = {name: (0, runs) for name, runs in judges.items()}
+    counts |= {describe(point): (n, judges[describe(point)]) for _, point, _, n in judged}
     said = unequal(counts)
     if len(equal) > 1:
         said.append(

@@ -34,6 +34,7 @@ class Progress:
     tokens: int = 0
     samples: int = 0
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     best: dict[str, Any] | None = None
     best_state: dict[str, Tensor] | None = None
     evaluations_without_better: int = 0

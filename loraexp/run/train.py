@@ -99,7 +99,7 @@ def train(run: Loop) -> Progress:
             " another init"
         )
     state = begin(run, batches)
-    clock, pace = Stopwatch(), Pace(state.seconds)
+    clock, pace = Stopwatch(), Pace(state)
     meeting = Agreement(
         run.phase.stop, run.processes, run.device, checkpoint_seconds(settings.checkpoint_every)
     )
@@ -109,7 +109,7 @@ def train(run: Loop) -> Progress:
         while True:
             stop, due = meeting.look(state.step, always=ends_here(run, state, batches))
             if (stop or due or checkpoint_here(run, state, batches)) and state.saved < state.step:
-                state.seconds = pace.seconds()
+                pace.tell(state)
                 with clock("checkpoint"):
                     save(run, state)
                 meeting.checkpointed()
@@ -132,11 +132,11 @@ def train(run: Loop) -> Progress:
             batches.prepare(state.step)
             advance(1)
             if state.step % settings.log_every == 0 or state.step == batches.total:
-                state.seconds = pace.seconds()
+                pace.tell(state)
                 shown = log_step(run, state, batches.per_epoch, norm)
                 advance(0, loss=shown, rate=f"{state.samples / state.seconds:.0f} samples/s")
             keep_factors(run, state)
-    state.seconds = pace.seconds()
+    pace.tell(state)
     if settings.select == "best" and state.best_state is not None:
         run.adapters.load_state(state.best_state)
     run.record.update(
@@ -180,20 +180,24 @@ def keep_factors(run: Loop, state: Progress) -> None:
 
 
 class Pace:
-    """Seconds of training, those of an evaluation left out."""
+    """Seconds of training, those of an evaluation left out: of the clock, and of the processor,
+    which what else runs on the machine does not change."""
 
-    def __init__(self, before: float) -> None:
-        self.began = time.perf_counter() - before
+    def __init__(self, before: Progress) -> None:
+        self.began = time.perf_counter() - before.seconds
+        self.worked = time.process_time() - before.processor_seconds
 
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
+    def tell(self, state: Progress) -> None:
+        state.seconds = time.perf_counter() - self.began
+        state.processor_seconds = time.process_time() - self.worked
 
     @contextmanager
     def paused(self) -> Any:
-        """Within: the clock stands."""
-        stopped = time.perf_counter()
+        """Within: the clocks stand."""
+        stopped, idle = time.perf_counter(), time.process_time()
         yield
         self.began += time.perf_counter() - stopped
+        self.worked += time.process_time() - idle
 
 
 # --------------------------------------------------------------------------------------------------
@@ -392,10 +396,11 @@ def note(run: Loop, step: int, notes: list[str]) -> None:
 
 
 def cost(state: Progress, clock: Stopwatch) -> dict[str, Any]:
-    """Seconds, and tokens and samples a second."""
+    """Seconds of the clock and of the processor, and tokens and samples a second of the clock."""
     seconds = max(state.seconds, 1e-9)
     return {
         "train_seconds": state.seconds,
+        "train_processor_seconds": state.processor_seconds,
         "tokens_per_second": state.tokens / seconds,
         "samples_per_second": state.samples / seconds,
         "loop_seconds": clock.seconds,

@@ -76,7 +76,10 @@ def expand_place(sweep: Sweep, row: str, column: str, composer: Composer) -> lis
         found = composer.composed(overrides, frozenset(grid))
         # `after` has the last word
         point = {key: lookup(found.plain, key, value) for key, value in point.items()}
-        cells.append(Cell(row=row, column=column, point=point, overrides=overrides, **vars(found)))
+        if sweep.runs(row, column, point):
+            cells.append(
+                Cell(row=row, column=column, point=point, overrides=overrides, **vars(found))
+            )
     return cells
 
 

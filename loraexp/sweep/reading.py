@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ FILE_KEYS = {f.name for f in dataclasses.fields(Sweep)} - {
     "path",
     "overrides",
     "extend",
+    "chosen",
 }
 
 
@@ -125,7 +127,7 @@ def read(content: dict[str, Any], path: Path, variant: str | None, overrides: li
         rows=each(Row, content, "rows"),
         columns=each(Column, content, "columns"),
         cells=several(Special, content, "cells"),
-        select=config.build(Select, content.get("select") or {}, "select"),
+        select=selection(content.get("select") or {}, own + overrides),
         report=config.build(Report, content.get("report") or {}, "report"),
         published=content.get("published") or {},
         settings=content.get("settings") or {},
@@ -138,6 +140,14 @@ def read(content: dict[str, Any], path: Path, variant: str | None, overrides: li
     )
     check(sweep)
     return sweep
+
+
+def selection(content: dict[str, Any], overrides: list[str]) -> Select:
+    """`select`; an axis that an override makes one value has none left that could choose."""
+    select: Select = config.build(Select, content, "select")
+    fixed = {key_of(word) for word in overrides}
+    judges = {key: values for key, values in select.judges.items() if key not in fixed}
+    return dataclasses.replace(select, judges=judges)
 
 
 def extension(grid: dict[str, Any]) -> dict[str, int]:
@@ -275,6 +285,15 @@ def check(sweep: Sweep) -> None:
             raise ConfigError(
                 f"columns.{name}.value: missing; expected a path into the record, such as"
                 " dev/accuracy"
+            )
+    for (row, column), (key, values) in itertools.product(
+        sweep.trained(), listed(sweep.select.judges).items()
+    ):
+        axis = [] if key in sweep.select.over else sweep.grid_of(row, column).get(key, [])
+        if not set(values) & set(axis):
+            raise ConfigError(
+                f"select.judges: {sweep.select.judges}: {row}/{column} has {key}: {axis}; expected"
+                " values of an axis of the grid that nothing chooses over, such as {seed: [0]}"
             )
     for i, claim in enumerate(sweep.claims):
         if (claim.above is None) == (claim.below is None):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -86,6 +86,13 @@ class Select:
     over: list[str] = field(default_factory=lambda: ["lr"])
     by: str = "best/value"
     goal: Literal["max", "min"] = "max"
+    # values of other axes that alone choose, such as {seed: [0]}: the rest run at the chosen point
+    # only; null: all of them choose
+    judges: dict[str, Any] = field(default_factory=dict)
+
+    def chooses(self, point: Mapping[str, Any]) -> bool:
+        """Whether a run at this point of the grid is one of those that choose."""
+        return all(point.get(key) in values for key, values in listed(self.judges).items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +196,8 @@ class Sweep:
     claims: list[Claim]
     compute: dict[str, Any] | None
     variants: list[str]
+    # what `select.judges` has chosen so far, by row and column
+    chosen: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -256,6 +265,26 @@ class Sweep:
         for exception in self.exceptions(row, column):
             grid = grid | listed(exception.grid)
         return grid
+
+    def runs(self, row: str, column: str, point: Mapping[str, Any]) -> bool:
+        """Whether a point of the grid is to be run: it chooses (`select.judges`) or was chosen."""
+        if self.select.chooses(point):
+            return True
+        chosen = self.chosen.get((row, column))
+        return chosen is not None and all(point.get(key) == chosen[key] for key in chosen)
+
+    def whole(self) -> Sweep:
+        """With as many runs as it will have: the first point of every grid that is still to
+        choose."""
+        first = {
+            (row, column): {
+                key: values[0]
+                for key, values in self.grid_of(row, column).items()
+                if key in self.select.over
+            }
+            for row, column in (self.trained() if self.select.judges else ())
+        }
+        return dataclasses.replace(self, chosen=first | self.chosen)
 
     def overrides_of(self, row: str, column: str) -> list[str]:
         """What a place is, before its grid and `overrides`: base, row, column, exceptions; of one

@@ -153,3 +153,51 @@ def test_the_verb_runs_what_is_missing_and_prints_the_table(
         cli.main(["compare", "task=tweets"]) == 2
         and "expected an initializer" in capsys.readouterr().err
     )
+
+
+CHOOSING = WIDENING + "\nselect: {judges: {seed: [0]}}\n"
+
+
+def test_one_seed_chooses_and_the_others_run_at_what_it_chose(tmp_path: Path) -> None:
+    """Rates, and those beyond an edge, for seed 0 alone; then seed 1 at the best of them; and a
+    rate that seed 1 would like better is not chosen."""
+    wanted = loaded(tmp_path, CHOOSING)
+    places = len({(cell.row, cell.column) for cell in expand(wanted)})
+    assert {cell.point["seed"] for cell in run(wanted, 0.004)} == {0}
+    while (wider := gather(wanted).sweep).chosen == {}:
+        assert {cell.point["seed"] for cell in run(wider, 0.004)} == {0}
+    first = gather(wanted)
+    assert first.places["plain", "first"].missing == 1 and not first.problems
+    every = expand(wider)
+    assert [cell.point["lr"] for cell in every if cell.point["seed"] == 1] == [0.004] * places
+    assert len(every) == len(expand(wanted.whole())) + 2 * places  # the two rates beyond the edge
+    for cell in every:
+        put(cell, 0.7, 0.1 if cell.point["seed"] else 1 - abs(cell.point["lr"] - 0.004))
+    last = gather(wanted)
+    place = last.places["plain", "first"]
+    assert last.sweep == wider and place.chosen == {"lr": 0.004} and place.missing == 0
+    assert sorted(place.values) == [0, 1] and not last.problems
+
+
+def test_no_other_seed_runs_before_all_that_choose_have_ended(tmp_path: Path) -> None:
+    wanted = loaded(tmp_path, CHOOSING.replace("extend: {lr: 2}", ""))
+    every = run(wanted, 0.002)
+    (every[0].folder / "record.json").unlink()
+    where = (every[0].row, every[0].column)
+    chosen = gather(wanted).sweep.chosen
+    assert chosen and where not in chosen
+
+
+@pytest.mark.parametrize("wrong", ["{lr: [0.001]}", "{seed: [9]}", "{rank: 2}"])
+def test_a_wrong_axis_that_chooses_is_one_line(wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="select.judges: .*nothing chooses over"):
+        loaded(tmp_path, CHOOSING.replace("{seed: [0]}", wrong))
+
+
+def test_an_axis_that_is_one_value_has_nothing_that_chooses(tmp_path: Path) -> None:
+    """`seed=7` of a sweep whose seed 0 chooses: all rates run, with seed 7."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(CHOOSING)
+    wanted = reading.load(str(path), None, ["seed=7", f"output_root={tmp_path / 'outputs'}"])
+    assert {cell.point["lr"] for cell in run(wanted, 0.002)} == {0.001, 0.002}
+    assert gather(wanted).places["plain", "first"].values.keys() == {7}

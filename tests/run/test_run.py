@@ -35,7 +35,7 @@ def test_a_smoke_run_leaves_a_complete_record(tmp_path: Path) -> None:
     )
     costs = (
         "init_seconds init_peak_bytes init_forward_sweeps train_seconds train_peak_bytes"
-        " eval_seconds tokens_per_second"
+        " eval_seconds tokens_per_second init_processor_seconds train_processor_seconds"
     )
     for key in [*costs.split(), "samples_per_second", "adapter_bytes"]:
         assert record["cost"][key] >= 0, key

@@ -90,6 +90,8 @@ COST = {
     "init_peak_bytes",
     "init_forward_sweeps",
     "train_seconds",
+    "init_processor_seconds",
+    "train_processor_seconds",
     "train_peak_bytes",
     "eval_seconds",
     "tokens_per_second",
