@@ -135,8 +135,8 @@ def admit_variable(name: str) -> None:
         return
     if name not in named_by_own(VARIABLE, (*search.roots(), *search.sweeps())):
         raise ConfigError(
-            f"{STATE.file}: ${{oc.env:{name}}}: a file from elsewhere may not read your environment,"
-            f" which records keep; write the value in its place, or give {FLAG}"
+            f"{STATE.file}: ${{oc.env:{name}}}: a file from elsewhere may not read your"
+            f" environment, which records keep; write the value in its place, or give {FLAG}"
         )
 
 

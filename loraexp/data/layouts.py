@@ -13,6 +13,7 @@ from typing import Any, Literal, TextIO
 
 from loraexp.machine.files import Damaged
 from loraexp.machine.notation import encodable, parsed
+from loraexp.machine.words import first_line
 
 Row = Mapping[str, Any]
 Form = Literal["csv", "tsv", "json", "parquet"]
@@ -104,7 +105,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
         for number, row in enumerate(rows, start=1):
             yield f"{path} row {number}", row
     except ArrowException as error:
-        raise ValueError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: not a Parquet file ({first_line(error)})") from None
 
 
 def _lines(path: Path, stream: TextIO, start: str) -> Iterator[tuple[str, Row | BadRow]]:

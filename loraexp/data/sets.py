@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loraexp.machine import remedies
+from loraexp.machine import progress, remedies
 from loraexp.machine.hub import SourceError, resolve
 from loraexp.machine.remedies import Keys, patiently
 from loraexp.machine.repository import Repository, quiet
@@ -191,10 +191,5 @@ def silent() -> Iterator[None]:
     """Within, `datasets` prints neither bars nor warnings of its own."""
     import datasets
 
-    level = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        with quiet():
-            yield
-    finally:
-        datasets.logging.set_verbosity(level)
+    with progress.silent(datasets.logging), quiet():
+        yield

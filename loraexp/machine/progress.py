@@ -3,6 +3,7 @@ every half minute."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -210,6 +211,19 @@ def alone() -> Iterator[None]:
         yield
     finally:
         tqdm.__init__ = draws
+
+
+@contextmanager
+def silent(client: Any, level: int = logging.CRITICAL) -> Iterator[None]:
+    """Within, a library prints neither bars nor what is below this level; `client` is its module
+    that has `set_verbosity`."""
+    before = client.get_verbosity()
+    client.set_verbosity(level)
+    try:
+        with alone():
+            yield
+    finally:
+        client.set_verbosity(before)
 
 
 @contextmanager

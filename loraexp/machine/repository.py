@@ -8,16 +8,15 @@ another version on its own.
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from loraexp.machine import files, progress, remedies, words
+from loraexp.machine.download import Download
 from loraexp.machine.hub import SourceError, Unreachable
 from loraexp.machine.locks import locked
 from loraexp.machine.notation import read_json
@@ -236,66 +235,8 @@ def quiet() -> Iterator[None]:
     and raises the other."""
     from huggingface_hub.utils import logging as client
 
-    level = client.get_verbosity()
-    client.set_verbosity(logging.CRITICAL)
-    try:
-        with progress.alone():
-            yield
-    finally:
-        client.set_verbosity(level)
-
-
-class Download:
-    """Shows how much of the wanted files is on this machine, and when the rest will be; nothing
-    where all of it is.
-    """
-
-    every = 0.5  # seconds
-
-    def __init__(self, repository: Repository, which: dict[str, Any]) -> None:
-        self.repository, self.which = repository, which
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.thread.join()
-
-    def _watch(self) -> None:
-        sizes: dict[Path, int] = {}
-        while not self.ended.wait(self.every):  # the client lists the files first
-            if sizes or (sizes := self._wanted()):
-                break
-        total = sum(sizes.values())
-        done = self._done(sizes)
-        if self.ended.is_set() or done >= total:
-            return
-        with progress.bar(
-            f"download {self.repository.id}", total, done, spell=words.size
-        ) as advance:
-            while not self.ended.wait(self.every):
-                now = self._done(sizes)
-                advance(now - done)
-                done = now
-
-    def _wanted(self) -> dict[Path, int]:
-        """The place of each wanted file in the cache, and its size."""
-        from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
-
-        here = self.repository
-        wanted = filter_repo_objects(here.tree() or [], key=lambda file: file.path, **self.which)
-        return {here.folder / "snapshots" / here.commit / file.path: file.size for file in wanted}
-
-    def _done(self, sizes: dict[Path, int]) -> int:
-        """Bytes that are here: of whole files, and of the parts that the client has written."""
-        done = sum(size for path, size in sizes.items() if path.exists())
-        for part in (self.repository.folder / "blobs").glob("*.incomplete"):
-            with suppress(FileNotFoundError):  # it is whole by now
-                done += part.stat().st_size
-        return min(done, sum(sizes.values()))
+    with progress.silent(client):
+        yield
 
 
 # ---- -- models

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from loraexp.machine.files import Damaged, sha256
 from loraexp.machine.hub import SourceError, resolve
 from loraexp.machine.notation import read_json
 from loraexp.machine.repository import Repository
+from loraexp.machine.words import first_line
 
 if TYPE_CHECKING:
     from loraexp.config.settings import ModelSettings
@@ -63,15 +65,10 @@ def file_digest(path: Path, size: int, changed: int) -> str:
 def loading() -> Iterator[None]:
     """transformers without its loading reports."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
+    from transformers.utils import logging as client
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with progress.alone():
-            yield
-    finally:
-        logging.set_verbosity(before)
+    with progress.silent(client, logging.ERROR):
+        yield
 
 
 def unreachable(
@@ -83,7 +80,7 @@ def unreachable(
             f"model={settings.name}: {wrong}; put the file right, or set model.path=DIR to a whole"
             " copy"
         )
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = first_line(str(error) or type(error).__name__)
     remedy = (
         "set model.path=DIR to a complete copy"
         if isinstance(place, Path)

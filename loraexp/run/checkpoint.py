@@ -20,6 +20,7 @@ from torch import Tensor
 from loraexp.adapter.layer import Factors
 from loraexp.machine.files import Damaged, check_seal, sealed, set_aside
 from loraexp.machine.progress import log
+from loraexp.machine.words import first_line
 
 FORMAT = 2  # of what a checkpoint holds: a change of it takes the next number
 
@@ -159,7 +160,7 @@ class Checkpoint:
                 raise Damaged(f"it is of run {stored.get('run_id')}, expected {self.run_id}")
         except (IsADirectoryError, ValueError, RuntimeError, EOFError, pickle.PickleError) as error:
             aside = set_aside(path)
-            why = next(iter(str(error).splitlines()), type(error).__name__)
+            why = first_line(str(error) or type(error).__name__)
             self.damage.append(
                 f"{path} is damaged; starting again from {instead} ({why}; kept as {aside.name})"
             )
