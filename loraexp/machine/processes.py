@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Value = TypeVar("Value")
 MESSAGE = 2**26  # gradients that are averaged at once: the copy that this takes is bounded
 
 # What `accelerate launch` hands to a run of its configuration, and which key here says the same.
@@ -68,6 +69,21 @@ def misfit(
             " model.quantise=null, or train.shard=none"
         )
     return None
+
+
+def distributed() -> bool:
+    """Whether there is a group of several processes."""
+    group = torch.distributed
+    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
+
+
+def gathered(thing: Value) -> list[Value]:
+    """`thing` of every process of the group, in order of rank, on every process."""
+    if not distributed():
+        return [thing]
+    things: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(things, thing)
+    return things
 
 
 class Processes:
@@ -125,13 +141,9 @@ class Processes:
         torch.distributed.all_reduce(total)
         return total.item()
 
-    def gather(self, thing: Any) -> list[Any]:
+    def gather(self, thing: Value) -> list[Value]:
         """`thing` of every process, in order of rank, on every process."""
-        if self.world == 1:
-            return [thing]
-        things: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(things, thing)
-        return things
+        return gathered(thing) if self.world > 1 else [thing]
 
     def wait(self) -> None:
         if self.world > 1:

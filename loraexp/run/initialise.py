@@ -21,7 +21,7 @@ from loraexp.adapter.layer import Factors, Layer, Training, Weighting
 from loraexp.machine import measure
 from loraexp.machine.device import autocast, to_device
 from loraexp.machine.measure import peak_bytes, reset_peak
-from loraexp.machine.processes import Processes
+from loraexp.machine.processes import Processes, gathered
 from loraexp.machine.progress import bar
 from loraexp.run.batches import schedule, total_steps
 from loraexp.run.ledger import describe
@@ -36,7 +36,6 @@ from loraexp.statistics import (
     weight,
 )
 from loraexp.statistics.calibration import Batch
-from loraexp.statistics.hooks import gathered
 
 if TYPE_CHECKING:
     from loraexp.config.settings import CalibrationSettings, Settings

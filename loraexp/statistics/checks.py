@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from torch import nn
 
 from loraexp.adapter.layer import STATISTICS, CurvatureRequest, LeadingRequest
+from loraexp.machine.processes import gathered
 from loraexp.statistics.calibration import Calibration, mask_source, tokens_in
-from loraexp.statistics.hooks import Sweeper, gathered
+from loraexp.statistics.hooks import Sweeper
 
 Request = Mapping[str, LeadingRequest | CurvatureRequest]
 

@@ -17,6 +17,7 @@ from loraexp.adapter.adapted import whole
 from loraexp.adapter.layer import CurvatureRequest, Layer, LeadingRequest
 from loraexp.adapter.linalg import SVD, Product, randomized_svd, randomized_svd_steps
 from loraexp.machine.measure import peak_bytes, reset_peak
+from loraexp.machine.processes import distributed, gathered
 from loraexp.statistics import cache as disk
 from loraexp.statistics.accumulators import Accumulator, Diagonal, InputMoment, Outer
 from loraexp.statistics.calibration import Calibration, layer_generator
@@ -28,7 +29,7 @@ from loraexp.statistics.checks import (
     warn_of_few_tokens,
 )
 from loraexp.statistics.curvature import cancelling, collect_curvature
-from loraexp.statistics.hooks import Sweeper, distributed, gathered
+from loraexp.statistics.hooks import Sweeper
 from loraexp.statistics.plan import Plan, Size, plan
 from loraexp.statistics.probes import LOSS
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from loraexp.adapter.adapted import shared_out
+from loraexp.machine.processes import distributed, gathered
 from loraexp.statistics.accumulators import Accumulator, Mask, Outer, Seen
 from loraexp.statistics.calibration import (
     Batch,
@@ -376,19 +377,6 @@ class Sweeper:
 def in_pieces(model: nn.Module) -> bool:
     """Whether processes hold the weights in pieces, and need each other for a forward pass."""
     return any(shared_out(parameter) for parameter in model.parameters())
-
-
-def distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def gathered(thing: Any) -> list[Any]:
-    """`thing` of every process, in order of rank."""
-    if not distributed():
-        return [thing]
-    things: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(things, thing)
-    return things
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
