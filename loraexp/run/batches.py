@@ -134,14 +134,15 @@ def total_steps(settings: TrainSettings, rows: int) -> tuple[int, int]:
     return total, per_epoch
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """The rows of a step, this process's share of them as micro-batches on the device, and the
-    label tokens of all processes' shares."""
+    label tokens of all processes' shares; `loss`: the mean, where its gradient is there already."""
 
     rows: np.ndarray
     parts: list[dict[str, Any]]
     labels: int
+    loss: Tensor | None = None
 
 
 class Batches:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -41,7 +41,9 @@ from loraexp.run.checkpoint import Checkpoint, seed_generators
 from loraexp.run.initialise import initialize, settled, training_of
 from loraexp.run.phases import Phases
 from loraexp.run.sharding import gathered_state, in_pieces, spread
-from loraexp.run.train import Loop, train
+from loraexp.run.train import Ahead, Loop, train
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,29 @@ class Observer:
 SILENT = Observer()
 
 
+Story = Generator[Ahead, None, Result]  # stands before each step until it is asked to go on
+
+
 def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) -> Outcome:
     """Train, evaluate and record one run; a finished one is not run again, an interrupted one goes
     on."""
+    told = story(settings, plain, observer)
+    while True:
+        try:
+            next(told)
+        except StopIteration as end:
+            outcome: Outcome = end.value
+            return outcome
+
+
+def story(
+    settings: Settings,
+    plain: dict[str, Any],
+    observer: Observer = SILENT,
+    stop: Stop | None = None,
+) -> Story[Outcome]:
+    """The same, a step at a time. `stop`: of several runs that go on in turn, which are told to
+    stop together."""
     folder = config.run_folder(plain)
     found = content(folder)
     if not settings.force:
@@ -93,20 +115,26 @@ def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) 
         check_data(settings, base)
         observer.begun(settings, folder)
         try:
-            return Outcome(folder, recorded(settings, plain, folder, observer, base))
+            result = yield from recorded(settings, plain, folder, observer, base, stop)
+            return Outcome(folder, result)
         except records.Finished as elsewhere:
             return Outcome(folder, elsewhere.record, already=True)
 
 
 def recorded(
-    settings: Settings, plain: dict[str, Any], folder: Path, observer: Observer, base: Base
-) -> dict[str, Any]:
+    settings: Settings,
+    plain: dict[str, Any],
+    folder: Path,
+    observer: Observer,
+    base: Base,
+    shared: Stop | None,
+) -> Story[dict[str, Any]]:
     """The run itself; returns its record, which is left behind also when it fails or is told to
     stop."""
     processes = Processes(settings.device)
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        watched() as stop,
+        nullcontext(shared) if shared is not None else watched() as stop,
         deterministic(settings.train.deterministic),
         logged(folder / "run.log") if processes.main else nullcontext(),
         Record(
@@ -120,8 +148,8 @@ def recorded(
     ):
         experiment = Experiment(settings, base, record, stop, processes, observer)
         with unread_masks(experiment.device):
-            result = experiment.run()
-    if stop.name is not None:
+            result = yield from experiment.story()
+    if stop.name is not None and shared is None:
         raise Interrupted(stop.name, "after the run had finished")
     return result
 
@@ -146,7 +174,7 @@ class Experiment:
         self.full = config.Component.of(settings.init, "init").full
         self.head: list[str] = []
 
-    def run(self) -> dict[str, Any]:
+    def story(self) -> Story[dict[str, Any]]:
         """The whole story; returns the record."""
         settings, record = self.settings, self.record
         self.look_back()
@@ -173,7 +201,7 @@ class Experiment:
         with self.phase("model"):
             training = self.training(model, task, adapters)
         with self.phase("training", patient=True):
-            state = train(training)
+            state = yield from train(training)
         best = state.best if settings.train.select == "best" else None
         with self.phase("saving", patient=True):
             self.save(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +84,21 @@ class Loop:
         ]
 
 
-def train(run: Loop) -> Progress:
+@dataclass(frozen=True)
+class Ahead:
+    """A step that a run is about to make. Whoever lets several runs go on in turn may leave its
+    gradient in `.grad` and its loss in `step.loss`; without, the run makes both itself."""
+
+    run: Loop
+    number: int
+    step: Step
+    clock: Stopwatch
+    pace: Pace
+
+
+def train(run: Loop) -> Generator[Ahead, None, Progress]:
     """Train until the last step, evaluating and checkpointing on the way; leaves the chosen weights
-    in the model.
+    in the model. Stands before each of its steps until it is asked to go on.
 
     Whatever is evaluated was saved before, so an evaluation that fails loses nothing. Raises:
     ValueError where steps are to be made and nothing trains; Interrupted, after a checkpoint.
@@ -126,6 +138,7 @@ def train(run: Loop) -> Progress:
             if state.step >= batches.total or state.stopped_early:
                 break
             made = batches.of(state.step)
+            yield Ahead(run, state.step, made, clock, pace)
             loss, norm = step(run, made, state.step, batches.total, clock)
             tokens = int(batches.examples.lengths[made.rows].sum())
             state.count(loss, rows=len(made.rows), tokens=tokens)
@@ -211,15 +224,17 @@ def step(run: Loop, made: Step, number: int, total: int, clock: Stopwatch) -> tu
     factor = schedule(settings.scheduler, number, total, settings.warmup_ratio)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
-    loss = accumulate_gradient(
-        run.model,
-        run.task,
-        made.parts,
-        labels=made.labels,
-        precision=run.settings.precision,
-        processes=run.processes,
-        clock=clock,
-    )
+    loss = made.loss
+    if loss is None:
+        loss = accumulate_gradient(
+            run.model,
+            run.task,
+            made.parts,
+            labels=made.labels,
+            precision=run.settings.precision,
+            processes=run.processes,
+            clock=clock,
+        )
     with clock("optimizer"):
         norm = run.processes.clip(run.adapters.trainable(), settings.max_grad_norm or math.inf)
         optimizer.step()
