@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from loraexp.artifacts.figure import Picture
 from loraexp.artifacts.table import Table
-from loraexp.config import ConfigError
+from loraexp.config import RECORD, ConfigError
 from loraexp.machine.progress import notice
 from loraexp.records.content import content
 from loraexp.records.reading import flatten
@@ -57,7 +57,7 @@ def all_runs(root: Path, beside: Path) -> list[dict[str, Any]]:
     """Every run under a folder, of a sweep or of none, as flat numbers and words; links as they are
     from a page in `beside`."""
     rows = []
-    for path in sorted(root.glob("*/*/record.json")):
+    for path in sorted(root.glob(f"*/*/{RECORD}")):
         if path.parent.parent.name == "computed":
             continue
         found = content(path.parent)
@@ -208,7 +208,7 @@ def may_have_data(wanted: Sweep, planned: Sequence[tuple[int, dict[str, str]]]) 
     if wanted.compute is not None:
         from loraexp.sweep import computed
 
-        return (computed.folder(wanted, wanted.output_root) / "record.json").exists()
+        return (computed.folder(wanted, wanted.output_root) / RECORD).exists()
     folders = {f"{named.get('task', '*')}-{named.get('model', '*')}" for _, named in planned}
     return any(
         next(wanted.output_root.glob(f"{folder}/*/record.json"), None) is not None

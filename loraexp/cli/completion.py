@@ -108,7 +108,7 @@ def flags_of(place: tuple[str, str]) -> list[str]:
 def runs() -> list[str]:
     """The folders of runs under ./outputs, the newest first."""
     found = sorted(
-        Path("outputs").glob("**/record.json"), key=lambda path: -path.stat().st_mtime_ns
+        Path("outputs").glob(f"**/{config.RECORD}"), key=lambda path: -path.stat().st_mtime_ns
     )
     return [str(path.parent) for path in found[:MOST_RUNS]]
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loraexp.cli import outcomes
+from loraexp.config import RECORD
 from loraexp.machine.progress import first
 from loraexp.machine.words import shorten, spoken
 from loraexp.run.experiment import Observer, Outcome
@@ -137,7 +138,7 @@ def result(outcome: Outcome) -> None:
         )
     console.print(table)
     console.print(summary(record))
-    console.print(f"record: {os.path.relpath(outcome.folder)}/record.json")
+    console.print(f"record: {os.path.relpath(outcome.folder)}/{RECORD}")
 
 
 def summary(record: dict[str, Any]) -> str:
@@ -171,8 +172,8 @@ def summary_of_sweep(sweep: Sweep, watch: Watch) -> None:
     )
     print(f"{sweep.key}: {', '.join(words)}", file=sys.stderr)
     for folder, reason in watch.reasons.items():
-        written = (folder / "record.json").exists()
-        place = f"{shorten(folder)}/record.json" if written else "no record"
+        written = (folder / RECORD).exists()
+        place = f"{shorten(folder)}/{RECORD}" if written else "no record"
         print(f"  {described(watch.cells[folder])}: {reason} ({place})", file=sys.stderr)
     if counts["failed"]:
         print("the same command retries only what is missing", file=sys.stderr)

@@ -154,7 +154,7 @@ def attempt(cfg: Any) -> int:
         print(f"loraexp: {printable(str(error))}", file=sys.stderr)
         return WRONG
     except Exception as error:  # noqa: BLE001 - any failure of one run: its record holds type, message, place and trace
-        path = config.run_folder(plain) / "record.json"
+        path = config.run_folder(plain) / config.RECORD
         content = record.read(path.parent) or {}
         saved = content.get("phase") == "evaluation" and "adapter" in content
         more = "; the adapter is saved, and the same command only evaluates" if saved else ""

@@ -140,7 +140,7 @@ def compute(wanted: Sweep) -> int:
         raise
     except Exception as error:  # noqa: BLE001 - whatever the function raises: the record has type, message and place
         into = computed.folder(wanted, wanted.output_root)
-        print(f"{wanted.key}: failed: {reason_of(error)} ({into}/record.json)", file=sys.stderr)
+        print(f"{wanted.key}: failed: {reason_of(error)} ({into}/{config.RECORD})", file=sys.stderr)
         return 1
     verb = "table" if wanted.kind == "table" else "plot"
     print(f"{wanted.key}: computed, in {shorten(into)}; loraexp {verb} {wanted.words} shows it")

@@ -18,13 +18,15 @@ from loraexp.config.compose import (
 )
 from loraexp.config.errors import ConfigError, nearest
 from loraexp.config.fit import build, fit, type_hints
-from loraexp.config.identity import WHERE, digest, match_key, run_folder, run_id
+from loraexp.config.identity import RECORD, STORED, WHERE, digest, match_key, run_folder, run_id
 from loraexp.config.paths import HUB
 from loraexp.config.search import folder
 
 __all__ = [
     "GROUPS",
     "HUB",
+    "RECORD",
+    "STORED",
     "WHERE",
     "Component",
     "ConfigError",

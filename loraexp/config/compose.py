@@ -45,26 +45,17 @@ GROUPS = ("model", "task", "init", "optimizer", "method", "experiment")
 
 def names(group: str) -> list[str]:
     """The choices of a configuration group: its yaml files, ours and the user's."""
-    return sorted({path.stem for root in search.roots() for path in (root / group).glob("*.yaml")})
+    return search.names(root / group for root in search.roots())
 
 
 def file_of(group: str, name: str) -> Path:
     """The yaml of a choice; a path that is not there where there is none."""
-    paths = [root / group / f"{name}.yaml" for root in search.roots()]
-    return next((path for path in paths if path.is_file()), paths[0])
+    return search.file_of((root / group for root in search.roots()), name)
 
 
 def about(group: str, name: str) -> str:
     """The first comment of a file of a configuration group: what it is, in one line."""
-    lines = file_of(group, name).read_text().splitlines()
-    return next(
-        (
-            line.lstrip("# ")
-            for line in lines
-            if line.startswith("# ") and not line.startswith("# @")
-        ),
-        "",
-    )
+    return search.about(file_of(group, name))
 
 
 def read_yaml(group: str, name: str) -> dict[str, Any]:

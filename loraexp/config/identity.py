@@ -22,6 +22,7 @@ import yaml
 
 from loraexp.config import settings as schema
 
+RECORD, STORED = "record.json", "config.yaml"  # in a run's folder: what became of it, what it is
 # Keys that say how and where a run happens, not what it is.
 FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NOT_IDENTITY = frozenset(
@@ -172,14 +173,14 @@ def run_folder(plain: Mapping[str, Any], own: str | None = None) -> Path:
         Path(plain["output_root"]) / f"{task}-{model}",
         f"{init}-s{plain['seed']}",
         own or run_id(plain),
-        "config.yaml",
+        STORED,
     )
 
 
 def computed_folder(root: Path, sweep: str, compute: Mapping[str, Any]) -> Path:
     """`<root>/computed/<sweep>-<id>` of a sweep without runs; the id is that of its function and
     keywords."""
-    return folder_of(root / "computed", sweep, run_id(compute), "record.json")
+    return folder_of(root / "computed", sweep, run_id(compute), RECORD)
 
 
 def folder_of(parent: Path, prefix: str, own: str, file: str) -> Path:
@@ -240,7 +241,7 @@ def _id_in(path: str, stamp: int) -> str | None:
 
 def _rank(folder: Path) -> tuple[bool, int]:
     """Whether a folder's run is finished, and when it was last written."""
-    path = folder / "record.json"
+    path = folder / RECORD
     try:
         return json.loads(path.read_text()).get("status") == "finished", path.stat().st_mtime_ns
     except (OSError, ValueError, AttributeError, RecursionError):

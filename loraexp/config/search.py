@@ -14,7 +14,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from loraexp.config.errors import ConfigError
@@ -103,6 +103,24 @@ def roots() -> list[Path]:
 def sweeps() -> list[Path]:
     """Every folder of sweeps."""
     return [folder("sweeps"), *(path / "sweeps" for path in own())]
+
+
+def names(places: Iterable[Path]) -> list[str]:
+    """The yamls in these folders."""
+    return sorted({path.stem for place in places for path in place.glob("*.yaml")})
+
+
+def file_of(places: Iterable[Path], name: str) -> Path:
+    """The yaml of that name in the first folder that has it; a path that is not there where none
+    has."""
+    paths = [place / f"{name}.yaml" for place in places]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def about(path: Path) -> str:
+    """The first comment of a yaml: what it is, in one line."""
+    lines = (line for line in path.read_text().splitlines() if not line.startswith("# @"))
+    return next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
 
 
 def overrides() -> list[str]:

@@ -30,7 +30,7 @@ from loraexp.machine.measure import ran_out
 from loraexp.machine.notation import read_yaml
 from loraexp.machine.progress import notice
 from loraexp.machine.words import reason_of
-from loraexp.records.content import CHANGED, content, sound_lines
+from loraexp.records.content import CHANGED, METRICS, content, sound_lines
 from loraexp.records.reading import flatten
 from loraexp.run import experiment, kept, sources
 
@@ -54,7 +54,7 @@ class FinishedRun:
         plain = replaced(stored_config(folder, record["config"]), changed or {})
         if boundary.UNSAFE not in (changed or {}):  # said on the command line, never by a file
             plain = replaced(plain, {boundary.UNSAFE: False})
-        with boundary.within(folder / "config.yaml"):
+        with boundary.within(folder / config.STORED):
             settings = settings_of(plain)
         repository.assume(record.get("hub", {}))  # wherever main is today
         opened = cls(folder, record, settings)
@@ -132,7 +132,7 @@ class FinishedRun:
         """The step that the saved adapter is of: the one that validation chose, or the last."""
         if self.settings.train.select == "best" and self.record.get("best"):
             return int(self.record["best"]["step"])
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS
         lines, _ = sound_lines(path.read_bytes() if path.exists() else b"")
         return max((line["step"] for line in lines), default=0)
 
@@ -234,7 +234,7 @@ def stored_config(folder: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises: ConfigError where it is not there, cannot be read, or lacks a key.
     """
-    path = folder / "config.yaml"
+    path = folder / config.STORED
     try:
         stored = read_yaml(path, dict)
     except OSError as error:
@@ -260,11 +260,11 @@ def stored_config(folder: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
 def find_run(word: str) -> tuple[Path, dict[str, Any]]:
     """A run folder by its path or a file in it, or by its id under any output root here; with its
     record."""
-    folder = Path(word).parent if Path(word).name == "record.json" else Path(word)
+    folder = Path(word).parent if Path(word).name == config.RECORD else Path(word)
     if not folder.is_dir():
         folders = [
             path.parent
-            for path in ([] if "/" in word else sorted(Path().glob("*/**/record.json")))
+            for path in ([] if "/" in word else sorted(Path().glob(f"*/**/{config.RECORD}")))
             if path.parent.name == word or path.parent.name.endswith(f"-{word}")
         ]
         if len(folders) != 1:
@@ -282,7 +282,7 @@ def find_run(word: str) -> tuple[Path, dict[str, Any]]:
             status = f"a record.json that {found.error}"
         raise ConfigError(f"{folder}: expected a finished run, found {status}")
     if found.changed:
-        notice(f"{folder / 'record.json'} {CHANGED}")
+        notice(f"{folder / config.RECORD} {CHANGED}")
     return folder, found.record
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loraexp.config import RECORD
 from loraexp.machine.files import Damaged, finite
 from loraexp.machine.notation import parsed
 
 SCHEMA = 1  # of record.json: a change that a reader of before would misread takes the next number
+METRICS = "metrics.jsonl"  # beside it: what was logged on the way
 SEAL = "seal"  # the key of the digest of all other keys
 CHANGED = "was changed by hand since loraexp wrote it"
 STATUSES = ("running", "finished", "failed", "interrupted")
@@ -46,7 +48,7 @@ class Content:
 def content(folder: Path) -> Content:
     """The record of a run folder. Raises nothing: whatever is wrong with the file is `error`, in
     one line."""
-    path = folder / "record.json"
+    path = folder / RECORD
     try:
         record = parsed(path.read_bytes())
     except FileNotFoundError:

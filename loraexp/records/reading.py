@@ -12,13 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraexp.config import ConfigError, match_key
+from loraexp.config import RECORD, STORED, ConfigError, match_key
 from loraexp.machine.files import Damaged
 from loraexp.machine.notation import read_yaml
 from loraexp.machine.notes import Notes, code, hashed
 from loraexp.machine.words import first_line
 from loraexp.records import tracking
-from loraexp.records.content import CHANGED, SCHEMA, content, fault, sound_lines
+from loraexp.records.content import CHANGED, METRICS, SCHEMA, content, fault, sound_lines
 
 if TYPE_CHECKING:
     import pandas
@@ -54,7 +54,7 @@ class Found:
 def on_disk(parents: Iterable[Path]) -> Iterator[Found]:
     """Every record in the folders `<output_root>/<task>-<model>`, readable or not."""
     for parent in sorted(set(parents)):
-        for path in sorted(parent.glob("*/record.json")):
+        for path in sorted(parent.glob(f"*/{RECORD}")):
             yield read(path.parent)
 
 
@@ -65,7 +65,7 @@ def read(folder: Path) -> Found:
     A record that has not changed since it was read is not read again: a report asks for it once for
     every sweep.
     """
-    path = folder / "record.json"
+    path = folder / RECORD
     try:
         seen = path.stat()
     except OSError:
@@ -76,7 +76,7 @@ def read(folder: Path) -> Found:
 @functools.lru_cache(maxsize=50_000)
 def read_at(folder: Path, changed: int, size: int) -> Found:
     """The record of a run folder as it was at a time; do not change what it holds."""
-    path = folder / "record.json"
+    path = folder / RECORD
     found = content(folder)
     config = found.record["config"] if found.record is not None else stored_config(folder)
     return Found(
@@ -84,14 +84,14 @@ def read_at(folder: Path, changed: int, size: int) -> Found:
         run_id=folder.name.rpartition("-")[2],
         match=matched(config),
         record=found.record,
-        lines=lambda: logged(folder / "metrics.jsonl"),
+        lines=lambda: logged(folder / METRICS),
         folder=folder,
         error=found.error and f"{path}: {found.error}",
         note=f"{path} {CHANGED}" if found.changed else None,
     )
 
 
-def matched(config: dict[str, Any] | None) -> str | None:
+def matched(config: Mapping[str, Any] | None) -> str | None:
     """`match_key` of a configuration as it was found; None where it is not one."""
     try:
         return match_key(config) if config is not None else None
@@ -124,7 +124,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     """The configuration beside a record that cannot be used: it tells which cell the record was
     of."""
     try:
-        return read_yaml(folder / "config.yaml", dict)
+        return read_yaml(folder / STORED, dict)
     except (OSError, Damaged):
         return None
 
@@ -228,7 +228,7 @@ def load_records(root: str | Path = "outputs") -> pandas.DataFrame:
     import pandas
 
     root = Path(root)
-    paths = sorted(root.glob("*/*/record.json"))
+    paths = sorted(root.glob(f"*/*/{RECORD}"))
     if not paths:
         raise no_runs(root)
     index = Notes(root / INDEX, longest=LONGEST)
@@ -247,7 +247,7 @@ SETTLED = 2.0  # seconds: a file may be written twice within one tick of its clo
 def row_of(folder: Path, index: Notes) -> dict[str, Any]:
     """One row of `load_records`: from the index where the record is the same file, of the same time
     and size, as when it was read."""
-    path = folder / "record.json"
+    path = folder / RECORD
     try:
         seen = path.stat()
     except OSError:
@@ -267,7 +267,7 @@ def row_anew(folder: Path) -> dict[str, Any]:
     found = content(folder)
     row: dict[str, Any] = {"folder": str(folder)}
     if found.record is None:
-        why = found.error and f"{folder / 'record.json'}: {found.error}"
+        why = found.error and f"{folder / RECORD}: {found.error}"
         return row | {"status": "unreadable", "error": why}
     record = found.record
     row |= {key: record.get(key) for key in ("run_id", "status", "started", "ended")}
@@ -294,7 +294,7 @@ def row_anew(folder: Path) -> dict[str, Any]:
 def roots(folder: Path) -> list[Path]:
     """Every folder of results in a folder: itself, or one below, such as that of
     experiment=debug."""
-    return sorted({path.parent.parent.parent for path in folder.glob("**/record.json")})
+    return sorted({path.parent.parent.parent for path in folder.glob(f"**/{RECORD}")})
 
 
 def no_runs(root: Path) -> ConfigError:

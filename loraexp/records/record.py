@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
-from loraexp.config import ConfigError
+from loraexp.config import RECORD, STORED, ConfigError
 from loraexp.machine.files import (
     DiskFull,
     clear_temporaries,
@@ -27,7 +27,7 @@ from loraexp.machine.files import (
 )
 from loraexp.machine.locks import Lock, locked
 from loraexp.records import ranks
-from loraexp.records.content import SCHEMA, Content, content, sealed, sound_lines
+from loraexp.records.content import METRICS, SCHEMA, Content, content, sealed, sound_lines
 from loraexp.records.environment import environment
 from loraexp.records.tracking import Copy
 
@@ -134,12 +134,12 @@ class Record:
         ranks.clear(self.folder, others=True)
         clear_temporaries(self.folder)  # the lock is ours: whoever wrote them is dead
         if found.error is not None:
-            set_aside(self.folder / "record.json")
+            set_aside(self.folder / RECORD)
         self.content["environment"] = environment()
         (self.folder / "error.txt").unlink(missing_ok=True)
-        with on_disk(self.folder / "record.json"):
+        with on_disk(self.folder / RECORD):
             self._reserve.write_bytes(os.urandom(RESERVE))
-        write_yaml(self.folder / "config.yaml", self.config)
+        write_yaml(self.folder / STORED, self.config)
         self.write()
 
     def __exit__(
@@ -221,7 +221,7 @@ class Record:
             self.content["wandb_error"] = self.copy.error
         if not self.main:
             return
-        path = self.folder / "record.json"
+        path = self.folder / RECORD
         try:
             write_json(path, sealed(self.content))
         except DiskFull:
@@ -246,7 +246,7 @@ class Record:
         """
         if not self.main:
             return None
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS
         kept, lost = b"", None
         if mark is not None:
             kept, lost = history(path, mark, step)
@@ -267,7 +267,7 @@ class Record:
         line = finite({"step": step, **values})
         text = (json.dumps(line) + "\n").encode()
         assert self.metrics is not None
-        with on_disk(self.folder / "metrics.jsonl"):
+        with on_disk(self.folder / METRICS):
             written = self.metrics.write(text)
             while written < len(text):  # an almost full disk takes a part and refuses the rest
                 written += self.metrics.write(text[written:])
@@ -306,7 +306,7 @@ def refuse_newer(folder: Path, found: Content) -> None:
     """Raises: ConfigError where a newer version of this program wrote the record, which only that
     one may replace."""
     if found.newer:
-        raise ConfigError(f"{folder / 'record.json'}: {found.error}")
+        raise ConfigError(f"{folder / RECORD}: {found.error}")
 
 
 def add_evaluation(folder: Path, entry: dict[str, Any], wandb: WandbSettings | None = None) -> None:
@@ -320,7 +320,7 @@ def add_evaluation(folder: Path, entry: dict[str, Any], wandb: WandbSettings | N
                 f"{folder}: the run is being run again; score it when that has finished"
             )
         found["evaluations"] = [*(found.get("evaluations") or []), entry]
-        write_json(folder / "record.json", sealed(found, stored.changed))
+        write_json(folder / RECORD, sealed(found, stored.changed))
     copy = Copy(wandb, folder, found["run_id"], found["config"])
     copy.start()
     copy.finish(found)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from loraexp.config import ConfigError
+from loraexp.config import RECORD, ConfigError
 from loraexp.records import reading
 from loraexp.records.reading import Found, number
 from loraexp.results import edges, matching
@@ -188,7 +188,7 @@ def gather_computed(results: Results, source: str | None) -> None:
             " under output_root"
         )
     folder = computed.folder(sweep, sweep.output_root)
-    found = reading.read(folder) if (folder / "record.json").exists() else None
+    found = reading.read(folder) if (folder / RECORD).exists() else None
     if found is not None and found.record is not None:
         results.records[found.run_id] = found.record
     if found is not None and found.status == "finished":

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from loraexp.config import RECORD
 from loraexp.machine import locks
 from loraexp.machine.escapes import printable
 from loraexp.machine.progress import bar, notice
 from loraexp.machine.words import spoken
 from loraexp.records import record
-from loraexp.records.reading import run_seconds, value_at
+from loraexp.records.reading import failure, run_seconds, value_at
 from loraexp.sweep.cells import Cell
 
 EVERY = 1.0  # seconds between two looks at the records
@@ -25,7 +26,7 @@ EVERY = 1.0  # seconds between two looks at the records
 def stamp(folder: Path) -> int:
     """When the record was last written; 0 where there is none."""
     try:
-        return (folder / "record.json").stat().st_mtime_ns
+        return (folder / RECORD).stat().st_mtime_ns
     except FileNotFoundError:
         return 0
 
@@ -77,10 +78,8 @@ class Watch:
         if status == "finished" and (since or not forced):
             self.state[folder], self.seconds[folder] = "finished", run_seconds(content)
         elif status == "failed" and since:
-            error = content.get("error") or {}
-            lines = str(error.get("message", "")).splitlines() or ["no message"]
             where = "in evaluation: " if content.get("phase") == "evaluation" else ""
-            self.fail(folder, f"{where}{error.get('type')}: {lines[0].strip()}")
+            self.fail(folder, f"{where}{failure(content)}")
         else:
             self.state[folder] = "running" if status == "running" and since else "todo"
         return self.state[folder] in ("finished", "failed")
