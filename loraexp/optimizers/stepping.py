@@ -381,17 +381,17 @@ class AdapterOptimizer(torch.optim.Optimizer):
         return sum(tensor.nbytes for state in self.state.values() for tensor in state.values())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore bit by bit: PyTorch's own loader would round the float32 state of narrower
-        weights."""
+        """Restore bit by bit, a block at a time: PyTorch's own loader would round the float32 state
+        of narrower weights, and hold all of it twice."""
         own = dict(self.state)
-        super().load_state_dict(dict(state_dict))
+        super().load_state_dict({**state_dict, "state": {}})
         self.state.clear()
         self.state.update(own)
         parameters = [p for group in self.param_groups for p in group["params"]]
         saved = {parameters[index]: state for index, state in state_dict["state"].items()}
         for blocks in self.blocks:
             for block in blocks:
-                mine, theirs = self.state[block.key], saved.get(block.key, {})
+                mine, theirs = self.state[block.key], dict(saved.get(block.key, {}))
                 if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in theirs.items()}:
                     raise ValueError(
                         f"the saved state of {block.names[0]} holds {sorted(theirs)}, expected"

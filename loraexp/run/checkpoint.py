@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from loraexp.adapter.layer import Factors
-from loraexp.machine.files import Damaged, check_seal, sealed, set_aside
+from loraexp.machine.files import Damaged, check_seal, sealed, set_aside, sha256
 from loraexp.machine.progress import log
+from loraexp.machine.tensors import read_tensors, write_tensors
 from loraexp.machine.words import first_line
 
-FORMAT = 2  # of what a checkpoint holds: a change of it takes the next number
+FORMAT = 3  # of what a checkpoint holds: a change of it takes the next number
 
 
 @dataclass
@@ -36,8 +37,7 @@ class Progress:
     samples: int = 0
     seconds: float = 0.0
     processor_seconds: float = 0.0
-    best: dict[str, Any] | None = None
-    best_state: dict[str, Tensor] | None = None
+    best: dict[str, Any] | None = None  # its weights are those of the checkpoint of its step
     evaluations_without_better: int = 0
     stopped_early: bool = False
     loss: Any = 0.0  # summed over the steps since the last line of the log, of this process
@@ -54,11 +54,13 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a checkpoint gives back."""
+    """What a checkpoint is given, and gives back. Tensors are on their device until they are
+    written, and on the disk until they are copied from: the host's memory holds none of them."""
 
     progress: Progress
-    weights: Mapping[str, Tensor]
-    optimizer: dict[str, Any]
+    weights: Mapping[str, Any]  # Entries to write, tensors when read
+    moments: Mapping[str, Any]  # likewise, by `number of the parameter.name`
+    groups: dict[str, Any]  # the optimizer's state_dict without the moments
     # of each process: its random generators, and the loss that it has not yet logged
     ranks: list[dict[str, Any]]
     history: dict[str, Any] = field(default_factory=dict)  # how long the log was, and its digest
@@ -68,8 +70,10 @@ class Checkpoint:
     """`checkpoint/state.pt` (latest step) and `checkpoint/factors.pt` (where training started), of
     one run.
 
-    Both are sealed with a digest of their content. One that is damaged, or of another run, is set
-    aside under another name and `damage` says so; the run then starts from what is sound.
+    Both are sealed with a digest of their content, and the first names the safetensors files that
+    hold weights and moments, with theirs: it is written last, so a step is there whole or not at
+    all. What is damaged, or of another run, is set aside under another name and `damage` says so;
+    the run then starts from what is sound.
     """
 
     def __init__(self, folder: Path, run_id: str) -> None:
@@ -81,16 +85,55 @@ class Checkpoint:
     # ----------------------------------------------------------------------------------------------
     # the latest step
 
+    def weights_at(self, step: int) -> Path:
+        """The weights that were trained, at a step: of the latest checkpoint, and of the best."""
+        return self.folder / f"weights-{step:07d}.safetensors"
+
+    def moments_at(self, step: int) -> Path:
+        return self.folder / f"moments-{step:07d}.safetensors"
+
     def save(self, state: State) -> None:
+        """Write a state; of those before, the weights of the best step stay."""
+        step, best = state.progress.step, state.progress.best
+        self.folder.mkdir(parents=True, exist_ok=True)
         fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(State)}
-        self._write(self.state_path, fields | {"progress": vars(state.progress)})
-        log(f"  checkpoint at step {state.progress.step}")
+        weights, moments = self.weights_at(step), self.moments_at(step)
+        files = {
+            weights.name: write_tensors(weights, fields.pop("weights")),
+            moments.name: write_tensors(moments, fields.pop("moments")),
+        }
+        if best is not None:
+            chosen = self.weights_at(best["step"]).name
+            files |= {} if chosen in files else {chosen: self._digests()[chosen]}
+        self._write(self.state_path, fields | {"progress": vars(state.progress), "files": files})
+        for path in self.folder.glob("*.safetensors"):
+            if path.name not in files:
+                path.unlink()
+        log(f"  checkpoint at step {step}")
+
+    def _digests(self) -> dict[str, str]:
+        """What the latest state says of the files beside it."""
+        files: dict[str, str] = contents(self.state_path)["files"]
+        return files
 
     def load(self) -> State | None:
         """The latest state; None where there is none. `examine` has seen to it that it can be
         used."""
         stored = self._read(self.state_path)
-        return State(**stored | {"progress": Progress(**stored["progress"])}) if stored else None
+        if not stored:
+            return None
+        progress = Progress(**stored.pop("progress"))
+        del stored["files"]
+        return State(
+            progress=progress,
+            weights=read_tensors(self.weights_at(progress.step)),
+            moments=read_tensors(self.moments_at(progress.step)),
+            **stored,
+        )
+
+    def best(self, step: int) -> dict[str, Tensor]:
+        """The weights of the step that was best, where they lie on the disk."""
+        return read_tensors(self.weights_at(step))
 
     # ----------------------------------------------------------------------------------------------
     # the first step
@@ -128,7 +171,11 @@ class Checkpoint:
         started = not factors or self._sound(self.factors_path, "the initializer")
         if not started and self.state_path.exists():
             set_aside(self.state_path)
-        self._sound(self.state_path, "the first step")
+        if self._sound(self.state_path, "the first step"):
+            files = self._digests()
+            # of all of them each: what is damaged is all named
+            if not all([self._as_written(name, digest) for name, digest in files.items()]):
+                set_aside(self.state_path)
 
     def remove(self) -> None:
         """Remove what a finished run does not need; what was set aside goes with it."""
@@ -159,13 +206,30 @@ class Checkpoint:
             if stored.get("run_id") != self.run_id:
                 raise Damaged(f"it is of run {stored.get('run_id')}, expected {self.run_id}")
         except (IsADirectoryError, ValueError, RuntimeError, EOFError, pickle.PickleError) as error:
-            aside = set_aside(path)
-            why = first_line(str(error) or type(error).__name__)
-            self.damage.append(
-                f"{path} is damaged; starting again from {instead} ({why}; kept as {aside.name})"
-            )
+            self._put_aside(path, instead, error)
             return False
         return True
+
+    def _as_written(self, name: str, digest: str) -> bool:
+        """Whether a file of tensors is what the state says; one that is not is set aside."""
+        path = self.folder / name
+        try:
+            if sha256(path) != digest:
+                raise Damaged("its content does not have the checksum that was written with it")
+        except FileNotFoundError:
+            self.damage.append(f"{path} is not there; starting again from the first step")
+            return False
+        except (IsADirectoryError, Damaged) as error:
+            self._put_aside(path, "the first step", error)
+            return False
+        return True
+
+    def _put_aside(self, path: Path, instead: str, error: Exception) -> None:
+        aside = set_aside(path)
+        why = first_line(str(error) or type(error).__name__)
+        self.damage.append(
+            f"{path} is damaged; starting again from {instead} ({why}; kept as {aside.name})"
+        )
 
 
 def contents(path: Path, mmap: bool = False) -> dict[str, Any]:

@@ -182,65 +182,6 @@ def kept(value: Tensor) -> Tensor:
     return value.cpu() if dist.get_rank() == 0 else torch.empty(0)
 
 
-# --------------------------------------------------------------------------------------------------
-# the state of an optimizer
-
-
 def in_pieces(adapters: Adapters) -> bool:
     """Whether what trains is held in pieces."""
     return any(shared_out(parameter) for parameter in adapters.trainable())
-
-
-def gathered_moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state as one process would have it, on the CPU of the first process; every
-    process must ask."""
-    from torch.distributed.tensor import DTensor
-
-    def all_of(parameter: Any, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if shared_out(parameter) and not shared_out(value) and value.dim() > 1:
-            # a block's row (1, …) of this process's piece
-            value = DTensor.from_local(
-                value[0],
-                parameter.device_mesh,
-                parameter.placements,
-                shape=parameter.shape,
-                stride=parameter.stride(),
-            ).full_tensor()[None]
-        return kept(whole(value))
-
-    return of_parameters(optimizer, optimizer.state_dict(), all_of)
-
-
-def pieces_of_moments(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> dict[str, Any]:
-    """A whole state in the pieces of this process: what `load_state_dict` takes here."""
-    from torch.distributed.tensor import distribute_tensor
-
-    def own(parameter: Any, value: Any) -> Any:
-        if not shared_out(parameter) or not isinstance(value, Tensor):
-            return value
-        blocked = value.shape == (1, *parameter.shape)
-        if not blocked and value.shape != parameter.shape:
-            return value
-        full = (value[0] if blocked else value).to(parameter.device)
-        shared = distribute_tensor(
-            full, parameter.device_mesh, parameter.placements, src_data_rank=None
-        )
-        return shared.to_local()[None] if blocked else shared
-
-    return of_parameters(optimizer, stored, own)
-
-
-def of_parameters(
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Any],
-    change: Callable[[Tensor, Any], Any],
-) -> dict[str, Any]:
-    """A state dict with every value of a parameter's state changed."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    changed = {
-        index: {key: change(parameters[index], value) for key, value in values.items()}
-        for index, values in state["state"].items()
-    }
-    return {**state, "state": changed}

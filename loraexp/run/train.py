@@ -22,7 +22,9 @@ from loraexp.machine.measure import Stopwatch, peak_bytes, reset_peak
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import bar
 from loraexp.machine.signals import Agreement, Interrupted
+from loraexp.machine.tensors import read_along
 from loraexp.records.record import Record, now
+from loraexp.run import snapshot
 from loraexp.run.batches import Batches, Step, schedule
 from loraexp.run.checkpoint import (
     Checkpoint,
@@ -34,7 +36,6 @@ from loraexp.run.checkpoint import (
 )
 from loraexp.run.evaluate import evaluate
 from loraexp.run.phases import Phases
-from loraexp.run.sharding import gathered_moments, in_pieces, pieces_of_moments
 
 if TYPE_CHECKING:
     from loraexp.run.task import Task
@@ -150,8 +151,8 @@ def train(run: Loop) -> Generator[Ahead, None, Progress]:
                 advance(0, loss=shown, rate=f"{state.samples / state.seconds:.0f} samples/s")
             keep_factors(run, state)
     pace.tell(state)
-    if settings.select == "best" and state.best_state is not None:
-        run.adapters.load_state(state.best_state)
+    if settings.select == "best" and state.best is not None:
+        run.adapters.load_state(run.checkpoint.best(state.best["step"]))
     run.record.update(
         best=state.best, cost=cost(state, clock) | {"train_peak_bytes": peak_bytes(run.device)}
     )
@@ -329,7 +330,6 @@ def judge(run: Loop, state: Progress, batches: Batches) -> None:
             "value": value,
             "metrics": metrics,
         }
-        state.best_state = run.adapters.state()
         state.evaluations_without_better = 0
     else:
         state.evaluations_without_better += 1
@@ -345,28 +345,31 @@ def save(run: Loop, state: Progress) -> None:
     assert run.optimizer is not None
     loss = state.loss.detach().cpu() if isinstance(state.loss, Tensor) else state.loss
     ranks = run.processes.gather({"generators": generators(), "loss": loss})
-    weights = run.adapters.state()
-    shared = in_pieces(run.adapters)
-    optimizer = gathered_moments(run.optimizer) if shared else run.optimizer.state_dict()
+    weights = snapshot.weights(run.adapters)
+    moments, groups = snapshot.moments(run.optimizer)
     state.saved = state.step
     if run.processes.main:
         run.checkpoint.save(
             State(
                 progress=state,
                 weights=weights,
-                optimizer=optimizer,
+                moments=moments,
+                groups=groups,
                 ranks=ranks,
                 history=run.record.mark(),
             )
         )
+    else:
+        read_along(weights)
+        read_along(moments)
     run.processes.wait()
 
 
 def begin(run: Loop, batches: Batches) -> Progress:
     """The first step, or that of the checkpoint, which is then in weights, optimizer, generators
     and log."""
-    stored = run.checkpoint.load()
-    if stored is None:
+    before = run.checkpoint.load()
+    if before is None:
         for line in run.checkpoint.damage:
             run.say(line)
         run.record.start_metrics()
@@ -374,26 +377,23 @@ def begin(run: Loop, batches: Batches) -> Progress:
             note(run, 0, run.checkpoint.damage)
         return Progress()
     assert run.optimizer is not None
-    state, processes = stored.progress, run.processes
-    run.adapters.load_state(stored.weights)
-    pieces = in_pieces(run.adapters)
-    run.optimizer.load_state_dict(
-        pieces_of_moments(run.optimizer, stored.optimizer) if pieces else stored.optimizer
-    )
+    state, processes = before.progress, run.processes
+    run.adapters.load_state(before.weights)
+    snapshot.restore(run.optimizer, before.moments, before.groups)
     notes = []
-    if len(stored.ranks) == processes.world:
-        mine = stored.ranks[processes.rank]
+    if len(before.ranks) == processes.world:
+        mine = before.ranks[processes.rank]
         restore_generators(mine["generators"])
         state.loss = mine["loss"]
     else:
         seed_generators(run.settings.seed, processes.rank, state.step)
-        state.loss = sum(rank["loss"] for rank in stored.ranks) / len(stored.ranks)
+        state.loss = sum(rank["loss"] for rank in before.ranks) / len(before.ranks)
         notes.append(
-            f"the checkpoint is of {len(stored.ranks)} processes, this run has {processes.world}:"
+            f"the checkpoint is of {len(before.ranks)} processes, this run has {processes.world}:"
             " rows, weights and moments go on as they were; dropout draws new masks, from the seed"
             " and the step"
         )
-    lost = run.record.start_metrics(stored.history, state.step)
+    lost = run.record.start_metrics(before.history, state.step)
     notes += [lost] if lost else []
     run.say(f"resumed at step {state.step} of {batches.total}")
     for line in notes:
