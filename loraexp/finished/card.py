@@ -25,96 +25,95 @@ ELSEWHERE = (
 CLASSES = {"encoder": "SequenceClassification", "seq2seq": "Seq2SeqLM", "causal": "CausalLM"}
 
 
+CARD = """---
+base_model: {base}
+library_name: {library}
+tags: [{tags}]
+---
+
+# {title}
+
+Base: `{base}`{at}. Run `{run}`, {ended}, {code}.
+
+## Result
+
+| split | metric | value |
+|---|---|---|
+{results}
+## Made by
+
+```
+{command}
+```
+
+## Loading
+
+```python
+{loading}
+```
+{warning}"""
+WARNING = """
+Do not merge it with `merge_and_unload`: {untied} and the embedding are one weight in this base, \
+and both would change. The merged model is made by `loraexp export RUN --to DIR --merged`.
+"""
+
+
 def card(run: FinishedRun, base: str, revision: str | None, *, adapter: bool) -> str:
     """Markdown, with the front matter that the hub reads."""
     record, settings = run.record, run.settings
     names = [settings.task["name"], settings.model.name, settings.init["name"]]
     environment = record["environment"]
-    code = (
-        f"commit {environment['commit']}"
-        if environment.get("commit")
-        else f"loraexp {environment['versions']['loraexp']}"
-    )
-    lines = [
-        "---",
-        f"base_model: {base}",
-        f"library_name: {'peft' if adapter else 'transformers'}",
-        "tags: [lora, loraexp]" if adapter else "tags: [loraexp]",
-        "---",
-        "",
-        f"# {' · '.join(map(str, names))}",
-        "",
-        (
-            f"Base: `{base}`{f' at `{revision}`' if revision else ''}. Run `{record['run_id']}`,"
-            f" {record['ended']}, {code}."
-        ),
-        "",
-        "## Result",
-        "",
-        "| split | metric | value |",
-        "|---|---|---|",
-        *(
-            f"| {split} | {name} | {value:.4f} |"
-            for split, metrics in record["metrics"].items()
-            for name, value in metrics.items()
-            if value is not None
-        ),
-        "",
-        "## Made by",
-        "",
-        "```",
-        command(run),
-        "```",
-        "",
-        "## Loading",
-        "",
-        "```python",
-        *(loading(run) if adapter else whole(run)),
-        "```",
-        "",
+    commit = environment.get("commit")
+    results = [
+        f"| {split} | {name} | {value:.4f} |\n"
+        for split, metrics in record["metrics"].items()
+        for name, value in metrics.items()
+        if value is not None
     ]
-    if adapter and (untied := (record.get("model") or {}).get("untied")):
-        lines += [
-            f"Do not merge it with `merge_and_unload`: {', '.join(untied)} and the embedding are"
-            " one weight in this base, and both would change. The merged model is made by `loraexp"
-            " export RUN --to DIR --merged`.",
-            "",
-        ]
-    return "\n".join(lines)
+    untied = (record.get("model") or {}).get("untied") if adapter else None
+    return CARD.format(
+        base=base,
+        library="peft" if adapter else "transformers",
+        tags="lora, loraexp" if adapter else "loraexp",
+        title=" · ".join(map(str, names)),
+        at=f" at `{revision}`" if revision else "",
+        run=record["run_id"],
+        ended=record["ended"],
+        code=f"commit {commit}" if commit else f"loraexp {environment['versions']['loraexp']}",
+        results="".join(results),
+        command=command(run),
+        loading="\n".join(loading(run) if adapter else whole(run)),
+        warning=WARNING.format(untied=", ".join(untied)) if untied else "",
+    )
 
 
 def loading(run: FinishedRun) -> list[str]:
     """The lines of Python that load the adapter, with the number and the names of its labels."""
     name = f"AutoPeftModelFor{CLASSES[run.settings.model.kind]}"
-    lines = [f"from peft import {name}", "from transformers import AutoTokenizer", ""]
-    if run.labels():
-        read = ['labels = json.loads(Path(DIR, "labels.json").read_text())']
-        if "id2label" in run.labels():
-            read.append(
-                'labels["id2label"] = {int(number): name for number, name in'
-                ' labels["id2label"].items()}'
-            )
-        lines = ["import json", "from pathlib import Path", "", *lines, *read]
-        return [
-            *lines,
-            f"model = {name}.from_pretrained(DIR, **labels)",
-            "tokenizer = AutoTokenizer.from_pretrained(DIR)",
-        ]
-    return [
-        *lines,
-        f"model = {name}.from_pretrained(DIR)",
-        "tokenizer = AutoTokenizer.from_pretrained(DIR)",
-    ]
+    imports = [f"from peft import {name}", "from transformers import AutoTokenizer", ""]
+    labels = run.labels()
+    if not labels:
+        return [*imports, *opening(name)]
+    read = ['labels = json.loads(Path(DIR, "labels.json").read_text())']
+    if "id2label" in labels:
+        read.append(
+            'labels["id2label"] = {int(number): name for number, name in'
+            ' labels["id2label"].items()}'
+        )
+    return ["import json", "from pathlib import Path", "", *imports, *read, *opening(name, True)]
 
 
 def whole(run: FinishedRun) -> list[str]:
     """The lines of Python that load a whole checkpoint."""
     name = f"AutoModelFor{CLASSES[run.settings.model.kind]}"
-    loads = [
-        f"model = {name}.from_pretrained(DIR)",
+    return [f"from transformers import {name}, AutoTokenizer", "", *opening(name)]
+
+
+def opening(name: str, labelled: bool = False) -> list[str]:
+    return [
+        f"model = {name}.from_pretrained(DIR{', **labels' * labelled})",
         "tokenizer = AutoTokenizer.from_pretrained(DIR)",
     ]
-    return [f"from transformers import {name}, AutoTokenizer", "", *loads]
 
 
 def command(run: FinishedRun) -> str:

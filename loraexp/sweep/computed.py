@@ -27,6 +27,7 @@ from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Sweep
 
 Progress = Callable[[int, int], None]  # progress(done, total)
+Values = dict[str, float | list[float]]  # by name; a list has one for each seed
 ELSEWHERE = ("progress", "output_root", "data_dir", "device")  # where and how, not what
 
 # what its own runs are told besides
@@ -67,7 +68,7 @@ class Computed:
     """The result: values by name (a list has one for each seed), curves and surfaces by panel, and
     how axes are called."""
 
-    values: dict[str, float | list[float]]
+    values: Values
     curves: list[Curve] = field(default_factory=list)
     surfaces: list[Surface] = field(default_factory=list)
     axes: dict[str, dict[str, str]] = field(

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from loraexp.sweep.computed import Computed, Curve, Progress
+from loraexp.sweep.computed import Computed, Curve, Progress, Values
 from loraexp.theory import linear, shifts
 from loraexp.theory.bands import band
 from loraexp.theory.linear import Batch, Trace, descend, first_step, logs
@@ -40,7 +40,7 @@ def ablation(
     that of W0, below `target` in every seed), `steps/…` (the fewest steps to there at any rate;
     `steps` where none does), `risk/…/lr <η>` (log10 of the last relative risk).
     """
-    values: dict[str, float | list[float]] = {}
+    values: Values = {}
     curves: list[Curve] = []
     axes = {}
     total, done = len(spectra) * 2 * len(lrs) * steps, 0
@@ -71,7 +71,7 @@ def ablation(
 
 def over_rates(
     traces: list[Trace], lrs: list[float], steps: int, target: float, name: str, sign: str
-) -> tuple[dict[str, float | list[float]], list[Curve]]:
+) -> tuple[Values, list[Curve]]:
     """How many rates reach the target in every seed, the fewest steps to there, and the curves of
     one spectrum and sign: the last risks, and the way at the rate that is there first."""
     last = torch.stack([logs(x["risk"][-1]).nan_to_num(0.0).clamp_max(0.0) for x in traces])

@@ -4,26 +4,26 @@ of outputs."""
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 
 from loraexp.config import ConfigError
-from loraexp.initializers.lora_ga import lora_ga
 from loraexp.statistics import layer_generator
-from loraexp.sweep.computed import Computed, Progress
+from loraexp.sweep.computed import Computed, Progress, Values
 from loraexp.theory import shifts
 from loraexp.theory.bands import band
+from loraexp.theory.keywords import keywords
+from loraexp.theory.starts import Offset
 
 
+@keywords
 def bias_of_lora_ga(
     d: int,
     outputs: dict[str, int],
     rank: int,
     true_rank: int,
     rows: int,
-    gamma: float,
-    gamma_reading: Literal["paper", "released"],
+    offset: Offset,
     seeds: int,
     progress: Progress,
 ) -> Computed:
@@ -39,11 +39,11 @@ def bias_of_lora_ga(
     numbers = list(outputs.values())
     if sorted(numbers) != numbers or len(numbers) < 2:
         raise ConfigError(f"outputs={outputs}: expected two numbers or more, the smallest first")
-    values: dict[str, float | list[float]] = {}
+    values: Values = {}
     columns: dict[str, list[list[float]]] = {"bias": [], "least": []}
     for done, (name, k) in enumerate(outputs.items()):
         given = shifts.tasks(seeds, d, k, [1.0] * true_rank, rows)
-        bias, least, without = of_start(given, rank, gamma, gamma_reading)
+        bias, least, without = of_start(given, rank, offset)
         values |= {f"bias/{name}": bias, f"least/{name}": least, f"least without/{name}": without}
         columns["bias"].append(bias)
         columns["least"].append(least)
@@ -59,15 +59,12 @@ def bias_of_lora_ga(
 
 
 def of_start(
-    given: shifts.Tasks, rank: int, gamma: float, reading: Literal["paper", "released"]
+    given: shifts.Tasks, rank: int, offset: Offset
 ) -> tuple[list[float], list[float], list[float]]:
     """By seed: the offset's size, and what rank-r factors must leave of Δ with it and without."""
     bias, least, without = [], [], []
     for i, layer in enumerate(given.layers()):
-        drawn = layer_generator(i, layer.name)
-        product = lora_ga(
-            layer, rank=rank, scaling=1.0, generator=drawn, gamma=gamma, flavour=reading
-        ).product()
+        product = offset.start(layer, layer_generator(i, layer.name), rank=rank).product()
         shift = given.left[i] @ given.right[i]
         whole = shift.square().sum()
         bias.append(float(torch.linalg.matrix_norm(product, 2)))

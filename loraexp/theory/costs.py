@@ -22,11 +22,11 @@ from loraexp.statistics import layer_generator, weight
 from loraexp.statistics.collect import like
 from loraexp.statistics.curvature import cancelling, collect_curvature
 from loraexp.statistics.hooks import Sweeper
-from loraexp.sweep.computed import Computed, Curve
-from loraexp.theory.meter import Alive, Bench, Meter, MeteredSweeper, prepare
+from loraexp.sweep.computed import Computed, Curve, Progress, Values
+from loraexp.theory.keywords import keywords
+from loraexp.theory.meter import Alive, Bench, Meter, MeteredSweeper, Subject
 
 GIGA = 1e9
-Progress = Callable[[int, int], None]
 
 # --------------------------------------------------------------------------------------------------
 # inference
@@ -46,7 +46,7 @@ def inference_macs(
     functions and the products of queries, keys and values. An operation is half of a
     multiply-accumulate: FLOPs = 2 MACs. Raises ConfigError for a key that is none.
     """
-    values: dict[str, float | list[float]] = {}
+    values: Values = {}
     found: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for done, (name, row) in enumerate(rows.items()):
         if row["model"] not in models:
@@ -106,15 +106,9 @@ def forward_macs(settings: ModelSettings, init: str, rank: int, tokens: int) -> 
 # initialisation
 
 
+@keywords
 def initialisation_by_operation(
-    *,
-    model: str,
-    task: str,
-    data_dir: str | None = None,
-    device: str = "auto",
-    overrides: list[str],
-    repeats: int = 5,
-    progress: Progress,
+    *, subject: Subject, repeats: int = 5, progress: Progress
 ) -> Computed:
     """CG-LoRA's initialisation part by part, relative to one batched forward pass, and its total
     against LoRA-GA's.
@@ -128,42 +122,29 @@ def initialisation_by_operation(
     the others are of all layers together. Memory is of the tensors alive (`Alive`): a forward pass
     with the weights, as the unit; of a part, what it holds at its peak beyond what was there.
     CG-LoRA runs with its sketches alone (`init.memory_budget=0`, Algorithm 1), LoRA-GA with whole
-    gradients. Backward passes are over all samples. `overrides`: what else `loraexp` would be
-    given.
+    gradients. Backward passes are over all samples.
 
     Values: `forward`, `sketching`, `qr`, `svd`, `loss_backward`, `factors` `/relative_compute` and
     `/relative_memory`; `cg_lora`, `lora_ga`, `lora_ga_lean` `/total_time` (seconds), `/peak_memory`
     (bytes, weights included) and `/backward_passes`.
     """
-    given = [
-        f"model={model}",
-        f"task={task}",
-        f"device={device}",
-        *([f"task.data_dir={data_dir}"] if data_dir else []),
-        *overrides,
-    ]
-    bench = prepare([*given, "method=cg_lora", "init.memory_budget=0", "init.cache=false"])
-    other = prepare(
-        [*given, "method=lora_ga", "init.memory_budget=2_000_000_000", "init.cache=false"], bench
-    )
-    weights = sum(p.numel() * p.element_size() for p in bench.model.parameters())
+    bench = subject.bench("method=cg_lora", "init.memory_budget=0")
+    other = subject.bench("method=lora_ga", "init.memory_budget=2_000_000_000", like=bench)
     works: dict[str, Callable[..., Any]] = {
         "parts": partial(parts, bench),
-        "cg_lora": bench.whole,
+        "cg_lora": bench.backward_passes,
         "lora_ga": partial(every_gradient, other),
-        "lora_ga_lean": other.whole,
+        "lora_ga_lean": other.backward_passes,
     }
-    values: dict[str, float | list[float]] = {}
+    values: Values = {}
     for done, (name, work) in enumerate(works.items(), 1):
         seconds, held = measure(work, name, bench.device, repeats)
         progress(done, len(works))
         if name == "parts":
-            values |= relative(seconds, held, weights, len(bench.batches))
+            values |= relative(seconds, held, bench.weights, len(bench.batches))
         else:
-            values |= {
-                f"{name}/total_time": seconds[name],
-                f"{name}/peak_memory": float(weights + held[name]),
-            }
+            values[f"{name}/total_time"] = seconds[name]
+            values[f"{name}/peak_memory"] = float(bench.weights + held[name])
             values[f"{name}/backward_passes"] = work()
     values["batches"] = float(len(bench.batches))
     return Computed(values=values, data=bench.task.describe())
@@ -256,9 +237,7 @@ def parts(bench: Bench, meter: Meter) -> None:
             initializer(layer, rank=bench.settings.rank, scaling=bench.scaling, generator=generator)
 
 
-def relative(
-    seconds: dict[str, float], held: dict[str, int], weights: int, batches: int
-) -> dict[str, float | list[float]]:
+def relative(seconds: dict[str, float], held: dict[str, int], weights: int, batches: int) -> Values:
     """The parts in units of one batched forward pass; a sweep's last pass is the probe's again and
     the loss's."""
     forward = seconds["forward"] / batches

@@ -4,19 +4,20 @@ method minimises.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from loraexp.adapter.layer import Layer
+from loraexp.adapter.layer import Factors, Layer
 from loraexp.initializers.lora_da import lora_da
 from loraexp.initializers.lora_ga import lora_ga
 from loraexp.initializers.lora_one import lora_one
 from loraexp.statistics import layer_generator
 from loraexp.sweep.computed import Computed, Progress
+from loraexp.theory.keywords import keywords
 from loraexp.theory.shifts import directions
 
 DRAWS = 50  # training sets that are drawn at once
@@ -83,27 +84,29 @@ class Regression:
         return {name: value / draws for name, value in total.items()}
 
 
-def regression(
-    seed: int,
-    d_in: int,
-    d_out: int,
-    true_rank: int,
-    samples: int,
-    decay: float,
-    noise: float,
-    distance: float,
-) -> Regression:
+@dataclass(frozen=True, kw_only=True)
+class Regressions:
     """Inputs whose variances fall as `i^-decay` in random directions, outputs of different noise, a
     Δ of rank r*.
     """
-    g = layer_generator(seed, f"{d_in} {d_out}", "estimation")
-    U = directions(d_in, d_in, g)
-    moment = (U * torch.arange(1, d_in + 1, dtype=torch.float64) ** -decay) @ U.mT
-    left = torch.randn(d_in, true_rank, generator=g, dtype=torch.float64)
-    shift = left @ torch.randn(true_rank, d_out, generator=g, dtype=torch.float64)
-    shift = distance / samples**0.5 * shift / shift.norm()
-    variances = noise**2 * (0.5 + torch.rand(d_out, generator=g, dtype=torch.float64))
-    return Regression(moment, shift, variances, samples)
+
+    d_in: int
+    true_rank: int
+    samples: int
+    decay: float
+    noise: float
+    distance: float
+
+    def draw(self, seed: int, d_out: int) -> Regression:
+        d_in = self.d_in
+        g = layer_generator(seed, f"{d_in} {d_out}", "estimation")
+        U = directions(d_in, d_in, g)
+        moment = (U * torch.arange(1, d_in + 1, dtype=torch.float64) ** -self.decay) @ U.mT
+        left = torch.randn(d_in, self.true_rank, generator=g, dtype=torch.float64)
+        shift = left @ torch.randn(self.true_rank, d_out, generator=g, dtype=torch.float64)
+        shift = self.distance / self.samples**0.5 * shift / shift.norm()
+        variances = self.noise**2 * (0.5 + torch.rand(d_out, generator=g, dtype=torch.float64))
+        return Regression(moment, shift, variances, self.samples)
 
 
 Arm = Callable[[Layer, torch.Generator], Tensor]
@@ -112,10 +115,10 @@ Arm = Callable[[Layer, torch.Generator], Tensor]
 def arms(rank: int) -> dict[str, Arm]:
     """A's input directions (d_in, r), orthonormal, by the initializers that a run has."""
 
-    def span(make: Callable[..., object], **keywords: object) -> Arm:
+    def span(make: Callable[..., Factors], **options: object) -> Arm:
         def basis(layer: Layer, generator: torch.Generator) -> Tensor:
-            factors = make(layer, rank=rank, scaling=1.0, generator=generator, **keywords)
-            return torch.linalg.qr(factors.A.mT).Q  # type: ignore[attr-defined]
+            factors = make(layer, rank=rank, scaling=1.0, generator=generator, **options)
+            return torch.linalg.qr(factors.A.mT).Q
 
         return basis
 
@@ -136,15 +139,11 @@ def sine(P: Tensor, Q: Tensor) -> float:
     return float(torch.linalg.matrix_norm(P - Q @ (Q.mT @ P), 2))
 
 
+@keywords
 def frozen_subspaces(
-    d_in: int,
+    problems: Regressions,
     outputs: dict[str, int],
     rank: int,
-    true_rank: int,
-    samples: int,
-    decay: float,
-    noise: float,
-    distance: float,
     draws: int,
     seeds: int,
     progress: Progress,
@@ -160,15 +159,16 @@ def frozen_subspaces(
     the largest angle between A without variance and Fisher and theirs.
     """
     made = arms(rank)
-    values: dict[str, float | list[float]] = {}
     table: dict[str, list[float]] = {}
     for done, (name, d_out) in enumerate(
         (name, d) for name, d in outputs.items() for _ in range(seeds)
     ):
-        given = regression(done % seeds, d_in, d_out, true_rank, samples, decay, noise, distance)
+        given = problems.draw(done % seeds, d_out)
         layer = given.layer(f"{name} {done % seeds}")
         possible = {
-            arm: make for arm, make in made.items() if directions_of(arm, rank) <= min(d_in, d_out)
+            arm: make
+            for arm, make in made.items()
+            if directions_of(arm, rank) <= min(problems.d_in, d_out)
         }
         bases = {arm: make(layer, layer_generator(done, arm)) for arm, make in possible.items()}
         whole = float(given.shift.square().sum())
@@ -184,12 +184,15 @@ def frozen_subspaces(
                     sine(bases["gradient"], bases[other])
                 )
         progress(done + 1, len(outputs) * seeds)
-    for name in outputs:
-        for kind in ("bound", "error"):
-            means = {k: sum(v) / len(v) for k, v in table.items() if k.endswith(f"/{kind}_{name}")}
-            own = means.pop(f"lora_da/{kind}_{name}")
-            values[f"excess {kind}_{name}"] = min(means.values()) - own
-    return Computed(values={**table, **values})
+    columns = [f"{kind}_{name}" for name in outputs for kind in ("bound", "error")]
+    return Computed(values={**table, **{f"excess {x}": excess(table, x) for x in columns}})
+
+
+def excess(table: Mapping[str, list[float]], column: str) -> float:
+    """What the best of the other arms has above LoRA-DA, of the means over problems."""
+    means = {k: sum(v) / len(v) for k, v in table.items() if k.endswith(f"/{column}")}
+    own = means.pop(f"lora_da/{column}")
+    return min(means.values()) - own
 
 
 def directions_of(arm: str, rank: int) -> int:

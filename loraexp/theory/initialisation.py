@@ -4,8 +4,6 @@ claim of section 2.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from loraexp.adapter.adapted import Adapters, attach
@@ -15,29 +13,10 @@ from loraexp.machine.measure import Stopwatch
 from loraexp.machine.processes import Processes
 from loraexp.run.batches import count_labels
 from loraexp.run.experiment import make
-from loraexp.run.initialise import initialize
 from loraexp.run.train import accumulate_gradient
-from loraexp.sweep.computed import Computed, Progress
-from loraexp.theory.meter import Alive, Bench, prepare
-
-Held = dict[str, Factors]
-
-
-def initialised(bench: Bench) -> Held:
-    """The factors, made as a run makes them."""
-    how: dict[str, Any] = {
-        "settings": bench.settings,
-        "device": bench.device,
-        "processes": Processes(str(bench.device)),
-    }
-    return initialize(
-        bench.model,
-        bench.targets,
-        bench.task,
-        make(bench.settings.init),
-        scaling=bench.scaling,
-        **how,
-    ).factors
+from loraexp.sweep.computed import Computed, Progress, Values
+from loraexp.theory.keywords import keywords
+from loraexp.theory.meter import Alive, Bench, Subject
 
 
 def one_step(bench: Bench, adapters: Adapters) -> None:
@@ -68,15 +47,9 @@ def detach(model: nn.Module, adapters: Adapters) -> None:
     model.requires_grad_(True)
 
 
+@keywords
 def initialisation_memory(
-    *,
-    model: str,
-    task: str,
-    overrides: list[str],
-    budgets: dict[str, int],
-    data_dir: str | None = None,
-    device: str = "auto",
-    progress: Progress,
+    *, subject: Subject, budgets: dict[str, int], progress: Progress
 ) -> Computed:
     """Peak bytes of tensors alive in initialising by LoRA-SB and in a training step of it, the
     weights included.
@@ -87,24 +60,14 @@ def initialisation_memory(
     as the paper does. Values: `training/peak`, `<name>/peak` (bytes) and `<name>/ratio` to
     training.
     """
-    data = [f"task.data_dir={data_dir}"] if data_dir else []
-    common = [
-        f"model={model}",
-        f"task={task}",
-        f"device={device}",
-        *data,
-        "method=lora_sb",
-        "init.cache=false",
-        *overrides,
-    ]
-    bench = prepare(common)
-    weights = sum(p.numel() * p.element_size() for p in bench.model.parameters())
-    values: dict[str, float | list[float]] = {}
-    factors: Held = {}
+    bench = subject.bench("method=lora_sb")
+    weights = bench.weights
+    values: Values = {}
+    factors: dict[str, Factors] = {}
     for done, (name, budget) in enumerate(budgets.items(), 1):
-        own = prepare([*common, f"init.memory_budget={budget}"], bench)
+        own = subject.bench("method=lora_sb", f"init.memory_budget={budget}", like=bench)
         with Alive() as alive:
-            factors = initialised(own)
+            factors = own.initialise().factors
         values[f"{name}/peak"] = float(weights + alive.most)
         progress(done, len(budgets) + 1)
     adapters = attach(bench.model, factors, bench.scaling, [])

@@ -134,6 +134,19 @@ class Batch:
             }
         return {"R": self.scaling * (B.mT @ left) @ (seen @ A.mT)}
 
+    def hand_to(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Take the optimizer's blocks for the factors' stacks; what it will read as the gradients,
+        which is written in place."""
+        assert isinstance(optimizer, AdapterOptimizer)
+        for block in (block for blocks in optimizer.blocks for block in blocks):
+            assert block.factor is not None
+            self.factors[block.factor] = block.values
+        held = {name: gradient.clone() for name, gradient in self.gradients().items()}
+        for i, layer in enumerate(self.adapters):
+            for name, gradient in held.items():
+                getattr(layer, f"lora_{name}").grad = gradient[i]
+        return held
+
 
 # --------------------------------------------------------------------------------------------------
 # the rules
@@ -200,23 +213,15 @@ def descend(
             " at least 1"
         )
     optimizer = RULES[rule](batch.adapters, lr=lr, **options)
-    for block in (block for blocks in optimizer.blocks for block in blocks):  # type: ignore[attr-defined]
-        batch.factors[block.factor] = block.values
-    held = {name: gradient.clone() for name, gradient in batch.gradients().items()}
-    for i, layer in enumerate(batch.adapters):
-        for name, gradient in held.items():
-            getattr(layer, f"lora_{name}").grad = gradient[i]
-    first = size(held)
+    held = batch.hand_to(optimizer)
+    bound = DIVERGED * size(held).clamp_min(1e-300)
     alive = torch.ones(len(batch), dtype=torch.bool)
     diverged: list[int | None] = [None] * len(batch)
     seen: dict[str, list[Tensor]] = {name: [] for name in measures}
     at: list[int] = []
     for step in range(steps + 1):
         gradients = batch.gradients()
-        grown = size(gradients)
-        for i in (
-            (alive & ~(grown <= DIVERGED * first.clamp_min(1e-300))).nonzero().flatten().tolist()
-        ):
+        for i in (alive & ~(size(gradients) <= bound)).nonzero().flatten().tolist():
             alive[i], diverged[i] = False, step
         if step % every == 0 or step == steps:
             at.append(step)

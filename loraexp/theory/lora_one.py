@@ -3,39 +3,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
+from torch import Tensor
 
-from loraexp.adapter.layer import Factors, Layer
 from loraexp.config import ConfigError
-from loraexp.initializers.lora_ga import lora_ga
 from loraexp.initializers.lora_one import lora_one
 from loraexp.initializers.lora_sb import lora_sb
-from loraexp.sweep.computed import Computed, Curve, Progress
-from loraexp.theory import linear, shifts
+from loraexp.sweep.computed import Computed, Curve, Progress, Values
+from loraexp.theory import linear
 from loraexp.theory.bands import band, first_divergence, smallest_gap
+from loraexp.theory.cases import Case, Cases, Rates, Rule
+from loraexp.theory.keywords import keywords
 from loraexp.theory.linear import Batch, Trace, by_seed, descend, first_step, logs
-from loraexp.theory.starts import gaussian, spectral, subspace_of_gradient
+from loraexp.theory.shifts import Growing
+from loraexp.theory.starts import Offset, gaussian, spectral, subspace_of_gradient
 
 # --------------------------------------------------------------------------------------------------
 # Figure 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """Gradient descent that is measured at each `every` steps, until the sine of the angle is below
+    `aligned`."""
+
+    lr: float
+    steps: int
+    every: int
+    aligned: float
+
+    def until(self, trace: Trace) -> Tensor:
+        """The steps (m,) that each layer took; all of them where it never was there."""
+        return first_step(trace.steps, trace["angle"] <= self.aligned).clamp_max(self.steps)
+
+
+@keywords
 def figure2(
-    dimensions: dict[str, int],
-    rows_per_dimension: int,
+    growing: Growing,
+    descent: Alignment,
     rank: int,
-    true_rank: int,
     variances: list[float],
-    lr: float,
-    steps: int,
-    every: int,
-    seeds: int,
-    aligned: float,
     ratios: list[float],
     progress: Progress,
 ) -> Computed:
@@ -52,44 +63,42 @@ def figure2(
     if sorted(variances, reverse=True) != variances:
         raise ConfigError(f"variances={variances}: expected the largest first")
     curves: list[Curve] = []
-    values: dict[str, float | list[float]] = {}
-    total = (len(dimensions) + 2 * len(ratios)) * steps
-    for i, (size, d) in enumerate(dimensions.items()):
-        given = shifts.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
-        starts = {f"{v:g}": partial(gaussian, rank=rank, variance=v) for v in variances}
-        batch = Batch(given, starts, rank)
-        measures = {"risk": linear.risk, "angle": linear.angle_to_gradient(batch, true_rank)}
+    values: Values = {}
+    sizes, steps = growing.dimensions, descent.steps
+    total = (len(sizes) + 2 * len(ratios)) * steps
+    starts = {f"{v:g}": partial(gaussian, rank=rank, variance=v) for v in variances}
+    for i, (size, d) in enumerate(sizes.items()):
+        batch = Batch(growing.tasks(d), starts, rank)
+        angle = linear.angle_to_gradient(batch, growing.true_rank)
         part = linear.share(progress, i * steps, total)
-        trace = descend(batch, "gd", lr, steps, measures, every=every, progress=part)
-        found, drawn = of_dimension(trace, size, d, variances, steps, aligned)
-        values |= found
-        curves += drawn
-    if ratios:
-        part = linear.share(progress, len(dimensions) * steps, total)
-        start = partial(gaussian, rank=rank, variance=variances[-1])
-        d = next(iter(dimensions.values()))
-        given = shifts.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
-        found, drawn = two_rates(
-            given, start, rank, true_rank, lr, steps, every, aligned, ratios, part
+        measures = {"risk": linear.risk, "angle": angle}
+        trace = descend(
+            batch, "gd", descent.lr, steps, measures, every=descent.every, progress=part
         )
+        found, drawn = of_dimension(trace, size, d, variances, descent)
         values |= found
         curves += drawn
-    axes = axes_of_figure2(dimensions)
+    axes = axes_of_figure2(sizes)
     if ratios:
+        part = linear.share(progress, len(sizes) * steps, total)
+        start = {"random": list(starts.values())[-1]}
+        found, drawn = two_rates(growing, descent, rank, start, ratios, part)
+        values |= found
+        curves += drawn
         axes["two rates"] = {"x": "step", "y": LABELS["angle"]}
     return Computed(values=values, curves=curves, axes=axes)
 
 
 def of_dimension(
-    trace: Trace, size: str, d: int, variances: list[float], steps: int, aligned: float
-) -> tuple[dict[str, float | list[float]], list[Curve]]:
+    trace: Trace, size: str, d: int, variances: list[float], descent: Alignment
+) -> tuple[Values, list[Curve]]:
     """Values and curves of one dimension, a curve for each variance and one against it."""
-    values: dict[str, float | list[float]] = {}
+    values: Values = {}
     curves: list[Curve] = []
     arms = len(variances)
     risk, angle = (by_seed(trace[name], arms) for name in ("risk", "angle"))
     last, best = logs(risk[-1]), angle.nan_to_num(1.0).amin(0)
-    until = by_seed(first_step(trace.steps, trace["angle"] <= aligned).clamp_max(steps), arms)
+    until = by_seed(descent.until(trace), arms)
     for j, v in enumerate(variances):
         label, ended = f"α² = {v:g}", first_divergence(trace, j, arms)
         curves.append(band(f"risk, {size} d", label, trace.steps, logs(risk[..., j]), ended))
@@ -119,38 +128,39 @@ BEST = {"risk": "log10 of the last risk", "angle": "best sine of principal angle
 
 
 def two_rates(
-    given: shifts.Tasks,
-    start: linear.Start,
+    growing: Growing,
+    descent: Alignment,
     rank: int,
-    true_rank: int,
-    lr: float,
-    steps: int,
-    every: int,
-    aligned: float,
+    start: Mapping[str, linear.Start],
     ratios: list[float],
     progress: Callable[[int], None],
-) -> tuple[dict[str, float | list[float]], list[Curve]]:
+) -> tuple[Values, list[Curve]]:
     """Steps until alignment where B learns `ratio` times as fast as A: with A at `lr`, and with the
     geometric mean at `lr`."""
-    values: dict[str, float | list[float]] = {}
+    values: Values = {}
     curves = []
+    lr, steps = descent.lr, descent.steps
+    given = growing.tasks(next(iter(growing.dimensions.values())))
     runs = [(f"η_B = {r:g} η_A, η_A = η", lr, r, "faster B") for r in ratios]
     runs += [
         (f"η_B = {r:g} η_A, √(η_A η_B) = η", lr / r**0.5, r, "same mean") for r in ratios if r != 1
     ]
     for i, (label, rate, ratio, kind) in enumerate(runs):
-        batch = Batch(given, {"random": start}, rank)
-        measure = {"angle": linear.angle_to_gradient(batch, true_rank)}
-        done = partial(lambda first, step: progress(first + step), i * steps)
+        batch = Batch(given, start, rank)
         trace = descend(
-            batch, "imbalanced", rate, steps, measure, every=every, progress=done, ratio=ratio
+            batch,
+            "imbalanced",
+            rate,
+            steps,
+            {"angle": linear.angle_to_gradient(batch, growing.true_rank)},
+            every=descent.every,
+            progress=partial(lambda first, step: progress(first + step), i * steps),
+            ratio=ratio,
         )
         curves.append(
             band("two rates", label, trace.steps, trace["angle"], first_divergence(trace, 0, 1))
         )
-        values[f"steps/{kind}/ratio {ratio:g}"] = (
-            first_step(trace.steps, trace["angle"] <= aligned).clamp_max(steps).tolist()
-        )
+        values[f"steps/{kind}/ratio {ratio:g}"] = descent.until(trace).tolist()
     return values, curves
 
 
@@ -166,29 +176,8 @@ NAMES = {
 }
 
 
-# LoRA-GA's factors are k^(1/4)/γ (equation 91) or k^(1/4)/√γ (the authors' notebook)
-GammaReading = Literal["paper", "released"]
-
-
-def biased(
-    layer: Layer,
-    generator: torch.Generator,
-    *,
-    rank: int,
-    gamma: float,
-    reading: GammaReading,
-    scaling: float,
-) -> Factors:
-    """LoRA-GA with the α/√r of equation 91 inside its factors: the same offset, and steps as
-    without a scaling."""
-    found = lora_ga(
-        layer, rank=rank, scaling=1.0, generator=generator, gamma=gamma, flavour=reading
-    )
-    return replace(found, A=scaling**0.5 * found.A, B=scaling**0.5 * found.B)
-
-
 def starts_of_figure4(
-    rank: int, lr: float, gamma: float, reading: GammaReading, scaling: float, scale: float
+    rank: int, lr: float, offset: Offset, scaling: float, scale: float
 ) -> dict[str, linear.Start]:
     """The methods of Figure 4, and two readings of them that the text leaves open."""
     return {
@@ -196,7 +185,7 @@ def starts_of_figure4(
             layer, rank=rank, scaling=1.0, generator=g, scale=scale
         ),
         "spectral": partial(spectral, rank=rank),
-        "lora_ga": partial(biased, rank=rank, gamma=gamma, reading=reading, scaling=scaling),
+        "lora_ga": partial(offset.start, rank=rank, scaling=scaling),
         "lora_sb": lambda layer, g: lora_sb(
             layer, rank=rank, scaling=scale, generator=g, step_size=lr
         ),
@@ -204,34 +193,21 @@ def starts_of_figure4(
     }
 
 
+@keywords
 def figure4(
-    d: int,
-    rows: int,
-    cases: dict[str, list[int]],
-    spectrum: list[float],
-    lr: float,
-    stable_lr: float,
-    gamma: float,
+    problem: Cases,
+    rates: Rates,
+    offset: Offset,
     scale: float,
-    steps: int,
-    plain_steps: int,
-    seeds: int,
     progress: Progress,
-    gamma_reading: GammaReading = "paper",
-    damping: float = 0.0,
     alpha: float | None = None,
 ) -> Computed:
     """Log-risk of LoRA-One, LoRA-SB and LoRA-GA under and over the rank of Δ, with the best rank-r
     risk as a line.
 
     LoRA-One, Figure 4 and its appendix G.1: η = 0.5, stable parameter γ = 16, scaling parameter 1;
-    the number of steps is not stated. `gamma_reading`: LoRA-GA's factors are `k^{1/4}/γ` (paper:
-    equation 91) or `k^{1/4}/√γ` (released); its `α/√r` is of `alpha`, or 1 where that is null.
-    `damping`: λ of the preconditioned rule; 0 in the text, 1e-3 in the authors' notebook. Plain
-    gradient descent at 0.5 diverges on singular values of 40 (the curvature is 80), and it is not
-    said which other rule was run; here three: `gd` at η, `prec_gd` at η (equation Prec-GD, for
-    which Theorem C.21 allows rates up to 0.5), and `small`: gradient descent at `stable_lr`.
-    LoRA-SB trains R alone and takes plain gradient descent under each. `cases` are [r, r*] by name.
+    the number of steps is not stated. LoRA-GA's `α/√r` is of `alpha`, or 1 where that is null.
+    LoRA-SB trains R alone and takes plain gradient descent under each of the rules.
     Values `risk/<case>/<rule>/<method>` (log10 of the last risk), `excess/…` (log10 of what its
     training loss, relative to that of W0, lies above the infimum over updates of rank r; −40 where
     it does not), `reached/…` (the share of seeds where that is below 1e-8), `above/…` (log10 of the
@@ -239,76 +215,49 @@ def figure4(
     `diverged_at/…` (the first step). LoRA-GA's update has rank 2r, its offset included, and may lie
     below the infimum.
     """
-    rules = {
-        "gd": ("gd", lr, steps),
-        "prec_gd": ("prec_gd", lr, steps),
-        "small": ("gd", stable_lr, plain_steps),
-    }
-    total, done = len(cases) * 2 * (2 * steps + plain_steps), 0
-    values: dict[str, float | list[float]] = {}
+    rules = rates.rules()
+    total, done = 2 * len(problem.cases) * sum(rule.steps for rule in rules), 0
+    values: Values = {}
     curves: list[Curve] = []
-    for case, ranks in cases.items():
-        rank, true_rank = checked_ranks(case, ranks, len(spectrum))
-        given = shifts.tasks(seeds, d, d, spectrum[:true_rank], rows)
-        infimum = linear.least_risk(spectrum[:true_rank], rank)
-        values[f"infimum/{case}"] = infimum
-        scaling = 1.0 if alpha is None else alpha / rank**0.5
-        for name, (rule, rate, count) in rules.items():
-            panel = PANELS[name].format(case=f"r = {rank}, r* = {true_rank}", lr=rate)
-            starts = starts_of_figure4(rank, rate, gamma, gamma_reading, scaling, scale)
-            for own, arms in by_rule(rule, starts):
-                trace = descend(
-                    Batch(given, arms, rank),
-                    own,
-                    rate,
-                    count,
-                    {"risk": linear.risk, "loss": linear.training_loss},
-                    every=max(1, count // 200),
-                    progress=linear.share(progress, done, total),
-                    **({"damping": damping} if own == "prec_gd" else {}),
-                )
-                done += count
-                values |= ends(trace, f"{case}/{name}", list(arms), given, rank, infimum)
+    for case in problem:
+        values[f"infimum/{case.name}"] = case.infimum
+        scaling = 1.0 if alpha is None else alpha / case.rank**0.5
+        for rule in rules:
+            panel = f"{case.title}, {rule.title}, η = {rule.lr:g}"
+            starts = starts_of_figure4(case.rank, rule.lr, offset, scaling, scale)
+            for own, arms in rule.over(starts):
+                trace = of_rule(case, own, arms, linear.share(progress, done, total))
+                done += own.steps
+                values |= ends(trace, case, rule.name, list(arms))
                 curves += [
                     risk_curve(trace, panel, method, j, len(arms)) for j, method in enumerate(arms)
                 ]
-            if infimum:
-                curves.append(best_risk(panel, rank, infimum, count))
+            if case.infimum:
+                curves.append(best_risk(panel, case, rule.steps))
     axes = {curve.panel: {"x": "step", "y": LABELS["risk"]} for curve in curves}
     return Computed(values=values, curves=curves, axes=axes)
 
 
-def checked_ranks(case: str, ranks: list[int], most: int) -> tuple[int, int]:
-    """r and r*. Raises: ConfigError where they are not two, or the spectrum is too short."""
-    if len(ranks) != 2 or not 1 <= ranks[1] <= most:
-        raise ConfigError(
-            f"cases.{case}={ranks}: expected [r, r*] with an r* of 1 to {most}, the length of"
-            " spectrum"
-        )
-    return ranks[0], ranks[1]
+def of_rule(
+    case: Case, rule: Rule, arms: Mapping[str, linear.Start], progress: Callable[[int], None]
+) -> Trace:
+    return descend(
+        Batch(case.given, arms, case.rank),
+        rule.rule,
+        rule.lr,
+        rule.steps,
+        {"risk": linear.risk, "loss": linear.training_loss},
+        every=max(1, rule.steps // 200),
+        progress=progress,
+        **rule.options,
+    )
 
 
-def by_rule(
-    rule: str, starts: dict[str, linear.Start]
-) -> list[tuple[str, dict[str, linear.Start]]]:
-    """The methods with the rule that each takes: LoRA-SB, which trains R alone, plain gradient
-    descent beside any."""
-    frozen = {name: start for name, start in starts.items() if name.startswith("lora_sb")}
-    return [(rule, {m: start for m, start in starts.items() if m not in frozen}), ("gd", frozen)]
-
-
-def best_risk(panel: str, rank: int, infimum: float, count: int) -> Curve:
+def best_risk(panel: str, case: Case, count: int) -> Curve:
     """The line of the best rank-r risk."""
-    level = float(logs(torch.tensor(infimum)))
-    label = f"best rank-{rank} risk"
+    level = float(logs(torch.tensor(case.infimum)))
+    label = f"best rank-{case.rank} risk"
     return Curve(panel=panel, label=label, x=[0, count], y=[level, level], kind="level")
-
-
-PANELS = {
-    "gd": "{case}, GD, η = {lr:g}",
-    "prec_gd": "{case}, preconditioned GD, η = {lr:g}",
-    "small": "{case}, GD, η = {lr:g}",
-}
 
 
 def risk_curve(trace: Trace, panel: str, method: str, arm: int, arms: int) -> Curve:
@@ -321,22 +270,23 @@ def risk_curve(trace: Trace, panel: str, method: str, arm: int, arms: int) -> Cu
     )
 
 
-def ends(
-    trace: Trace, where: str, arms: Sequence[str], given: shifts.Tasks, rank: int, infimum: float
-) -> dict[str, float | list[float]]:
+def ends(trace: Trace, case: Case, rule: str, arms: Sequence[str]) -> Values:
     """The last risk and excess loss of each arm by seed; of a diverged one no number, and the step
     at which it diverged."""
-    values: dict[str, float | list[float]] = {}
+    values: Values = {}
+    infimum = linear.least_loss(case.given, case.rank)
+    whole = linear.least_loss(case.given, 0)
     for j, method in enumerate(arms):
+        where = f"{case.name}/{rule}/{method}"
         risk, loss = (by_seed(trace[name][-1], len(arms))[:, j] for name in ("risk", "loss"))
-        excess = (loss - linear.least_loss(given, rank)) / linear.least_loss(given, 0)
-        values[f"risk/{where}/{method}"] = logs(risk).tolist()
-        values[f"excess/{where}/{method}"] = logs(excess).tolist()
-        if infimum:
-            values[f"above/{where}/{method}"] = logs(risk / infimum).tolist()
-        values[f"reached/{where}/{method}"] = float((excess < 1e-8).double().mean())
+        excess = (loss - infimum) / whole
+        values[f"risk/{where}"] = logs(risk).tolist()
+        values[f"excess/{where}"] = logs(excess).tolist()
+        if case.infimum:
+            values[f"above/{where}"] = logs(risk / case.infimum).tolist()
+        values[f"reached/{where}"] = float((excess < 1e-8).double().mean())
         diverged = [step for step in trace.diverged_at[j :: len(arms)] if step is not None]
-        values[f"diverged/{where}/{method}"] = len(diverged) / len(excess)
+        values[f"diverged/{where}"] = len(diverged) / len(excess)
         if diverged:
-            values[f"diverged_at/{where}/{method}"] = float(min(diverged))
+            values[f"diverged_at/{where}"] = float(min(diverged))
     return values

@@ -23,7 +23,7 @@ from loraexp.config.settings import Settings
 from loraexp.machine.device import choose_device
 from loraexp.machine.processes import Processes
 from loraexp.run.experiment import labels, make, make_task
-from loraexp.run.initialise import calibration_rows, initialize
+from loraexp.run.initialise import Made, calibration_rows, initialize
 from loraexp.statistics.hooks import Sums, Sweeper
 
 
@@ -137,6 +137,11 @@ class Bench:
         )
 
     @property
+    def weights(self) -> int:
+        """Bytes of the model."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+    @property
     def batches(self) -> list[dict[str, Tensor]]:
         examples, asked = self.task.splits["train"], self.settings.calibration
         rows = calibration_rows(len(examples), asked, self.settings.seed)
@@ -145,16 +150,39 @@ class Bench:
             for part in np.split(rows, range(asked.batch_size, len(rows), asked.batch_size))
         ]
 
-    def whole(self) -> float:
-        """The initialisation as a run does it; its backward passes over all samples."""
-        how: dict[str, Any] = {
-            "scaling": self.scaling,
-            "settings": self.settings,
-            "device": self.device,
-            "processes": Processes(str(self.device)),
-        }
-        made = initialize(self.model, self.targets, self.task, make(self.settings.init), **how)
-        return float(made.ledger["statistics"]["backward_sweeps"])
+    def initialise(self) -> Made:
+        """The initialisation as a run does it."""
+        return initialize(
+            self.model,
+            self.targets,
+            self.task,
+            make(self.settings.init),
+            scaling=self.scaling,
+            settings=self.settings,
+            device=self.device,
+            processes=Processes(str(self.device)),
+        )
+
+    def backward_passes(self) -> float:
+        """Those of the initialisation, over all samples."""
+        return float(self.initialise().ledger["statistics"]["backward_sweeps"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The model and the task that an initialisation is measured on; `overrides`: what else
+    `loraexp` would be given."""
+
+    model: str
+    task: str
+    overrides: list[str]
+    data_dir: str | None = None
+    device: str = "auto"
+
+    def bench(self, *own: str, like: Bench | None = None) -> Bench:
+        words = [f"model={self.model}", f"task={self.task}", f"device={self.device}"]
+        words += [f"task.data_dir={self.data_dir}"] if self.data_dir else []
+        return prepare([*words, "init.cache=false", *self.overrides, *own], like)
 
 
 def prepare(overrides: list[str], like: Bench | None = None) -> Bench:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,8 @@ from loraexp.run.initialise import initialize
 from loraexp.run.train import Diverged
 from loraexp.sweep.computed import Computed, Curve, Progress, Surface
 from loraexp.theory import digits
-from loraexp.theory.digits import PIXELS
+from loraexp.theory.digits import PIXELS, Digits
+from loraexp.theory.keywords import keywords
 from loraexp.theory.network import CLASSES, Data, DigitTask, Images, TwoLayer, pretrained
 from loraexp.theory.plane import FULL, Plane, Way, distances
 
@@ -111,16 +114,35 @@ def fine_tuned(
 # the figure
 
 
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """A network of `width` that has learnt `odd` digits, and the `even` ones it learns next."""
+
+    odd: int = 10_000
+    even: int = 1_000
+    width: int = 100
+
+    def draw(self, pool: Digits, seed: int) -> tuple[Data, TwoLayer]:
+        data = Data.drawn(pool, self.odd, self.even, seed)
+        return data, pretrained(data, self.width, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullBatch:
+    """Steps over all even digits; weights are kept at each `every`."""
+
+    steps: int
+    every: int
+
+
+@keywords
 def trajectories(
     *,
     methods: dict[str, Any],
     overrides: list[str],
-    steps: int,
-    every: int,
+    training: FullBatch,
     seeds: list[int],
-    odd: int = 10_000,
-    even: int = 1_000,
-    width: int = 100,
+    transfer: Transfer,
     points: int = 41,
     data_dir: str | None = None,
     progress: Progress,
@@ -128,56 +150,53 @@ def trajectories(
     """Full-batch fine-tuning of a two-layer network from odd to even digits by several methods.
 
     LoRA-One figure 1 (c) and appendix G.1, LoRA-DA figure 3 and appendix E, both after Meng et al.
-    2024. `methods`: name → `label` and `overrides` of the run configuration (`method=lora_one`),
-    after `overrides` for all of them (rank, lr, optimizer). Values, a number for each seed, where
-    `M` is the vector of all weights:
+    2024. `methods`: name → `label` and `overrides` of the run configuration, after the `overrides`
+    of all of them. Values, a number for each seed, where `M` is the vector of all weights:
 
-        NAME/initial_loss, NAME/final_loss, NAME/accuracy (of even digits held out)
-        NAME/distance
-            mean over the way of ‖M_t − M_t^full‖ / ‖M_T^full − M_0‖; NAME/final_distance: its last
-                value
-        NAME/early_length
-            ‖M_e − M_0'‖ / ‖M_e^full − M_0‖ after a twentieth of the steps, M_0' the method's start
-        NAME/early_cosine      cosine of the same two displacements
-        NAME/in_plane          share of ‖M_T − M_0‖² that lies in the drawn plane
+        NAME/initial_loss, /final_loss, /accuracy (of even digits held out)
+        NAME/distance, /final_distance  ‖M_t − M_t^full‖ / ‖M_T^full − M_0‖: mean and last
+        NAME/early_length   ‖M_e − M_0'‖ / ‖M_e^full − M_0‖ after a twentieth, M_0' the start
+        NAME/early_cosine   cosine of the same two displacements
+        NAME/in_plane       share of ‖M_T − M_0‖² that lies in the drawn plane
 
-    Drawn, for the first seed: the ways in the plane (see `Plane`) over the loss, loss and distance
-    against the step. Raises: ConfigError for methods without `full`, a rank above a layer's size;
-    SourceError for missing data.
+    Drawn, for the first seed: the ways in the plane (see `Plane`) over the loss, and both against
+    the step. Raises: ConfigError without `full`, or for too high a rank; SourceError without data.
     """
-    labels = checked(methods)
-    pool = digits.read(data_dir)
-    count = len(seeds) * len(methods) * (steps + 1)
-    advance = counter(progress, count)
-    values: dict[str, list[float]] = {}
-    ways: dict[str, list[Way]] = {name: [] for name in methods}
-    drawn: tuple[Plane, Data] | None = None
+    labels, pool = checked(methods), digits.read(data_dir)
+    steps, every = training.steps, training.every
+    advance = counter(progress, len(seeds) * len(methods) * (steps + 1))
+    values, ways = defaultdict[str, list[float]](list), defaultdict[str, list[Way]](list)
+    drawn: list[tuple[Plane, Data]] = []
     for seed in seeds:
-        data = Data.drawn(pool, odd, even, seed)
-        start = pretrained(data, width, seed)
+        data, start = transfer.draw(pool, seed)
         for name, said in methods.items():
             settings = settings_of([*overrides, *said["overrides"]], seed)
             ways[name].append(fine_tuned(start, data, settings, steps, every, advance))
         latest = {name: found[-1] for name, found in ways.items()}
-        if latest[FULL].diverged_at is not None:
-            raise Diverged(
-                f"full fine-tuning diverged at step {latest[FULL].diverged_at}, and the others are"
-                " measured against it; lower lr"
-            )
-        plane = Plane.through(start.flat(), latest)
+        plane = Plane.through(start.flat(), converged(latest))
+        drawn.append((plane, data))
         for name, way in latest.items():
             for column, value in measured(way, latest[FULL], plane, steps).items():
-                values.setdefault(f"{name}/{column}", []).append(value)
-        drawn = drawn or (plane, data)
-    assert drawn is not None
-    rows = {part: len(getattr(drawn[1], part)) for part in ("odd", "even", "held_out")}
+                values[f"{name}/{column}"].append(value)
+    plane, data = drawn[0]
     return Computed(
         values=dict(values),
-        curves=curves(ways, labels, drawn[0], every),
-        surfaces=[surface(drawn[0], drawn[1].even, corners(drawn[0], ways), points)],
+        curves=curves(ways, labels, plane, every),
+        surfaces=[surface(plane, data.even, corners(plane, ways), points)],
         axes=AXES,
-        data={"source": pool.source, "fingerprint": pool.fingerprint(), "rows": rows},
+        data={"source": pool.source, "fingerprint": pool.fingerprint(), "rows": data.rows},
     )
+
+
+def converged(ways: Mapping[str, Way]) -> Mapping[str, Way]:
+    """The ways, of which full fine-tuning's is what the others are measured against. Raises:
+    Diverged where it has no end."""
+    if ways[FULL].diverged_at is not None:
+        raise Diverged(
+            f"full fine-tuning diverged at step {ways[FULL].diverged_at}, and the others are"
+            " measured against it; lower lr"
+        )
+    return ways
 
 
 def counter(progress: Progress, count: int) -> Callable[[], None]:

@@ -124,6 +124,10 @@ class Data:
         parts = odds[:odd], evens[:even], evens[even : even + HELD_OUT]
         return cls(*(Images(pool.take(rows)) for rows in parts))
 
+    @property
+    def rows(self) -> dict[str, int]:
+        return {part: len(getattr(self, part)) for part in ("odd", "even", "held_out")}
+
 
 def pretrained(data: Data, width: int, seed: int) -> TwoLayer:
     """The network after AdamW on the odd digits (1e-3, batches of 100, 30 epochs)."""

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from loraexp.adapter.adapted import attach
 from loraexp.adapter.layer import Factors
 from loraexp.optimizers.lora_pro import equivalent_gradients, lora_pro
-from loraexp.sweep.computed import Computed, Curve, Progress
+from loraexp.sweep.computed import Computed, Curve, Progress, Values
 
 MEGA = 1e6
 
@@ -80,7 +80,7 @@ def lora_pro_operations(
     whole of its AdamW form); `/ratio`: rule over printed; `/share`: the whole over the products of
     one forward and backward pass of the frozen layer and the pair for `tokens`.
     """
-    values: dict[str, float | list[float]] = {}
+    values: Values = {}
     curves = []
     for done, (name, (d_in, d_out)) in enumerate(layers.items()):
         found: list[tuple[float, float, float]] = []

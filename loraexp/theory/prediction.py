@@ -4,6 +4,8 @@ two-layer network."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,7 @@ from loraexp.config import ConfigError
 from loraexp.config.settings import CalibrationSettings
 from loraexp.statistics import Calibration, collect, layer_generator, weight
 from loraexp.sweep.computed import Computed, Progress
+from loraexp.theory.keywords import keywords
 
 TARGET = "0"  # the adapted layer: the first linear one of either network
 NETWORKS = ("linear", "two_layer")
@@ -73,40 +76,63 @@ class Problem:
         )
 
 
-def problem(
-    kind: str, seed: int, d_in: int, d_out: int, outputs: int, rows: int, decay: float, noise: float
-) -> Problem:
+@dataclass(frozen=True, kw_only=True)
+class Regressions:
     """Rows whose input variances fall as `i^-decay`, answers of the same network with other
-    weights, and noise."""
-    g = layer_generator(seed, kind, "prediction alignment")
+    weights, and noise. The two-layer network has `outputs`, the linear one d_out."""
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
+    d_in: int
+    d_out: int
+    outputs: int
+    rows: int
+    decay: float
+    noise: float
 
-    mix = torch.linalg.qr(normal(d_in, d_in)).Q
-    x = normal(rows, d_in) * torch.arange(1, d_in + 1, dtype=torch.float64) ** (-decay / 2) @ mix
-    first = nn.Linear(d_in, d_out, bias=False, dtype=torch.float64)
-    first.weight.data = normal(d_out, d_in) / d_in**0.5
-    model = nn.Sequential(first)
-    if kind == "two_layer":
-        second = nn.Linear(d_out, outputs, bias=False, dtype=torch.float64)
-        second.weight.data = normal(outputs, d_out) / d_out**0.5
-        model = nn.Sequential(first, nn.Tanh(), second)
-    W = first.weight.detach()
+    def check(self, rank: int) -> None:
+        """Raises: ConfigError for a rank above half of a side, or too few rows."""
+        most = min(self.d_in, self.d_out) // 2
+        if not 1 <= rank <= most:
+            raise ConfigError(
+                f"rank={rank}: expected 1 to {most}, half of the smaller of d_in={self.d_in} and"
+                f" d_out={self.d_out}"
+            )
+        if self.rows < self.d_in:
+            raise ConfigError(
+                f"rows={self.rows}: expected at least d_in={self.d_in}, or the input curvature is"
+                " singular"
+            )
 
-    def predict(W: Tensor) -> Tensor:
-        return torch.func.functional_call(model, {f"{TARGET}.weight": W}, (x,))
+    def draw(self, kind: str, seed: int) -> Problem:
+        d_in, d_out, rows = self.d_in, self.d_out, self.rows
+        g = layer_generator(seed, kind, "prediction alignment")
 
-    y = predict(W + normal(d_out, d_in) / d_in**0.5).detach()
-    y = y + noise * normal(*y.shape)
-    J = torch.func.jacrev(predict)(W).detach()  # (n, C, d_out, d_in)
-    Z = (y - predict(W)).detach().flatten()
-    # J of one row and output is δ hᵀ: δ = J h / ‖h‖².
-    delta = torch.einsum("ncoi,ni->nco", J, x) / x.square().sum(-1)[:, None, None]
-    (D_S, U_S), (D_T, U_T) = (
-        torch.linalg.eigh(M) for M in (x.mT @ x / rows, torch.einsum("nco,ncp->op", delta, delta))
-    )
-    return Problem(model, x, y, J.flatten(0, 1), Z, U_S, D_S, U_T, D_T)
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+        mix = torch.linalg.qr(normal(d_in, d_in)).Q
+        falling = torch.arange(1, d_in + 1, dtype=torch.float64) ** (-self.decay / 2)
+        x = normal(rows, d_in) * falling @ mix
+        first = nn.Linear(d_in, d_out, bias=False, dtype=torch.float64)
+        first.weight.data = normal(d_out, d_in) / d_in**0.5
+        model = nn.Sequential(first)
+        if kind == "two_layer":
+            second = nn.Linear(d_out, self.outputs, bias=False, dtype=torch.float64)
+            second.weight.data = normal(self.outputs, d_out) / d_out**0.5
+            model = nn.Sequential(first, nn.Tanh(), second)
+        W = first.weight.detach()
+
+        def predict(W: Tensor) -> Tensor:
+            return torch.func.functional_call(model, {f"{TARGET}.weight": W}, (x,))
+
+        y = predict(W + normal(d_out, d_in) / d_in**0.5).detach()
+        y = y + self.noise * normal(*y.shape)
+        J = torch.func.jacrev(predict)(W).detach()  # (n, C, d_out, d_in)
+        Z = (y - predict(W)).detach().flatten()
+        # J of one row and output is δ hᵀ: δ = J h / ‖h‖².
+        delta = torch.einsum("ncoi,ni->nco", J, x) / x.square().sum(-1)[:, None, None]
+        D_S, U_S = torch.linalg.eigh(x.mT @ x / rows)
+        D_T, U_T = torch.linalg.eigh(torch.einsum("nco,ncp->op", delta, delta))
+        return Problem(model, x, y, J.flatten(0, 1), Z, U_S, D_S, U_T, D_T)
 
 
 def basis(columns: Tensor) -> Tensor:
@@ -180,15 +206,15 @@ def factors_of(
 ) -> Factors | None:
     """The factors that an initializer makes of the statistics collected from the network, or of
     exact curvature."""
-    initializer = config.Component.of(node, "init")
-    made: Any = initializer.function
-    keywords = initializer.keywords
+    component = config.Component.of(node, "init")
+    made: Any = component.function
+    options = component.keywords
     first = given.model.get_submodule(TARGET)
     targets = {TARGET: first}
     if exact:
         layer = Layer(name=TARGET, W=weight(first, given.x.device), curvature=given.curvature())
     else:
-        request = made.request(rank, **keywords)
+        request = made.request(rank, **options)
         layer = next(
             iter(
                 collect(
@@ -202,18 +228,14 @@ def factors_of(
                 ).layers
             )
         )
-    return made(layer, rank=rank, scaling=1.0, generator=layer_generator(seed, TARGET), **keywords)
+    return made(layer, rank=rank, scaling=1.0, generator=layer_generator(seed, TARGET), **options)
 
 
+@keywords
 def prediction_alignment(
     arms: dict[str, dict[str, Any]],
     rank: int,
-    d_in: int,
-    d_out: int,
-    outputs: int,
-    rows: int,
-    decay: float,
-    noise: float,
+    problems: Regressions,
     lr: float,
     seeds: int,
     progress: Progress,
@@ -234,39 +256,33 @@ def prediction_alignment(
     the largest singular value over its upper bound, with the spectrum of `JᵀJ` of K-FAC, or of the
     exact J.
     """
-    if not 1 <= rank <= min(d_in, d_out) // 2:
-        raise ConfigError(
-            f"rank={rank}: expected 1 to {min(d_in, d_out) // 2}, half of the smaller of"
-            f" d_in={d_in} and d_out={d_out}"
-        )
-    if rows < d_in:
-        raise ConfigError(
-            f"rows={rows}: expected at least d_in={d_in}, or the input curvature is singular"
-        )
-    nodes = {arm: initializer(arm, given or {}, lr) for arm, given in arms.items()}
-    values: dict[str, Any] = {}
-    total, done = len(NETWORKS) * seeds * len(arms), 0
+    problems.check(rank)
+    arms = {arm: own or {} for arm, own in arms.items()}
+    nodes = {arm: initializer(arm, own, lr) for arm, own in arms.items()}
+    table: dict[str, list[float]] = defaultdict(list)
     trained: set[str] = set()
-    for kind in NETWORKS:
-        for seed in range(seeds):
-            given = problem(kind, seed, d_in, d_out, outputs, rows, decay, noise)
-            spectrum = torch.linalg.svdvals(given.F)
-            for name, most in bounds_of_spectrum(given, kind).items():
-                values.setdefault(name, []).append(most)
-            for name, count in (("bound_r", rank), ("bound_2r", 2 * rank)):
-                bound = float(spectrum[count:].norm() / spectrum.norm())
-                values.setdefault(f"{name}/kfac_{kind}", []).append(bound)
-                if kind == "linear":
-                    values.setdefault(f"{name}/exact_{kind}", []).append(bound)
-            for arm, node in nodes.items():
-                factors = factors_of(node, given, rank, seed, bool((arms[arm] or {}).get("exact")))
-                if factors is not None and factors.train == {"A", "B"}:
-                    trained.add(arm)
-                values.setdefault(f"{arm}/exact_{kind}", []).append(exact_share(given, factors))
-                values.setdefault(f"{arm}/kfac_{kind}", []).append(kfac_share(given, factors))
-                done += 1
-                progress(done, total)
-    return Computed(values=values | gaps(values, arms, trained))
+    for done, (kind, seed) in enumerate(itertools.product(NETWORKS, range(seeds))):
+        given = problems.draw(kind, seed)
+        for name, value in bounds(given, kind, rank).items():
+            table[name].append(value)
+        for place, (arm, node) in enumerate(nodes.items(), 1):
+            factors = factors_of(node, given, rank, seed, bool(arms[arm].get("exact")))
+            if factors is not None and factors.train == {"A", "B"}:
+                trained.add(arm)
+            table[f"{arm}/exact_{kind}"].append(exact_share(given, factors))
+            table[f"{arm}/kfac_{kind}"].append(kfac_share(given, factors))
+            progress(done * len(arms) + place, len(NETWORKS) * seeds * len(arms))
+    return Computed(values={**table, **gaps(table, arms, trained)})
+
+
+def bounds(given: Problem, kind: str, rank: int) -> dict[str, float]:
+    """The bounds (11) on the spectrum of F, and (10) on the objective at rank r and 2r."""
+    found, spectrum = bounds_of_spectrum(given, kind), torch.linalg.svdvals(given.F)
+    for name, count in (("bound_r", rank), ("bound_2r", 2 * rank)):
+        found[f"{name}/kfac_{kind}"] = float(spectrum[count:].norm() / spectrum.norm())
+        if kind == "linear":  # where K-FAC is exact
+            found[f"{name}/exact_{kind}"] = found[f"{name}/kfac_{kind}"]
+    return found
 
 
 def bounds_of_spectrum(given: Problem, kind: str) -> dict[str, float]:
@@ -286,7 +302,7 @@ def bounds_of_spectrum(given: Problem, kind: str) -> dict[str, float]:
 
 
 def gaps(
-    values: Mapping[str, list[float]], arms: Mapping[str, Any], trained: set[str]
+    values: Mapping[str, list[float]], arms: Mapping[str, Mapping[str, Any]], trained: set[str]
 ) -> dict[str, float]:
     """How far the objectives are from what Theorem 5.3, the bound (10) and K-FAC's exactness
     say."""
@@ -300,8 +316,8 @@ def gaps(
 
     for column in ("exact_linear", "kfac_linear", "kfac_two_layer"):
         for arm, given in arms.items():
-            if (given or {}).get("exact"):
-                bound = "bound_2r" if (given or {}).get("modes") == "disjoint" else "bound_r"
+            if given.get("exact"):
+                bound = "bound_2r" if given.get("modes") == "disjoint" else "bound_r"
                 found[f"theorem/{arm}/{column}"] = max(
                     abs(x) for x in distances(arm, bound, column)
                 )

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from loraexp.adapter.layer import Factors, Layer
-from loraexp.sweep.computed import Computed, Curve, Progress
-from loraexp.theory import linear, shifts
+from loraexp.sweep.computed import Computed, Curve, Progress, Values
+from loraexp.theory import linear
 from loraexp.theory.bands import band
+from loraexp.theory.keywords import keywords
 from loraexp.theory.linear import Batch, Trace, descend, first_step, logs
+from loraexp.theory.shifts import Growing
 from loraexp.theory.starts import gaussian
 
 
@@ -54,15 +56,13 @@ def angle_of_outputs(batch: Batch, true_rank: int) -> linear.Measure:
     return measure
 
 
+@keywords
 def random_start(
-    dimensions: dict[str, int],
-    true_rank: int,
+    growing: Growing,
     ranks: dict[str, int],
-    rows_per_dimension: int,
     theta: float,
     xi: float,
     lr: float,
-    seeds: int,
     progress: Progress,
 ) -> Computed:
     """Theorems 3.1 (C.10) and 3.2 (C.9): how B and A of plain LoRA align with the one-step
@@ -76,14 +76,15 @@ def random_start(
     θ, over t*; `steps/…` and `log10 α/…`. `C.9/growth/<name>`: the steps at the largest d over
     those at the smallest, less the same of t*.
     """
-    values: dict[str, float | list[float]] = {}
+    values: Values = {}
     curves: list[Curve] = []
-    total, done = len(dimensions) * len(ranks), 0
+    true_rank, sizes = growing.true_rank, growing.dimensions
+    total, done = len(sizes) * len(ranks), 0
     for name, rank in ranks.items():
         taken, bounds = [], []
         start = partial(start_of_c9, rank=rank, true_rank=true_rank, theta=theta, xi=xi)
-        for size, d in dimensions.items():
-            given = shifts.tasks(seeds, d, d, [1.0] * true_rank, rows_per_dimension * d)
+        for size, d in sizes.items():
+            given = growing.tasks(d)
             smallest = torch.linalg.svdvals(given.gradient)[:, true_rank - 1]
             base = base_of_c9(d, rank, true_rank, theta, xi)
             bound = -math.log(base) / torch.log1p(lr * smallest)

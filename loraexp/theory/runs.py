@@ -3,8 +3,10 @@ behind Assumption 4.1."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,27 @@ from loraexp.config import ConfigError
 from loraexp.finished import angles
 from loraexp.finished.opened import FinishedRun
 from loraexp.run import experiment
-from loraexp.sweep.computed import Computed, Curve, Progress
+from loraexp.sweep.computed import Computed, Curve, Progress, Values
+from loraexp.theory.keywords import keywords
 
 
-def trained(
-    overrides: Sequence[str], seed: int, data_dir: str | None, output_root: Path
-) -> FinishedRun:
-    """The finished run of a configuration; it is run where it is not there yet, and shared by all
-    figures made from it."""
-    words = [*overrides, f"seed={seed}", *([f"task.data_dir={data_dir}"] if data_dir else [])]
-    cfg = config.compose(words)
-    cfg.output_root = str(output_root)
-    settings, plain = config.check(cfg)
-    outcome = experiment.run(settings, plain)
-    return FinishedRun.of(outcome.folder, outcome.record)
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """The runs of a configuration: a figure's own, filed beside all others and shared by all
+    figures."""
+
+    overrides: list[str]
+    output_root: Path
+    data_dir: str | None = None
+
+    def trained(self, seed: int) -> FinishedRun:
+        """The finished run of a seed; it is run where it is not there yet."""
+        data = [f"task.data_dir={self.data_dir}"] if self.data_dir else []
+        cfg = config.compose([*self.overrides, f"seed={seed}", *data])
+        cfg.output_root = str(self.output_root)
+        settings, plain = config.check(cfg)
+        outcome = experiment.run(settings, plain)
+        return FinishedRun.of(outcome.folder, outcome.record)
 
 
 def provenance(subjects: Sequence[FinishedRun]) -> dict[str, Any]:
@@ -44,15 +53,9 @@ def provenance(subjects: Sequence[FinishedRun]) -> dict[str, Any]:
 # Figure 1 (b)
 
 
+@keywords
 def angles_during_training(
-    *,
-    overrides: list[str],
-    seeds: list[int],
-    rows: int,
-    directions: int | None = None,
-    data_dir: str | None = None,
-    output_root: Path,
-    progress: Progress,
+    *, runs: Runs, seeds: list[int], rows: int, directions: int | None = None, progress: Progress
 ) -> Computed:
     """Mean principal angle between LoRA's factors and the one-step gradient, per layer class,
     during training.
@@ -72,26 +75,10 @@ def angles_during_training(
     subjects, found = [], []
     for done, seed in enumerate(seeds):
         progress(done, len(seeds))
-        subject = trained(overrides, seed, data_dir, output_root)
-        if not subject.settings.train.keep_factors_every or not subject.has_factors:
-            raise ConfigError(
-                "compute.overrides: expected an initializer with factors, and"
-                " train.keep_factors_every above 0"
-            )
-        k = directions or subject.settings.rank
-        if k > subject.settings.rank:
-            raise ConfigError(
-                f"compute.directions={k}: expected at most the rank, {subject.settings.rank}"
-            )
-        gradient = angles.one_step_gradient(subject, subject.base(), rows, k)
-        steps = {
-            step: angles.by_class(angles.angles(subject, gradient, path, k))
-            for step, path in angles.kept_factors(subject)
-        }
-        subjects.append(subject)
-        found.append(steps)
+        subjects.append(runs.trained(seed))
+        found.append(of_kept_steps(subjects[-1], rows, directions))
     progress(len(seeds), len(seeds))
-    values: dict[str, float | list[float]] = {}
+    values: Values = {}
     curves = []
     for name, factor, measure, ways in series(found):
         suffix, panel = ("_mean", "mean angle") if measure else ("", "largest angle")
@@ -114,28 +101,43 @@ def angles_during_training(
 
 
 Way = dict[int, float]  # step → value
+Row = dict[str, float | None]  # of a class: A, B, A_mean, B_mean
 
 
-def series(found: Sequence[Mapping[int, Any]]) -> Iterator[tuple[str, str, str, list[Way]]]:
+def of_kept_steps(
+    subject: FinishedRun, rows: int, directions: int | None
+) -> dict[int, dict[str, Row]]:
+    """The angles by class at each step whose factors a run kept."""
+    if not subject.settings.train.keep_factors_every or not subject.has_factors:
+        raise ConfigError(
+            "compute.overrides: expected an initializer with factors, and"
+            " train.keep_factors_every above 0"
+        )
+    k = directions or subject.settings.rank
+    if k > subject.settings.rank:
+        raise ConfigError(
+            f"compute.directions={k}: expected at most the rank, {subject.settings.rank}"
+        )
+    gradient = angles.one_step_gradient(subject, subject.base(), rows, k)
+    return {
+        step: angles.by_class(angles.angles(subject, gradient, path, k))
+        for step, path in angles.kept_factors(subject)
+    }
+
+
+def series(
+    found: Sequence[Mapping[int, Mapping[str, Row]]],
+) -> Iterator[tuple[str, str, str, list[Way]]]:
     """(class, factor, "" or "_mean", a way for each seed), without the steps at which a factor is
     zero."""
+
+    def way(steps: Mapping[int, Mapping[str, Row]], name: str, key: str) -> Way:
+        values = ((step, at[name][key]) for step, at in steps.items())
+        return {step: value for step, value in values if value is not None}
+
     for name in next(iter(found[0].values())):
-        for factor in "AB":
-            for measure in ("", "_mean"):
-                key = factor + measure
-                yield (
-                    name,
-                    factor,
-                    measure,
-                    [
-                        {
-                            step: at[name][key]
-                            for step, at in steps.items()
-                            if at[name][key] is not None
-                        }
-                        for steps in found
-                    ],
-                )
+        for factor, measure in itertools.product("AB", ("", "_mean")):
+            yield name, factor, measure, [way(steps, name, factor + measure) for steps in found]
 
 
 def last(way: Way) -> float:
@@ -146,13 +148,13 @@ def band(panel: str, label: str, ways: Sequence[Way]) -> Curve:
     """The mean over seeds at the steps that all of them have, with the least and the largest."""
     steps = sorted(set.intersection(*(set(way) for way in ways)))
     samples = [[way[step] for way in ways] for step in steps]
-    extremes: dict[str, Any] = {"low": [min(s) for s in samples], "high": [max(s) for s in samples]}
     return Curve(
         panel=panel,
         label=label,
         x=[float(step) for step in steps],
         y=[statistics.fmean(s) for s in samples],
-        **extremes,
+        low=[min(s) for s in samples],
+        high=[max(s) for s in samples],
     )
 
 
@@ -178,14 +180,8 @@ def neuron_ratio(W: Tensor) -> float:
     return float(torch.linalg.matrix_norm(W, 2) / W.norm(dim=1).min())
 
 
-def assumption_ratio(
-    *,
-    overrides: list[str],
-    seed: int = 0,
-    data_dir: str | None = None,
-    output_root: Path,
-    progress: Progress,
-) -> Computed:
+@keywords
+def assumption_ratio(*, runs: Runs, seed: int = 0, progress: Progress) -> Computed:
     """The ratio of Assumption 4.1 (i) for every weight matrix after full fine-tuning, and before.
 
     LoRA-One figure 7, appendix G.5: `‖W̃‖_op / min_m ‖w̃_m‖₂` over the neurons m of a layer;
@@ -193,13 +189,13 @@ def assumption_ratio(
     largest over the median, for WHEN pretrained and fine_tuned.
     """
     progress(0, 2)
-    subject = trained(overrides, seed, data_dir, output_root)
+    subject = runs.trained(seed)
     progress(1, 2)
     ratios: dict[str, list[float]] = {"pretrained": [], "fine_tuned": []}
     for _, before, after in weights(subject):
         ratios["pretrained"].append(neuron_ratio(before))
         ratios["fine_tuned"].append(neuron_ratio(after))
-    values: dict[str, float | list[float]] = {}
+    values: Values = {}
     for when, found in ratios.items():
         middle = statistics.median(found)
         values |= {
@@ -218,15 +214,8 @@ def assumption_ratio(
     return Computed(values=values, curves=curves, axes=axes, data=provenance([subject]))
 
 
-def spectra(
-    *,
-    overrides: list[str],
-    count: int = 32,
-    seed: int = 0,
-    data_dir: str | None = None,
-    output_root: Path,
-    progress: Progress,
-) -> Computed:
+@keywords
+def spectra(*, runs: Runs, count: int = 32, seed: int = 0, progress: Progress) -> Computed:
     """The leading singular values of every pretrained weight matrix, and of its change under full
     fine-tuning.
 
@@ -235,10 +224,11 @@ def spectra(
     decay_pretrained/median of W0.
     """
     progress(0, 2)
-    subject = trained(overrides, seed, data_dir, output_root)
+    subject = runs.trained(seed)
     progress(1, 2)
     found: dict[str, dict[str, list[Tensor]]] = {"pre-trained": {}, "difference": {}}
-    ratios, decays = [], {"decay_pretrained": [], "decay": []}  # type: ignore[var-annotated]
+    ratios: list[float] = []
+    decays: dict[str, list[float]] = {"decay_pretrained": [], "decay": []}
     for name, before, after in weights(subject):
         values = [torch.linalg.svdvals(W)[:count] for W in (before, after - before)]
         if len(values[0]) < count:
@@ -251,7 +241,7 @@ def spectra(
         ratios.append(float(values[0][0] / values[1][0]))
         for decay, spectrum in zip(decays.values(), values, strict=True):
             decay.append(float(spectrum[-1] / spectrum[0]))
-    numbers: dict[str, float | list[float]] = {
+    numbers: Values = {
         "ratio/smallest": min(ratios),
         "ratio/median": statistics.median(ratios),
         "ratio/largest": max(ratios),

@@ -47,6 +47,21 @@ class Tasks:
         ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Growing:
+    """Δ of r* singular values 1 in several dimensions d by name, learnt from N = d
+    `rows_per_dimension` inputs.
+    """
+
+    dimensions: dict[str, int]
+    rows_per_dimension: int
+    true_rank: int
+    seeds: int
+
+    def tasks(self, d: int) -> Tasks:
+        return tasks(self.seeds, d, d, [1.0] * self.true_rank, self.rows_per_dimension * d)
+
+
 def second_moment(rows: int, d: int, generator: torch.Generator) -> Tensor:
     """`XᵀX/N` (d, d) of N rows of standard normal inputs, drawn in pieces: X is never whole in
     memory.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from loraexp.adapter import linalg
 from loraexp.adapter.layer import Factors, Layer
 from loraexp.initializers.lora import lora
+from loraexp.initializers.lora_ga import lora_ga
 from loraexp.initializers.lora_one import lora_one
 
 
@@ -29,6 +31,31 @@ def spectral(layer: Layer, generator: torch.Generator, *, rank: int, gamma: floa
     """
     largest = float(torch.linalg.matrix_norm(layer.gradient, 2))
     return lora_one(layer, rank=rank, scaling=1.0, generator=generator, scale=1 / (gamma * largest))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offset:
+    """LoRA-GA, whose offset equation 91 makes of factors of size k^(1/4)/γ, and the authors'
+    notebook of k^(1/4)/√γ ("released").
+    """
+
+    gamma: float
+    gamma_reading: Literal["paper", "released"] = "paper"
+
+    def start(
+        self, layer: Layer, generator: torch.Generator, *, rank: int, scaling: float = 1.0
+    ) -> Factors:
+        """With the α/√r of equation 91 inside the factors: the same offset, and steps as without a
+        scaling."""
+        factors = lora_ga(
+            layer,
+            rank=rank,
+            scaling=1.0,
+            generator=generator,
+            gamma=self.gamma,
+            flavour=self.gamma_reading,
+        )
+        return replace(factors, A=scaling**0.5 * factors.A, B=scaling**0.5 * factors.B)
 
 
 def subspace_of_gradient(layer: Layer, generator: torch.Generator, *, rank: int) -> Factors:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from loraexp.statistics import layer_generator
-from loraexp.sweep.computed import Computed, Progress
+from loraexp.sweep.computed import Computed, Progress, Values
 from loraexp.theory import linear, shifts
 from loraexp.theory.bands import band
-from loraexp.theory.linear import Batch, Trace, descend, first_step, logs, thin_norms
+from loraexp.theory.keywords import keywords
+from loraexp.theory.linear import Batch, descend, first_step, logs, thin_norms
 from loraexp.theory.starts import spectral
 
 # a bound below this, relative to λ_r*, is compared with nothing: float64 ends there
@@ -83,31 +84,26 @@ class Setting:
         )
         return Batch(given, {"spectral": partial(spectral, rank=self.rank)}, self.rank)
 
-    def trace(
+    def errors(
         self,
         rule: str,
         kappa: float,
-        epsilon: float,
-        lr: float,
+        bounds: tuple[float, float],
         steps: int,
         progress: Callable[[int], None],
-    ) -> Trace:
-        return descend(
-            self.batch(kappa, epsilon),
-            rule,
-            lr,
-            steps,
-            {"error": frobenius_error},
-            progress=progress,
-        )
+    ) -> Tensor:
+        """`‖A_t B_t − Δ‖_F` (steps, seeds) in units of λ_r*, with ε and η of `bounds`."""
+        epsilon, lr = bounds
+        batch = self.batch(kappa, epsilon)
+        trace = descend(batch, rule, lr, steps, {"error": frobenius_error}, progress=progress)
+        return trace["error"] * kappa
 
 
-def theorem_3_3(
-    d: int, true_rank: int, kappas: Sequence[float], rows: int, seeds: int
-) -> dict[str, float | list[float]]:
+def theorem_3_3(setting: Setting, kappas: Sequence[float], rows: int) -> Values:
     """`‖A0 B0 − Δ‖_op ≤ ε ‖Δ‖_op` with the ε of N sampled rows, and `≤ λ_r*/2` where `ε =
     1/(2κ)`."""
-    values: dict[str, float | list[float]] = {}
+    d, true_rank, seeds = setting.d, setting.true_rank, setting.seeds
+    values: Values = {}
     for kappa in kappas:
         given = shifts.tasks(seeds, d, d, spectrum(true_rank, kappa), rows)
         epsilon = torch.linalg.matrix_norm(given.gram - torch.eye(d, dtype=torch.float64), 2)
@@ -115,9 +111,8 @@ def theorem_3_3(
             Batch(given, {"spectral": partial(spectral, rank=true_rank)}, true_rank)
         )
         values[f"3.3/error over ε/κ {kappa:g}"] = (error / epsilon).tolist()
-        half = linear.operator_error(
-            Setting(d, true_rank, true_rank, seeds).batch(kappa, 1 / (2 * kappa))
-        )
+        at_half = replace(setting, rank=true_rank).batch(kappa, 1 / (2 * kappa))
+        half = linear.operator_error(at_half)
         values[f"3.3/error over half λ/κ {kappa:g}"] = (half / (0.5 / kappa)).tolist()
     return values
 
@@ -136,15 +131,13 @@ def bounds_c21(kappa: float, true_rank: int) -> tuple[float, float]:
     return epsilon, 0.99 * (0.5 - 2 * epsilon) / (1 + epsilon) ** 2
 
 
+@keywords
 def linear_rates(
-    d: int,
-    rank: int,
-    true_rank: int,
+    setting: Setting,
     kappas: list[float],
     rows: int,
     steps: int,
     rate: float,
-    seeds: int,
     progress: Progress,
 ) -> Computed:
     """Theorems 3.3, C.17 and C.21: errors over their bounds, and how the steps that are needed
@@ -156,40 +149,18 @@ def linear_rates(
     until the error is 1e-6 λ_r*, both at η = `rate` and ε = 0.01/κ, and `steps/<rule>/growth`: at
     the largest κ over the smallest. Values of Theorem 3.3 as `theorem_3_3` names them.
     """
-    setting = Setting(d, rank, true_rank, seeds)
-    values = theorem_3_3(d, true_rank, kappas, rows, seeds)
+    values = theorem_3_3(setting, kappas, rows)
     curves = []
     total = 4 * len(kappas) * steps
     for i, kappa in enumerate(kappas):
         part = [linear.share(progress, (4 * i + j) * steps, total) for j in range(4)]
-        at = torch.arange(steps + 1, dtype=torch.float64)
-        epsilon, lr = bounds_c17(kappa)
-        factor = 1 - lr / (64 * kappa**2)
-        # in units of λ_r*
-        errors = setting.trace("gd", kappa, epsilon, lr, steps, part[0])["error"] * kappa
-        values[f"C.17/worst/κ {kappa:g}"] = worst(errors, (2 * true_rank) ** 0.5 * factor**at)
-        values[f"C.17/factor/κ {kappa:g}"], values[f"C.17/bound/κ {kappa:g}"] = (
-            contraction(errors, ROUNDING),
-            factor,
-        )
-        epsilon, lr = bounds_c21(kappa, true_rank)
-        errors = setting.trace("prec_gd", kappa, epsilon, lr, steps, part[1])["error"] * kappa
-        values[f"C.21/worst/κ {kappa:g}"] = worst(errors, 0.5 * (1 - lr / 2) ** at)
-        values[f"C.21/factor/κ {kappa:g}"], values[f"C.21/bound/κ {kappa:g}"] = (
-            contraction(errors, ROUNDING),
-            1 - lr / 2,
-        )
-        for rule, label, progressed in (
-            ("gd", "gradient descent", part[2]),
-            ("prec_gd", "preconditioned", part[3]),
-        ):
-            trace = setting.trace(rule, kappa, 0.01 / kappa, rate, steps, progressed)
-            errors = trace["error"] * kappa
-            curves.append(band(label, f"κ = {kappa:g}", trace.steps, logs(errors)))
-            values[f"steps/{rule}/κ {kappa:g}"] = (
-                first_step(trace.steps, errors <= CLOSE).clamp_max(steps).tolist()
-            )
-    for rule in ("gd", "prec_gd"):
+        values |= convergence(setting, kappa, steps, part[:2])
+        for (rule, label), progressed in zip(PLAIN_AND_PRECONDITIONED, part[2:], strict=True):
+            errors = setting.errors(rule, kappa, (0.01 / kappa, rate), steps, progressed)
+            curves.append(band(label, f"κ = {kappa:g}", range(len(errors)), logs(errors)))
+            until = first_step(range(len(errors)), errors <= CLOSE).clamp_max(steps)
+            values[f"steps/{rule}/κ {kappa:g}"] = until.tolist()
+    for rule, _ in PLAIN_AND_PRECONDITIONED:
         most, least = (
             torch.tensor(values[f"steps/{rule}/κ {kappa:g}"]).mean()
             for kappa in (kappas[-1], kappas[0])
@@ -197,9 +168,40 @@ def linear_rates(
         values[f"steps/{rule}/growth"] = float(most / least)
     axes = {
         label: {"x": "step", "y": "log10 of ‖BA − Δ‖_F / λ_r*"}
-        for label in ("gradient descent", "preconditioned")
+        for _, label in PLAIN_AND_PRECONDITIONED
     }
     return Computed(values=values, curves=curves, axes=axes)
+
+
+PLAIN_AND_PRECONDITIONED = (("gd", "gradient descent"), ("prec_gd", "preconditioned"))
+
+
+def convergence(
+    setting: Setting, kappa: float, steps: int, progress: Sequence[Callable[[int], None]]
+) -> Values:
+    """Theorems C.17 and C.21 at their own limits of ε and η: errors over bounds, and contractions.
+
+    C.17: `√(2r*) (1 − η/(64κ²))^t λ_r*`; C.21: `½ (1 − η/2)^t λ_r*`.
+    """
+    at = torch.arange(steps + 1, dtype=torch.float64)
+    plain, preconditioned = bounds_c17(kappa), bounds_c21(kappa, setting.true_rank)
+    values: Values = {}
+    for theorem, rule, bounds, first, factor, progressed in (
+        (
+            "C.17",
+            "gd",
+            plain,
+            (2 * setting.true_rank) ** 0.5,
+            1 - plain[1] / (64 * kappa**2),
+            progress[0],
+        ),
+        ("C.21", "prec_gd", preconditioned, 0.5, 1 - preconditioned[1] / 2, progress[1]),
+    ):
+        errors = setting.errors(rule, kappa, bounds, steps, progressed)
+        values[f"{theorem}/worst/κ {kappa:g}"] = worst(errors, first * factor**at)
+        values[f"{theorem}/factor/κ {kappa:g}"] = contraction(errors, ROUNDING)
+        values[f"{theorem}/bound/κ {kappa:g}"] = factor
+    return values
 
 
 # --------------------------------------------------------------------------------------------------
@@ -244,49 +246,40 @@ class ReluBatch(Batch):
         return {"A": left.mT @ J, "B": self.scaling * J @ A.mT}
 
 
-def relu_tasks(
-    seeds: int, d: int, true_rank: int, kappas: Sequence[float], rows: int, signal: float
-) -> ReluTasks:
-    """A task for each seed and κ on the same inputs; the rows of W0 have length `signal · κ r*`
-    (Assumption 4.1 ii)."""
-    made = []
-    for seed in range(seeds):
-        generator = layer_generator(seed, f"{d} {rows}", "relu task")
-        X = torch.randn(rows, d, generator=generator, dtype=torch.float64)
-        U, V = (
-            shifts.directions(d, true_rank, generator),
-            shifts.directions(d, true_rank, generator),
-        )
-        W = torch.nn.functional.normalize(
-            torch.randn(d, d, generator=generator, dtype=torch.float64), dim=1
-        )
-        for kappa in kappas:
-            made.append(
-                (
-                    signal * kappa * true_rank * W,
-                    U * torch.tensor(spectrum(true_rank, kappa), dtype=torch.float64),
-                    V.mT,
-                    X,
-                )
-            )
-    W, left, right, X = (torch.stack(parts) for parts in zip(*made, strict=True))
-    Y = (X @ (W + left @ right).mT).clamp_min(0)
-    return ReluTasks(
-        W, left, right, torch.eye(d, dtype=torch.float64).expand(len(W), d, d), rows, X=X, Y=Y
-    )
+@dataclass(frozen=True, kw_only=True)
+class ReluSetting:
+    """The ReLU layer in d x d with N `rows`; the rows of W0 have length `signal · κ r*` (Assumption
+    4.1 ii)."""
+
+    d: int
+    true_rank: int
+    kappas: list[float]
+    rows: int
+    signal: float
+    seeds: int
+
+    def tasks(self) -> ReluTasks:
+        """A task for each seed and κ on the same inputs."""
+        d, true_rank = self.d, self.true_rank
+        made = []
+        for seed in range(self.seeds):
+            generator = layer_generator(seed, f"{d} {self.rows}", "relu task")
+            X = torch.randn(self.rows, d, generator=generator, dtype=torch.float64)
+            U = shifts.directions(d, true_rank, generator)
+            V = shifts.directions(d, true_rank, generator)
+            W = torch.randn(d, d, generator=generator, dtype=torch.float64)
+            W = torch.nn.functional.normalize(W, dim=1)
+            for kappa in self.kappas:
+                S = torch.tensor(spectrum(true_rank, kappa), dtype=torch.float64)
+                made.append((self.signal * kappa * true_rank * W, U * S, V.mT, X))
+        W, left, right, X = (torch.stack(parts) for parts in zip(*made, strict=True))
+        Y = (X @ (W + left @ right).mT).clamp_min(0)
+        gram = torch.eye(d, dtype=torch.float64).expand(len(W), d, d)
+        return ReluTasks(W, left, right, gram, self.rows, X=X, Y=Y)
 
 
-def relu_rates(
-    d: int,
-    true_rank: int,
-    kappas: list[float],
-    rows: int,
-    signal: float,
-    lr: float,
-    steps: int,
-    seeds: int,
-    progress: Progress,
-) -> Computed:
+@keywords
+def relu_rates(setting: ReluSetting, lr: float, steps: int, progress: Progress) -> Computed:
     """Theorem 4.2: preconditioned gradient descent on a ReLU layer, from the spectral start with γ
     = 2, at rank r = r*.
 
@@ -297,8 +290,8 @@ def relu_rates(
     which leaves the derivative of the activation out; `…/worst over λ/…`: the largest error over
     `(1 − η/4)^t λ_r*(Δ)`, as they print it.
     """
-    plain = relu_tasks(seeds, d, true_rank, kappas, rows, signal)
-    values: dict[str, float | list[float]] = {}
+    plain, kappas, true_rank = setting.tasks(), setting.kappas, setting.true_rank
+    values: Values = {}
     curves = []
     for i, (name, panel) in enumerate({"4.2": RELU, "GLM": GLM}.items()):
         given = replace(plain, surrogate=name == "GLM")
@@ -323,12 +316,10 @@ def relu_rates(
 RELU, GLM = "ReLU layer, preconditioned", "ReLU layer, GLM-tron, preconditioned"
 
 
-def rates_of(
-    name: str, errors: Tensor, kappas: Sequence[float], lr: float
-) -> dict[str, float | list[float]]:
+def rates_of(name: str, errors: Tensor, kappas: Sequence[float], lr: float) -> Values:
     """The values of one direction, from errors (steps, seeds, κ) in units of λ_r*."""
     at = torch.arange(len(errors), dtype=torch.float64)[:, None]
-    values: dict[str, float | list[float]] = {f"{name}/bound": 1 - lr / 4}
+    values: Values = {f"{name}/bound": 1 - lr / 4}
     factors = []
     for j, kappa in enumerate(kappas):
         error = errors[..., j]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraexp.adapter.layer import Factors, Layer
 from loraexp.config import ConfigError
-from loraexp.sweep.computed import Computed, Curve, Progress, Surface
+from loraexp.sweep.computed import Computed, Curve, Progress, Surface, Values
 from loraexp.theory import linear, shifts
 from loraexp.theory.linear import Batch, by_seed, descend
 from loraexp.theory.starts import gaussian, spectral
@@ -163,26 +163,28 @@ def trajectories(
     values = compared(start, until) | ends(start, until, steps, trace.diverged_at)
     panel = "steps until a minimizer"
     axes = {panel: {"x": f"steps until within {near:g} of the set", "y": "seeds"}}
+    axes |= dict.fromkeys(map(data_panel, range(shown)), {"x": "a along w/‖w‖", "y": "b"})
     curves = [
         Curve(panel=panel, label=label, x=[], y=until[:, j].tolist(), kind="histogram")
         for j, label in enumerate(STARTS.values())
     ]
-    surfaces = []
     for seed in range(shown):
-        panel = f"data {seed + 1}"
-        axes[panel] = {"x": "a along w/‖w‖", "y": "b"}
-        surfaces.append(loss(given.gram[seed], panel))
+        panel = data_panel(seed)
         curves += [minimizers(panel)] + [streams(given.gram[seed], panel)] * portrait
-        for j, label in enumerate(STARTS.values()):
-            place = arms * seed + j
+        for place, label in enumerate(STARTS.values(), arms * seed):
             curves.append(path(trace["at"][:, place], panel, label, trace.diverged_at[place]))
+    surfaces = [loss(given.gram[seed], data_panel(seed)) for seed in range(shown)]
     return Computed(values=values, curves=curves, surfaces=surfaces, axes=axes)
 
 
-def compared(start: Tensor, until: Tensor) -> dict[str, float | list[float]]:
+def data_panel(seed: int) -> str:
+    return f"data {seed + 1}"
+
+
+def compared(start: Tensor, until: Tensor) -> Values:
     """The spectral starts against the random one, the last: distances of the start and steps
     (seeds, arms)."""
-    values: dict[str, float | list[float]] = {}
+    values: Values = {}
     for j, name in enumerate(SPECTRAL):
         fewer = float((until[:, j] < until[:, -1]).double().mean())
         values[f"{name}/nearer"] = float((start[:, j] < start[:, -1]).double().mean())
@@ -192,11 +194,9 @@ def compared(start: Tensor, until: Tensor) -> dict[str, float | list[float]]:
     return values
 
 
-def ends(
-    start: Tensor, until: Tensor, steps: int, diverged_at: Sequence[int | None]
-) -> dict[str, float | list[float]]:
+def ends(start: Tensor, until: Tensor, steps: int, diverged_at: Sequence[int | None]) -> Values:
     """Every start by seed: its distance, its steps, and how many arrived or diverged."""
-    values: dict[str, float | list[float]] = {}
+    values: Values = {}
     for j, name in enumerate(STARTS):
         values[f"distance/{name}"] = start[:, j].tolist()
         values[f"steps/{name}"] = until[:, j].tolist()

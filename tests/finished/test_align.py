@@ -337,7 +337,7 @@ def test_spectra_and_ratio_of_known_weights(full: Path, monkeypatch: pytest.Monk
         torch.diag(torch.tensor([8.0, 4.0, 2.0])).double(),
         torch.diag(torch.tensor([0.5, 1.0, 0.25])).double(),
     )
-    monkeypatch.setattr(runs, "trained", lambda *_: subject(full))
+    monkeypatch.setattr(runs.Runs, "trained", lambda *_: subject(full))
     monkeypatch.setattr(
         runs,
         "weights",

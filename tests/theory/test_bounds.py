@@ -74,7 +74,15 @@ def test_the_angle_of_B_is_that_of_dense_matrices() -> None:
 
 def test_lora_aligns_within_the_bounds_of_its_theorems() -> None:
     values = random_start.random_start(
-        {"d": 30}, 2, {"wide": 4, "narrow": 3}, 64, 0.25, 0.1, 0.1, 2, quiet
+        dimensions={"d": 30},
+        true_rank=2,
+        ranks={"wide": 4, "narrow": 3},
+        rows_per_dimension=64,
+        theta=0.25,
+        xi=0.1,
+        lr=0.1,
+        seeds=2,
+        progress=quiet,
     ).values
     for name in ("wide", "narrow"):
         assert max(values[f"3.1/angle/{name}/d"]) < 1e-10  # type: ignore[arg-type]
@@ -85,12 +93,18 @@ def test_lora_aligns_within_the_bounds_of_its_theorems() -> None:
 def test_the_bias_of_lora_ga_is_the_root_of_the_outputs() -> None:
     """`‖A0 B0‖ = √k/c²` with c = √γ or γ (appendix F); what rank r cannot hold, from a dense
     SVD."""
-    released = bias.bias_of_lora_ga(
-        12, {"few": 16, "many": 64}, 4, 2, 400, 16.0, "released", 2, quiet
-    ).values
-    paper = bias.bias_of_lora_ga(
-        12, {"few": 16, "many": 64}, 4, 2, 400, 16.0, "paper", 2, quiet
-    ).values
+    common = {
+        "d": 12,
+        "outputs": {"few": 16, "many": 64},
+        "rank": 4,
+        "true_rank": 2,
+        "rows": 400,
+        "gamma": 16.0,
+        "seeds": 2,
+        "progress": quiet,
+    }
+    released = bias.bias_of_lora_ga(gamma_reading="released", **common).values
+    paper = bias.bias_of_lora_ga(gamma_reading="paper", **common).values
     assert released["bias/few"] == pytest.approx([4 / 16] * 2) and released[
         "bias/many"
     ] == pytest.approx([8 / 16] * 2)
@@ -104,7 +118,9 @@ def test_the_bias_of_lora_ga_is_the_root_of_the_outputs() -> None:
 
 
 def test_the_direction_of_glm_tron_leaves_the_derivative_out() -> None:
-    given = theorems.relu_tasks(1, 6, 2, [2.0], 50_000, 20.0)
+    given = theorems.ReluSetting(
+        d=6, true_rank=2, kappas=[2.0], rows=50_000, signal=20.0, seeds=1
+    ).tasks()
     W = given.W + 0.1 * torch.randn(
         1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
@@ -146,7 +162,9 @@ def test_operations_of_lora_pro_are_counted() -> None:
 
 
 def regression(seed: int = 0, outputs: int = 3) -> estimation.Regression:
-    return estimation.regression(seed, 6, outputs, 2, 60, 1.0, 1.0, 2.0)
+    return estimation.Regressions(
+        d_in=6, true_rank=2, samples=60, decay=1.0, noise=1.0, distance=2.0
+    ).draw(seed, outputs)
 
 
 def test_the_error_of_an_unrestricted_estimate_is_that_of_the_inverse_wishart() -> None:
@@ -180,7 +198,17 @@ def test_lora_da_has_the_eigenvectors_of_the_guidance_matrix(outputs: int) -> No
 
 def test_every_arm_is_measured_where_it_exists() -> None:
     made = estimation.frozen_subspaces(
-        8, {"one": 1, "many": 4}, 2, 3, 50, 1.0, 1.0, 4.0, 20, 2, quiet
+        d_in=8,
+        outputs={"one": 1, "many": 4},
+        rank=2,
+        true_rank=3,
+        samples=50,
+        decay=1.0,
+        noise=1.0,
+        distance=4.0,
+        draws=20,
+        seeds=2,
+        progress=quiet,
     ).values
     assert "lora_one/error_one" not in made and len(made["lora_one/error_many"]) == 2  # type: ignore[arg-type]
     assert max(made["remark 3/lora_ga_many"]) < 1e-6 and made["excess bound_many"] > 0  # type: ignore[arg-type,operator]
@@ -242,7 +270,9 @@ def test_memory_of_an_initialisation_and_of_a_step() -> None:
 def test_the_bounds_on_the_whitened_spectrum_hold_and_are_tight_without_curvature() -> None:
     """Equation 11 on the linear network, where K-FAC is exact; with S = T = I the whitened gradient
     is the gradient."""
-    given = prediction.problem("linear", 0, 8, 6, 4, 40, 1.0, 0.1)
+    given = prediction.Regressions(d_in=8, d_out=6, outputs=4, rows=40, decay=1.0, noise=0.1).draw(
+        "linear", 0
+    )
     found = prediction.bounds_of_spectrum(given, "linear")
     for name, value in found.items():
         assert 0 < value <= 1 + 1e-9, name

@@ -3,6 +3,7 @@ theorems, errors, smoke variants."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from functools import partial
@@ -232,18 +233,30 @@ def test_equation_91s_scaling_is_inside_the_factors_of_lora_ga() -> None:
     """`α/√r A0 B0` is the offset, for both readings of its constant: k^(1/4)/c and k^(1/4)/√c."""
     tasks, _ = given(1)
     layer = tasks.layers()[0]
-    for own, c in (("paper", 4.0), ("released", 2.0)):
-        plain = lora_one.biased(layer, generator(), rank=2, gamma=4.0, reading=own, scaling=1.0)
-        scaled = lora_one.biased(
-            layer, generator(), rank=2, gamma=4.0, reading=own, scaling=16 / 2**0.5
-        )
+    for offset, c in (
+        (starts.Offset(gamma=4.0), 4.0),
+        (starts.Offset(gamma=4.0, gamma_reading="released"), 2.0),
+    ):
+        plain = offset.start(layer, generator(), rank=2)
+        scaled = offset.start(layer, generator(), rank=2, scaling=16 / 2**0.5)
         assert float(torch.linalg.matrix_norm(plain.product(), 2)) == pytest.approx(K**0.5 / c**2)
         torch.testing.assert_close(scaled.product(), 16 / 2**0.5 * plain.product())
 
 
 def test_a_diverged_arm_is_drawn_to_its_last_number() -> None:
     made = lora_one.figure4(
-        12, 400, {"under": [2, 3]}, [40, 30, 20], 0.5, 0.01, 16.0, 1.0, 20, 20, 2, quiet
+        d=12,
+        rows=400,
+        cases={"under": [2, 3]},
+        spectrum=[40, 30, 20],
+        lr=0.5,
+        stable_lr=0.01,
+        gamma=16.0,
+        scale=1.0,
+        steps=20,
+        plain_steps=20,
+        seeds=2,
+        progress=quiet,
     )
     curve = next(
         c
@@ -303,6 +316,22 @@ def test_an_unknown_keyword_or_rule_is_one_line() -> None:
 
 
 # ---- the toy
+
+
+def test_grouped_keywords_are_flat_keys() -> None:
+    """A yaml's keys are the fields of what a function takes, defaults and errors among them."""
+    names = inspect.signature(lora_one.figure4).parameters
+    assert {"d", "cases", "lr", "gamma", "scale", "damping"} <= set(names)
+    assert not {"problem", "rates", "offset"} & set(names)
+    assert names["damping"].default == 0.0 and names["gamma_reading"].default == "paper"
+    assert names["lr"].default is inspect.Parameter.empty
+    checked = reading.load("lora_one_fig4", "smoke", ["compute.gamma_reading=both"])
+    with pytest.raises(ConfigError, match="gamma_reading=both: expected paper or released"):
+        computed.check(checked)
+    with pytest.raises(TypeError, match="missing a required argument: 'seeds'"):
+        lora_one.figure4(d=12, rows=400, cases={}, spectrum=[1.0], lr=0.5)
+    keywords, _ = computed.configuration(reading.load("lora_one_fig4"))
+    assert keywords["damping"] == 0.0 and keywords["alpha"] is None
 
 
 def test_the_toy_is_the_papers_loss() -> None:
@@ -382,7 +411,9 @@ def test_concentrated_second_moments_have_their_epsilon() -> None:
 
 
 def test_the_relu_gradient_is_autograds() -> None:
-    tasks = theorems.relu_tasks(1, 5, 2, [1.0, 3.0], 300, 2.0)
+    tasks = theorems.ReluSetting(
+        d=5, true_rank=2, kappas=[1.0, 3.0], rows=300, signal=2.0, seeds=1
+    ).tasks()
     batch = theorems.ReluBatch(tasks, {"spectral": partial(starts.spectral, rank=2, gamma=2.0)}, 2)
     found = batch.gradients()
     for i, layer in enumerate(batch.adapters):
@@ -396,7 +427,17 @@ def test_the_relu_gradient_is_autograds() -> None:
 
 
 def test_the_rate_does_not_depend_on_kappa_with_the_preconditioner() -> None:
-    made = theorems.linear_rates(10, 4, 3, [1.0, 32.0], 300, 120, 0.4, 2, quiet)
+    made = theorems.linear_rates(
+        d=10,
+        rank=4,
+        true_rank=3,
+        kappas=[1.0, 32.0],
+        rows=300,
+        steps=120,
+        rate=0.4,
+        seeds=2,
+        progress=quiet,
+    )
     assert made.values["steps/prec_gd/growth"] < 1.2 < 4 < made.values["steps/gd/growth"]
     for name, value in made.values.items():
         if "/worst/" in name or name.startswith("3.3/"):
@@ -407,7 +448,9 @@ def test_the_rate_does_not_depend_on_kappa_with_the_preconditioner() -> None:
 def test_the_objective_is_the_projectors_transcription(kind: str) -> None:
     """On the linear network against the slow reference; on both, J against finite differences and G
     against J."""
-    p = prediction.problem(kind, 0, 6, 5, 3, 12, 1.0, 0.1)
+    p = prediction.Regressions(d_in=6, d_out=5, outputs=3, rows=12, decay=1.0, noise=0.1).draw(
+        kind, 0
+    )
     W = p.model[0].weight.detach()
     step = 1e-6 * torch.randn(W.shape, generator=generator(1), dtype=torch.float64)
     moved = torch.func.functional_call(p.model, {"0.weight": W + step}, (p.x,)) - p.model(p.x)
