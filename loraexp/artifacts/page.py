@@ -17,7 +17,8 @@ from loraexp.artifacts.table import Table
 from loraexp.config import RECORD, ConfigError
 from loraexp.machine.progress import notice
 from loraexp.records.content import content
-from loraexp.records.reading import flatten
+from loraexp.records.reading import best_value, flatten
+from loraexp.records.sections import RunRecord
 from loraexp.sweep import reading, schema
 from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Sweep
@@ -74,7 +75,7 @@ def all_runs(root: Path, beside: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def of_record(record: dict[str, Any]) -> dict[str, Any]:
+def of_record(record: RunRecord) -> dict[str, Any]:
     """What a reader filters, sorts and draws runs by; names as they stand in a configuration, costs
     with their unit."""
     plain, cost, parameters = (
@@ -88,7 +89,7 @@ def of_record(record: dict[str, Any]) -> dict[str, Any]:
     }
     metrics = flatten(record.get("metrics") or {}, separator="/")
     costs = {
-        "best": (record.get("best") or {}).get("value"),
+        "best": best_value(record),
         "init s": cost.get("init_seconds"),
         "train s": cost.get("train_seconds"),
         "init MiB": mebibytes(cost.get("init_peak_bytes")),

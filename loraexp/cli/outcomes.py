@@ -12,7 +12,8 @@ from rich.table import Table
 
 from loraexp.machine.words import spoken
 from loraexp.records import record
-from loraexp.records.reading import run_seconds
+from loraexp.records.reading import best_value, run_seconds
+from loraexp.records.sections import RunRecord
 
 MOST = 30  # lines; of more, those with the best selected values
 VALUES = 3  # columns of numbers: what selects, and the first that are reported
@@ -22,7 +23,7 @@ class Line(NamedTuple):
     """A run as it is known in its grid, and its record as far as it has one."""
 
     point: Mapping[str, Any]
-    record: Mapping[str, Any]
+    record: RunRecord
 
     @property
     def state(self) -> str:
@@ -30,13 +31,13 @@ class Line(NamedTuple):
 
     @property
     def selected(self) -> float:
-        value = (self.record.get("best") or {}).get("value")
-        return float("-inf") if value is None else float(value)
+        value = best_value(self.record)
+        return float("-inf") if value is None else value
 
     def values(self) -> dict[str, float]:
         """What selected, and the same metric where it is reported; where nothing selects,
         everything."""
-        best, metrics = self.record.get("best") or {}, self.record.get("metrics") or {}
+        best, metrics = self.record.get("best"), self.record.get("metrics") or {}
         named = {f"{s}/{m}": v for s, part in metrics.items() for m, v in part.items()}
         if not best:
             return named

@@ -14,6 +14,7 @@ from loraexp.cli import outcomes
 from loraexp.config import RECORD
 from loraexp.machine.progress import first
 from loraexp.machine.words import shorten, spoken
+from loraexp.records.sections import RunRecord
 from loraexp.run.experiment import Observer, Outcome
 from loraexp.sweep.schema import Sweep
 from loraexp.sweep.watch import Watch, described
@@ -125,14 +126,14 @@ def result(outcome: Outcome) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if outcome.already:
         console.print(f"finished already on {record['ended']}; force=true runs it again")
-    best = record["best"] or {}
+    best = record["best"]
     table = Table(box=None, pad_edge=False)
     table.add_column("split")
     metrics = list(dict.fromkeys(name for split in record["metrics"].values() for name in split))
     for name in metrics:
         table.add_column(name, justify="right")
     for split, values in record["metrics"].items():
-        chosen = f" (selected step {best['step']})" if split == best.get("split") else ""
+        chosen = f" (selected step {best['step']})" if best and split == best["split"] else ""
         table.add_row(
             f"{split}{chosen}", *(f"{values[m]:.4f}" if m in values else "" for m in metrics)
         )
@@ -141,7 +142,7 @@ def result(outcome: Outcome) -> None:
     console.print(f"record: {os.path.relpath(outcome.folder)}/{RECORD}")
 
 
-def summary(record: dict[str, Any]) -> str:
+def summary(record: RunRecord) -> str:
     cost, parameters = record["cost"], record["parameters"]
     share = parameters["trainable"] / parameters["total"]
     return (

@@ -16,6 +16,7 @@ from loraexp.machine import progress
 from loraexp.machine.escapes import printable
 from loraexp.machine.words import first_line, shorten
 from loraexp.records import record
+from loraexp.records.reading import best_value
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -96,8 +97,7 @@ def search_space(argv: Sequence[str], sweeper: str) -> int:
         words = [word for word in HydraConfig.get().overrides.task if is_override(word)]
         folder = config.run_folder(plain)
         runs.append((dict(word.split("=", 1) for word in words), folder))
-        content = record.read(folder) or {}
-        value = (content.get("best") or {}).get("value")
+        value = best_value(record.read(folder) or {})
         if value is None and statuses[-1] == DONE:
             raise ConfigError(
                 f"task={settings.task['name']}: nothing selects a checkpoint, so there is no value"

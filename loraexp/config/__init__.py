@@ -21,6 +21,7 @@ from loraexp.config.fit import build, fit, type_hints
 from loraexp.config.identity import RECORD, STORED, WHERE, digest, match_key, run_folder, run_id
 from loraexp.config.paths import HUB
 from loraexp.config.search import folder
+from loraexp.config.settings import Plain
 
 __all__ = [
     "GROUPS",
@@ -30,6 +31,7 @@ __all__ = [
     "WHERE",
     "Component",
     "ConfigError",
+    "Plain",
     "about",
     "build",
     "check",

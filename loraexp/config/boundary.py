@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraexp.config import search
 from loraexp.config.errors import ConfigError
@@ -106,7 +106,7 @@ def admit(target: str, module: str, group: str) -> None:
     )
 
 
-def admit_function(target: str, found: Any) -> None:
+def admit_function(target: str, found: object) -> None:
     """Raises: ConfigError for something in a module of loraexp that is not loraexp's, such as a
     library that it imports."""
     if STATE.open or not target.startswith("loraexp."):
@@ -173,7 +173,7 @@ def entry_points() -> Sequence[importlib.metadata.EntryPoint]:
 # programs without a sandbox
 
 
-def refuse_unsafe(content: Any, where: str) -> None:
+def refuse_unsafe(content: object, where: str) -> None:
     """Raises: ConfigError where a file asks for programs without a sandbox, in an override or a
     key."""
     for word in words_of(content):
@@ -181,7 +181,7 @@ def refuse_unsafe(content: Any, where: str) -> None:
             raise ConfigError(f"{where}: {word}: {typed_alone()}")
 
 
-def words_of(node: Any) -> Iterator[str]:
+def words_of(node: object) -> Iterator[str]:
     """Every key and text of nested values."""
     if isinstance(node, Mapping):
         for key, value in node.items():

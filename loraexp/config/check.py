@@ -30,12 +30,12 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 NOT_OF_A_RUN = ("hydra", "method", "experiment")
 
 
-def check(cfg: DictConfig) -> tuple[schema.Settings, dict[str, Any]]:
+def check(cfg: DictConfig) -> tuple[schema.Settings, schema.Plain]:
     """Settings and the plain resolved configuration of one run; raises ConfigError."""
     return checked(resolved(cfg))
 
 
-def checked(composed: Mapping[str, Any]) -> tuple[schema.Settings, dict[str, Any]]:
+def checked(composed: Mapping[str, object]) -> tuple[schema.Settings, schema.Plain]:
     """The same of a configuration that is resolved already, which stays as it is."""
     plain = placed(composed)
     if not Component.of(plain["init"], "init").trains:  # one_step is evaluated as it is
@@ -51,17 +51,17 @@ def checked(composed: Mapping[str, Any]) -> tuple[schema.Settings, dict[str, Any
     return settings, plain
 
 
-def placed(composed: Mapping[str, Any]) -> dict[str, Any]:
+def placed(composed: Mapping[str, object]) -> schema.Plain:
     """What of a composed configuration is the run's, with paths from the root."""
     return absolute({key: value for key, value in composed.items() if key not in NOT_OF_A_RUN})
 
 
-def still(plain: Mapping[str, Any]) -> dict[str, Any]:
+def still(plain: schema.Plain) -> schema.Plain:
     """A configuration of which nothing trains: no steps."""
     return {**plain, "train": plain["train"] | {"max_steps": 0}}
 
 
-def absolute(plain: dict[str, Any]) -> dict[str, Any]:
+def absolute(plain: schema.Plain) -> schema.Plain:
     """With paths from the root, and the model's kind and name as words: one run and one id wherever
     the command is typed, and whether they were written or found."""
     for key in ("output_root", "cache_root"):
@@ -88,7 +88,7 @@ def absolute(plain: dict[str, Any]) -> dict[str, Any]:
 KIND = "loraexp.models.family.kind"
 
 
-def recognised(model: dict[str, Any]) -> dict[str, Any]:
+def recognised(model: schema.Plain) -> schema.Plain:
     """The keys of a model with what `model=hf` leaves open: its name, its kind, and its targets as
     a list."""
     if model.get("name") is None:
@@ -140,8 +140,7 @@ def typed(plain: Mapping[str, Any]) -> schema.Settings:
     parts["facts"] = {group: plain[group].get("facts") or {} for group in ("task", "model")}
     parts["init"] = {k: v for k, v in plain["init"].items() if k not in calibration}
     parts["calibration"] = {k: v for k, v in plain["init"].items() if k in calibration}
-    settings: schema.Settings = build(schema.Settings, parts, "")
-    return settings
+    return build(schema.Settings, parts, "")
 
 
 def check_together(

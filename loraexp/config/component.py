@@ -13,6 +13,7 @@ from typing import Any
 from loraexp.config import boundary
 from loraexp.config.errors import ConfigError, nearest
 from loraexp.config.fit import check_bounds, fit, type_hints
+from loraexp.config.settings import Plain
 
 # Where the functions of an older `_target_` are now, by the module they were in: old configurations
 # and sweeps still open.
@@ -40,10 +41,10 @@ class Component:
     group: str
     name: str
     function: Callable[..., Any]
-    keywords: Mapping[str, Any]
+    keywords: Plain
 
     @classmethod
-    def of(cls, node: Mapping[str, Any], group: str) -> Component:
+    def of(cls, node: Mapping[str, object], group: str) -> Component:
         """The component of a configuration's node; raises ConfigError where its function is not
         found."""
         function = target(node, group)
@@ -126,7 +127,7 @@ class Component:
         return getattr(self.function, name, frozenset())
 
 
-def target(node: Mapping[str, Any], group: str) -> Any:
+def target(node: Mapping[str, object], group: str) -> Callable[..., Any]:
     """The function or class behind `_target_`."""
     path = node.get("_target_")
     if not isinstance(path, str) or "." not in path:
@@ -137,7 +138,7 @@ def target(node: Mapping[str, Any], group: str) -> Any:
     module = MOVED.get(module, module)
     boundary.admit(path, module, group)
     try:
-        found = getattr(importlib.import_module(module), name)
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"{group}._target_={path}: cannot be imported ({error}); expected a function or class"

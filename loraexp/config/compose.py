@@ -11,12 +11,13 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraexp.config import search
 from loraexp.config.component import signature_of, target
 from loraexp.config.errors import ConfigError, behind, nearest
 from loraexp.config.paths import quoted
+from loraexp.config.settings import Plain
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -58,7 +59,7 @@ def about(group: str, name: str) -> str:
     return search.about(file_of(group, name))
 
 
-def read_yaml(group: str, name: str) -> dict[str, Any]:
+def read_yaml(group: str, name: str) -> Plain:
     """One file of a configuration group as it is written."""
     from omegaconf import OmegaConf
 
@@ -224,7 +225,7 @@ def known_keys(near: str) -> list[str]:
     """Every dotted key of the default composition, and every key that a file of the group of `near`
     adds."""
 
-    def flatten(node: Any, prefix: str = "") -> list[str]:
+    def flatten(node: object, prefix: str = "") -> list[str]:
         if not isinstance(node, dict):
             return [prefix]
         return [prefix] * bool(prefix) + [
@@ -237,7 +238,7 @@ def known_keys(near: str) -> list[str]:
 
     root = OmegaConf.load(search.folder("conf") / "config.yaml")
     group = near.split(".")[0]
-    extra: dict[str, Any] = {}
+    extra: Plain = {}
     if group in GROUPS and group not in ("method", "experiment"):
         for name in names(group):
             extra |= read_yaml(group, name)
@@ -271,7 +272,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     return [list(cell) for cell in itertools.product(*axes)]
 
 
-def resolved(cfg: DictConfig) -> dict[str, Any]:
+def resolved(cfg: DictConfig) -> Plain:
     """A composed configuration as plain values, its interpolations resolved."""
     from omegaconf import OmegaConf
 

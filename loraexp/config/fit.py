@@ -9,16 +9,20 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 from loraexp.config.errors import ConfigError, nearest
 
+Kind = typing.TypeVar("Kind", bound="DataclassInstance")
 # a sweep asks the same few functions hundreds of times
 type_hints = functools.cache(typing.get_type_hints)
 
 
-def build(kind: type, values: dict[str, Any], where: str) -> Any:
+def build(kind: type[Kind], values: Mapping[str, object], where: str) -> Kind:
     """A dataclass of `kind` from `values`: every field present, of its type, within its bounds;
     nothing more."""
     prefix = {"calibration": "init"}.get(where, where)
@@ -29,7 +33,7 @@ def build(kind: type, values: dict[str, Any], where: str) -> Any:
             raise ConfigError(
                 f"{dotted(prefix, name)}: there is no such key; {nearest(str(name), fields)}"
             )
-    made = {}
+    made: dict[str, object] = {}
     for name, field in fields.items():
         if name not in values and (field.default, field.default_factory) != (
             dataclasses.MISSING,
@@ -45,7 +49,7 @@ def build(kind: type, values: dict[str, Any], where: str) -> Any:
                     f"{key}={value}: expected the keys of {key}, for example"
                     f" {key}.{dataclasses.fields(hint)[0].name}"
                 )
-            made[name] = build(typing.cast(type, hint), value, name)
+            made[name] = build(typing.cast("type[DataclassInstance]", hint), value, name)
         else:
             made[name] = fit(key, value, hint)
             check_bounds(key, made[name], field.metadata)
@@ -74,7 +78,7 @@ def describe(hint: Any) -> str:
     return words.get(origin or hint, str(hint))
 
 
-def fit(key: str, value: Any, hint: Any) -> Any:
+def fit(key: str, value: Any, hint: object) -> Any:
     """`value` as the type `hint`, or ConfigError; whole floats are integers, integers are floats,
     nothing else moves."""
     origin = get_origin(hint)
@@ -104,7 +108,7 @@ def fit(key: str, value: Any, hint: Any) -> Any:
     raise ConfigError(f"{key}={shown}: expected {describe(hint)}")
 
 
-def check_bounds(key: str, value: Any, bounds: typing.Mapping[str, Any]) -> None:
+def check_bounds(key: str, value: object, bounds: Mapping[Any, Any]) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return
     above, least, most = (bounds.get(name) for name in ("above", "least", "most"))

@@ -16,11 +16,11 @@ import os
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from loraexp.config import settings as schema
+from loraexp.config.settings import Plain
 
 RECORD, STORED = "record.json", "config.yaml"  # in a run's folder: what became of it, what it is
 # Keys that say how and where a run happens, not what it is.
@@ -71,12 +71,12 @@ LATER = {
 ONCE_BY_TOKENS = frozenset({"lora_da", "lora_da_fa", "lora_ga", "lora_one", "lora_sb", "one_step"})
 
 
-def identity(plain: Mapping[str, Any], without: frozenset[str] = NOT_IDENTITY) -> dict[str, Any]:
+def identity(plain: Mapping[str, object], without: frozenset[str] = NOT_IDENTITY) -> Plain:
     """The names and values of a resolved configuration that make the run what it is."""
     return content(in_words_of_today(plain), "", without, defaults())
 
 
-def in_words_of_today(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+def in_words_of_today(stored: Mapping[str, object]) -> Mapping[str, object]:
     """A configuration with the value of a key that it is too old to have, where that is not what
     null means today."""
     init, model = stored.get("init"), stored.get("model")
@@ -88,17 +88,17 @@ def in_words_of_today(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**stored, "init": {**init, "weighting": "tokens"}}
 
 
-def name_of(node: Mapping[str, Any]) -> str:
+def name_of(node: Mapping[str, object]) -> str:
     """The name of a node's function, wherever it is."""
     return str(node.get("_target_", "")).rpartition(".")[2]
 
 
 def content(
-    node: Mapping[str, Any], where: str, without: frozenset[str], known: Mapping[str, Any]
-) -> dict[str, Any]:
+    node: Mapping[str, object], where: str, without: frozenset[str], known: Mapping[str, object]
+) -> Plain:
     """`node` without the keys `without`, without nulls and what they leave empty, without defaults;
     functions by name."""
-    kept: dict[str, Any] = {}
+    kept: Plain = {}
     function = name_of(node)
     for key, value in node.items():
         path = f"{where}.{key}" if where else str(key)
@@ -116,16 +116,16 @@ def content(
     return kept
 
 
-def defaults(kind: type = schema.Settings) -> dict[str, Any]:
+def defaults(kind: type = schema.Settings) -> Plain:
     """The dotted keys that have a default in `settings`, with it. Such a default is for good:
     another one is another key."""
     return dict(defaults_of(kind, ""))
 
 
 @functools.cache
-def defaults_of(kind: type, where: str) -> tuple[tuple[str, Any], ...]:
+def defaults_of(kind: type, where: str) -> tuple[tuple[str, object], ...]:
     hints = typing.get_type_hints(kind)
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, object]] = []
     for field in dataclasses.fields(kind):
         name = {"calibration": "init"}.get(field.name, field.name)  # as the configuration calls it
         path = f"{where}.{name}" if where else name
@@ -136,23 +136,23 @@ def defaults_of(kind: type, where: str) -> tuple[tuple[str, Any], ...]:
     return tuple(found)
 
 
-def run_id(plain: Mapping[str, Any]) -> str:
+def run_id(plain: Mapping[str, object]) -> str:
     """Ten letters for what a run is."""
     return digest(identity(plain))
 
 
-def match_key(plain: Mapping[str, Any]) -> str:
+def match_key(plain: Mapping[str, object]) -> str:
     """Hash of what a run is, wherever its data were read."""
     return digest(identity(plain, NOT_IDENTITY | WHERE))
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """Ten letters for a value; 128 and 128.0 are one number, whichever the command line had."""
     text = json.dumps(whole(value), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def whole(value: Any) -> Any:
+def whole(value: object) -> object:
     """`value` with every float that is a whole number as an integer."""
     if isinstance(value, dict):
         return {key: whole(v) for key, v in value.items()}
@@ -165,7 +165,7 @@ def whole(value: Any) -> Any:
 # folders
 
 
-def run_folder(plain: Mapping[str, Any], own: str | None = None) -> Path:
+def run_folder(plain: Plain, own: str | None = None) -> Path:
     """`<output_root>/<task>-<model>/<init>-s<seed>-<run_id>`, or the folder where an older version
     filed this very run; `own` is the id where it is known."""
     task, model, init = (plain[group]["name"] for group in ("task", "model", "init"))
@@ -177,7 +177,7 @@ def run_folder(plain: Mapping[str, Any], own: str | None = None) -> Path:
     )
 
 
-def computed_folder(root: Path, sweep: str, compute: Mapping[str, Any]) -> Path:
+def computed_folder(root: Path, sweep: str, compute: Mapping[str, object]) -> Path:
     """`<root>/computed/<sweep>-<id>` of a sweep without runs; the id is that of its function and
     keywords."""
     return folder_of(root / "computed", sweep, run_id(compute), RECORD)

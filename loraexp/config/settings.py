@@ -8,7 +8,10 @@ composed configuration and refuses everything that does not fit, before a model 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+# resolved keys and their values, as YAML holds them
+Plain: TypeAlias = dict[str, Any]
 
 
 def number(
@@ -48,7 +51,7 @@ class ModelSettings:
     name: str
     path: str | None  # hub id, folder, or package:<distribution>/<path>; null: built from `config`
     # architecture of a model with random weights, drawn with `weights_seed`
-    config: dict[str, Any] | None
+    config: Plain | None
     # where the tokenizer is, when not at `path`; or trained:<tokens>, made on the spot
     tokenizer: str | None
     pad_token: str | None  # the token that pads, for a tokenizer that names none
@@ -155,9 +158,9 @@ class Settings:
     """One run, checked."""
 
     model: ModelSettings
-    task: dict[str, Any]  # `_target_` and the keywords of the task
-    init: dict[str, Any]  # `_target_` and the hyper-parameters of the initializer
-    optimizer: dict[str, Any]  # `_target_` and the hyper-parameters of the rule
+    task: Plain  # `_target_` and the keywords of the task
+    init: Plain  # `_target_` and the hyper-parameters of the initializer
+    optimizer: Plain  # `_target_` and the hyper-parameters of the rule
     calibration: CalibrationSettings
     adapter: AdapterSettings
     train: TrainSettings
@@ -173,7 +176,7 @@ class Settings:
     precision: Literal["fp32", "bf16"]
     force: bool
     # `facts` of the task's and the model's yaml, which planning reads
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Plain = field(default_factory=dict)
 
     @property
     def micro_batch(self) -> int:

@@ -32,6 +32,7 @@ from loraexp.machine.progress import notice
 from loraexp.machine.words import reason_of
 from loraexp.records.content import CHANGED, METRICS, content, sound_lines
 from loraexp.records.reading import flatten
+from loraexp.records.sections import RunRecord
 from loraexp.run import experiment, kept, sources
 
 RAW = formats.FACTORS
@@ -43,12 +44,12 @@ class FinishedRun:
     """A finished run; `base` loads the weights that its training started from, head included."""
 
     folder: Path
-    record: dict[str, Any]
+    record: RunRecord
     settings: Settings
 
     @classmethod
     def of(
-        cls, folder: Path, record: dict[str, Any], changed: Mapping[str, Any] | None = None
+        cls, folder: Path, record: RunRecord, changed: Mapping[str, Any] | None = None
     ) -> FinishedRun:
         """`changed`: keys of its configuration that do not say what was trained."""
         plain = replaced(stored_config(folder, record["config"]), changed or {})
@@ -130,8 +131,8 @@ class FinishedRun:
     @property
     def last_step(self) -> int:
         """The step that the saved adapter is of: the one that validation chose, or the last."""
-        if self.settings.train.select == "best" and self.record.get("best"):
-            return int(self.record["best"]["step"])
+        if self.settings.train.select == "best" and (best := self.record.get("best")):
+            return best["step"]
         path = self.folder / METRICS
         lines, _ = sound_lines(path.read_bytes() if path.exists() else b"")
         return max((line["step"] for line in lines), default=0)
@@ -257,7 +258,7 @@ def stored_config(folder: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def find_run(word: str) -> tuple[Path, dict[str, Any]]:
+def find_run(word: str) -> tuple[Path, RunRecord]:
     """A run folder by its path or a file in it, or by its id under any output root here; with its
     record."""
     folder = Path(word).parent if Path(word).name == config.RECORD else Path(word)

@@ -15,6 +15,7 @@ from loraexp.machine.device import Runtime
 from loraexp.machine.processes import Processes
 from loraexp.records import record
 from loraexp.records.environment import environment
+from loraexp.records.sections import Evaluation, RunRecord
 from loraexp.run import sources
 from loraexp.run.evaluate import evaluate
 
@@ -59,7 +60,7 @@ def rescore(word: str, overrides: Sequence[str]) -> Metrics:
 
 def entry(
     run: FinishedRun, described: Mapping[str, Any], scores: Metrics, overrides: Sequence[str]
-) -> dict[str, Any]:
+) -> Evaluation:
     """A re-score as the record keeps it: protocol, limits, rows, versions, metrics."""
     task = run.settings.task
     different = sources.changed(run.record.get("sources") or {}, "data")
@@ -100,9 +101,7 @@ def override(word: str) -> tuple[str, Any]:
     return key, read
 
 
-def score(
-    folder: Path, content: dict[str, Any], changed: dict[str, Any]
-) -> tuple[FinishedRun, Metrics]:
+def score(folder: Path, content: RunRecord, changed: dict[str, Any]) -> tuple[FinishedRun, Metrics]:
     """The run, and its metrics on the reported splits, with some keys of its configuration
     changed."""
     trained_by = content["data"].get("train", {}).get("recipe")

@@ -25,7 +25,7 @@ class Runtime:
     precision: str
     processes: Processes
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[None]:
         return autocast(self.device, self.precision)
 
 
@@ -82,7 +82,7 @@ def name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """bf16 products over float32 trained weights where `precision="bf16"`; nothing otherwise."""
     if precision != "bf16":
         return nullcontext()

@@ -14,9 +14,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from loraexp.machine.words import chain
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 # what stands between a sealed file's content and the digest of it in hexadecimals
 SEAL = b"\nsha256 "
@@ -33,7 +36,7 @@ class Damaged(ValueError):
     """A file is not what was once written; the message says how that is known."""
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> Any:
     """`value` with every NaN and infinity as null: JSON has no word for them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -122,7 +125,7 @@ def replace(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     text = json.dumps(finite(value), indent=2, allow_nan=False, default=str)
     replace(path, (text + "\n").encode(errors="backslashreplace"))
 
@@ -198,7 +201,7 @@ class Hashing:
         self.file, self.digest = file, hashlib.sha256()
         self.error: OSError | None = None
 
-    def write(self, content: Any) -> int:
+    def write(self, content: ReadableBuffer) -> int:
         self.digest.update(content)
         with self.noted():
             return self.file.write(content)

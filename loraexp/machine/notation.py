@@ -62,7 +62,7 @@ def parsed(text: str | bytes, constants: bool = False) -> Any:
     return value
 
 
-def encodable(value: Any) -> bool:
+def encodable(value: object) -> bool:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -140,7 +140,7 @@ def yaml_value(text: str) -> Any:
     return yaml.load(text, Loader=yaml.SafeLoader if many else FAST)
 
 
-def of_kind(value: Any, kind: type[Kind]) -> Kind:
+def of_kind(value: object, kind: type[Kind]) -> Kind:
     if not isinstance(value, kind):
         there = "nothing" if value is None else WORDS.get(type(value), type(value).__name__)
         raise Damaged(f"holds {there}, expected {WORDS.get(kind, kind.__name__)}")

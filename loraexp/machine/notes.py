@@ -56,7 +56,7 @@ class Notes:
         self.used[key] = value
         return json.loads(value)
 
-    def add(self, key: str, value: Any) -> None:
+    def add(self, key: str, value: object) -> None:
         """Note a value; `keep` writes it."""
         self.new[key] = json.dumps(value, separators=(",", ":")).encode()
 
@@ -103,7 +103,7 @@ def sum_of(rest: bytes) -> bytes:
     return b"%08x" % zlib.crc32(rest)
 
 
-def hashed(*facts: Any) -> str:
+def hashed(*facts: object) -> str:
     """A key for whatever follows from these facts."""
     text = json.dumps(facts, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -116,7 +116,7 @@ class Agreement:
     """
 
     def __init__(
-        self, stop: Stop, processes: Processes, device: Any, checkpoint_seconds: float | None
+        self, stop: Stop, processes: Processes, device: object, checkpoint_seconds: float | None
     ) -> None:
         self.stop, self.processes, self.device = stop, processes, device
         self.every = checkpoint_seconds

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraexp.config import RECORD
+from loraexp.config import RECORD, Plain
 from loraexp.machine.files import Damaged, finite
 from loraexp.machine.notation import parsed
+from loraexp.records.sections import Line, RunRecord
 
 SCHEMA = 1  # of record.json: a change that a reader of before would misread takes the next number
 METRICS = "metrics.jsonl"  # beside it: what was logged on the way
@@ -33,7 +34,7 @@ SECTIONS: dict[str, type] = {
 class Content:
     """A record, or why there is none that can be used; both None where there is no file."""
 
-    record: dict[str, Any] | None = None
+    record: RunRecord | None = None
     error: str | None = None
     # a newer version of this program wrote it: nothing but that version may replace it
     newer: bool = False
@@ -63,24 +64,24 @@ def content(folder: Path) -> Content:
     return Content(record=record, changed=seal is not None and seal != digest(record))
 
 
-def digest(record: Mapping[str, Any]) -> str:
+def digest(record: Mapping[str, object]) -> str:
     """Of a record's content, whatever the order and the spacing of its keys."""
     text = json.dumps(finite(record), sort_keys=True, allow_nan=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sealed(record: Mapping[str, Any], changed: bool = False) -> dict[str, Any]:
+def sealed(record: Mapping[str, object], changed: bool = False) -> Plain:
     """A record as it is written: with the digest of its content, or with a word in its place that
     goes on saying that it was changed by hand."""
     return {**record, SEAL: "changed by hand" if changed else digest(record)}
 
 
-def is_newer(record: Any) -> bool:
+def is_newer(record: object) -> bool:
     schema = record.get("schema") if isinstance(record, dict) else None
     return isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA
 
 
-def fault(record: Any) -> str | None:
+def fault(record: object) -> str | None:
     """Why a record cannot be used, or None."""
     if not isinstance(record, dict):
         return (
@@ -97,7 +98,7 @@ def fault(record: Any) -> str | None:
     return f"{wrong}; run it again with force=true" if wrong else None
 
 
-def misshapen(record: dict[str, Any]) -> str | None:
+def misshapen(record: Mapping[str, Any]) -> str | None:
     """The first part of a record that does not have its shape, or None."""
     for key, expected in {"config": dict, "status": str}.items():
         if not isinstance(record.get(key), expected):
@@ -115,14 +116,14 @@ def misshapen(record: dict[str, Any]) -> str | None:
     return None
 
 
-def is_value(value: Any) -> bool:
+def is_value(value: object) -> bool:
     """A metric as it stands in a record: a number, nothing, or one for each seed."""
     if isinstance(value, list):
         return all(map(is_value, value))
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
-def sound_lines(logged: bytes) -> tuple[list[dict[str, Any]], int]:
+def sound_lines(logged: bytes) -> tuple[list[Line], int]:
     """The lines of a metrics.jsonl that can be read, and how many cannot; one that ends early, at
     the end, is no damage."""
     lines, bad = [], 0

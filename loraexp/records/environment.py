@@ -8,9 +8,9 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from loraexp import __version__
+from loraexp.records.sections import Environment, Hardware
 
 PACKAGES = (
     "torch",
@@ -26,7 +26,7 @@ PACKAGES = (
 )
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """The commit of the code, the versions of what it uses, and the machine."""
     import torch
 
@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "absent"
-    hardware: dict[str, Any] = {
+    hardware: Hardware = {
         "machine": platform.machine(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -63,7 +63,7 @@ def cpu_name() -> str:
         return platform.processor() or "unknown"
 
 
-def commit() -> dict[str, Any]:
+def commit() -> Environment:
     """The commit of the checkout that this code runs from, and whether files differ from it; null
     from a wheel."""
     root = Path(__file__).resolve().parent.parent.parent

@@ -8,11 +8,21 @@ import os
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from loraexp.machine.files import write_json
+from loraexp.records.sections import Failure
 
 NOTE = ".rank{}.json"
+
+
+class Note(TypedDict):
+    """What befell a process: `launch` tells its start from every other."""
+
+    rank: int
+    launch: str
+    error: Failure
+    trace: str
 
 
 def launch() -> str:
@@ -26,13 +36,13 @@ def launch() -> str:
 def leave(folder: Path, error: BaseException) -> None:
     """Note why this process ends; without space for it nobody else is kept from saying so."""
     rank = int(os.environ.get("RANK", "0"))
-    note = {"rank": rank, "launch": launch(), "error": described(error)}
+    trace = "".join(traceback.format_exception(error))
+    note = Note(rank=rank, launch=launch(), error=described(error), trace=trace)
     with suppress(OSError):
-        trace = "".join(traceback.format_exception(error))
-        write_json(folder / NOTE.format(rank), note | {"trace": trace})
+        write_json(folder / NOTE.format(rank), note)
 
 
-def described(error: BaseException) -> dict[str, Any]:
+def described(error: BaseException) -> Failure:
     """Type, message and place of an error, as a record says them."""
     return {"type": type(error).__name__, "message": str(error), "where": place_of(error)}
 
@@ -46,7 +56,7 @@ def place_of(error: BaseException) -> str:
     return f"{Path(ours[-1].filename).name}:{ours[-1].lineno} in {ours[-1].name}" if ours else "?"
 
 
-def first(folder: Path) -> dict[str, Any] | None:
+def first(folder: Path) -> Note | None:
     """The earliest note of another process of this very start; None where all went well."""
     notes = []
     for path in folder.glob(NOTE.format("*")):

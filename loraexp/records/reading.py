@@ -10,20 +10,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from loraexp.config import RECORD, STORED, ConfigError, match_key
+from loraexp.config import RECORD, STORED, ConfigError, Plain, match_key
 from loraexp.machine.files import Damaged
 from loraexp.machine.notation import read_yaml
 from loraexp.machine.notes import Notes, code, hashed
 from loraexp.machine.words import first_line
 from loraexp.records import tracking
 from loraexp.records.content import CHANGED, METRICS, SCHEMA, content, fault, sound_lines
+from loraexp.records.sections import Line, RunRecord
 
 if TYPE_CHECKING:
     import pandas
 
-Lines = list[dict[str, Any]]
+Lines = list[Line]
 # of a record; every other path is `split/metric`
 SECTIONS = ("best", "cost", "parameters", "data", "environment")
 
@@ -35,7 +36,7 @@ class Found:
     where: str  # a run folder, or a run of W&B
     run_id: str
     match: str | None  # `match_key` of its configuration
-    record: dict[str, Any] | None
+    record: RunRecord | None
     lines: Callable[[], Lines]  # what was logged on the way
     folder: Path | None = None
     error: str | None = None
@@ -91,7 +92,7 @@ def read_at(folder: Path, changed: int, size: int) -> Found:
     )
 
 
-def matched(config: Mapping[str, Any] | None) -> str | None:
+def matched(config: Mapping[str, object] | None) -> str | None:
     """`match_key` of a configuration as it was found; None where it is not one."""
     try:
         return match_key(config) if config is not None else None
@@ -102,7 +103,7 @@ def matched(config: Mapping[str, Any] | None) -> str | None:
 def from_wandb(source: str) -> Iterator[Found]:
     """The records that W&B has of a project, or in the folders of offline runs."""
     for copied in tracking.read(source):
-        record: dict[str, Any] = {"schema": SCHEMA, "run_id": copied.run_id, "status": "running"}
+        record: RunRecord = {"schema": SCHEMA, "run_id": copied.run_id, "status": "running"}
         if copied.record is not None:
             record = copied.record
         elif copied.state != "running":
@@ -120,7 +121,7 @@ def from_wandb(source: str) -> Iterator[Found]:
         )
 
 
-def stored_config(folder: Path) -> dict[str, Any] | None:
+def stored_config(folder: Path) -> Plain | None:
     """The configuration beside a record that cannot be used: it tells which cell the record was
     of."""
     try:
@@ -147,14 +148,14 @@ def logged(path: Path) -> Lines:
 # numbers in records
 
 
-def value_at(record: Mapping[str, Any], path: str) -> float | None:
+def value_at(record: RunRecord, path: str) -> float | None:
     """The number at `split/metric`, or at a path into the record such as `cost/init_seconds`; None
     where there is none."""
     section, *parts = path.split("/")
     if section not in SECTIONS:
         split, _, name = path.rpartition("/")
         section, parts = "metrics", [split, name]
-    node: Any = record.get(section)
+    node: object = record.get(section)
     for part in parts:
         node = node.get(part) if isinstance(node, dict) else None
     if node is None and section == "metrics":
@@ -174,7 +175,7 @@ SAME_ROWS = (
 )
 
 
-def under_another_protocol(record: Mapping[str, Any], split: str, name: str) -> Any:
+def under_another_protocol(record: RunRecord, split: str, name: str) -> object:
     """A metric that the run itself does not have, from a re-score of the same rows."""
     for evaluation in reversed(record.get("evaluations") or ()):
         same = all(word.startswith(SAME_ROWS) for word in evaluation["overrides"])
@@ -183,17 +184,23 @@ def under_another_protocol(record: Mapping[str, Any], split: str, name: str) -> 
     return None
 
 
-def failure(record: dict[str, Any]) -> str:
+def best_value(record: RunRecord) -> float | None:
+    """What the evaluation came to whose weights are reported; None where nothing selects."""
+    best = record.get("best")
+    return best.get("value") if best else None
+
+
+def failure(record: RunRecord) -> str:
     """Type and first line of the error that a failed record holds."""
     error = record.get("error") or {}
     return f"{error.get('type', 'error')}: {first_line(error.get('message', ''))}"
 
 
-def number(value: Any) -> float | None:
+def number(value: object) -> float | None:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def run_seconds(record: Mapping[str, Any]) -> float:
+def run_seconds(record: RunRecord) -> float:
     """How long a run took: by its clock, or by the sum of its parts where that is more (it went on
     after a break)."""
     cost = record.get("cost") or {}
@@ -201,9 +208,10 @@ def run_seconds(record: Mapping[str, Any]) -> float:
         cost.get(name) or 0.0
         for name in ("init_seconds", "train_seconds", "eval_seconds", "seconds")
     )
-    if not record.get("started") or not record.get("ended"):
+    started, ended = record.get("started"), record.get("ended")
+    if not started or not ended:
         return parts
-    clock = datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])
+    clock = datetime.fromisoformat(ended) - datetime.fromisoformat(started)
     return max(parts, clock.total_seconds())
 
 
@@ -244,7 +252,7 @@ LONGEST = 2**30  # bytes of the index
 SETTLED = 2.0  # seconds: a file may be written twice within one tick of its clock
 
 
-def row_of(folder: Path, index: Notes) -> dict[str, Any]:
+def row_of(folder: Path, index: Notes) -> Plain:
     """One row of `load_records`: from the index where the record is the same file, of the same time
     and size, as when it was read."""
     path = folder / RECORD
@@ -263,9 +271,9 @@ def row_of(folder: Path, index: Notes) -> dict[str, Any]:
     return row
 
 
-def row_anew(folder: Path) -> dict[str, Any]:
+def row_anew(folder: Path) -> Plain:
     found = content(folder)
-    row: dict[str, Any] = {"folder": str(folder)}
+    row: Plain = {"folder": str(folder)}
     if found.record is None:
         why = found.error and f"{folder / RECORD}: {found.error}"
         return row | {"status": "unreadable", "error": why}
@@ -285,7 +293,7 @@ def row_anew(folder: Path) -> dict[str, Any]:
             f"evaluations/{evaluation['key']}/{split}/rows": n
             for split, n in evaluation["rows"].items()
         }
-    row["best/value"] = (record.get("best") or {}).get("value")
+    row["best/value"] = best_value(record)
     row["error"] = (record.get("error") or {}).get("message")
     row["note"] = f"record.json {CHANGED}" if found.changed else None
     return row
@@ -306,9 +314,9 @@ def no_runs(root: Path) -> ConfigError:
     return ConfigError(f"{root}: no run in it; {remedy}")
 
 
-def flatten(node: dict[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
+def flatten(node: Mapping[str, object], prefix: str = "", separator: str = ".") -> Plain:
     """Nested keys as dotted ones; lists stay as they are."""
-    flat: dict[str, Any] = {}
+    flat: Plain = {}
     for key, value in node.items():
         flat |= (
             flatten(value, f"{prefix}{key}{separator}", separator)

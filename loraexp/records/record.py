@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypedDict, cast
 
 import yaml
 
-from loraexp.config import RECORD, STORED, ConfigError
+from loraexp.config import RECORD, STORED, ConfigError, Plain
 from loraexp.machine.files import (
     DiskFull,
     clear_temporaries,
@@ -29,12 +29,20 @@ from loraexp.machine.locks import Lock, locked
 from loraexp.records import ranks
 from loraexp.records.content import METRICS, SCHEMA, Content, content, sealed, sound_lines
 from loraexp.records.environment import environment
+from loraexp.records.sections import Evaluation, RunRecord
 from loraexp.records.tracking import Copy
 
 if TYPE_CHECKING:
     from loraexp.config.settings import WandbSettings
 
 RESERVE = 256 * 2**10  # bytes of disk kept for the record of a run that fills the rest
+
+
+class Mark(TypedDict):
+    """How far metrics.jsonl has come: its length and its digest."""
+
+    bytes: int
+    sha256: str
 
 
 class Busy(RuntimeError):
@@ -45,7 +53,7 @@ class Finished(RuntimeError):
     """Another process finished this very run between the look at its record and the lock; `record`
     is what it left."""
 
-    def __init__(self, record: dict[str, Any]) -> None:
+    def __init__(self, record: RunRecord) -> None:
         super().__init__(record["run_id"])
         self.record = record
 
@@ -54,7 +62,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def read(folder: Path) -> RunRecord | None:
     """The record of a run folder; None where there is none, or where it cannot be used (it is then
     written anew)."""
     return content(folder).record
@@ -71,7 +79,7 @@ class Record:
         self,
         folder: Path,
         run_id: str,
-        config: dict[str, Any],
+        config: Plain,
         wandb: WandbSettings | None = None,
         *,
         main: bool = True,
@@ -84,11 +92,11 @@ class Record:
         self.config = config
         self.main, self.forced, self.waits = main, forced, waits
         self.copy = Copy(wandb, folder, run_id, config)
-        self.before: dict[str, Any] = {}  # what an earlier attempt at this run had recorded
+        self.before: RunRecord = {}  # what an earlier attempt at this run had recorded
         self.lock: Lock | None = None
         self.metrics: IO[bytes] | None = None
         self.logged, self.digest = 0, hashlib.sha256()  # bytes of metrics.jsonl, and their digest
-        self.content: dict[str, Any] = {
+        self.content: RunRecord = {
             "schema": SCHEMA,
             "status": "running",
             "phase": "starting",
@@ -188,7 +196,7 @@ class Record:
             text = other["trace"] if other else "".join(traceback.format_exception(error))
             (self.folder / "error.txt").write_text(text, errors="backslashreplace")
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> RunRecord:
         self.content.pop("phase", None)
         self.content |= {"status": "finished", "ended": now()}
         self.write()
@@ -201,18 +209,17 @@ class Record:
     def phase(self, name: str) -> Iterator[None]:
         """Within: the run is doing this; a record that is not finished says what was being done
         last."""
-        before = self.content.get("phase")
+        before = self.content.get("phase", "")
         self.content["phase"] = name
         yield
         self.content["phase"] = before
 
     def update(self, **sections: Any) -> None:
         """Set sections of the record; a mapping is merged into what is there. Written at once."""
+        own = cast(Plain, self.content)
         for name, value in sections.items():
-            if isinstance(value, Mapping) and isinstance(self.content.get(name), dict):
-                self.content[name] |= value
-            else:
-                self.content[name] = value
+            merges = isinstance(value, Mapping) and isinstance(own.get(name), dict)
+            own[name] = own[name] | value if merges else value
         self.write()
 
     def write(self) -> None:
@@ -237,7 +244,7 @@ class Record:
     # ----------------------------------------------------------------------------------------------
     # metrics.jsonl
 
-    def start_metrics(self, mark: Mapping[str, Any] | None = None, step: int = 0) -> str | None:
+    def start_metrics(self, mark: Mark | None = None, step: int = 0) -> str | None:
         """Open metrics.jsonl: anew, or (going on from a step) with exactly what stood in it at
         `mark`.
 
@@ -256,11 +263,11 @@ class Record:
         self.copy.start()
         return lost
 
-    def mark(self) -> dict[str, Any]:
+    def mark(self) -> Mark:
         """How far metrics.jsonl has come: its length and its digest."""
         return {"bytes": self.logged, "sha256": self.digest.hexdigest()}
 
-    def log(self, step: int, **values: Any) -> None:
+    def log(self, step: int, **values: object) -> None:
         """One line of metrics.jsonl, and the same numbers to W&B."""
         if not self.main:
             return
@@ -276,7 +283,7 @@ class Record:
         self.copy.log(line)
 
 
-def history(path: Path, mark: Mapping[str, Any], step: int) -> tuple[bytes, str | None]:
+def history(path: Path, mark: Mark, step: int) -> tuple[bytes, str | None]:
     """What of a log is kept at a checkpoint's mark, and where it is not what it was, which line
     says so."""
     try:
@@ -309,7 +316,7 @@ def refuse_newer(folder: Path, found: Content) -> None:
         raise ConfigError(f"{folder / RECORD}: {found.error}")
 
 
-def add_evaluation(folder: Path, entry: dict[str, Any], wandb: WandbSettings | None = None) -> None:
+def add_evaluation(folder: Path, entry: Evaluation, wandb: WandbSettings | None = None) -> None:
     """Put a re-score of a finished run beside its own metrics, which never change; W&B gets it
     too."""
     with locked(folder / ".lock"):
@@ -326,7 +333,7 @@ def add_evaluation(folder: Path, entry: dict[str, Any], wandb: WandbSettings | N
     copy.finish(found)
 
 
-def write_yaml(path: Path, value: Any) -> None:
+def write_yaml(path: Path, value: object) -> None:
     replace(
         path,
         yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode(

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from loraexp.config import ConfigError
+from loraexp.config import ConfigError, Plain
 from loraexp.machine.files import finite
 from loraexp.machine.progress import notice
+from loraexp.records.sections import Evaluation, Line, RunRecord
 
 if TYPE_CHECKING:
     from loraexp.config.settings import WandbSettings
@@ -31,7 +32,7 @@ class Copy:
     why."""
 
     def __init__(
-        self, settings: WandbSettings | None, folder: Path, run_id: str, config: dict[str, Any]
+        self, settings: WandbSettings | None, folder: Path, run_id: str, config: Plain
     ) -> None:
         self.settings = settings
         self.folder = folder
@@ -83,7 +84,7 @@ class Copy:
             let_go()
             notice(f"loraexp: W&B stopped ({self.error[:200]}); the record on disk goes on")
 
-    def log(self, line: Mapping[str, Any]) -> None:
+    def log(self, line: Mapping[str, object]) -> None:
         """A line under its own step. A run that W&B goes on with has had later ones already, after
         the checkpoint that this one began at, and W&B drops what goes back: such a run counts for
         itself, and `step` is the axis."""
@@ -92,7 +93,7 @@ class Copy:
                 step = line["step"] if not self.run.starting_step else None
                 self.run.log({k: v for k, v in line.items() if v is not None}, step=step)
 
-    def finish(self, record: dict[str, Any]) -> None:
+    def finish(self, record: RunRecord) -> None:
         """Put the record, finished or failed, into the summary, its numbers also one by one, and
         end."""
         if self.run is None:
@@ -122,7 +123,7 @@ def let_go() -> None:
         wandb.teardown(exit_code=1)
 
 
-def flattened(evaluation: Mapping[str, Any]) -> dict[str, float]:
+def flattened(evaluation: Evaluation) -> dict[str, float]:
     """The numbers of a re-score by `evaluations/KEY/SPLIT/METRIC`: none is taken for one of the
     run's own."""
     return {
@@ -132,7 +133,7 @@ def flattened(evaluation: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def summary(record: dict[str, Any]) -> dict[str, Any]:
+def summary(record: RunRecord) -> Plain:
     """What W&B's summary holds of a record: `record` is all of it but the configuration, which W&B
     has already."""
     flat = {
@@ -146,7 +147,7 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         flat |= flattened(evaluation)
     if record["best"] is not None:
         flat["best/value"] = record["best"]["value"]
-    summary: dict[str, Any] = finite(
+    summary: Plain = finite(
         {
             **flat,
             "status": record["status"],
@@ -167,10 +168,10 @@ class Copied:
     where: str
     run_id: str
     state: str  # running | finished | failed | crashed | killed
-    config: dict[str, Any]
+    config: Plain
     # None: it has not ended, or something else than this program made it
-    record: dict[str, Any] | None
-    lines: Callable[[], list[dict[str, Any]]]
+    record: RunRecord | None
+    lines: Callable[[], list[Line]]
 
 
 def read(source: str) -> Iterator[Copied]:
@@ -221,7 +222,7 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def line(row: Mapping[str, Any]) -> dict[str, Any]:
+def line(row: Mapping[str, object]) -> Line:
     """A row of W&B's history as a line of metrics.jsonl: without W&B's own keys."""
     return {
         key: value for key, value in row.items() if not key.startswith("_") and value is not None
@@ -249,10 +250,10 @@ def offline(folder: Path) -> Iterator[Copied]:
         )
 
 
-def joined(histories: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def joined(histories: list[list[Line]]) -> list[Line]:
     """Histories one after the other, each in place of what those before it logged after its first
     step."""
-    lines: list[dict[str, Any]] = []
+    lines: list[Line] = []
     for history in histories:
         lines = [
             line for line in lines if not history or line["step"] <= history[0]["step"]
@@ -260,20 +261,29 @@ def joined(histories: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return merged(lines)
 
 
-def merged(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merged(lines: list[Line]) -> list[Line]:
     """One line for each step, in their order; of what was sent twice the later counts."""
-    by_step: dict[Any, dict[str, Any]] = {}
+    by_step: dict[int, Line] = {}
     for one in lines:
         if "step" in one:
             by_step[one["step"]] = by_step.get(one["step"], {}) | one
     return [by_step[step] for step in sorted(by_step)]
 
 
-def log_file(path: Path) -> dict[str, Any]:
+class LogFile(TypedDict):
+    """A `run-<id>.wandb`: W&B's copy of one attempt at a run."""
+
+    config: Plain
+    summary: Plain
+    history: list[Line]
+    state: str
+
+
+def log_file(path: Path) -> LogFile:
     """Configuration, summary, history and state from one `run-<id>.wandb`."""
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-    found: dict[str, Any] = {"config": {}, "summary": {}, "history": [], "state": "running"}
+    found = LogFile(config={}, summary={}, history=[], state="running")
     for content in chunks(path.read_bytes()):
         record = Record()
         record.ParseFromString(content)
@@ -284,7 +294,7 @@ def log_file(path: Path) -> dict[str, Any]:
         elif kind == "summary":
             put(found["summary"], record.summary.update)
         elif kind == "history":
-            row: dict[str, Any] = {}
+            row: Line = {}
             put(row, record.history.item)
             found["history"].append(line(row))
         elif kind == "exit":
@@ -292,7 +302,7 @@ def log_file(path: Path) -> dict[str, Any]:
     return found
 
 
-def put(into: dict[str, Any], items: Any) -> None:
+def put(into: Plain, items: Any) -> None:
     """Set the keys, nested ones too, of W&B's key and JSON pairs."""
     for item in items:
         *path, name = item.nested_key or [item.key]

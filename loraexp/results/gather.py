@@ -15,6 +15,7 @@ from typing import Any
 from loraexp.config import RECORD, ConfigError
 from loraexp.records import reading
 from loraexp.records.reading import Found, number
+from loraexp.records.sections import RunRecord
 from loraexp.results import edges, matching
 from loraexp.results.places import Place, fill
 from loraexp.results.units import printed
@@ -32,7 +33,7 @@ class Results:
     source: str
     places: dict[tuple[str, str], Place] = field(default_factory=dict)
     computed: Computed | None = None
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)  # by run id
+    records: dict[str, RunRecord] = field(default_factory=dict)  # by run id
     problems: list[str] = field(default_factory=list)
 
     def named(self, name: str) -> float | None:

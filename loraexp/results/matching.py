@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loraexp.records.reading import Found, Lines, failure, flatten, number, value_at
+from loraexp.records.sections import RunRecord
 from loraexp.sweep.cells import Cell
 
 STEPS_TO = "steps_to/"  # begins the path of a number of steps
@@ -20,7 +20,7 @@ class Run:
     """One run that a cell wants, and what there is of it."""
 
     cell: Cell
-    record: dict[str, Any] | None
+    record: RunRecord | None
     folder: Path | None
     status: str  # finished | failed | running | missing | unreadable
     where: str | None = None
@@ -142,7 +142,7 @@ def differs(one: Found, other: Found) -> str | None:
     )
 
 
-def describe(point: dict[str, Any]) -> str:
+def describe(point: Mapping[str, object]) -> str:
     return ", ".join(
         f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
         for key, value in point.items()

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from loraexp.config import Plain
 from loraexp.records import reading
 from loraexp.results.matching import Run, describe
 from loraexp.sweep.schema import Select
@@ -29,7 +30,7 @@ class Place:
     select: Select = field(default_factory=Select)
     skipped: str | None = None
     runs: list[Run] = field(default_factory=list)
-    chosen: dict[str, Any] = field(default_factory=dict)
+    chosen: Plain = field(default_factory=dict)
     values: dict[int, float] = field(default_factory=dict)  # by seed, in the record's units
     mean: float | None = None
     std: float | None = None  # over seeds, divided by n − 1; None with fewer than two
@@ -105,9 +106,9 @@ class Place:
 # choosing
 
 
-def points(runs: Sequence[Run], keys: Sequence[str]) -> list[tuple[dict[str, Any], list[Run]]]:
+def points(runs: Sequence[Run], keys: Sequence[str]) -> list[tuple[Plain, list[Run]]]:
     """Runs by their values of some grid keys, in the grid's order."""
-    found: dict[str, tuple[dict[str, Any], list[Run]]] = {}
+    found: dict[str, tuple[Plain, list[Run]]] = {}
     for run in runs:
         point = {key: run.cell.point[key] for key in keys if key in run.cell.point}
         found.setdefault(json.dumps(point, default=str), (point, []))[1].append(run)
@@ -116,7 +117,7 @@ def points(runs: Sequence[Run], keys: Sequence[str]) -> list[tuple[dict[str, Any
 
 def choose(
     runs: Sequence[Run], select: Select, fixed: str | None = None
-) -> tuple[dict[str, Any], list[Run], str | None]:
+) -> tuple[Plain, list[Run], str | None]:
     """The grid point with the best mean of `select.by` over its finished runs (those of
     `select.judges`): (point, its runs,
     what is to be said).
@@ -127,7 +128,7 @@ def choose(
     found = points(runs, keys)
     if len(found) == 1:
         return found[0][0], found[0][1], None
-    judged: list[tuple[float, dict[str, Any], list[Run], int]] = []
+    judged: list[tuple[float, Plain, list[Run], int]] = []
     for point, at in found:
         scores = [
             score

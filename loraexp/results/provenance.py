@@ -10,6 +10,7 @@ from typing import Any
 
 from loraexp.machine.words import spoken
 from loraexp.records.reading import run_seconds
+from loraexp.records.sections import RunRecord
 from loraexp.results.gather import Results
 from loraexp.results.matching import Run, describe
 from loraexp.results.places import Place
@@ -318,7 +319,7 @@ def environments(results: Results) -> list[str]:
     return lines
 
 
-def commit(record: dict[str, Any]) -> str:
+def commit(record: RunRecord) -> str:
     environment = record.get("environment") or {}
     if not environment.get("commit"):
         version = (environment.get("versions") or {}).get("loraexp")
@@ -326,7 +327,7 @@ def commit(record: dict[str, Any]) -> str:
     return str(environment["commit"])[:10] + (" with changes" if environment.get("dirty") else "")
 
 
-def hardware(record: dict[str, Any]) -> str:
+def hardware(record: RunRecord) -> str:
     environment = record.get("environment") or {}
     found = environment.get("hardware") or {}
     gpus = found.get("gpus") or []
@@ -339,7 +340,7 @@ def hardware(record: dict[str, Any]) -> str:
     )
 
 
-def versions(record: dict[str, Any]) -> str:
+def versions(record: RunRecord) -> str:
     found = (record.get("environment") or {}).get("versions") or {}
     return ", ".join(
         f"{name} {found[name]}" for name in ("python", "torch", "transformers") if found.get(name)

@@ -9,7 +9,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from loraexp.machine.files import Damaged, check_seal, sealed, set_aside, sha256
 from loraexp.machine.progress import log
 from loraexp.machine.tensors import read_tensors, write_tensors
 from loraexp.machine.words import first_line
+from loraexp.records.record import Mark
 
 FORMAT = 3  # of what a checkpoint holds: a change of it takes the next number
 
@@ -63,7 +64,7 @@ class State:
     groups: dict[str, Any]  # the optimizer's state_dict without the moments
     # of each process: its random generators, and the loss that it has not yet logged
     ranks: list[dict[str, Any]]
-    history: dict[str, Any] = field(default_factory=dict)  # how long the log was, and its digest
+    history: Mark | None = None  # how long the log was, and its digest
 
 
 class Checkpoint:

@@ -36,6 +36,7 @@ from loraexp.models import Base
 from loraexp.records import record as records
 from loraexp.records.content import content
 from loraexp.records.record import Record
+from loraexp.records.sections import RunRecord
 from loraexp.run import kept, sources
 from loraexp.run.checkpoint import Checkpoint, seed_generators
 from loraexp.run.initialise import initialize, settled, training_of
@@ -51,7 +52,7 @@ class Outcome:
     """What became of a run: its folder, its record, and whether it was there already."""
 
     folder: Path
-    record: dict[str, Any]
+    record: RunRecord
     already: bool = False
 
 
@@ -72,7 +73,7 @@ SILENT = Observer()
 Story = Generator[Ahead, None, Result]  # stands before each step until it is asked to go on
 
 
-def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) -> Outcome:
+def run(settings: Settings, plain: config.Plain, observer: Observer = SILENT) -> Outcome:
     """Train, evaluate and record one run; a finished one is not run again, an interrupted one goes
     on."""
     told = story(settings, plain, observer)
@@ -86,7 +87,7 @@ def run(settings: Settings, plain: dict[str, Any], observer: Observer = SILENT) 
 
 def story(
     settings: Settings,
-    plain: dict[str, Any],
+    plain: config.Plain,
     observer: Observer = SILENT,
     stop: Stop | None = None,
 ) -> Story[Outcome]:
@@ -123,12 +124,12 @@ def story(
 
 def recorded(
     settings: Settings,
-    plain: dict[str, Any],
+    plain: config.Plain,
     folder: Path,
     observer: Observer,
     base: Base,
     shared: Stop | None,
-) -> Story[dict[str, Any]]:
+) -> Story[RunRecord]:
     """The run itself; returns its record, which is left behind also when it fails or is told to
     stop."""
     processes = Processes(settings.device)
@@ -174,7 +175,7 @@ class Experiment:
         self.full = config.Component.of(settings.init, "init").full
         self.head: list[str] = []
 
-    def story(self) -> Story[dict[str, Any]]:
+    def story(self) -> Story[RunRecord]:
         """The whole story; returns the record."""
         settings, record = self.settings, self.record
         self.look_back()
@@ -221,7 +222,7 @@ class Experiment:
             self.checkpoint.remove()
         return result
 
-    def used(self) -> dict[str, Any]:
+    def used(self) -> config.Plain:
         """What of the machine this run uses: how many processes, on which devices, by which
         algorithms."""
         devices = self.processes.gather(name_of(self.device))

@@ -23,6 +23,7 @@ from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.config.identity import computed_folder
 from loraexp.machine.files import finite, write_json
+from loraexp.records.sections import RunRecord
 from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import Sweep
 
@@ -166,7 +167,7 @@ def run(
     return into
 
 
-def load(into: Path) -> tuple[dict[str, Any], Computed] | None:
+def load(into: Path) -> tuple[RunRecord, Computed] | None:
     """The record and the result of a finished computed sweep; None where there is none."""
     from loraexp.records import record
 
@@ -175,7 +176,7 @@ def load(into: Path) -> tuple[dict[str, Any], Computed] | None:
         return None
     series = json.loads((into / "series.json").read_text())
     return content, Computed(
-        values=content["metrics"]["values"],
+        values=dict(content["metrics"]["values"]),
         curves=[Curve(**curve) for curve in series["curves"]],
         surfaces=[Surface(**surface) for surface in series["surfaces"]],
         axes=series["axes"],
