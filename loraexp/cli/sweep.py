@@ -13,7 +13,7 @@ from loraexp.config import ConfigError, boundary
 from loraexp.config.paths import unquoted
 from loraexp.machine.escapes import printable
 from loraexp.machine.words import reason_of, shorten
-from loraexp.sweep import reading, schema
+from loraexp.sweep import comparison, reading, schema
 from loraexp.sweep.schema import Sweep
 
 FIGURES = ("png", "svg", "pdf")
@@ -105,7 +105,7 @@ def compare(arguments: Sequence[str]) -> int:
         )
     against = [name.strip() for name in options.against.split(",") if name.strip()]
     words = [word for word in overrides if not of_hydra(word)]
-    wanted = reading.comparison(mine, against, words, options.variant)
+    wanted = comparison.comparison(mine, against, words, options.variant)
     status = run_until_inside(wanted, [word for word in overrides if of_hydra(word)])
     from loraexp.artifacts import formats
     from loraexp.artifacts import table as tables

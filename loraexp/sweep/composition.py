@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from loraexp import config
 
-Node = dict[str, Any]
+Node = config.Plain
 Path_ = tuple[str, ...]
 WHOLE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")  # the value of another key, and nothing else
 NAME = re.compile(r"[\w.+-]+")
@@ -45,6 +45,16 @@ def merged(choices: Sequence[str]) -> Node | None:
         return merge_files(chosen, config.folder("conf"))
     except (NotPlain, OSError, OmegaConfBaseException):
         return None
+
+
+def usual(words: Sequence[str], key: str) -> str:
+    """A key of the configuration as the methods and experiments among these overrides leave it."""
+    chosen = [word.lstrip("+").partition("=") for word in words]
+    wide = {group: f"{group}={name}" for group, _, name in chosen if group in GLOBAL}
+    node = merged(list(wide.values()))
+    if node is None or "${" in node[key]:
+        node = config.resolved(config.compose(list(wide.values())))
+    return str(node[key])
 
 
 def merge_files(asked: Mapping[str, str], root: Path) -> Node:
@@ -242,7 +252,7 @@ def resolved(node: Node) -> tuple[Node, dict[Path_, str]] | None:
             return None
         try:
             plain = OmegaConf.to_container(OmegaConf.create({"text": text}), resolve=True)
-            node = put(node, path, cast(dict[str, Any], plain)["text"])
+            node = put(node, path, cast(Node, plain)["text"])
         except OmegaConfBaseException:
             return None
     return node, whole

@@ -25,14 +25,11 @@ from loraexp.config.identity import computed_folder
 from loraexp.machine.files import finite, write_json
 from loraexp.records.sections import RunRecord
 from loraexp.sweep.cells import lookup
-from loraexp.sweep.schema import Sweep
+from loraexp.sweep.schema import OF_RUNS, Sweep
 
 Progress = Callable[[int, int], None]  # progress(done, total)
 Values = dict[str, float | list[float]]  # by name; a list has one for each seed
 ELSEWHERE = ("progress", "output_root", "data_dir", "device")  # where and how, not what
-
-# what its own runs are told besides
-OF_RUNS = ("cache_root", "wandb.mode", "wandb.project", "wandb.entity", "wandb.group")
 
 
 @dataclass(frozen=True, kw_only=True)

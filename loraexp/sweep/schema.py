@@ -14,11 +14,17 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from loraexp import config
+from loraexp.config import Plain
 from loraexp.config.paths import unquoted
+from loraexp.sweep import composition
+
+# Who else is told, and what is kept: keys of a run that concern no number.
+OF_RUNS = ("cache_root", "wandb.mode", "wandb.project", "wandb.entity", "wandb.group")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +45,9 @@ class Row:
     label: str
     group: str | None = None  # a heading that several rows share: a model, a rank
     overrides: list[str] = field(default_factory=list)
-    grid: dict[str, Any] = field(default_factory=dict)  # in place of the sweep's values, key by key
+    grid: Plain = field(default_factory=dict)  # in place of the sweep's values, key by key
     # what the paper states of this row alone
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Plain = field(default_factory=dict)
     skip: str | None = None  # why nothing is run: a row that the paper quotes from elsewhere
     value: str | None = None  # in place of the column's, where a row reads another value
     note: str | None = None
@@ -51,8 +57,8 @@ class Row:
 class Column:
     label: str
     overrides: list[str] = field(default_factory=list)
-    grid: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    grid: Plain = field(default_factory=dict)
+    settings: Plain = field(default_factory=dict)
     # `split/metric`, `cost/init_seconds`, `parameters/trainable`: a path into the record, or `A +
     # B`
     value: str | None = None
@@ -73,7 +79,7 @@ class Special:
     rows: list[str] | None = None
     columns: list[str] | None = None
     overrides: list[str] = field(default_factory=list)
-    grid: dict[str, Any] = field(default_factory=dict)
+    grid: Plain = field(default_factory=dict)
     skip: str | None = None
     widens: bool = False  # not of a file: a grid that grew beyond an edge (grid.extend)
 
@@ -88,7 +94,7 @@ class Select:
     goal: Literal["max", "min"] = "max"
     # values of other axes that alone choose, such as {seed: [0]}: the rest run at the chosen point
     # only; null: all of them choose
-    judges: dict[str, Any] = field(default_factory=dict)
+    judges: Plain = field(default_factory=dict)
 
     def chooses(self, point: Mapping[str, Any]) -> bool:
         """Whether a run at this point of the grid is one of those that choose."""
@@ -150,17 +156,17 @@ class Variant:
     about: str
     base: list[str] = field(default_factory=list)  # after the sweep's base
     overrides: list[str] = field(default_factory=list)  # after everything else of the sweep
-    grid: dict[str, Any] = field(default_factory=dict)
+    grid: Plain = field(default_factory=dict)
     keep_rows: list[str] | None = None
     keep_columns: list[str] | None = None
-    rows: dict[str, Any] = field(default_factory=dict)  # new rows, or keys of old ones
-    columns: dict[str, Any] = field(default_factory=dict)
+    rows: Plain = field(default_factory=dict)  # new rows, or keys of old ones
+    columns: Plain = field(default_factory=dict)
     cells: list[Any] = field(default_factory=list)
-    compute: dict[str, Any] = field(default_factory=dict)
-    report: dict[str, Any] = field(default_factory=dict)
-    select: dict[str, Any] = field(default_factory=dict)
+    compute: Plain = field(default_factory=dict)
+    report: Plain = field(default_factory=dict)
+    select: Plain = field(default_factory=dict)
     claims: list[Any] = field(default_factory=list)  # more of them
-    hours: dict[str, Any] | None = None
+    hours: Plain | None = None
     deviations: list[str] = field(default_factory=list)
     # false: the paper's numbers are not comparable, and are not printed beside ours
     published: bool = True
@@ -188,16 +194,16 @@ class Sweep:
     cells: list[Special]
     select: Select
     report: Report
-    published: dict[str, dict[str, Any]]  # row → column → number, or [mean, std]
-    settings: dict[str, Any]  # what the paper states, by configuration key
+    published: dict[str, Plain]  # row → column → number, or [mean, std]
+    settings: Plain  # what the paper states, by configuration key
     deviations: list[str]
     hours: Hours | None
     plots: list[Plot]
     claims: list[Claim]
-    compute: dict[str, Any] | None
+    compute: Plain | None
     variants: list[str]
     # what `select.judges` has chosen so far, by row and column
-    chosen: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    chosen: dict[tuple[str, str], Plain] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -228,11 +234,14 @@ class Sweep:
             f"{means[:1].upper()}{means[1:]} (in place of: {self.title})" if means else self.title
         )
 
-    @property
+    @cached_property
     def output_root(self) -> Path:
-        """Where its results are: the user's `output_root=DIR`, or outputs."""
-        said = [word.partition("=")[2] for word in self.overrides if key_of(word) == "output_root"]
-        return Path(unquoted(said[-1]) if said else "outputs").expanduser().absolute()
+        """Where its results are: the user's `output_root=DIR`, or where its runs go by their
+        experiment."""
+        words = [*self.base, *self.overrides]
+        said = [word.partition("=")[2] for word in words if key_of(word) == "output_root"]
+        text = unquoted(said[-1]) if said else composition.usual(words, "output_root")
+        return Path(text).expanduser().absolute()
 
     def label_of(self, row: str) -> str:
         """A row's label, with its group where another row has the same label."""
@@ -256,7 +265,7 @@ class Sweep:
             ):
                 yield exception
 
-    def stated(self, row: str, column: str) -> dict[str, Any]:
+    def stated(self, row: str, column: str) -> Plain:
         """What the paper states of a cell, by configuration key."""
         return self.settings | self.columns[column].settings | self.rows[row].settings
 
@@ -301,7 +310,7 @@ class Sweep:
                 yield row, column
 
 
-def listed(grid: dict[str, Any]) -> dict[str, list[Any]]:
+def listed(grid: Plain) -> dict[str, list[Any]]:
     """Every axis as a list: one value is a list of one."""
     return {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
 

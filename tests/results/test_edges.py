@@ -10,7 +10,7 @@ from loraexp import cli
 from loraexp.config import ConfigError
 from loraexp.results import gather as gathering
 from loraexp.results.gather import gather
-from loraexp.sweep import cells, reading
+from loraexp.sweep import cells, comparison, reading
 from loraexp.sweep.cells import Cell, expand
 from loraexp.sweep.schema import Sweep
 from tests.support.measured import CONTENT, put
@@ -93,7 +93,7 @@ def test_a_wrong_extension_is_one_line(wrong: str, tmp_path: Path) -> None:
 
 
 def test_a_method_of_ones_own_beside_the_others() -> None:
-    found = reading.comparison(
+    found = comparison.comparison(
         ["milora", "init=lora,optimizer=p_lora"], ["lora", "pissa"], ["task=rte", "seed=0"]
     )
     assert list(found.rows) == ["milora", "init_lora-optimizer_p_lora", "lora", "pissa"]
@@ -113,13 +113,13 @@ def test_a_method_of_ones_own_beside_the_others() -> None:
     }
     assert equal == {
         cell.run_id
-        for cell in expand(reading.comparison(["pissa"], [], ["task=mrpc"]))
+        for cell in expand(comparison.comparison(["pissa"], [], ["task=mrpc"]))
         if cell.row == "pissa" and cell.column == "mrpc"
     }
     with pytest.raises(ConfigError, match="compare milorra: .*nearest: milora"):
-        reading.comparison(["milorra"], [], [])
+        comparison.comparison(["milorra"], [], [])
     with pytest.raises(ConfigError, match="--against: pisa: there is no such row; nearest: pissa"):
-        reading.comparison(["milora"], ["pisa"], [])
+        comparison.comparison(["milora"], ["pisa"], [])
 
 
 def test_the_verb_runs_what_is_missing_and_prints_the_table(

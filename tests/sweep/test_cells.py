@@ -12,6 +12,7 @@ from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.sweep import cells, composition, reading, schema
 from loraexp.sweep.cells import Composer, expand, resolve
+from tests.support.small_sweep import written
 from tests.support.thin import loaded, regridded, variants
 
 
@@ -117,3 +118,22 @@ def test_a_file_that_is_more_than_keys_is_left_to_hydra(
     monkeypatch.setattr(config, "folder", lambda name: tmp_path / name)
     assert composition.merged(["init=mine"]) is None
     assert composition.merged(["init=lora"]) is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ([], "outputs"),
+        (["experiment=debug"], "outputs/debug"),
+        (["experiment=debug", "lr=0.1"], "outputs/debug"),
+        (["experiment=debug", "output_root=here"], "here"),
+    ],
+)
+def test_results_are_where_the_runs_are(
+    words: list[str], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables, figures and a launcher's workers ask the sweep; an experiment may say where."""
+    monkeypatch.chdir(tmp_path)
+    sweep = reading.load(str(written(tmp_path)), None, words)
+    assert sweep.output_root == tmp_path / place
+    assert {cell.folder.parent.parent for cell in expand(sweep)} == {sweep.output_root}
