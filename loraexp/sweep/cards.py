@@ -50,15 +50,12 @@ def asked(hydra: Sequence[str], cards: Sequence[str], each: int) -> list[str]:
     if launcher == "submitit_slurm":
         node = "hydra.launcher.gpus_per_node"
         return [*hydra, *([f"{node}={each}"] if each > 1 and node not in keys else [])]
-    if not cards:
+    if not cards or launcher == "ray":  # the cluster's cards are not this node's
         return list(hydra)
     if each > len(cards):
         raise ConfigError(
             f"train.gpus_per_run={each}: this node has {len(cards)}; expected at most that"
         )
-    if launcher == "ray":
-        key = "hydra.launcher.ray.remote.num_gpus"
-        return [*hydra, *([f"+{key}={each}"] if key not in keys else [])]
     if launcher == "joblib":
         most, key = len(cards) // each, "hydra.launcher.n_jobs"
         if key not in keys:

@@ -27,7 +27,7 @@ from loraexp.machine.progress import notice, tally
 from loraexp.machine.signals import Interrupted, Stop, to_children, watched
 from loraexp.machine.words import reason_of
 from loraexp.records import record
-from loraexp.sweep import cards, computed
+from loraexp.sweep import actors, cards, computed
 from loraexp.sweep.cells import Cell, expand, last_wins, lookup
 from loraexp.sweep.schema import Sweep
 from loraexp.sweep.watch import Watch, held, stamp, wait
@@ -35,7 +35,7 @@ from loraexp.sweep.watch import Watch, held, stamp, wait
 REST = 60.0  # seconds in which a worker that was told to stop begins nothing
 ATTEMPTS = 2  # at a run whose process dies without a word (killed for its memory, its node lost)
 
-# what a worker says of a run: folder, and outcome (ended | interrupted | busy | error) with reason
+# what a worker says of a run: folder, outcome (ended | interrupted | busy | error | died), reason
 Report = dict[str, str]
 Launch = Callable[[Sequence[Cell]], list[Report] | None]
 
@@ -205,9 +205,11 @@ def launcher(
             parent=os.getpid(),
             devices=devices if cards.launcher_of(hydra) == "joblib" else [],
         )
-        made = Plugins.instance().instantiate_launcher(
+        made: Any = Plugins.instance().instantiate_launcher(
             config=cfg, hydra_context=context, task_function=task
         )
+        if cards.launcher_of(hydra) == "ray":
+            made = actors.Actors(made, each)
 
         def launch(cells: Sequence[Cell]) -> list[Report] | None:
             stamps = [stamp(cell.folder) for cell in cells]
@@ -232,7 +234,7 @@ def launcher(
 
 
 def checked(report: Report, cell: Cell) -> Report:
-    if report["outcome"] != "error" and report["folder"] != str(cell.folder):
+    if report["outcome"] not in ("error", "died") and report["folder"] != str(cell.folder):
         raise RuntimeError(
             f"{cell.row}/{cell.column}: ran as {report['folder']}, expected {cell.folder}: its"
             " overrides compose differently"

@@ -68,9 +68,7 @@ def test_a_sweep_gives_each_run_its_cards(tmp_path: Path, monkeypatch: Any) -> N
         (["hydra/launcher=joblib"], 1, ["hydra.launcher.n_jobs=4"]),
         (["hydra/launcher=joblib"], 2, ["hydra.launcher.n_jobs=2"]),
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"], 1, []),
-        (["hydra/launcher=ray"], 1, ["+hydra.launcher.ray.remote.num_gpus=1"]),
-        (["hydra/launcher=ray"], 2, ["+hydra.launcher.ray.remote.num_gpus=2"]),
-        (["hydra/launcher=ray", "+hydra.launcher.ray.remote.num_gpus=0.5"], 1, []),
+        (["hydra/launcher=ray"], 2, []),  # its actors are: see test_ray.py
         (["hydra/launcher=submitit_slurm"], 4, ["hydra.launcher.gpus_per_node=4"]),
         (["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=8"], 4, []),
         ([], 1, []),

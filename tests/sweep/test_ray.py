@@ -1,4 +1,4 @@
-"""A sweep on a real Ray cluster of this machine, of which a worker is killed."""
+"""A sweep on a real Ray cluster of this machine: what its workers keep, and one that is killed."""
 
 from __future__ import annotations
 
@@ -9,32 +9,41 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from omegaconf import OmegaConf
 
+from loraexp.config import ConfigError
+from loraexp.sweep import actors
 from tests.support.slurm import until
 from tests.support.small_sweep import written
 
-STEPS = 600
+STEPS = 400
+TWO = {"CPU": 4.0, "GPU": 2.0}
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
     reason="ray is not installed (pip install 'loraexp[ray]')",
 )
-def test_the_run_of_a_killed_worker_goes_on(tmp_path: Path) -> None:
-    path = written(tmp_path, STEPS, rows={"lora": {"label": "LoRA"}}, grid={"seed": [0, 1]})
-    out = tmp_path / "out"
+def test_actors_have_a_card_keep_the_model_and_the_run_of_one_that_is_killed_goes_on(
+    tmp_path: Path,
+) -> None:
+    """Four cells on two cards that Ray is told of: every worker has a card to itself and loads the
+    base once for all of its cells."""
+    path = written(tmp_path, STEPS, rows={"lora": {"label": "LoRA"}}, grid={"seed": [0, 1, 2, 3]})
+    out, loads = tmp_path / "out", tmp_path / "loads"
+    init = "+hydra.launcher.ray.init"
     words = ["sweep", str(path), f"output_root={out}", "train.log_every=5"]
-    words += ["train.checkpoint_every=20", "hydra/launcher=ray"]
-    words += [
-        "+hydra.launcher.ray.init.num_cpus=2",
-        "+hydra.launcher.ray.init.include_dashboard=false",
-    ]
+    words += ["train.checkpoint_every=20", "hydra/launcher=ray", f"{init}.num_cpus=2"]
+    words += [f"{init}.include_dashboard=false", f"{init}.num_gpus=2"]
+    words += [f"{init}.runtime_env.worker_process_setup_hook=tests.support.ray_loads.note"]
+    here = {"LOADS": str(loads), "PYTHONPATH": str(Path(__file__).parents[2])}
     command = subprocess.Popen(
         [sys.executable, "-m", "loraexp", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | here,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -46,9 +55,43 @@ def test_the_run_of_a_killed_worker_goes_on(tmp_path: Path) -> None:
     _, said = command.communicate(timeout=300)
     assert command.returncode == 0, said[-3000:]
     found = {p.parent: json.loads(p.read_text()) for p in out.rglob("record.json")}
-    assert [record["status"] for record in found.values()] == ["finished"] * 2
+    assert [record["status"] for record in found.values()] == ["finished"] * 4
     assert [folder for folder, record in found.items() if record.get("resumed")] == [first]
     assert 0 < found[first]["resumed"][0]["step"] < STEPS
+    lines = [line.split() for line in loads.read_text().splitlines()]
+    workers = [worker for worker, _ in lines]
+    assert len(workers) == len(set(workers)) <= 3  # two, and one for the one that was killed
+    assert {card for _, card in lines} == {"0", "1"}
+    assert {record["environment"]["visible"] for record in found.values()} == {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    ("remote", "each", "nodes", "needs", "places"),
+    [
+        ({}, 1, [TWO, TWO], {"num_cpus": 1, "num_gpus": 1}, 4),
+        ({}, 2, [TWO, TWO], {"num_cpus": 1, "num_gpus": 2}, 2),
+        ({}, 1, [{"CPU": 3.0}], {"num_cpus": 1}, 3),
+        ({"num_gpus": 0.5}, 1, [TWO], {"num_cpus": 1, "num_gpus": 0.5}, 4),
+        ({"num_cpus": 4}, 1, [TWO], {"num_cpus": 4, "num_gpus": 1}, 1),
+        ({"resources": {"fast": 1}}, 1, [TWO, TWO | {"fast": 1.0}], None, 1),
+        ({}, 1, [{"CPU": 0.0}], {"num_cpus": 1}, 1),  # one waits until there is a place
+    ],
+)
+def test_there_are_as_many_actors_as_the_cluster_has_places(
+    remote: dict[str, Any],
+    each: int,
+    nodes: list[dict[str, float]],
+    needs: dict[str, Any] | None,
+    places: int,
+) -> None:
+    found = actors.needed(OmegaConf.create(remote), each, nodes)
+    assert needs is None or found == needs
+    assert actors.places(found, nodes) == places
+
+
+def test_more_cards_than_any_node_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match="4 cards a run: no node of the Ray cluster has more tha"):
+        actors.needed(OmegaConf.create({}), 4, [TWO, TWO])
 
 
 def worker_of(folder: Path, command: int) -> psutil.Process:
