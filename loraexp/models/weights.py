@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from loraexp.config import Plain
 from loraexp.machine.hub import SourceError
 
 # Parts of a body that a checkpoint of another purpose lacks (a masked language model has no
@@ -25,6 +26,7 @@ COMPUTED = (
     "num_batches_tracked",
 )
 SHOWN = 3
+Shape: TypeAlias = tuple[int, ...]
 
 
 @dataclass
@@ -40,9 +42,7 @@ class Loaded:
     notes: list[str] = field(default_factory=list)  # what a reader must know, one line each
 
 
-def inspect(
-    name: str, model: Any, head: Sequence[str], found: Mapping[str, Any], keep: bool
-) -> Loaded:
+def inspect(name: str, model: Any, head: Sequence[str], found: Plain, keep: bool) -> Loaded:
     """What `from_pretrained` said of keys that are missing, unexpected or of another shape; raises
     SourceError.
 
@@ -87,7 +87,7 @@ def decided(
     head: Sequence[str],
     pools: list[str],
     there: list[str],
-    mismatched: Mapping[str, Any],
+    mismatched: Mapping[str, tuple[Shape, Shape]],
     keep: bool,
 ) -> Loaded:
     """Which parts are drawn anew and which are kept, and what is said of it."""
@@ -98,10 +98,10 @@ def decided(
     ]
     if keep:
         if list(head) != there:
-            stored = next(iter(mismatched.items()), None)
+            first = next(iter(mismatched.items()), None)
             has = (
-                f"{stored[0]} of shape {stored[1][0]}, and the task needs {stored[1][1]}"
-                if stored
+                f"{first[0]} of shape {first[1][0]}, and the task needs {first[1][1]}"
+                if first
                 else f"no {', '.join(set(head) - set(there))}"
             )
             raise SourceError(

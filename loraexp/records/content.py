@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loraexp.config import RECORD, Plain
 from loraexp.machine.files import Damaged, finite
@@ -98,7 +97,7 @@ def fault(record: object) -> str | None:
     return f"{wrong}; run it again with force=true" if wrong else None
 
 
-def misshapen(record: Mapping[str, Any]) -> str | None:
+def misshapen(record: Plain) -> str | None:
     """The first part of a record that does not have its shape, or None."""
     for key, expected in {"config": dict, "status": str}.items():
         if not isinstance(record.get(key), expected):

@@ -195,9 +195,7 @@ def project(source: str) -> Iterator[Copied]:
         import wandb
 
         api = wandb.Api()
-        at_once: dict[str, Any] = (
-            {"lazy": False} if "lazy" in inspect.signature(api.runs).parameters else {}
-        )
+        at_once: Plain = {"lazy": False} if "lazy" in inspect.signature(api.runs).parameters else {}
         runs = list(api.runs(source, **at_once))
     except Exception as error:  # noqa: BLE001 - no key, no network, no such project: W&B has a class for each
         said = " ".join(str(error).split())[:300]

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from loraexp import config
-from loraexp.config import ConfigError
+from loraexp.config import ConfigError, Plain
 from loraexp.config.identity import NOT_IDENTITY
 from loraexp.machine.notation import read_yaml
 from loraexp.records.reading import flatten
@@ -90,7 +89,7 @@ def assumptions(results: Results) -> dict[str, list[str]]:
     return grouped(results.sweep, values, list(places))
 
 
-def unstated(place: Place, stated: Mapping[str, Any]) -> dict[str, str]:
+def unstated(place: Place, stated: Mapping[str, object]) -> dict[str, str]:
     """The keys of a place's runs that are not stated and can change a number, as text; of a grid's
     key all values."""
     found: dict[str, dict[str, None]] = {}
@@ -105,8 +104,8 @@ def unstated(place: Place, stated: Mapping[str, Any]) -> dict[str, str]:
 
 
 def settings(
-    plain: Mapping[str, Any], stated: Mapping[str, Any], only: Mapping[str, Any] | None = None
-) -> Iterator[tuple[str, Any]]:
+    plain: Plain, stated: Mapping[str, object], only: Mapping[str, object] | None = None
+) -> Iterator[tuple[str, object]]:
     """(key, value) of everything in a resolved configuration that is neither stated, nor said by a
     name, nor without effect."""
     for key, value in flatten(dict(plain if only is None else only)).items():
@@ -126,7 +125,7 @@ def settings(
             yield key, value
 
 
-def said_by_name(plain: Mapping[str, Any], group: str, name: str) -> bool:
+def said_by_name(plain: Plain, group: str, name: str) -> bool:
     """Whether a value only says what the model or the task of that name is: the one of its file, or
     of the base configuration."""
     parts = name.split(".")
@@ -139,7 +138,7 @@ def said_by_name(plain: Mapping[str, Any], group: str, name: str) -> bool:
 
 
 @functools.cache
-def file_of(group: str, name: str) -> dict[str, Any]:
+def file_of(group: str, name: str) -> Plain:
     """The keys of `conf/<group>/<name>.yaml` over those that the base configuration has for the
     group; of no file, nothing."""
     try:
@@ -149,7 +148,7 @@ def file_of(group: str, name: str) -> dict[str, Any]:
 
 
 @functools.cache
-def base() -> dict[str, Any]:
+def base() -> Plain:
     return read_yaml(config.folder("conf") / "config.yaml", dict)
 
 

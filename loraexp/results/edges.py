@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraexp.sweep.schema import Special, Sweep
 
@@ -81,7 +81,7 @@ def beyond(sweep: Sweep, place: Place, key: str) -> float | None:
     return rounded(grid[0] * grid[0] / grid[1]) if chosen == grid[0] else None
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from loraexp.config import RECORD, ConfigError
 from loraexp.records import reading
@@ -92,7 +91,7 @@ def over_grid(place: Place, how: str, key: str) -> float | None:
     return statistics.fmean(means) if how == "mean" else worst(means)
 
 
-def mean_of(value: Any) -> float | None:
+def mean_of(value: object) -> float | None:
     """A computed value: a number, or the mean of one for each seed."""
     if isinstance(value, list):
         numbers = [v for v in value if number(v) is not None]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from loraexp.config import Plain
 from loraexp.machine.words import spoken
 from loraexp.records.reading import run_seconds
 from loraexp.records.sections import RunRecord
@@ -130,7 +131,7 @@ def setting(place: Place, key: str) -> str:
 def sizes(place: Place) -> str:
     """Rows of every split that the runs read, and how many of them were cut, skipped or left out
     beside them."""
-    data: dict[str, Any] = next(
+    data: Plain = next(
         (
             run.record["data"]
             for run in place.runs
@@ -144,7 +145,7 @@ def sizes(place: Place) -> str:
     return ", ".join(f"{split} {part['rows']:,}{less(part)}" for split, part in counted.items())
 
 
-def less(part: dict[str, Any]) -> str:
+def less(part: Plain) -> str:
     """What a split's rows have lost by their length or form, in brackets."""
     words = {"cut": "cut", "left_out": "too long and left out", "skipped": "malformed and skipped"}
     told = [
@@ -204,7 +205,7 @@ def deviations_of_computed(sweep: Sweep) -> list[str]:
 def has(place: Place, name: str, expected: Any) -> str | None:
     """What the runs of a place have for a key, if it is not what is expected; of a grid key all its
     values."""
-    values: list[Any] = []
+    values: list[object] = []
     for run in place.runs:
         value = lookup(run.cell.plain, name, ABSENT)
         if value not in values:
@@ -219,7 +220,7 @@ def has(place: Place, name: str, expected: Any) -> str | None:
     return ", ".join(worded(value) for value in values)
 
 
-def comparable(value: Any) -> str:
+def comparable(value: object) -> str:
     """8 and 8.0 are one value, and so are the same words in another order."""
     if isinstance(value, list):
         return str(sorted(comparable(v) for v in value))
@@ -230,7 +231,7 @@ def comparable(value: Any) -> str:
     )
 
 
-def worded(value: Any) -> str:
+def worded(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(worded(v) for v in value)
     return (

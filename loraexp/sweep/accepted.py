@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from loraexp import config
+from loraexp.config import Plain
 from loraexp.config.check import placed, still
 from loraexp.machine.notes import Notes, code, hashed
 
@@ -27,7 +27,7 @@ class Accepted:
     def __init__(self) -> None:
         self.notes: dict[Path, Notes] = {}  # by the root of the cache
 
-    def checked(self, composed: Mapping[str, Any]) -> dict[str, Any]:
+    def checked(self, composed: Plain) -> Plain:
         """The plain configuration that `config.checked` returns; raises ConfigError as it does."""
         plain = placed(composed)
         # whether vllm is there is no matter of code
@@ -49,6 +49,6 @@ class Accepted:
             notes.keep()
 
 
-def ours(node: Any) -> bool:
+def ours(node: object) -> bool:
     """Whether the function behind a node is of this package, whose code is part of the hash."""
     return isinstance(node, Mapping) and str(node.get("_target_", "")).startswith("loraexp.")

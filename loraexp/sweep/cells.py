@@ -10,13 +10,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraexp import config
-from loraexp.config import ConfigError
+from loraexp.config import ConfigError, Plain
 from loraexp.sweep import composition
 from loraexp.sweep.accepted import Accepted
 from loraexp.sweep.schema import Sweep, key_of
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +28,9 @@ class Cell:
 
     row: str
     column: str
-    point: dict[str, Any]  # its grid values, seed among them
+    point: Plain  # its grid values, seed among them
     overrides: tuple[str, ...]  # what `loraexp` would be given
-    plain: dict[str, Any]  # the resolved configuration
+    plain: Plain  # the resolved configuration
     run_id: str
     folder: Path
     match: str  # of every run that is the same, wherever its data were read
@@ -87,13 +90,13 @@ def expand_place(sweep: Sweep, row: str, column: str, composer: Composer) -> lis
 class Composed:
     """A checked configuration and what follows from it."""
 
-    plain: dict[str, Any]
+    plain: Plain
     run_id: str
     folder: Path
     match: str
 
     @classmethod
-    def of(cls, plain: dict[str, Any]) -> Composed:
+    def of(cls, plain: Plain) -> Composed:
         own = config.run_id(plain)
         return cls(
             plain=plain,
@@ -103,7 +106,7 @@ class Composed:
         )
 
 
-def reads_a_folder(plain: Mapping[str, Any]) -> bool:
+def reads_a_folder(plain: Mapping[str, object]) -> bool:
     """Whether it says where its data are read, which is what a match leaves out of an id."""
     return any(lookup(plain, key) is not None for key in config.WHERE)
 
@@ -120,8 +123,8 @@ class Composer:
     def __init__(self) -> None:
         self.known: dict[tuple[str, ...], Composed] = {}
         # what Hydra composed, by the overrides that all points of a grid have
-        self.shared: dict[tuple[str, ...], Any] = {}
-        self.checked: dict[tuple[str, ...], tuple[dict[str, Any], dict[tuple[str, ...], str]]] = {}
+        self.shared: dict[tuple[str, ...], DictConfig] = {}
+        self.checked: dict[tuple[str, ...], tuple[Plain, dict[tuple[str, ...], str]]] = {}
         self.accepted = Accepted()
         self.sound: set[str] = set()  # words of ALONE that a whole check has accepted
 
@@ -133,7 +136,7 @@ class Composer:
             )
         return self.known[overrides]
 
-    def quick(self, overrides: tuple[str, ...], axes: frozenset[str]) -> dict[str, Any] | None:
+    def quick(self, overrides: tuple[str, ...], axes: frozenset[str]) -> Plain | None:
         """The checked configuration without Hydra; None where that is not certain to be the
         same."""
         alone, rest = partition(overrides, lambda word: key_of(word) in axes and stands_alone(word))
@@ -163,10 +166,10 @@ def stands_alone(word: str) -> bool:
 
 
 def replaced(
-    plain: dict[str, Any],
-    values: Sequence[tuple[str, Any]],
+    plain: Plain,
+    values: Sequence[tuple[str, object]],
     references: Mapping[tuple[str, ...], str],
-) -> dict[str, Any]:
+) -> Plain:
     """A checked configuration with other values of some keys, and of what refers to them."""
     for key, value in values:
         plain = composition.put(plain, tuple(key.split(".")), value)
@@ -177,8 +180,8 @@ def replaced(
 
 
 def resolve(
-    overrides: tuple[str, ...], axes: frozenset[str], shared: dict[tuple[str, ...], Any]
-) -> dict[str, Any]:
+    overrides: tuple[str, ...], axes: frozenset[str], shared: dict[tuple[str, ...], DictConfig]
+) -> Plain:
     """The plain configuration of `loraexp OVERRIDES`, by Hydra.
 
     Files are composed once for each choice of them, and other values put in one by one. Those of
@@ -206,14 +209,14 @@ def of_groups(word: str) -> bool:
     return key_of(word) in config.GROUPS or word.startswith(("+", "~"))
 
 
-def put(cfg: Any, words: tuple[str, ...]) -> Any:
+def put(cfg: DictConfig, words: tuple[str, ...]) -> DictConfig:
     for word in words:
         update(cfg, key_of(word), parsed(word))
     return cfg
 
 
 @functools.lru_cache(maxsize=1024)
-def composed(chosen: tuple[str, ...]) -> Any:
+def composed(chosen: tuple[str, ...]) -> DictConfig:
     return config.compose(chosen)
 
 
@@ -231,7 +234,7 @@ def parsed(word: str) -> Any:
         return override.value()
 
 
-def update(cfg: Any, key: str, value: Any) -> None:
+def update(cfg: DictConfig, key: str, value: object) -> None:
     """Set an existing key of a composed configuration."""
     from omegaconf import OmegaConf
 
@@ -243,7 +246,7 @@ def update(cfg: Any, key: str, value: Any) -> None:
         OmegaConf.update(cfg, key, value)
 
 
-def literal(value: Any) -> str:
+def literal(value: object) -> str:
     """A value as Hydra's command line reads it."""
     return (
         "null"
@@ -260,9 +263,9 @@ def last_wins(overrides: Sequence[str]) -> list[str]:
     return [word for i, word in enumerate(overrides) if latest[key_of(word)] == i]
 
 
-def lookup(plain: Mapping[str, Any], key: str, default: Any = None) -> Any:
+def lookup(plain: Mapping[str, object], key: str, default: Any = None) -> Any:
     """The value of a dotted key of a resolved configuration; of a group, the name of its file."""
-    node: Any = plain
+    node: object = plain
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
             return default

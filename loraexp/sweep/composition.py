@@ -187,7 +187,7 @@ def over(below: Node, above: Node) -> Node:
 # values
 
 
-def with_values(node: Node, values: Sequence[tuple[str, Any]]) -> Node | None:
+def with_values(node: Node, values: Sequence[tuple[str, object]]) -> Node | None:
     """The same with other values of existing keys; None where a key is not there, or would be
     merged."""
     for key, value in values:
@@ -198,7 +198,7 @@ def with_values(node: Node, values: Sequence[tuple[str, Any]]) -> Node | None:
     return node
 
 
-def has(node: Any, path: Path_) -> bool:
+def has(node: object, path: Path_) -> bool:
     for part in path:
         if not isinstance(node, dict) or part not in node:
             return False
@@ -212,13 +212,13 @@ def at(node: Any, path: Path_) -> Any:
     return node
 
 
-def put(node: Node, path: Path_, value: Any) -> Node:
+def put(node: Node, path: Path_, value: object) -> Node:
     """The node with one value changed; what the way there does not touch is shared."""
     first, *rest = path
     return node | {first: put(node[first], tuple(rest), value) if rest else value}
 
 
-def links(node: Any, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:
+def links(node: object, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:
     """Every text that has to be resolved, or is missing (`???`), with where it is."""
     if isinstance(node, dict):
         for key, value in node.items():

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from loraexp import config
-from loraexp.config import ConfigError
+from loraexp.config import ConfigError, Plain
 from loraexp.config.identity import computed_folder
 from loraexp.machine.files import finite, write_json
 from loraexp.records.sections import RunRecord
@@ -72,7 +72,7 @@ class Computed:
     axes: dict[str, dict[str, str]] = field(
         default_factory=dict
     )  # panel → {"x": label with unit, "y": …, "x_scale": "log", "y_scale": "log"}
-    data: dict[str, Any] = field(default_factory=dict)  # what was read: rows, fingerprint, source
+    data: Plain = field(default_factory=dict)  # what was read: rows, fingerprint, source
 
 
 def folder(sweep: Sweep, output_root: str | Path) -> Path:
@@ -92,7 +92,7 @@ def check(sweep: Sweep) -> Callable[..., Computed]:
     return component.function
 
 
-def configuration(sweep: Sweep) -> tuple[dict[str, Any], dict[str, Any]]:
+def configuration(sweep: Sweep) -> tuple[Plain, Plain]:
     """The keywords that the function is called with, defaults among them, and the resolved
     configuration of its own runs.
 

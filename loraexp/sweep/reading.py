@@ -209,13 +209,13 @@ def check(sweep: Sweep) -> None:
                 f"columns.{name}.value: missing; expected a path into the record, such as"
                 " dev/accuracy"
             )
-    for (row, column), (key, values) in itertools.product(
+    for (row, at), (key, values) in itertools.product(
         sweep.trained(), listed(sweep.select.judges).items()
     ):
-        axis = [] if key in sweep.select.over else sweep.grid_of(row, column).get(key, [])
+        axis = [] if key in sweep.select.over else sweep.grid_of(row, at).get(key, [])
         if not set(values) & set(axis):
             raise ConfigError(
-                f"select.judges: {sweep.select.judges}: {row}/{column} has {key}: {axis}; expected"
+                f"select.judges: {sweep.select.judges}: {row}/{at} has {key}: {axis}; expected"
                 " values of an axis of the grid that nothing chooses over, such as {seed: [0]}"
             )
     for i, claim in enumerate(sweep.claims):

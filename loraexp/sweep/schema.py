@@ -16,13 +16,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from loraexp import config
 from loraexp.config import Plain
 from loraexp.config.paths import unquoted
 from loraexp.sweep import composition
 
+Grid: TypeAlias = dict[str, list[Any]]  # key → the values that it takes
 # Who else is told, and what is kept: keys of a run that concern no number.
 OF_RUNS = ("cache_root", "wandb.mode", "wandb.project", "wandb.entity", "wandb.group")
 
@@ -96,7 +97,7 @@ class Select:
     # only; null: all of them choose
     judges: Plain = field(default_factory=dict)
 
-    def chooses(self, point: Mapping[str, Any]) -> bool:
+    def chooses(self, point: Mapping[str, object]) -> bool:
         """Whether a run at this point of the grid is one of those that choose."""
         return all(point.get(key) in values for key, values in listed(self.judges).items())
 
@@ -161,11 +162,11 @@ class Variant:
     keep_columns: list[str] | None = None
     rows: Plain = field(default_factory=dict)  # new rows, or keys of old ones
     columns: Plain = field(default_factory=dict)
-    cells: list[Any] = field(default_factory=list)
+    cells: list[Plain] = field(default_factory=list)
     compute: Plain = field(default_factory=dict)
     report: Plain = field(default_factory=dict)
     select: Plain = field(default_factory=dict)
-    claims: list[Any] = field(default_factory=list)  # more of them
+    claims: list[Plain] = field(default_factory=list)  # more of them
     hours: Plain | None = None
     deviations: list[str] = field(default_factory=list)
     # false: the paper's numbers are not comparable, and are not printed beside ours
@@ -186,7 +187,7 @@ class Sweep:
     kind: Literal["table", "figure"]
     base: list[str]
     overrides: list[str]  # the variant's and the user's, after everything else
-    grid: dict[str, list[Any]]
+    grid: Grid
     # key of the grid → how many values a place may get beyond its edges (`grid.extend`)
     extend: dict[str, int]
     rows: dict[str, Row]
@@ -269,13 +270,13 @@ class Sweep:
         """What the paper states of a cell, by configuration key."""
         return self.settings | self.columns[column].settings | self.rows[row].settings
 
-    def grid_of(self, row: str, column: str) -> dict[str, list[Any]]:
+    def grid_of(self, row: str, column: str) -> Grid:
         grid = self.grid | listed(self.columns[column].grid) | listed(self.rows[row].grid)
         for exception in self.exceptions(row, column):
             grid = grid | listed(exception.grid)
         return grid
 
-    def runs(self, row: str, column: str, point: Mapping[str, Any]) -> bool:
+    def runs(self, row: str, column: str, point: Mapping[str, object]) -> bool:
         """Whether a point of the grid is to be run: it chooses (`select.judges`) or was chosen."""
         if self.select.chooses(point):
             return True
@@ -310,7 +311,7 @@ class Sweep:
                 yield row, column
 
 
-def listed(grid: Plain) -> dict[str, list[Any]]:
+def listed(grid: Plain) -> Grid:
     """Every axis as a list: one value is a list of one."""
     return {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
 

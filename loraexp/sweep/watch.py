@@ -6,15 +6,14 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from loraexp.config import RECORD
 from loraexp.machine import locks
 from loraexp.machine.escapes import printable
-from loraexp.machine.progress import bar, notice
+from loraexp.machine.progress import Advance, bar, notice
 from loraexp.machine.words import spoken
 from loraexp.records import record
 from loraexp.records.reading import failure, run_seconds, value_at
@@ -58,7 +57,7 @@ class Watch:
         for folder in self.cells:
             self.changed(folder)
         self.already = self.counts()["finished"]
-        self.advance: Any = lambda *_, **__: None
+        self.advance: Advance = lambda *_, **__: None
 
     def counts(self) -> dict[str, int]:
         states = list(self.state.values())
@@ -121,7 +120,7 @@ class Watch:
     def left(self) -> str:
         """The time left: for each run to do the mean of the finished ones of its place, its column,
         or all, shared by those at work."""
-        known: dict[Any, list[float]] = {}
+        known: dict[object, list[float]] = {}
         for folder, seconds in self.seconds.items():
             cell = self.cells[folder]
             for key in ((cell.row, cell.column), cell.column, None):
@@ -146,7 +145,7 @@ class Watch:
         ]
 
     @contextmanager
-    def shown(self) -> Any:
+    def shown(self) -> Iterator[None]:
         """Within: progress is shown as it comes, a bar on a terminal and a line for each run."""
         stop = threading.Event()
 
