@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraexp.artifacts.figure import Line, Panel, Picture
-from loraexp.sweep.computed import Surface
+from loraexp.records.curves import Surface
 
 NEXT = 4  # the first style that the factors of two layer classes leave
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from loraexp.config import ConfigError
+from loraexp.records.curves import Surface
 from loraexp.results.significance import half_width
 from loraexp.results.units import symbol
-from loraexp.sweep.computed import Surface
 from loraexp.sweep.schema import Plot, Report, Sweep
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loraexp.artifacts.figure import Line, Panel, plain
-from loraexp.sweep.computed import Surface
+from loraexp.records.curves import Surface
 
 COLOURS = ("#332288", "#CC6677", "#117733", "#DDAA33", "#882255", "#44AA99", "#000000", "#88CCEE")
 DASHES: tuple[Any, ...] = (

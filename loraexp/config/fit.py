@@ -49,7 +49,8 @@ def build(kind: type[Kind], values: Mapping[str, object], where: str) -> Kind:
                     f"{key}={value}: expected the keys of {key}, for example"
                     f" {key}.{dataclasses.fields(hint)[0].name}"
                 )
-            made[name] = build(typing.cast("type[DataclassInstance]", hint), value, name)
+            inner: type[DataclassInstance] = hint
+            made[name] = build(inner, value, name)
         else:
             made[name] = fit(key, value, hint)
             check_bounds(key, made[name], field.metadata)

@@ -22,12 +22,12 @@ from loraexp.data.layouts import BadRow, Blank, Row
 from loraexp.data.rows import Records, refuse
 from loraexp.data.tokens import (
     Arrays,
-    Progress,
     cached,
     said_of_unknown,
     tokenizer_fingerprint,
     unknown_share,
 )
+from loraexp.machine.progress import Progress
 
 LAYOUT = 3  # of the arrays in a cache entry
 BATCH = 512  # pairs that the tokenizer sees at once

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from loraexp.data.tables import Problem, Rows
 from loraexp.machine.files import DiskFull, folder_once, sha256
 from loraexp.machine.notation import read_json
+from loraexp.machine.progress import Progress
 
 LAYOUT = 1  # of the files in a cache entry
 BATCH = 1024  # rows that the tokenizer sees at once
@@ -26,7 +27,6 @@ CHUNK = 1 << 22  # tokens that are looked at at once
 # next to none (MiniLM's: 0.007 % of 5,000 tweets), in a script that it does not have 20 to 100 %.
 UNUSUAL, ABSURD = 0.01, 0.5
 Arrays = dict[str, NDArray[Any]]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from typing import IO, Any
 from loraexp.machine.words import spoken
 
 Advance = Callable[..., None]  # advance(steps=1, **columns)
+Progress = Callable[[int, int], None]  # progress(done, total)
 
 
 enabled = True  # false in the worker processes of a launcher, which share one terminal
@@ -227,7 +228,7 @@ def silent(client: Any, level: int = logging.CRITICAL) -> Iterator[None]:
 
 
 @contextmanager
-def tally(description: str) -> Iterator[Callable[[int, int], None]]:
+def tally(description: str) -> Iterator[Progress]:
     """The same bar for work that reports `(done, total)`."""
     with bar(description, 0) as advance:
         before = 0

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from loraexp.config import RECORD, ConfigError
+from loraexp.machine.files import Damaged
 from loraexp.records import reading
+from loraexp.records.curves import Computed
 from loraexp.records.reading import Found, number
 from loraexp.records.sections import RunRecord
 from loraexp.results import edges, matching
@@ -20,7 +22,6 @@ from loraexp.results.places import Place, fill
 from loraexp.results.units import printed
 from loraexp.sweep import computed
 from loraexp.sweep.cells import Cell, expand
-from loraexp.sweep.computed import Computed
 from loraexp.sweep.schema import Sweep
 
 
@@ -192,8 +193,11 @@ def gather_computed(results: Results, source: str | None) -> None:
     if found is not None and found.record is not None:
         results.records[found.run_id] = found.record
     if found is not None and found.status == "finished":
-        made = computed.load(folder)
-        results.computed = made[1] if made is not None else None
+        try:
+            made = computed.load(folder)
+            results.computed = made[1] if made is not None else None
+        except (OSError, Damaged) as error:
+            results.problems.append(f"{error}; running it again with force=true writes it anew")
     elif found is not None and found.status == "failed":
         results.problems.append(f"{folder}: failed: {reading.failure(found.record or {})}")
     elif found is not None and found.error is not None:

@@ -1,19 +1,15 @@
-"""What a sweep without runs returns: named values and curves of a small-scale experiment, filed
-like a run.
+"""A sweep without runs: a small-scale experiment, whose values and curves are filed like a run.
 
 The function behind `compute._target_` is called with the other keys of `compute` and with
 `progress`, and returns `Computed`. Its folder is `<output_root>/computed/<sweep>-<id>/`:
-`record.json` as a run has it, and `series.json` with the curves.
+`record.json` as a run has it, and the curves beside it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,57 +18,15 @@ import yaml
 from loraexp import config
 from loraexp.config import ConfigError, Plain
 from loraexp.config.identity import computed_folder
-from loraexp.machine.files import finite, write_json
+from loraexp.machine.files import finite
+from loraexp.machine.progress import Progress
+from loraexp.records import curves
+from loraexp.records.curves import Computed
 from loraexp.records.sections import RunRecord
 from loraexp.sweep.cells import lookup
 from loraexp.sweep.schema import OF_RUNS, Sweep
 
-Progress = Callable[[int, int], None]  # progress(done, total)
-Values = dict[str, float | list[float]]  # by name; a list has one for each seed
 ELSEWHERE = ("progress", "output_root", "data_dir", "device")  # where and how, not what
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """One line of a panel, its band where there are several seeds, and where it ended early if it
-    diverged."""
-
-    panel: str
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
-    # line | points | trajectory (start and end marked) | level (a horizontal line at y[0]) |
-    # histogram (y: the sample)
-    kind: str = "line"
-    diverged_at: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surface:
-    """A function of two variables on a grid, drawn as contours under the curves of the same panel:
-    z is (len(y), len(x))."""
-
-    panel: str
-    x: Sequence[float]
-    y: Sequence[float]
-    z: Sequence[Sequence[float]]
-    label: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Computed:
-    """The result: values by name (a list has one for each seed), curves and surfaces by panel, and
-    how axes are called."""
-
-    values: Values
-    curves: list[Curve] = field(default_factory=list)
-    surfaces: list[Surface] = field(default_factory=list)
-    axes: dict[str, dict[str, str]] = field(
-        default_factory=dict
-    )  # panel → {"x": label with unit, "y": …, "x_scale": "log", "y_scale": "log"}
-    data: Plain = field(default_factory=dict)  # what was read: rows, fingerprint, source
 
 
 def folder(sweep: Sweep, output_root: str | Path) -> Path:
@@ -151,11 +105,7 @@ def run(
         ) as record:
             began = time.perf_counter()
             made = function(**keywords, progress=progress or (lambda done, total: None))
-            series = dataclasses.asdict(made)
-            write_json(
-                into / "series.json",
-                finite({key: series[key] for key in ("curves", "surfaces", "axes")}),
-            )
+            curves.write(into, made)
             cost = {"seconds": time.perf_counter() - began}
             record.update(data=made.data, metrics={"values": finite(made.values)}, cost=cost)
             record.finish()
@@ -171,11 +121,5 @@ def load(into: Path) -> tuple[RunRecord, Computed] | None:
     content = record.read(into)
     if content is None or content["status"] != "finished":
         return None
-    series = json.loads((into / "series.json").read_text())
-    return content, Computed(
-        values=dict(content["metrics"]["values"]),
-        curves=[Curve(**curve) for curve in series["curves"]],
-        surfaces=[Surface(**surface) for surface in series["surfaces"]],
-        axes=series["axes"],
-        data=content.get("data", {}),
-    )
+    values: curves.Values = dict(content["metrics"]["values"])
+    return content, curves.read(into, values, content.get("data", {}))

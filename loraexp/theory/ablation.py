@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from loraexp.sweep.computed import Computed, Curve, Progress, Values
+from loraexp.machine.progress import Progress
+from loraexp.records.curves import Computed, Curve, Values
 from loraexp.theory import linear, shifts
 from loraexp.theory.bands import band
 from loraexp.theory.linear import Batch, Trace, descend, first_step, logs

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from loraexp.sweep.computed import Curve
+from loraexp.records.curves import Curve
 from loraexp.theory.linear import Trace
 
 

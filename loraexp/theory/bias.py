@@ -8,8 +8,9 @@ import math
 import torch
 
 from loraexp.config import ConfigError
+from loraexp.machine.progress import Progress
+from loraexp.records.curves import Computed, Values
 from loraexp.statistics import layer_generator
-from loraexp.sweep.computed import Computed, Progress, Values
 from loraexp.theory import shifts
 from loraexp.theory.bands import band
 from loraexp.theory.keywords import keywords

@@ -16,13 +16,14 @@ from loraexp import config, models
 from loraexp.adapter.layer import Layer
 from loraexp.config.settings import ModelSettings
 from loraexp.machine.device import to_device
+from loraexp.machine.progress import Progress
+from loraexp.records.curves import Computed, Curve, Values
 from loraexp.run.experiment import make
 from loraexp.run.initialise import Objective
 from loraexp.statistics import layer_generator, weight
 from loraexp.statistics.collect import like
 from loraexp.statistics.curvature import cancelling, collect_curvature
 from loraexp.statistics.hooks import Sweeper
-from loraexp.sweep.computed import Computed, Curve, Progress, Values
 from loraexp.theory.keywords import keywords
 from loraexp.theory.meter import Alive, Bench, Meter, MeteredSweeper, Subject
 

@@ -15,8 +15,9 @@ from loraexp.adapter.layer import Factors, Layer
 from loraexp.initializers.lora_da import lora_da
 from loraexp.initializers.lora_ga import lora_ga
 from loraexp.initializers.lora_one import lora_one
+from loraexp.machine.progress import Progress
+from loraexp.records.curves import Computed
 from loraexp.statistics import layer_generator
-from loraexp.sweep.computed import Computed, Progress
 from loraexp.theory.keywords import keywords
 from loraexp.theory.shifts import directions
 

@@ -11,10 +11,11 @@ from loraexp.adapter.layer import Factors
 from loraexp.machine.device import to_device
 from loraexp.machine.measure import Stopwatch
 from loraexp.machine.processes import Processes
+from loraexp.machine.progress import Progress
+from loraexp.records.curves import Computed, Values
 from loraexp.run.batches import count_labels
 from loraexp.run.experiment import make
 from loraexp.run.train import accumulate_gradient
-from loraexp.sweep.computed import Computed, Progress, Values
 from loraexp.theory.keywords import keywords
 from loraexp.theory.meter import Alive, Bench, Subject
 

@@ -8,7 +8,7 @@ import inspect
 import typing
 from collections.abc import Callable
 
-from loraexp.sweep.computed import Computed
+from loraexp.records.curves import Computed
 
 
 def keywords(function: Callable[..., Computed]) -> Callable[..., Computed]:

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from loraexp.adapter.adapted import AdaptedLinear, Adapters
 from loraexp.adapter.layer import Factors, Layer
 from loraexp.config import ConfigError, nearest
+from loraexp.machine.progress import Progress
 from loraexp.optimizers.p_lora import p_lora
 from loraexp.optimizers.sgd import sgd
 from loraexp.optimizers.stepping import AdapterOptimizer, GradientDescent, factor_blocks
 from loraexp.statistics import layer_generator
-from loraexp.sweep.computed import Progress
 from loraexp.theory.shifts import Tasks
 
 DIVERGED = 1e12  # growth of a gradient's norm after which a layer is left where it is

@@ -13,7 +13,8 @@ from torch import Tensor
 from loraexp.config import ConfigError
 from loraexp.initializers.lora_one import lora_one
 from loraexp.initializers.lora_sb import lora_sb
-from loraexp.sweep.computed import Computed, Curve, Progress, Values
+from loraexp.machine.progress import Progress
+from loraexp.records.curves import Computed, Curve, Values
 from loraexp.theory import linear
 from loraexp.theory.bands import band, first_divergence, smallest_gap
 from loraexp.theory.cases import Case, Cases, Rates, Rule

@@ -21,10 +21,11 @@ from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_ever
 from loraexp.config import ConfigError
 from loraexp.config.settings import Settings
 from loraexp.machine.processes import Processes
+from loraexp.machine.progress import Progress
+from loraexp.records.curves import Computed, Curve, Surface
 from loraexp.run.experiment import make
 from loraexp.run.initialise import initialize
 from loraexp.run.train import Diverged
-from loraexp.sweep.computed import Computed, Curve, Progress, Surface
 from loraexp.theory import digits
 from loraexp.theory.digits import PIXELS, Digits
 from loraexp.theory.keywords import keywords

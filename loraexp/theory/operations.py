@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from loraexp.adapter.adapted import attach
 from loraexp.adapter.layer import Factors
+from loraexp.machine.progress import Progress
 from loraexp.optimizers.lora_pro import equivalent_gradients, lora_pro
-from loraexp.sweep.computed import Computed, Curve, Progress, Values
+from loraexp.records.curves import Computed, Curve, Values
 
 MEGA = 1e6
 

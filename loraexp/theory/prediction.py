@@ -17,8 +17,9 @@ from loraexp import config
 from loraexp.adapter.layer import Curvature, Factors, Layer, Training
 from loraexp.config import ConfigError
 from loraexp.config.settings import CalibrationSettings
+from loraexp.machine.progress import Progress
+from loraexp.records.curves import Computed
 from loraexp.statistics import Calibration, collect, layer_generator, weight
-from loraexp.sweep.computed import Computed, Progress
 from loraexp.theory.keywords import keywords
 
 TARGET = "0"  # the adapted layer: the first linear one of either network

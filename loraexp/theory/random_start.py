@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from loraexp.adapter.layer import Factors, Layer
-from loraexp.sweep.computed import Computed, Curve, Progress, Values
+from loraexp.machine.progress import Progress
+from loraexp.records.curves import Computed, Curve, Values
 from loraexp.theory import linear
 from loraexp.theory.bands import band
 from loraexp.theory.keywords import keywords

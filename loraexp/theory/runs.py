@@ -17,8 +17,9 @@ from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.finished import angles
 from loraexp.finished.opened import FinishedRun
+from loraexp.machine.progress import Progress
+from loraexp.records.curves import Computed, Curve, Values
 from loraexp.run import experiment
-from loraexp.sweep.computed import Computed, Curve, Progress, Values
 from loraexp.theory.keywords import keywords
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from loraexp.initializers.lora_sb import lora_sb
+from loraexp.machine.progress import Progress
+from loraexp.records.curves import Computed
 from loraexp.statistics import layer_generator
-from loraexp.sweep.computed import Computed, Progress
 from loraexp.theory import shifts
 from loraexp.theory.starts import subspace_of_gradient
 

@@ -10,8 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from loraexp.machine.progress import Progress
+from loraexp.records.curves import Computed, Values
 from loraexp.statistics import layer_generator
-from loraexp.sweep.computed import Computed, Progress, Values
 from loraexp.theory import linear, shifts
 from loraexp.theory.bands import band
 from loraexp.theory.keywords import keywords

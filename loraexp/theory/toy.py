@@ -13,7 +13,8 @@ from torch import Tensor
 
 from loraexp.adapter.layer import Factors, Layer
 from loraexp.config import ConfigError
-from loraexp.sweep.computed import Computed, Curve, Progress, Surface, Values
+from loraexp.machine.progress import Progress
+from loraexp.records.curves import Computed, Curve, Surface, Values
 from loraexp.theory import linear, shifts
 from loraexp.theory.linear import Batch, by_seed, descend
 from loraexp.theory.starts import gaussian, spectral

@@ -18,10 +18,10 @@ from loraexp import cli
 from loraexp.artifacts import charts, drawing, panels, plots
 from loraexp.artifacts.figure import Line, Panel, Picture, banded, plain, running_mean
 from loraexp.config import ConfigError
+from loraexp.records.curves import Computed, Curve, Surface
 from loraexp.results.gather import Results, gather
 from loraexp.sweep import reading
 from loraexp.sweep.cells import Cell
-from loraexp.sweep.computed import Computed, Curve, Surface
 from loraexp.sweep.schema import Plot
 from tests.support.measured import CONTENT, LR, at, expanded_once, fill, load, log, put
 

@@ -196,7 +196,7 @@ def test_computed_values_are_shown(tmp_path: Path) -> None:
     wanted = load(tmp_path, content)
     found = gather(wanted)
     assert "Runs" in formats.markdown(table.build(found))
-    from loraexp.sweep.computed import Computed
+    from loraexp.records.curves import Computed
 
     found.computed = Computed(values={"ratio": 0.25, "slopes": [1.0, 2.0]})
     whole = table.build(found)

@@ -343,6 +343,12 @@ claims: [{text: a claim, value: ratio, below: 1}, {text: no such, value: a/none,
     ]
     with pytest.raises(ConfigError, match="mine is computed and is not logged to W&B"):
         gather(wanted, f"wandb:{tmp_path}")
+    for damaged, why in (("{", "line 1: not JSON"), ('{"curves": 1}', "holds no curves")):
+        (folder / "series.json").write_text(damaged)
+        lost = gather(wanted)
+        assert lost.computed is None and lost.places["a", "x"].mean is None
+        assert f"{folder / 'series.json'}: {why}" in lost.problems[0]
+        assert "force=true" in lost.problems[0]
 
 
 def test_a_grid_that_nothing_chooses_from_has_no_number(tmp_path: Path) -> None:

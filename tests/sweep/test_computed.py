@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from loraexp.config import ConfigError
+from loraexp.records.curves import Computed
 from loraexp.sweep import computed, reading
-from loraexp.sweep.computed import Computed
 
 TAKEN: dict[str, Any] = {}
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from loraexp.config import ConfigError
 from loraexp.machine.hub import SourceError
+from loraexp.records.curves import Computed
 from loraexp.run.train import Diverged
 from loraexp.sweep import computed, reading
 from loraexp.theory import digits, mnist, network
@@ -35,7 +36,7 @@ def silent(done: int, total: int) -> None: ...
 
 def made(
     methods: dict[str, Any] = METHODS, overrides: list[str] = COMMON, **changed: Any
-) -> computed.Computed:
+) -> Computed:
     return mnist.trajectories(
         methods=methods,
         overrides=overrides,
