@@ -43,18 +43,21 @@ def build(kind: type[Kind], values: Mapping[str, object], where: str) -> Kind:
         if name not in values:
             raise ConfigError(f"{dotted(prefix, name)}: missing; expected {describe(hints[name])}")
         key, value, hint = dotted(prefix, name), values[name], hints[name]
-        if dataclasses.is_dataclass(hint):
+        if is_dataclass(hint):
             if not isinstance(value, dict):
                 raise ConfigError(
                     f"{key}={value}: expected the keys of {key}, for example"
                     f" {key}.{dataclasses.fields(hint)[0].name}"
                 )
-            inner: type[DataclassInstance] = hint
-            made[name] = build(inner, value, name)
+            made[name] = build(hint, value, name)
         else:
             made[name] = fit(key, value, hint)
             check_bounds(key, made[name], field.metadata)
     return kind(**made)
+
+
+def is_dataclass(hint: object) -> typing.TypeGuard[type[DataclassInstance]]:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def dotted(prefix: str, name: str) -> str:
