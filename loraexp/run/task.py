@@ -33,8 +33,8 @@ class Task(ABC):
     """Examples of every split, how they become a batch and a loss, and how a model is scored on
     them.
 
-    A subclass has `collate`, `sample_losses`, `outputs`, `compute_metrics` and `describe`; the rest
-    has a default.
+    A subclass has `collate`, `sample_losses`, `outputs` and `compute_metrics`; the rest has a
+    default.
     """
 
     several_labels: ClassVar[bool] = False  # whether a row has several label tokens
@@ -118,10 +118,34 @@ class Task(ABC):
         """The labels that these rows bring into the loss: every process knows those of all."""
         return count_labels(self.collate(examples, rows))
 
-    @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Per split: rows, fingerprint, source and what else the record should say about the
-        data."""
+        """Per split: rows, fingerprint, source, its part in the protocol, what was cut, and what a
+        task has to say besides."""
+        return {split: self.described(split) | self.facts_of(split) for split in self.splits}
+
+    def described(self, split: str) -> dict[str, Any]:
+        """What the record says of the rows of a split, whatever the task."""
+        examples = self.splits[split]
+        parts = {
+            "trains": split == "train",
+            "selects": split == self.selection,
+            "reported": split in self.reports,
+        }
+        labels = self.label_counts(split, slice(None))
+        return {
+            "rows": len(examples),
+            "fingerprint": examples.fingerprint,
+            "source": examples.source,
+            "part": [part for part, is_so in parts.items() if is_so],
+            "cut": examples.cut,
+            "unknown": examples.unknown,
+            "notes": list(examples.notes),
+            **({"labels": labels} if labels else {}),
+        }
+
+    def facts_of(self, split: str) -> dict[str, Any]:
+        """What the record says of a split beside that."""
+        return {}
 
 
 # --------------------------------------------------------------------------------------------------

@@ -243,28 +243,5 @@ class Classification(Task):
             logits, labels
         )
 
-    def describe(self) -> dict[str, Any]:
-        """Per split: rows, fingerprint, source, its part in the protocol, label counts, tokens and
-        notes."""
-        return {split: self._describe(split, examples) for split, examples in self.splits.items()}
-
-    def _describe(self, split: str, examples: Examples) -> dict[str, Any]:
-        parts = {
-            "trains": split == "train",
-            "selects": split == self.selection,
-            "reported": split in self.reports,
-        }
-        described: dict[str, Any] = {
-            "rows": len(examples),
-            "fingerprint": examples.fingerprint,
-            "source": examples.source,
-            "protocol": self.protocol,
-            "part": [part for part, is_so in parts.items() if is_so],
-            "tokens": int(examples.offsets[-1]),
-            "cut": examples.cut,
-            "unknown": examples.unknown,
-            "notes": list(examples.notes),
-        }
-        if self.problem == "single_label_classification":
-            described["labels"] = self.label_counts(split, slice(None))
-        return described
+    def facts_of(self, split: str) -> dict[str, Any]:
+        return {"protocol": self.protocol, "tokens": int(self.splits[split].offsets[-1])}

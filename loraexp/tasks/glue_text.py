@@ -292,11 +292,5 @@ class GlueText(TextTask):
             logits, labels
         )
 
-    def _describe(self, split: str, examples: TextExamples) -> dict[str, Any]:
-        said = super()._describe(split, examples) | {
-            "protocol": self.protocol,
-            "scoring": self.scoring,
-        }
-        if self.problem == "single_label_classification":
-            said["labels"] = self.label_counts(split, slice(None))
-        return said
+    def facts_of(self, split: str) -> dict[str, Any]:
+        return super().facts_of(split) | {"protocol": self.protocol, "scoring": self.scoring}

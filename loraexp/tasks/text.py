@@ -204,30 +204,15 @@ class TextTask(Task):
     # ----------------------------------------------------------------------------------------------
     # the record
 
-    def describe(self) -> dict[str, Any]:
-        """Per tokenised split: rows, fingerprint, source, its part, tokens and notes."""
-        return {split: self._describe(split, examples) for split, examples in self.splits.items()}
-
-    def _describe(self, split: str, examples: TextExamples) -> dict[str, Any]:
-        parts = {
-            "trains": split == "train",
-            "selects": split == self.selection,
-            "reported": split in self.reports,
-        }
+    def facts_of(self, split: str) -> dict[str, Any]:
+        """Tokens, and the rows that are not there."""
+        examples = self.splits[split]
+        unseen = 0 if self.learn_prompt else examples.prompts
         return {
-            "rows": len(examples),
-            "fingerprint": examples.fingerprint,
-            "source": examples.source,
-            "part": [part for part, is_so in parts.items() if is_so],
             "tokens": int(examples.lengths.sum()),
-            "label_tokens": int(
-                (examples.lengths - (0 if self.learn_prompt else examples.prompts)).sum()
-            ),
+            "label_tokens": int((examples.lengths - unseen).sum()),
             "skipped": examples.skipped,
             "left_out": examples.left_out,
-            "cut": examples.cut,
-            "unknown": examples.unknown,
-            "notes": list(examples.notes),
         }
 
 
