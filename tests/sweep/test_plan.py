@@ -435,7 +435,7 @@ def test_hours_of_a_sweep_are_the_plans(name: str, variant: str | None) -> None:
     found = loaded(name, variant)
     assert found.hours is not None
     seconds = 0.0
-    for cell in {cell.folder: cell for cell in expand(found)}.values():
+    for cell in {cell.folder: cell for cell in expand(found.whole())}.values():
         settings = config.typed(cell.plain)
         taken = duration.seconds(settings, numbers_of(settings.model.name), found.hours.hardware)
         assert taken is not None
