@@ -140,6 +140,12 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    # runs of `loraexp sweep` that share their passes, where they read the same rows in one order
+    pack: int | Literal["auto"] = field(default=1, metadata={"above": 0})
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
     backend: Literal["hf", "vllm"]  # what generates: this process's model, or vLLM on a merged copy
     unsafe_code: bool  # run what the model wrote without a sandbox
@@ -175,6 +181,7 @@ class Settings:
     device: str
     precision: Literal["fp32", "bf16"]
     force: bool
+    sweep: SweepSettings = field(default_factory=SweepSettings)
     # `facts` of the task's and the model's yaml, which planning reads
     facts: Plain = field(default_factory=dict)
 

@@ -6,6 +6,7 @@ import re
 import resource
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -96,3 +97,23 @@ def asked_for(error: BaseException) -> str | None:
     size = found[1] or found[2]
     number = re.fullmatch(r"(\d+)(?: bytes)?", size)
     return f"{int(number[1]) / 2**20:.1f} MiB" if number else size
+
+
+class Available(NamedTuple):
+    """Memory that is free where a run would compute; None where nobody tells."""
+
+    bytes: int | None
+    of_host: bool
+
+
+def available_bytes(device: str) -> Available:
+    """What is free on the device of this name (`auto`: a GPU where there is one)."""
+    if device != "cpu" and torch.cuda.is_available():
+        named = torch.device("cuda" if device == "auto" else device)
+        return Available(torch.cuda.mem_get_info(named)[0], of_host=False)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return Available(None, of_host=True)
+    return Available(int(line.split()[1]) * 1024, of_host=True)

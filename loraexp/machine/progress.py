@@ -99,6 +99,13 @@ def logged(path: Path) -> Iterator[None]:
                 file.close()
 
 
+def into(file: IO[str] | None) -> IO[str] | None:
+    """From here on the log is this file; returns what it was: for runs that go on in turn."""
+    global _log
+    before, _log = _log, file
+    return before
+
+
 def log(line: str, *, said: bool = False) -> None:
     """A line of the log of the run that goes on, if there is one; with -v also for the person who
     watches, unless it was `said` already."""

@@ -163,6 +163,22 @@ def value_at(record: RunRecord, path: str) -> float | None:
     return number(node)
 
 
+# what a run costs, whatever else the process does
+COUNTED = ("cost/adapter_bytes", "cost/init_forward_sweeps")
+
+
+def measured(path: str) -> bool:
+    """Whether a path reads time or memory of a run, which are not its own where others trained with
+    it (`packed` in the record)."""
+    terms = path.split(" + ")
+    return any(t == "seconds" or (t.startswith("cost/") and t not in COUNTED) for t in terms)
+
+
+def packed(record: Mapping[str, Any]) -> int:
+    """How many runs trained together with this one, itself among them."""
+    return int(record.get("packed") or 1)
+
+
 # Keys of a re-score that change neither the rows nor what an answer is worth, besides the protocols
 # and benchmarks.
 SAME_ROWS = (

@@ -68,6 +68,7 @@ class Copy:
                 dir=str(self.folder),
                 config=self.config,
                 tags=list(names.values()),
+                reinit="create_new",  # other runs of this process go on beside it
                 settings=wandb.Settings(silent=True, console="off", save_code=False),
             )
             unhook()

@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraexp.records.reading import Found, Lines, failure, flatten, number, value_at
+from loraexp.records.reading import (
+    Found,
+    Lines,
+    failure,
+    flatten,
+    measured,
+    number,
+    packed,
+    value_at,
+)
 from loraexp.records.sections import RunRecord
 from loraexp.sweep.cells import Cell
 
@@ -31,6 +40,11 @@ class Run:
         return int(self.cell.plain["seed"])
 
     @property
+    def packed(self) -> bool:
+        """Whether others trained together with it, so that its time and memory are not its own."""
+        return packed(self.record or {}) > 1
+
+    @property
     def reason(self) -> str:
         """Its status, and of a failed run why."""
         if self.status != "failed" or self.record is None:
@@ -46,6 +60,8 @@ class Run:
         them is not there. `steps_to/dev/accuracy/0.9`: the first step that logged at least 0.9, the
         last one that logged any where none did.
         """
+        if self.packed and measured(path):
+            return None
         if path.startswith(STEPS_TO):
             return self.steps_to(*path.removeprefix(STEPS_TO).rsplit("/", 1))
         if " + " in path:

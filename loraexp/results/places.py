@@ -183,6 +183,15 @@ def fill(place: Place) -> list[str]:
     place.report(place.by_seed(at))
     problems = [f"{where}: {said}"] if said else []
     without = [run for run in place.runs if run.status == "finished" and place.read(run) is None]
+    packed = [run for run in without if run.packed and reading.measured(place.path or "")]
+    if packed:
+        place.note = place.note or f"{len(packed)} runs trained together with others"
+        problems.append(
+            f"{where}: {len(packed)} runs trained together with others (sweep.pack), so"
+            f" {place.path} is not theirs alone; force=true sweep.pack=1 runs them again by"
+            f" themselves ({packed[0].where})"
+        )
+        without = [run for run in without if run not in packed]
     if without:
         when = f" at the end of epoch {place.epoch:g}" if place.epoch is not None else ""
         has = ", ".join(

@@ -317,6 +317,8 @@ class Experiment:
         if stored is not None:
             factors, extra = stored
             record.update(cost=extra["cost"])
+            if "packed" in record.before:  # in whose time and memory other runs had a part
+                record.update(packed=record.before["packed"])
             return attach(model, factors, scaling, self.head, dropout=settings.adapter.dropout)
         targets = self.base.targets(model)
         made = initialize(

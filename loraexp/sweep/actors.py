@@ -14,7 +14,7 @@ from typing import Any
 
 from loraexp.config import ConfigError
 
-DIED = {"outcome": "died"}  # of a cell whose worker went without a word
+DIED = [{"outcome": "died"}]  # of a cell, and those with it, whose worker went without a word
 CARDS = "GPU"  # what Ray calls them
 STORE = 78_643_200  # bytes for what workers return, the least that Ray takes: they return a line
 

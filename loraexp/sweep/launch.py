@@ -7,12 +7,8 @@ and a dead process holds none.
 
 from __future__ import annotations
 
-import gc
 import json
-import math
 import os
-import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,22 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from loraexp import config
-from loraexp.config import ConfigError, boundary
+from loraexp.config import ConfigError
 from loraexp.config.paths import PLACES, quoted
 from loraexp.machine.progress import notice, tally
 from loraexp.machine.signals import Interrupted, Stop, to_children, watched
 from loraexp.machine.words import reason_of
-from loraexp.records import record
 from loraexp.sweep import actors, cards, computed
 from loraexp.sweep.cells import Cell, expand, last_wins, lookup
+from loraexp.sweep.packs import Packs
 from loraexp.sweep.schema import Sweep
 from loraexp.sweep.watch import Watch, held, stamp, wait
+from loraexp.sweep.worker import Report, run_group
 
-REST = 60.0  # seconds in which a worker that was told to stop begins nothing
 ATTEMPTS = 2  # at a run whose process dies without a word (killed for its memory, its node lost)
 
-# what a worker says of a run: folder, outcome (ended | interrupted | busy | error | died), reason
-Report = dict[str, str]
 Launch = Callable[[Sequence[Cell]], list[Report] | None]
 
 
@@ -61,7 +55,11 @@ def compute(sweep: Sweep) -> Path:
 def run(sweep: Sweep, hydra: Sequence[str], summarise: Callable[[Sweep, Watch], None]) -> Watch:
     """Bring every run of the sweep to an end; `summarise` is called also when that is
     interrupted."""
-    cells = ordered(expand(sweep))
+    expanded = expand(sweep)
+    cells, packs = (
+        ordered(expanded),
+        Packs(sweep, expanded, here=cards.launcher_of(hydra) == "basic"),
+    )
     values = {
         f"{row}/{column}": sweep.rows[row].value or sweep.columns[column].value
         for row, column in sweep.trained()
@@ -70,9 +68,10 @@ def run(sweep: Sweep, hydra: Sequence[str], summarise: Callable[[Sweep, Watch], 
     notice(f"{sweep.key}: {len(cells)} runs, {watch.already} finished already")
     try:
         if watch.already < len(cells):
+            packs.say(sweep.key, watch.open())
             with (
                 watched(pass_on=to_children) as stop,
-                launcher(sweep, watch.before, hydra, cells) as launch,
+                launcher(sweep, watch.before, hydra, packs, cells) as launch,
                 watch.shown(),
             ):
                 rounds(watch, launch, stop)
@@ -171,7 +170,11 @@ def dead(
 
 @contextmanager
 def launcher(
-    sweep: Sweep, before: dict[Path, int], hydra: Sequence[str], cells: Sequence[Cell] = ()
+    sweep: Sweep,
+    before: dict[Path, int],
+    hydra: Sequence[str],
+    packs: Packs,
+    cells: Sequence[Cell] = (),
 ) -> Any:
     """A function that hands cells to the Hydra launcher `hydra/launcher=NAME`, and returns what its
     workers said.
@@ -199,8 +202,10 @@ def launcher(
             config_name="config", overrides=[*root, *hydra], run_mode=RunMode.MULTIRUN
         )
         context = HydraContext(config_loader=loader.config_loader, callbacks=Callbacks(cfg))
+        others: dict[str, list[dict[str, Any]]] = {}  # by the folder of a group's first run
         task = partial(
-            run_cell,
+            run_group,
+            others=others,
             before={str(folder): when for folder, when in before.items()},
             parent=os.getpid(),
             devices=devices if cards.launcher_of(hydra) == "joblib" else [],
@@ -213,8 +218,11 @@ def launcher(
 
         def launch(cells: Sequence[Cell]) -> list[Report] | None:
             stamps = [stamp(cell.folder) for cell in cells]
+            groups = packs.of(cells)
+            others.clear()
+            others.update({str(first.folder): [c.plain for c in rest] for first, *rest in groups})
             try:
-                done = made.launch([job(cell) for cell in cells], initial_job_idx=0)
+                done = made.launch([job(group[0]) for group in groups], initial_job_idx=0)
             except Exception as error:  # noqa: BLE001 - a launcher raises what it likes, also for one worker that died
                 if stamps == [stamp(cell.folder) for cell in cells]:
                     raise ConfigError(
@@ -226,11 +234,20 @@ def launcher(
                     " left"
                 )
                 return None
-            return [
-                checked(report.return_value, cell) for report, cell in zip(done, cells, strict=True)
-            ]
+            reports = {
+                cell.folder: checked(report, cell)
+                for answer, group in zip(done, groups, strict=True)
+                for report, cell in zip(each_of(answer.return_value, group), group, strict=True)
+            }
+            return [reports[cell.folder] for cell in cells]
 
         yield launch
+
+
+def each_of(reports: list[Report], group: Sequence[Cell]) -> list[Report]:
+    """What is told of each run of a group; of one whose first could not be read, the same of
+    all."""
+    return reports if len(reports) == len(group) else reports * len(group)
 
 
 def checked(report: Report, cell: Cell) -> Report:
@@ -249,101 +266,3 @@ def job(cell: Cell) -> list[str]:
     return last_wins(
         [*cell.overrides, *(f"{key}={quoted(str(path))}" for key, path in paths.items() if path)]
     )
-
-
-def run_cell(
-    cfg: Any, *, before: dict[str, int], parent: int, devices: Sequence[str] = ()
-) -> Report:
-    """One run, in this process or in a worker, which when told to stop says so and begins nothing
-    for a while.
-
-    `devices`: of the node, of which a worker takes its own.
-    """
-    from loraexp.machine import progress
-
-    if os.getpid() == parent:
-        return attempt(cfg, before)
-    if devices:
-        cards.take(devices, int(cfg.train.gpus_per_run))
-    warnings.simplefilter("ignore", FutureWarning)
-    progress.enabled = False
-    if time.monotonic() - Told.at < REST:
-        return {"folder": str(config.run_folder(config.check(cfg)[1])), "outcome": "interrupted"}
-    with watched() as stop:
-        try:
-            return attempt(cfg, before)
-        except Interrupted as told:
-            stop.name = told.name
-            return {
-                "folder": str(config.run_folder(config.check(cfg)[1])),
-                "outcome": "interrupted",
-            }
-        finally:
-            if stop.name is not None:
-                Told.at = time.monotonic()
-
-
-class Told:
-    """When this worker was last told to stop."""
-
-    at = -math.inf
-
-
-def attempt(cfg: Any, before: dict[str, int]) -> Report:
-    """One run; what went wrong is told, never raised, and a run that another process has is left to
-    it."""
-    from loraexp.machine.measure import ran_out
-
-    try:
-        boundary.check_unsafe(cfg)
-        settings, plain = config.check(cfg)
-        folder = config.run_folder(plain)
-        content = record.read(folder)
-        if (
-            content is not None
-            and content["status"] == "failed"
-            and stamp(folder) != before.get(str(folder), 0)
-        ):
-            # tried in vain by another process since this command began
-            return {"folder": str(folder), "outcome": "ended"}
-        run_one(settings, plain)
-    except ConfigError as error:
-        return {"outcome": "error", "reason": str(error)}
-    except record.Busy:
-        return {"folder": str(folder), "outcome": "busy"}
-    except Exception as error:  # noqa: BLE001 - any failure of one run: its record holds type, message, place and trace
-        starved = ran_out(error)
-        outcome = {"folder": str(folder), "outcome": "ended"}
-        if stamp(folder) == before.get(str(folder), 0):  # it failed before it had a record
-            outcome = {"outcome": "error", "reason": reason_of(error)}
-    else:
-        return {"folder": str(folder), "outcome": "ended"}
-    release(everything=starved)
-    return outcome
-
-
-def run_one(settings: Any, plain: dict[str, Any]) -> None:
-    """One run in this process, or in as many as it is to have cards."""
-    each = settings.train.gpus_per_run
-    if each == 1:
-        from loraexp.run import experiment
-
-        experiment.run(settings, plain)
-        return
-    from hydra.core.hydra_config import HydraConfig
-
-    cards.shared_run(list(HydraConfig.get().overrides.task), each)
-
-
-def release(everything: bool) -> None:
-    """Free what a failed run has left; after one that ran out of memory also what is kept for the
-    next."""
-    import torch
-
-    from loraexp.run import kept
-
-    if everything:
-        kept.clear()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -22,7 +22,7 @@ from loraexp.config.paths import quoted
 from loraexp.machine import measure
 from loraexp.records import record
 from loraexp.run import experiment, kept
-from loraexp.sweep import launch, watch
+from loraexp.sweep import launch, watch, worker
 from tests.support.runs import SMOKE, metric_lines, without_times
 from tests.support.small_sweep import TINY, cells_of, go, written
 
@@ -180,9 +180,9 @@ def test_failing_runs_do_not_stop_the_others(tmp_path: Path, capsys, monkeypatch
 
 def test_out_of_memory_drops_what_is_kept(monkeypatch) -> None:
     kept.MODEL.get(["x"], lambda: "model")
-    launch.release(everything=measure.ran_out(ValueError("lr")))
+    worker.release(everything=measure.ran_out(ValueError("lr")))
     assert kept.MODEL.value == "model"
-    launch.release(
+    worker.release(
         everything=measure.ran_out(
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
         )
