@@ -279,9 +279,10 @@ class StackedModel:
         self.draws, first = draws, runs[0]
         if any(other.layers.keys() != first.layers.keys() for other in runs):
             raise Indivisible("the runs adapt different layers")
-        memo: dict[int, Any] = {
-            id(p): p for p in (*first.model.parameters(), *first.model.buffers())
-        }
+        if any(frozen(other) != frozen(first) for other in runs):
+            raise Indivisible("the runs do not share their frozen weights")
+        held = (*first.model.parameters(), *first.model.buffers())
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in held}
         for name, layer in first.layers.items():
             memo[id(layer)] = StackedLinear([run.layers[name] for run in runs], draws)
         for name in dict.fromkeys(name.rpartition(".")[0] for name in first.others):
@@ -315,6 +316,14 @@ class StackedModel:
                 raise Indivisible("the model makes the loss of all rows itself")
             self.passes.append((made, rows * runs))
         return self.passes[call]
+
+
+def frozen(run: Adapters) -> dict[str, int]:
+    """Where in memory a run's frozen weights are."""
+    own = {id(p) for layer in run for p in layer.factors.parameters()}
+    own |= {id(p) for p in run.others.values()}
+    named = run.model.named_parameters()
+    return {name: p.data_ptr() for name, p in named if id(p) not in own}
 
 
 class View:

@@ -174,9 +174,9 @@ def measured(path: str) -> bool:
     return any(t == "seconds" or (t.startswith("cost/") and t not in COUNTED) for t in terms)
 
 
-def packed(record: Mapping[str, Any]) -> int:
+def packed(record: RunRecord) -> int:
     """How many runs trained together with this one, itself among them."""
-    return int(record.get("packed") or 1)
+    return record.get("packed") or 1
 
 
 # Keys of a re-score that change neither the rows nor what an answer is worth, besides the protocols

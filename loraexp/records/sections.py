@@ -91,3 +91,4 @@ class RunRecord(TypedDict, total=False):
     adapter: dict[str, int]
     files: dict[str, str]
     resumed: list[Plain]
+    packed: int

@@ -83,7 +83,8 @@ class Packs:
             return
         groups = [group for group in self.of(asking) if len(group) > 1]
         reasons = Counter(reason for cell in asking if (reason := self.apart(cell)) is not None)
-        together = f"{sum(map(len, groups))} runs in {len(groups)} groups that train together"
+        word = "group" if len(groups) == 1 else "groups"
+        together = f"{sum(map(len, groups))} runs in {len(groups)} {word} that train together"
         alone = [f"{count} alone: {reason}" for reason, count in reasons.items()]
         notice(f"{name}: {'; '.join([together, *alone])}")
 
