@@ -35,10 +35,12 @@ def imports() -> Iterator[tuple[str, str]]:
             else:
                 continue
             for name in names:
-                if name.split(".")[0] not in sys.stdlib_module_names | {"loraexp", "__future__"}:
+                if name.split(".")[0] not in sys.stdlib_module_names | OURS:
                     yield name, str(path.relative_to(REPOSITORY))
 
 
+# `_typeshed` is a type checker's own, and nothing is imported from it when the code runs
+OURS = {"loraexp", "__future__", "_typeshed"}
 FOUND = list(imports())
 IN_A_PROGRAM = {"math-verify": "from math_verify import"}  # in a string that is run apart
 BROUGHT = importlib.metadata.packages_distributions()
