@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import resource
 import time
+from collections import deque
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+
+from loraexp.machine.device import is_accelerator
 
 # What torch, oneDNN, the C++ library and the system say where memory is refused; a MemoryError
 # needs no words.
@@ -24,25 +27,53 @@ ASKED = re.compile(
 )
 
 
-class Stopwatch:
-    """Seconds spent in named parts: `with stopwatch("forward"):`; on an accelerator, the time to
-    launch them."""
+def event(device: torch.device) -> Any:
+    """A mark in the work of an accelerator, which knows later when the device came to it."""
+    if device.type == "mps":
+        return torch.mps.event.Event(enable_timing=True)
+    return torch.get_device_module(device).Event(enable_timing=True)
 
-    def __init__(self) -> None:
+
+class Stopwatch:
+    """Seconds spent in named parts: `with stopwatch("forward"):`. On an accelerator those of the
+    device, between two marks in its work, added up once it has come to them: nobody waits."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
         self.seconds: dict[str, float] = {}
         self.part, self.since = "", 0.0
+        self.device = device if device is not None and is_accelerator(device) else None
+        self.begun: Any = None
+        self.ahead: deque[tuple[str, Any, Any]] = deque()  # marks that the device may not have met
 
     def __call__(self, part: str) -> Stopwatch:
         self.part = part
         return self
 
     def __enter__(self) -> None:
-        self.since = time.perf_counter()
+        if self.device is None:
+            self.since = time.perf_counter()
+        else:
+            self.begun = event(self.device)
+            self.begun.record()
 
     def __exit__(self, *_: object) -> None:
-        self.seconds[self.part] = (
-            self.seconds.get(self.part, 0.0) + time.perf_counter() - self.since
-        )
+        if self.device is None:
+            self.add(self.part, time.perf_counter() - self.since)
+            return
+        end = event(self.device)
+        end.record()
+        self.ahead.append((self.part, self.begun, end))
+
+    def add(self, part: str, seconds: float) -> None:
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Add up what the device has done by now; with `wait`, all that it was given."""
+        if wait and self.ahead:
+            self.ahead[-1][2].synchronize()
+        while self.ahead and self.ahead[0][2].query():
+            part, begun, end = self.ahead.popleft()
+            self.add(part, begun.elapsed_time(end) / 1000)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -134,12 +134,13 @@ class Processes:
         # of pieces it is one that the processes have yet to add up
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
-    def sum(self, value: float, device: torch.device) -> float:
+    def sum(self, value: Tensor) -> Tensor:
+        """A number of every process added up, where it is: nobody waits for it."""
         if self.world == 1:
             return value
-        total = torch.tensor(value, dtype=torch.float64, device=device)
+        total = value.to(torch.float64)
         torch.distributed.all_reduce(total)
-        return total.item()
+        return total
 
     def gather(self, thing: Value) -> list[Value]:
         """`thing` of every process, in order of rank, on every process."""

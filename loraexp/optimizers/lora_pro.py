@@ -4,13 +4,13 @@ gradient."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from loraexp.adapter.adapted import Adapters
-from loraexp.optimizers.grams import SingularSystem, grams, require_damping, spectra
+from loraexp.optimizers.grams import SingularSystem, require_damping
 from loraexp.optimizers.pairs import PairOptimizer, pairs
 from loraexp.optimizers.rule import rule
 from loraexp.optimizers.stepping import (
@@ -22,6 +22,7 @@ from loraexp.optimizers.stepping import (
     factor_blocks,
     head_section,
 )
+from loraexp.optimizers.sylvester import System, system
 
 FirstStep = Literal["plain", "limit"]
 # Entries of a d_out × d_in temporary that are worked on at once: on a CPU what stays in its cache
@@ -29,54 +30,14 @@ FirstStep = Literal["plain", "limit"]
 CHUNK, ELSEWHERE = 2**17, 2**24
 
 
-class System(NamedTuple):
-    """`A Aᵀ = U diag(E) Uᵀ` and `BᵀB = V diag(D) Vᵀ`, damped; `no_B` marks the layers where B is
-    still zero."""
-
-    E: Tensor  # (…, r)
-    U: Tensor  # (…, r, r)
-    D: Tensor  # (…, r)
-    V: Tensor  # (…, r, r)
-    no_B: Tensor  # (…, 1, 1), bool
-
-
-def system(A: Tensor, B: Tensor, damping: float) -> System:
-    """Both Gram matrices in their eigenvectors, each damped by `damping` times its own largest
-    eigenvalue.
-
-    Raises `SingularSystem` where a smallest eigenvalue is below rounding; a B of zeros is no error
-    but marked.
-    """
-    require_damping(damping)
-    (E, D), (U, V) = spectra(grams(A, B))
-    no_B = D[..., -1:] == 0
-    E, D = E + damping * E[..., -1:], D + damping * D[..., -1:]
-    floor = torch.finfo(D.dtype).eps * (1 if damping else A.shape[-2])
-    singular_A = ~(E[..., :1] > floor * E[..., -1:])  # written so that NaN is singular too
-    singular_B = ~(D[..., :1] > floor * D[..., -1:]) & ~no_B
-    if bool((singular_A | singular_B).any()):
-        which = "A Aᵀ" if bool(singular_A.any()) else "BᵀB"
-        index = int((singular_A if which == "A Aᵀ" else singular_B).flatten().nonzero()[0])
-        raise SingularSystem(
-            f"{which} is singular: raise optimizer.damping ({damping}) or lower the rank", index
-        )
-    return System(E, U, D, V, no_B[..., None])
-
-
 def closest(
     s: System, A: Tensor, B: Tensor, grad_A: Tensor, grad_B: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """The closed form of `equivalent_gradients`; where B is zero, its limit `g_A = 0`, `g_B =
     (1/η²) g_B (A Aᵀ)⁻¹`."""
-    inverted_D = torch.where(s.no_B[..., 0], 0, 1 / s.D)
-    inverse_A, inverse_B = (
-        (s.U / s.E[..., None, :]) @ s.U.mT,
-        (s.V * inverted_D[..., None, :]) @ s.V.mT,
-    )
+    inverse_A, inverse_B = s.inverse_A, s.inverse_B
     scaled_A, scaled_B = inverse_B @ grad_A / scaling**2, grad_B @ inverse_A / scaling**2
-    # BᵀB X + X A Aᵀ = C in the eigenvectors of both is (D_i + E_j) X_ij = C_ij.
-    C = -s.V.mT @ (scaled_A @ A.mT) @ s.U
-    X = s.V @ (C / (s.D[..., :, None] + s.E[..., None, :])) @ s.U.mT
+    X = s.solve(-(scaled_A @ A.mT))
     return scaled_A + X @ A, scaled_B - B @ (inverse_B @ (B.mT @ scaled_B) + X)
 
 
@@ -153,7 +114,9 @@ class LoRAPro(AdapterOptimizer):
         # all of them before any state moves
         systems = [self._system(place, A, B) for place, A, B in paired]
         for (place, A, B), s in zip(paired, systems, strict=True):
-            step_A, step_B = self._project(s, A, B, directions[place], directions[place + 1])
+            gradients = directions[place : place + 2]
+            step_A, step_B = self._project(s, A, B, *gradients)
+            self.watch([step_A, step_B], gradients)
             for values, step in ((A.values, step_A), (B.values, step_B)):
                 values.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
 

@@ -66,7 +66,7 @@ class InTurn(AdapterOptimizer):
             super().apply(group, [A], [directions[place]])
             inverse_A = inverse(A.values @ A.values.mT, self.damping)
             direction = directions[place + 1] @ inverse_A
-            self._require_finite([B], [direction])
+            self.screen([B], [direction], [directions[place + 1]])
             super().apply(group, [B], [direction])
 
 

@@ -292,6 +292,8 @@ class AdapterOptimizer(torch.optim.Optimizer):
             )
         super().__init__(groups, {})
         self.base = base
+        # on an accelerator: how many steps a rule has broken, which whoever reads the log asks
+        self.trouble: Tensor | None = None
         self.blocks = [blocks for blocks, _ in sections]
         for blocks in self.blocks:
             for block, state in zip(blocks, self.new_states(blocks), strict=True):
@@ -331,9 +333,7 @@ class AdapterOptimizer(torch.optim.Optimizer):
         blocks, gradients = [b for b, _ in known], [g for _, g in known]
         try:
             directions = self.directions(blocks, gradients)
-            # an accelerator is not made to wait: there the gradient's norm tells, at the log
-            if not is_accelerator(blocks[0].values.device):
-                self._require_finite(blocks, directions)
+            self.screen(blocks, directions, gradients)
             self.apply(group, blocks, directions)
         except SingularSystem as problem:
             layers = next(b.layers for b in blocks[problem.block :] if b.factor)
@@ -375,6 +375,38 @@ class AdapterOptimizer(torch.optim.Optimizer):
                 raise FloatingPointError(
                     f"step {self._step_of(blocks)}: {what} of {name} is not finite: {fix}"
                 )
+
+    def screen(
+        self, blocks: list[Block], directions: list[Tensor], gradients: list[Tensor]
+    ) -> None:
+        """Raise where a direction is not finite. An accelerator is not made to wait: there the
+        gradient's norm tells of gradients, at the log, and `trouble` of what a rule made of them.
+        """
+        if not is_accelerator(blocks[0].values.device):
+            return self._require_finite(blocks, directions)
+        changed = [(d, g) for d, g in zip(directions, gradients, strict=True) if d is not g]
+        self.watch([d for d, _ in changed], [g for _, g in changed])
+
+    def watch(self, steps: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """On an accelerator: count on the device a step that is not finite though its gradients
+        are."""
+        if not steps or not is_accelerator(steps[0].device):
+            return
+        ours, theirs = (
+            torch.stack([x.sum() for x in some]).sum().isfinite() for some in (steps, gradients)
+        )
+        bad = (theirs & ~ours).float()
+        self.trouble = bad if self.trouble is None else self.trouble + bad
+
+    def broken(self) -> str:
+        """The first parameter that is not finite, of an optimizer in trouble: it is read, and may
+        wait."""
+        for blocks in self.blocks:
+            for block in blocks:
+                rows = block.values.flatten(1).isfinite().all(1).tolist()
+                if not all(rows):
+                    return block.names[rows.index(False)]
+        return "a step"
 
     def state_bytes(self) -> int:
         """Bytes of moments, masters and counters."""

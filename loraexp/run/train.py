@@ -112,7 +112,7 @@ def train(run: Loop) -> Generator[Ahead, None, Progress]:
             " another init"
         )
     state = begin(run, batches)
-    clock, pace = Stopwatch(), Pace(state)
+    clock, pace = Stopwatch(run.device), Pace(state)
     meeting = Agreement(
         run.phase.stop, run.processes, run.device, checkpoint_seconds(settings.checkpoint_every)
     )
@@ -148,9 +148,11 @@ def train(run: Loop) -> Generator[Ahead, None, Progress]:
             if state.step % settings.log_every == 0 or state.step == batches.total:
                 pace.tell(state)
                 shown = log_step(run, state, batches.per_epoch, norm)
+                clock.settle()
                 advance(0, loss=shown, rate=f"{state.samples / state.seconds:.0f} samples/s")
             keep_factors(run, state)
     pace.tell(state)
+    clock.settle(wait=True)
     if settings.select == "best" and state.best is not None:
         run.adapters.load_state(run.checkpoint.best(state.best["step"]))
     run.record.update(
@@ -275,12 +277,15 @@ def accumulate_gradient(
 
 
 def log_step(run: Loop, state: Progress, per_epoch: int, norm: Tensor) -> float:
-    """Log the mean loss since the last line; a loss or gradient that is not finite ends the run."""
-    mean = torch.as_tensor(state.loss / state.steps, device=norm.device)
-    dtype = torch.promote_types(mean.dtype, norm.dtype)
-    shown, grad_norm = torch.stack([mean.to(dtype), norm.to(dtype)]).tolist()
-    loss = run.processes.sum(shown, norm.device) / run.processes.world
+    """Log the mean loss since the last line; a loss, gradient or step that is not finite ends the
+    run. The device is read once."""
     assert run.optimizer is not None
+    mean = run.processes.sum(torch.as_tensor(state.loss / state.steps, device=norm.device))
+    trouble = getattr(run.optimizer, "trouble", None)
+    told = [mean / run.processes.world, norm, *([] if trouble is None else [trouble])]
+    dtype = torch.promote_types(mean.dtype, norm.dtype)
+    loss: float
+    loss, grad_norm, *broken = torch.stack([value.to(dtype) for value in told]).tolist()
     run.record.log(
         state.step,
         epoch=state.step / per_epoch,
@@ -291,6 +296,11 @@ def log_step(run: Loop, state: Progress, per_epoch: int, norm: Tensor) -> float:
         seconds=state.seconds,
     )
     state.loss, state.steps = 0.0, 0
+    if any(broken):
+        raise Diverged(
+            f"step {state.step}: since the last line the preconditioned gradient is not finite, and"
+            f" {run.optimizer.broken()} with it: raise optimizer.damping"  # type: ignore[attr-defined]
+        )
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise Diverged(
             f"step {state.step}: loss {loss}, gradient norm {grad_norm}: the run diverged; lower"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from loraexp.machine import measure
 from tests.support.helpers import REPOSITORY
 
 # a name that torch knows and that nothing is built for; backward passes run on the host's thread
@@ -40,6 +42,9 @@ READS = {
     "unique_consecutive": "unique",
     "bincount": "bincount",
     "repeat_interleave": "repeat_interleave",
+    # libraries look on the host whether these came to an end
+    "_linalg_eigh": "an outcome",
+    "_linalg_svd": "an outcome",
 }
 
 
@@ -103,6 +108,30 @@ class Waits(list[tuple[str, str]]):
     def lines(self) -> Counter[str]:
         """How often each line waited."""
         return Counter(f"{what}: {line}" for what, line in self)
+
+
+class Mark:
+    """An event of the device: it has come to it once the host has waited for anything since."""
+
+    def __init__(self, waits: Waits) -> None:
+        self.waits, self.reached, self.at = waits, False, 0
+        self.when = 0.0
+
+    def record(self) -> None:
+        self.at, self.when = len(self.waits), time.perf_counter()
+
+    def query(self) -> bool:
+        return self.reached or len(self.waits) > self.at
+
+    def synchronize(self) -> None:
+        if not self.query():
+            self.waits.append(("an event", line_of_ours()))
+        self.reached = True
+
+    def elapsed_time(self, end: Mark) -> float:
+        if not end.query():
+            raise RuntimeError("Both events must be completed before calculating elapsed time.")
+        return 1000 * (end.when - self.when)
 
 
 class Mode(TorchDispatchMode):
@@ -210,7 +239,8 @@ def pretend_device() -> Iterator[Mode]:
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)
     try:
-        with mode, without_inference_mode():
+        marks = mock.patch.object(measure, "event", lambda device: Mark(mode.waits))
+        with mode, without_inference_mode(), marks:
             yield mode
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
