@@ -77,6 +77,7 @@ class CalibrationSettings:
     """How the statistics of a data-driven initializer are gathered."""
 
     samples: int = number(above=0)
+    # what the paper draws together; how many rows run together follows from memory: `micro_batch`
     batch_size: int = number(above=0)
     # the first rows of the training file, or rows drawn with the run's seed
     rows: Literal["head", "shuffled"]
@@ -187,11 +188,6 @@ class Settings:
 
     @property
     def micro_batch(self) -> int:
-        """The most rows of a forward pass of training, where they are shared out evenly."""
+        """The most rows of a forward pass of training, where they are shared out evenly, and of one
+        of initialising: statistics are the same for every split, and need no more memory."""
         return -(-self.train.batch_size // self.train.micro_batches)
-
-    @property
-    def calibration_batch(self) -> int:
-        """Rows of the initialiser's forward pass: never more than one of training has. Statistics
-        are the same for every split."""
-        return min(self.calibration.batch_size, self.micro_batch)

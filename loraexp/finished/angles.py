@@ -25,7 +25,7 @@ from loraexp.finished.opened import RAW, FinishedRun, usable
 from loraexp.machine.device import autocast
 from loraexp.machine.processes import Processes
 from loraexp.run.batches import count_labels
-from loraexp.run.initialise import Objective, statistics_of
+from loraexp.run.initialise import statistics_of
 
 ITERATIONS = 8  # subspace iterations for the gradient's leading singular vectors
 
@@ -75,13 +75,13 @@ def one_step_gradient(subject: FinishedRun, model: nn.Module, rows: int, k: int)
         subject.settings.calibration, samples=rows, rows="shuffled", mode="eval"
     )
     settings = dataclasses.replace(subject.settings, calibration=own)
-    objective = Objective(subject.task, subject.device, settings.precision)
     collected = statistics_of(
         model,
         subject.targets(model),
         partial(gradient),
-        objective,
+        subject.task,
         settings,
+        subject.device,
         Processes(settings.device),
     )
     return {

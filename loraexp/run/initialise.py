@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from loraexp.adapter.layer import Factors, Layer, Training, Weighting
+from loraexp.adapter.layer import Factors, Layer, Training
 from loraexp.machine import measure
 from loraexp.machine.device import autocast, to_device
 from loraexp.machine.measure import peak_bytes, reset_peak
@@ -35,7 +35,6 @@ from loraexp.statistics import (
     layer_generator,
     weight,
 )
-from loraexp.statistics.calibration import Batch
 
 if TYPE_CHECKING:
     from loraexp.config.settings import CalibrationSettings, Settings
@@ -79,84 +78,90 @@ def calibration_rows(rows: int, settings: CalibrationSettings, seed: int) -> np.
     return np.random.default_rng([seed, 20]).permutation(rows)[:count]
 
 
-class Objective:
-    """The task's loss and outputs in the precision of the run, on the device of the model; over
-    rows a `Calibration`."""
+def objective(task: Task, device: torch.device, precision: str) -> Calibration:
+    """The task's loss and outputs in the precision of the run; over no rows yet."""
 
-    def __init__(self, task: Task, device: torch.device, precision: str) -> None:
-        self.task, self.device, self.precision = task, device, precision
+    def precisely(function: Callable[..., Any]) -> Callable[..., Any]:
+        def within(model: Any, batch: Any) -> Any:
+            with autocast(device, precision):
+                return function(model, batch)
 
-    def loss_sum(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
-        with autocast(self.device, self.precision):
-            return self.task.loss_sum(model, batch)
+        return within
 
-    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        with autocast(self.device, self.precision):
-            return self.task.outputs(model, batch).float()
+    outputs = precisely(task.outputs)
+    return Calibration(
+        batches=(),
+        loss_sum=precisely(task.loss_sum),
+        outputs=lambda model, batch: outputs(model, batch).float(),
+        population=len(task.splits["train"]),
+        sample_losses=precisely(task.sample_losses) if task.several_labels else None,
+    )
 
-    def sample_losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        with autocast(self.device, self.precision):
-            return self.task.sample_losses(model, batch)
 
-    def over(
-        self, batches: Sequence[Batch], population: int, weighting: Weighting = "tokens"
-    ) -> Calibration:
-        """This objective on these batches of a training set of `population` rows, for the
-        statistics of its loss."""
-        own = self.sample_losses if self.task.several_labels else None
-        return Calibration(batches, self.loss_sum, self.outputs, population, own, weighting)
+def rows_of_a_pass(settings: Settings, processes: Processes) -> int:
+    """As many as a process has in one of training: statistics are the same for every split, and
+    initialising never needs the activations of more."""
+    return -(-settings.micro_batch // processes.world)
 
-    def probe(self, model: nn.Module, settings: CalibrationSettings) -> float:
-        """Mean loss of the model, dropout off, on the first rows of the training set, those of like
-        length together."""
-        examples = self.task.splits["train"]
-        count = min(PROBE_ROWS, settings.samples, len(examples))
-        rows = np.argsort(examples.lengths[:count], kind="stable")
-        batches = [
-            self.task.collate(examples, part)
-            for part in np.array_split(rows, -(-count // settings.batch_size))
-        ]
-        training = model.training
-        model.eval()
-        with torch.no_grad(), gathered_root(model):
-            parts = [self.loss_sum(model, to_device(batch, self.device)) for batch in batches]
-        model.train(training)
-        return sum(float(total) for total, _ in parts) / sum(count for _, count in parts)
+
+def mean_loss(
+    model: nn.Module, task: Task, settings: Settings, device: torch.device, rows_at_once: int
+) -> float:
+    """The loss, dropout off, on the first rows of the training set, those of like length
+    together."""
+    loss_sum = objective(task, device, settings.precision).loss_sum
+    examples = task.splits["train"]
+    count = min(PROBE_ROWS, settings.calibration.samples, len(examples))
+    rows = np.argsort(examples.lengths[:count], kind="stable")
+    batches = [
+        task.collate(examples, part) for part in np.array_split(rows, -(-count // rows_at_once))
+    ]
+    training = model.training
+    model.eval()
+    with torch.no_grad(), gathered_root(model):
+        parts = [loss_sum(model, to_device(batch, device)) for batch in batches]
+    model.train(training)
+    totals: list[float] = torch.stack([total for total, _ in parts]).tolist()
+    return sum(totals) / sum(count for _, count in parts)
 
 
 def statistics_of(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
     initializer: partial[Any],
-    objective: Objective,
+    task: Task,
     settings: Settings,
+    device: torch.device,
     processes: Processes,
 ) -> Collected:
     """Start collecting what the initializer needs from this process's share of the calibration
     batches."""
     function: Any = initializer.func
-    task, calibration = objective.task, settings.calibration
-    examples = task.splits["train"]
-    rows = calibration_rows(len(examples), calibration, settings.seed)
-    size = settings.calibration_batch
+    own, examples = settings.calibration, task.splits["train"]
+    rows = calibration_rows(len(examples), own, settings.seed)
+    size = rows_of_a_pass(settings, processes)
     batches = [task.collate(examples, rows[i : i + size]) for i in range(0, len(rows), size)]
     first_of = [len(batches) * i // processes.world for i in range(processes.world + 1)]
-    share = batches[first_of[processes.rank] : first_of[processes.rank + 1]]
+    calibration = dataclasses.replace(
+        objective(task, device, settings.precision),
+        batches=batches[first_of[processes.rank] : first_of[processes.rank + 1]],
+        weighting=own.weighting or function.weighting,
+    )
     return collect(
         model,
         targets,
-        objective.over(share, len(examples), calibration.weighting or function.weighting),
+        calibration,
         function.needs,
         function.request(settings.rank, **initializer.keywords),
         # one plan for all: every process sweeps with the others
-        budget=min(gathered(calibration.budget(measure.free_bytes(objective.device)))),
+        budget=min(gathered(own.budget(measure.free_bytes(device)))),
         rank=settings.rank,
-        mode=calibration.mode,
+        mode=own.mode,
         seed=settings.seed,
-        cache=Path(settings.cache_root) / "statistics" if calibration.cache else None,
+        cache=Path(settings.cache_root) / "statistics" if own.cache else None,
         cache_key=(
             f"{fingerprint(model)}-{settings.precision}-{task.name}-{task.version}"
-            if calibration.cache
+            if own.cache
             else ""
         ),
     )
@@ -213,8 +218,9 @@ def initialize(
     began, worked = time.perf_counter(), time.process_time()
     reset_peak(device)
     initializer = settled(initializer, training_of(settings, len(task.splits["train"])))
-    objective = Objective(task, device, settings.precision)
-    before = objective.probe(model, settings.calibration)
+    size = rows_of_a_pass(settings, processes)
+    probe = partial(mean_loss, model, task, settings, device, size)
+    before = probe()
     function: Any = initializer.func
     factors, lines = {}, {}
     with (
@@ -223,7 +229,9 @@ def initialize(
     ):
         warnings.simplefilter("always")
         if function.needs:
-            collected = statistics_of(model, targets, initializer, objective, settings, processes)
+            collected = statistics_of(
+                model, targets, initializer, task, settings, device, processes
+            )
         else:
             plain = (Layer(name=name, W=weight(module, device)) for name, module in targets.items())
             collected = Collected(plain, Report(way="weights only"))
@@ -253,7 +261,7 @@ def initialize(
         "warnings": said(caught),
         "layers": lines,
     }
-    return Made(factors, cost, ledger, partial(objective.probe, model, settings.calibration))
+    return Made(factors, cost, ledger, probe)
 
 
 def said(caught: list[warnings.WarningMessage]) -> list[str]:

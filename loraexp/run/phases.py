@@ -85,13 +85,13 @@ class Phases:
             if settings.model.gradient_checkpointing
             else ", or set model.gradient_checkpointing=true"
         )
+        parts = settings.train.micro_batches
         if name == "initialisation":
             return (
-                f"lower init.batch_size (now {settings.calibration.batch_size}) or"
-                f" init.memory_budget{recompute}"
+                f"raise train.micro_batches (now {parts}; its passes have as many rows as"
+                f" training's) or lower init.memory_budget{recompute}"
             )
         if name == "training":
-            parts = settings.train.micro_batches
             return (
                 f"raise train.micro_batches (now {parts}; the step's gradient stays the same),"
                 f" lower train.batch_size (now {settings.train.batch_size}){recompute}"

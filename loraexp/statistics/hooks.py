@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,8 +31,9 @@ Sums = dict[str, list[Accumulator]]
 @contextmanager
 def prepared(model: nn.Module, mode: Literal["eval", "train"]) -> Iterator[None]:
     """Within: no parameter requires a gradient, so backward passes compute those of activations
-    only, and dropout is off ("eval") or on ("train"). Every flag is as it was afterwards, also when
-    a batch raises."""
+    only, and dropout is off ("eval") or on ("train"); layers whose activations training computes
+    again instead of holding them do so here too. Every flag is as it was afterwards, also when a
+    batch raises."""
     if mode not in ("eval", "train"):
         raise ValueError(f"init.mode={mode!r}: expected eval or train")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -40,12 +42,46 @@ def prepared(model: nn.Module, mode: Literal["eval", "train"]) -> Iterator[None]
         for parameter in trained:
             parameter.requires_grad_(False)
         model.train(mode == "train")
-        yield
+        with nullcontext() if mode == "train" else checkpointed(model):
+            yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
         for module, flag in training:
             module.training = flag
+
+
+@contextmanager
+def checkpointed(model: nn.Module) -> Iterator[None]:
+    """Within: the layers that compute their activations again in training do so with dropout off.
+
+    transformers checkpoints a layer in train mode alone, where dropout is on. Here its own function
+    for it runs the forward of a layer that stays in eval mode, so every number is that of a pass
+    that holds its activations. Only inside the layer's hooks, which run once.
+    """
+    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    if layers:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        # the stacks around them carry the flag too
+        layers = [m for m in layers if isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.forward = again(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def again(layer: Any) -> Callable[..., Any]:
+    """The forward of a layer that is run again in the backward pass."""
+    forward = layer.forward
+
+    def computed(*arguments: Any, **keywords: Any) -> Any:
+        return layer._gradient_checkpointing_func(partial(forward, **keywords), *arguments)
+
+    return computed
 
 
 class Keep(torch.autograd.Function):

@@ -62,7 +62,7 @@ def shape_of(settings: Settings, *, length: int | None = None) -> Shape:
         "rank": settings.rank,
         "precision": settings.precision,
         "batch": settings.micro_batch,
-        "calibration": [calibration.samples, settings.calibration_batch, calibration.budget()],
+        "calibration": [calibration.samples, settings.micro_batch, calibration.budget()],
     }
     fused = settings.device != "cpu" and settings.model.attention != "eager"
     return Shape(
@@ -136,8 +136,8 @@ def remedy(memory: Memory, settings: Settings, budget: float) -> str:
     if memory.init > budget and memory.init >= memory.train:
         activations = memory.init_activations > memory.statistics
         return (
-            "init.batch_size"
-            if activations and settings.calibration_batch > 1
+            f"train.micro_batches={train.batch_size}"
+            if activations and settings.micro_batch > 1
             else "init.memory_budget"
         )
     if memory.write > budget and memory.write >= memory.train:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import statistics
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from loraexp.machine.device import to_device
 from loraexp.machine.progress import Progress
 from loraexp.records.curves import Computed, Curve, Values
 from loraexp.run.experiment import make
-from loraexp.run.initialise import Objective
+from loraexp.run.initialise import objective
 from loraexp.statistics import layer_generator, weight
 from loraexp.statistics.collect import like
 from loraexp.statistics.curvature import cancelling, collect_curvature
@@ -160,7 +161,7 @@ def every_gradient(bench: Bench) -> float:
     paper's peak agrees (weights, gradients and activations). Returns the backward passes over all
     samples.
     """
-    objective = Objective(bench.task, bench.device, bench.settings.precision)
+    loss_sum = objective(bench.task, bench.device, bench.settings.precision).loss_sum
     initializer = make(bench.settings.init)
     trained = [(parameter, parameter.requires_grad) for parameter in bench.model.parameters()]
     samples = 0
@@ -168,7 +169,7 @@ def every_gradient(bench: Bench) -> float:
         bench.model.requires_grad_(True)
         for batch in bench.batches:
             count = len(next(iter(batch.values())))
-            loss, labels = objective.loss_sum(bench.model, to_device(batch, bench.device))
+            loss, labels = loss_sum(bench.model, to_device(batch, bench.device))
             (loss * (count / labels)).backward()
             samples += count
         for name, module in bench.targets.items():
@@ -208,13 +209,13 @@ def parts(bench: Bench, meter: Meter) -> None:
     """One initialisation by CG-LoRA through its own functions, with the meter switched between its
     parts."""
     batches = bench.batches
-    objective = Objective(bench.task, bench.device, bench.settings.precision)
+    own = objective(bench.task, bench.device, bench.settings.precision)
     initializer = make(bench.settings.init)
     asked = initializer.func.request(bench.settings.rank, **initializer.keywords)["curvature"]  # type: ignore[attr-defined]
-    calibration = objective.over(batches, len(batches))
+    calibration = replace(own, batches=batches, population=len(batches))
     with torch.no_grad(), meter.during("forward"):
         for batch in batches:
-            objective.outputs(bench.model, to_device(batch, bench.device))
+            calibration.outputs(bench.model, to_device(batch, bench.device))
     swept = (
         bench.model,
         bench.targets,

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,7 +19,14 @@ from loraexp.initializers.lora_sb import lora_sb
 from loraexp.machine import measure
 from loraexp.machine.processes import Processes
 from loraexp.run import experiment
-from loraexp.run.initialise import Made, calibration_rows, initialize, settled, training_of
+from loraexp.run.initialise import (
+    Made,
+    calibration_rows,
+    initialize,
+    settled,
+    statistics_of,
+    training_of,
+)
 from tests.support.helpers import shared_data
 from tests.support.runs import run
 
@@ -297,6 +306,30 @@ def test_initialising_does_not_change_what_comes_after() -> None:
     assert not any(
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()
     )
+
+
+@pytest.mark.parametrize(("world", "most"), [(1, 12), (2, 6)])
+def test_a_pass_has_the_rows_of_training_and_statistics_are_the_same(
+    world: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the paper draws together, and each process its share of them."""
+    words = ("init=lora_one", "init.cache=false", "train.batch_size=24", "train.micro_batches=2")
+    settings, task, model, _, targets = prepared(*words, "init.batch_size=64")
+    collate, sizes = task.collate, list[int]()
+
+    def watched(examples: Any, rows: Any, *more: Any, **how: Any) -> Any:
+        sizes.append(len(rows))
+        return collate(examples, rows, *more, **how)
+
+    monkeypatch.setattr(task, "collate", watched)
+    found = []
+    for rank in range(world):
+        processes = cast(Processes, SimpleNamespace(world=world, rank=rank))
+        initializer = experiment.make(settings.init)
+        device = torch.device("cpu")
+        statistics = statistics_of(model, targets, initializer, task, settings, device, processes)
+        found.append(statistics.report.samples)
+    assert max(sizes) == most and sum(sizes) == 64 * world and sum(found) == 64
 
 
 def test_calibration_rows() -> None:

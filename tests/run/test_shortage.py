@@ -132,7 +132,11 @@ PHASES = {
         "while evaluating",
         r"lower train\.eval_batch_size \(now \d+\)",
     ),
-    "initialisation": ("loss_sum", "while initialising", r"lower init\.batch_size \(now \d+\)"),
+    "initialisation": (
+        "loss_sum",
+        "while initialising",
+        r"raise train\.micro_batches \(now 1; its passes have as many rows as training's\)",
+    ),
 }
 
 
