@@ -110,7 +110,7 @@ def point(name: str, samples: int, rank: int, width: int, layers: int) -> float:
                 Calibration(batches, loss_sum, outputs, population=samples),
                 function.needs,
                 function.request(rank, **made.keywords),
-                budget=settings.calibration.memory_budget,
+                budget=settings.calibration.budget(),
             ).layers
         for layer in read:
             made(layer, rank=rank, scaling=2.0, generator=layer_generator(0, layer.name))

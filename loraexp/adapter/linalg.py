@@ -39,7 +39,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def gaussian(rows: int, columns: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
     """A standard normal matrix, drawn on the CPU so that every device sees the same numbers."""
-    return torch.randn(rows, columns, generator=generator, dtype=like.dtype).to(like.device)
+    drawn = torch.randn(rows, columns, generator=generator, dtype=like.dtype)
+    return drawn.to(like.device, non_blocking=True)
 
 
 def factor(x: Tensor, W: Tensor) -> Tensor:
@@ -49,7 +50,14 @@ def factor(x: Tensor, W: Tensor) -> Tensor:
     Always a compact copy: a slice of a decomposition would keep the whole decomposition in memory.
     """
     dtype = torch.float64 if W.dtype == torch.float64 else torch.float32
-    return x.to(device=W.device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+    here = x.device.type == "cpu"  # a copy from the host need not be waited for
+    return x.to(
+        device=W.device,
+        dtype=dtype,
+        non_blocking=here,
+        copy=True,
+        memory_format=torch.contiguous_format,
+    )
 
 
 def check_rank(layer: str, rank: int, available: int, what: str) -> None:

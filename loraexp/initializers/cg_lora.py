@@ -4,6 +4,7 @@ predictions."""
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -103,11 +104,12 @@ def cg_lora(
     linalg.check_choice("leading", "disjoint", modes=modes)
     linalg.check_positive(rank=rank, gamma=gamma)
     seen: Curvature = layer.curvature
-    whiten_S = _whitening(layer, "S", seen.D_S, damping, seen.damping_S)
-    whiten_T = _whitening(layer, "T", seen.D_T, damping, seen.damping_T)
+    small = _at_home(seen)
+    whiten_S = _whitening(layer, "S", small.D_S, damping, _rounding(seen.D_S))
+    whiten_T = _whitening(layer, "T", small.D_T, damping, _rounding(seen.D_T))
     if curvature == "cross_entropy":
-        whiten_T = whiten_T @ _loss_curvature_root(layer, whiten_T, seen.theta)
-    X_B, X_A = _balanced_modes(layer, _small(seen.core), whiten_T, whiten_S, rank, modes)
+        whiten_T = whiten_T @ _loss_curvature_root(layer, whiten_T, small, _rounding(seen.D_T))
+    X_B, X_A = _balanced_modes(layer, small.core, whiten_T, whiten_S, rank, modes)
     # the columns scale as D_K^{1/2}
     kept = X_A.norm(dim=0) > (rank * torch.finfo(seen.core.dtype).eps) ** 0.5
     X_B, X_A = X_B[:, kept], X_A[:, kept]
@@ -168,14 +170,14 @@ def _aligned(C_Lh: Tensor, D_F: Tensor, C_Rh: Tensor) -> Tensor:
 
 
 def _whitening(
-    layer: Layer, side: str, eigenvalues: Tensor, damping: float, unit: float | None
+    layer: Layer, side: Literal["S", "T"], D: Tensor, damping: float, rounding: float
 ) -> Tensor:
     """`D^{-1/2}` (m, kept) of one curvature factor, damped, with a column for each eigenvalue that
     is not zero."""
     if not 0 <= damping < float("inf"):
         raise ValueError(f"cg_lora: damping={damping}, expected a number of at least 0")
-    D = _small(eigenvalues)
     if damping > 0:
+        unit = layer.curvature.damping_S if side == "S" else layer.curvature.damping_T
         if unit is None:
             raise ValueError(
                 f"layer {layer.name}: damping={damping:g} is relative to tr({side}) per dimension"
@@ -183,7 +185,7 @@ def _whitening(
                 " or set init.damping=0"
             )
         D = D + damping * unit
-    X = linalg.inverse_square_root(torch.diag(D), _rounding(eigenvalues))
+    X = linalg.inverse_square_root(torch.diag(D), rounding)
     if X.shape[1] == 0:
         raise ValueError(
             f"layer {layer.name}: its curvature factor {side} is zero; drop it from model.targets"
@@ -191,15 +193,17 @@ def _whitening(
     return X
 
 
-def _loss_curvature_root(layer: Layer, whiten_T: Tensor, theta: Tensor | None) -> Tensor:
+def _loss_curvature_root(
+    layer: Layer, whiten_T: Tensor, small: Curvature, rounding: float
+) -> Tensor:
     """`Φ^{-1/2}` of appendix A, up to an orthogonal matrix on its right, which the SVD of F
     absorbs."""
-    if theta is None:
+    if small.theta is None:
         raise ValueError(
             f"layer {layer.name}: curvature=cross_entropy and the curvature has no theta; collect"
             ' it with CurvatureRequest(loss="cross_entropy"), or set init.curvature=squared'
         )
-    X = linalg.inverse_square_root(whiten_T.mT @ _small(theta) @ whiten_T, _rounding(theta))
+    X = linalg.inverse_square_root(whiten_T.mT @ small.theta @ whiten_T, rounding)
     if X.shape[1] == 0:
         raise ValueError(
             f"layer {layer.name}: its theta is zero, expected positive; set init.curvature=squared"
@@ -207,10 +211,15 @@ def _loss_curvature_root(layer: Layer, whiten_T: Tensor, theta: Tensor | None) -
     return X
 
 
-def _small(x: Tensor) -> Tensor:
-    """A vector of m or an m by m matrix in float64 on the CPU, which decomposes it before a GPU has
-    started."""
-    return x.to("cpu", torch.float64)
+def _at_home(seen: Curvature) -> Curvature:
+    """The vectors of m and the m by m matrices in float64 on the CPU, which decomposes them before
+    a GPU has started; in one copy."""
+    names = ["D_S", "D_T", "core", *(["theta"] if seen.theta is not None else [])]
+    parts: list[Tensor] = [getattr(seen, name) for name in names]
+    flat = torch.cat([part.flatten() for part in parts]).to("cpu", torch.float64)
+    pieces = flat.split([part.numel() for part in parts])
+    shaped = {n: x.reshape(p.shape) for n, x, p in zip(names, pieces, parts, strict=True)}
+    return replace(seen, **shaped)
 
 
 def _rounding(x: Tensor) -> float:
@@ -220,4 +229,5 @@ def _rounding(x: Tensor) -> float:
 
 def _factor(U: Tensor, X: Tensor, rank: int) -> Tensor:
     """`U X` (d, r), with zero columns for the modes that are missing."""
-    return torch.nn.functional.pad(U @ X.to(U), (0, rank - X.shape[1]))
+    there = X.to(U.device, U.dtype, non_blocking=True)
+    return torch.nn.functional.pad(U @ there, (0, rank - X.shape[1]))

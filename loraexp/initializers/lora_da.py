@@ -13,6 +13,7 @@ from torch import Tensor
 
 from loraexp.adapter import linalg
 from loraexp.adapter.layer import Factors, Layer, Start, needs
+from loraexp.machine.device import numbers
 
 
 class Flavour(NamedTuple):
@@ -51,7 +52,7 @@ class Step:
         """`Δᵀ X` (d_out, b) of `X` (d_in, b)."""
         return -(self.G @ self.solve(X)) / self.y
 
-    def bias_minus_variance(self, X: Tensor, variance: float) -> Tensor:
+    def bias_minus_variance(self, X: Tensor, variance: Tensor | float) -> Tensor:
         """`−Ω X = Δ Δᵀ X − variance · Z⁻¹ X` (d_in, b) of `X` (d_in, b)."""
         solved = self.solve(X)
         return self.solve(self.G.mT @ ((self.G @ solved) / self.y**2)) - variance * solved
@@ -128,7 +129,8 @@ def lora_da(
 def _step(layer: Layer, damping: float, mode: str, *, fisher: bool) -> Step:
     """The step Δ of a layer, with damped Fisher factors, or with the identity in their place."""
     G, Z, y = (linalg.double(x) for x in (layer.gradient, layer.input_moment, layer.output_moment))
-    if not G.any():
+    largest, mean_Z, median = numbers([G.abs().max(), Z.diagonal().mean(), y.median()])
+    if largest == 0:
         raise ValueError(
             f"layer {layer.name}: its gradient is zero and has no directions; drop it from"
             " model.targets"
@@ -136,12 +138,12 @@ def _step(layer: Layer, damping: float, mode: str, *, fisher: bool) -> Step:
     if not fisher:
         return Step(G, torch.ones_like(y)[:, None], None)
     if mode == "relative":
-        damping_Z, damping_y = damping * float(Z.diagonal().mean()), damping * float(y.median())
+        damping_Z, damping_y = damping * mean_Z, damping * median
     else:
         damping_Z, damping_y = damping, damping
-        if damping > y.median():
+        if damping > median:
             warnings.warn(
-                f"layer {layer.name}: damping={damping:g} exceeds the median {y.median():.1e} of"
+                f"layer {layer.name}: damping={damping:g} exceeds the median {median:.1e} of"
                 " output_moment, which makes the output Fisher uniform; init.damping_mode=relative"
                 " scales it to the layer",
                 stacklevel=3,
@@ -150,7 +152,8 @@ def _step(layer: Layer, damping: float, mode: str, *, fisher: bool) -> Step:
     C, failed = torch.linalg.cholesky_ex(
         Z + damping_Z * torch.eye(layer.d_in, dtype=Z.dtype, device=Z.device)
     )
-    for statistic, singular in (("input_moment", failed > 0), ("output_moment", (y <= 0).any())):
+    read = numbers([failed.double(), y.min()])
+    for statistic, singular in (("input_moment", read[0] > 0), ("output_moment", read[1] <= 0)):
         if singular:
             raise ValueError(
                 f"layer {layer.name}: {statistic} is singular with damping={damping:g} ({mode}),"
@@ -168,7 +171,7 @@ def _directions(
     if terms == "no_bias":
         Z = linalg.double(layer.input_moment)
         return linalg.leading_eigenpairs(lambda X: Z @ X, start, rank)[1]
-    variance = beta * float((1 / step.y).sum()) / layer.population if terms == "all" else 0.0
+    variance = beta * (1 / step.y).sum() / layer.population if terms == "all" else 0.0
     return linalg.leading_eigenpairs(lambda X: step.bias_minus_variance(X, variance), start, rank)[
         1
     ]

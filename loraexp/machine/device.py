@@ -4,7 +4,7 @@ that share it."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -89,6 +89,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast within, on a device that has one."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 class Batch(dict[str, Any]):
     """Tensors by name, and what the host knows of their values, so that it need not ask the device:
     `count`, the label tokens in all, `most` of one row, and `first`, the first column that has
@@ -122,6 +129,14 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     if not isinstance(batch, Batch):
         return there
     return Batch(there, count=batch.count, most=batch.most, first=batch.first)
+
+
+def numbers(values: Sequence[torch.Tensor]) -> list[float]:
+    """What single numbers of a device are, in one wait for it."""
+    if not values:
+        return []
+    read: list[float] = torch.stack([value.to(values[0].device) for value in values]).tolist()
+    return read
 
 
 def choose_device(name: str) -> torch.device:

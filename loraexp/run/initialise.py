@@ -221,30 +221,17 @@ def initialize(
     size = rows_of_a_pass(settings, processes)
     probe = partial(mean_loss, model, task, settings, device, size)
     before = probe()
-    function: Any = initializer.func
-    factors, lines = {}, {}
-    with (
-        warnings.catch_warnings(record=True) as caught,
-        bar("initialising", len(targets)) as advance,
-    ):
+    asks: bool = bool(initializer.func.needs)  # type: ignore[attr-defined]
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if function.needs:
+        if asks:
             collected = statistics_of(
                 model, targets, initializer, task, settings, device, processes
             )
         else:
             plain = (Layer(name=name, W=weight(module, device)) for name, module in targets.items())
             collected = Collected(plain, Report(way="weights only"))
-        for layer in collected.layers:
-            made = initializer(
-                layer,
-                rank=settings.rank,
-                scaling=scaling,
-                generator=layer_generator(settings.seed, layer.name),
-            )
-            factors[layer.name] = checked(layer, made, settings)
-            lines[layer.name] = describe(layer, made, scaling, settings.precision)
-            advance()
+        factors, lines = every_layer(collected, len(targets), initializer, scaling, settings)
     cost = {
         "init_seconds": time.perf_counter() - began,
         "init_processor_seconds": time.process_time() - worked,
@@ -256,12 +243,31 @@ def initialize(
         "hyper_parameters": initializer.keywords,
         "cost": cost,
         "statistics": dataclasses.asdict(collected.report),
-        "rows": rows_by_class(task, settings) if function.needs else {},
+        "rows": rows_by_class(task, settings) if asks else {},
         "loss": {"before": before},
         "warnings": said(caught),
         "layers": lines,
     }
     return Made(factors, cost, ledger, probe)
+
+
+def every_layer(
+    collected: Collected,
+    count: int,
+    initializer: partial[Any],
+    scaling: float,
+    settings: Settings,
+) -> tuple[dict[str, Factors], dict[str, Any]]:
+    """The factors of each layer, and its line in the ledger."""
+    factors, lines = {}, {}
+    with bar("initialising", count) as advance:
+        for layer in collected.layers:
+            generator = layer_generator(settings.seed, layer.name)
+            made = initializer(layer, rank=settings.rank, scaling=scaling, generator=generator)
+            factors[layer.name] = checked(layer, made, settings)
+            lines[layer.name] = describe(layer, made, scaling, settings)
+            advance()
+    return factors, lines
 
 
 def said(caught: list[warnings.WarningMessage]) -> list[str]:
@@ -272,8 +278,8 @@ def said(caught: list[warnings.WarningMessage]) -> list[str]:
 
 
 def checked(layer: Layer, made: Any, settings: Settings) -> Factors:
-    """What the initializer returned, refused where it is not a pair of finite factors of the
-    layer's shape."""
+    """What the initializer returned, refused where it is not a pair of factors of the layer's
+    shape."""
     name = settings.init["name"]
     if not isinstance(made, Factors):
         raise TypeError(
@@ -284,10 +290,4 @@ def checked(layer: Layer, made: Any, settings: Settings) -> Factors:
         raise ValueError(
             f"init={name}: {shapes} for layer {layer.name} of shape ({layer.d_out}, {layer.d_in})"
         )
-    for factor, value in (("A", made.A), ("B", made.B), ("R", made.R)):
-        if value is not None and not torch.isfinite(value).all():
-            raise FloatingPointError(
-                f"init={name}: {factor} of layer {layer.name} is not finite: use more init.samples,"
-                " or damping"
-            )
     return made

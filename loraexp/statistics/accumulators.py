@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,33 +23,56 @@ class Mask:
     positions: Tensor
 
 
+class Side:
+    """What one call of a layer read, or the gradient at what it gave: (…, d), and which rows of it
+    count. What accumulators make of it is made once, also for layers that read the same."""
+
+    def __init__(self, x: Tensor, mask: Mask | None, samples: int) -> None:
+        self.x, self.mask, self.samples = x, mask, samples
+        self._tokens: dict[torch.dtype, Tensor] = {}
+        self._pooled: dict[torch.dtype, Tensor] = {}
+
+    def tokens(self, dtype: torch.dtype) -> Tensor:
+        """The unpadded rows (tokens, d)."""
+        if dtype not in self._tokens:
+            x = self.x.flatten(0, -2)
+            rows = x if self.mask is None else x.index_select(0, self.mask.positions)
+            self._tokens[dtype] = rows.to(dtype)
+        return self._tokens[dtype]
+
+    def pooled(self, dtype: torch.dtype) -> Tensor:
+        """The sums over each sample's unpadded tokens (samples, d)."""
+        if dtype not in self._pooled:
+            x = self.x.reshape(self.samples, -1, self.x.shape[-1])
+            self._pooled[dtype] = (
+                x.sum(1, dtype=dtype)
+                if self.mask is None
+                else torch.bmm(self.mask.flags.unsqueeze(1).to(dtype), x.to(dtype)).squeeze(1)
+            )
+        return self._pooled[dtype]
+
+    def of(self, x: Tensor, mask: Mask | None) -> bool:
+        """Whether these are the rows of `x`, and the same of them count."""
+        return self.mask is mask and place(self.x) == place(x)
+
+
+def place(x: Tensor) -> tuple[Any, ...]:
+    """Where a tensor's numbers are: equal of two that are one."""
+    return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride()
+
+
 @dataclass
 class Seen:
     """One call of a layer: input `h` (…, d_in) and, in a backward pass, `mu` (…, d_out), the
     gradient at its output."""
 
-    h: Tensor
-    mu: Tensor
-    mask: Mask | None
-    samples: int
+    h: Side
+    mu: Side
     first_sample: int  # place of the batch's first sample in the whole calibration set
     which: Pass | None  # None in a sweep that only runs forward
 
-    def side(self, vector: Vector) -> Tensor:
+    def side(self, vector: Vector) -> Side:
         return self.h if vector == "input" else self.mu
-
-    def tokens(self, vector: Vector, dtype: torch.dtype) -> Tensor:
-        """The unpadded rows (tokens, d)."""
-        x = self.side(vector).flatten(0, -2)
-        return (x if self.mask is None else x.index_select(0, self.mask.positions)).to(dtype)
-
-    def pooled(self, vector: Vector, dtype: torch.dtype) -> Tensor:
-        """The sums over each sample's unpadded tokens (samples, d)."""
-        x = self.side(vector)
-        x = x.reshape(self.samples, -1, x.shape[-1])
-        if self.mask is None:
-            return x.sum(1, dtype=dtype)
-        return torch.bmm(self.mask.flags.unsqueeze(1).to(dtype), x.to(dtype)).squeeze(1)
 
 
 Vector = Literal["input", "output"]
@@ -86,16 +109,16 @@ class Outer(Accumulator):
     def add(self, seen: Seen) -> None:
         dtype = self.sum.dtype
         if self.left is None and self.right is None:
-            self.sum.addmm_(seen.tokens("output", dtype).mT, seen.tokens("input", dtype))
+            self.sum.addmm_(seen.mu.tokens(dtype).mT, seen.h.tokens(dtype))
             return
-        mu, h = seen.mu.flatten(0, -2).to(dtype), seen.h.flatten(0, -2).to(dtype)
+        mu, h = (side.x.flatten(0, -2).to(dtype) for side in (seen.mu, seen.h))
         if self.left is not None:
             mu = mu @ self.left
         if self.right is not None:
             h = h @ self.right
         # on the thinner of the two, which is no copy of a whole activation
-        if seen.mask is not None:
-            keep = seen.mask.flags.reshape(-1, 1)
+        if seen.h.mask is not None:
+            keep = seen.h.mask.flags.reshape(-1, 1)
             mu, h = (mu * keep, h) if mu.shape[1] < h.shape[1] else (mu, h * keep)
         self.sum.addmm_(mu.mT, h)
 
@@ -110,7 +133,7 @@ class Diagonal(Accumulator):
         self.sums = (self.sum, self.count)
 
     def add(self, seen: Seen) -> None:
-        mu = seen.tokens("output", self.sum.dtype)
+        mu = seen.mu.tokens(self.sum.dtype)
         self.sum += mu.square().sum(0)
         self.count += len(mu)
 
@@ -125,7 +148,7 @@ class InputMoment(Accumulator):
         self.sums = (self.sum, self.count)
 
     def add(self, seen: Seen) -> None:
-        h = seen.tokens("input", self.sum.dtype)
+        h = seen.h.tokens(self.sum.dtype)
         self.sum.addmm_(h.mT, h)
         self.count += len(h)
 
@@ -140,7 +163,7 @@ class Pooled(Accumulator):
         self.place = (0, 0)
 
     def add(self, seen: Seen) -> None:
-        rows = seen.pooled(self.vector, self.dtype)
+        rows = seen.side(self.vector).pooled(self.dtype)
         self.waiting = rows if self.waiting is None else self.waiting + rows
         self.place = (0 if seen.which is None else seen.which.number, seen.first_sample)
 
@@ -200,7 +223,7 @@ class TokenMoment(PooledMoment):
     cancel."""
 
     def add(self, seen: Seen) -> None:
-        self.fold(seen.tokens(self.vector, self.dtype))
+        self.fold(seen.side(self.vector).tokens(self.dtype))
 
 
 class Cancellation(Pooled):
@@ -216,11 +239,10 @@ class Cancellation(Pooled):
 
     def add(self, seen: Seen) -> None:
         super().add(seen)
-        self.resolution = max(self.resolution, torch.finfo(seen.mu.dtype).eps)
-        norms = torch.linalg.vector_norm(seen.mu, dim=-1, dtype=self.dtype).unsqueeze(-1)
-        own = Seen(norms, norms, seen.mask, seen.samples, seen.first_sample, seen.which).pooled(
-            "output", self.dtype
-        )
+        mu = seen.mu.x
+        self.resolution = max(self.resolution, torch.finfo(mu.dtype).eps)
+        norms = torch.linalg.vector_norm(mu, dim=-1, dtype=self.dtype).unsqueeze(-1)
+        own = Side(norms, seen.mu.mask, seen.mu.samples).pooled(self.dtype)
         self.lengths = own if self.lengths is None else self.lengths + own
 
     def fold(self, rows: Tensor) -> None:
@@ -228,9 +250,8 @@ class Cancellation(Pooled):
         self.sum += double(torch.stack([rows.square().sum(), self.lengths.square().sum()]))
         self.lengths = None
 
-    def cancels(self) -> bool:
+    def cancels(self, pooled: float, lengths: float) -> bool:
         """Whether `‖Σ_ω δ‖ ≤ max(1e-4, 4 ε) Σ_ω ‖δ‖` in root mean square, ε the resolution of μ's
-        dtype."""
+        dtype, of what `sum` holds."""
         threshold = max(1e-4, 4 * self.resolution)
-        pooled, lengths = self.sum.tolist()
         return bool(pooled <= threshold**2 * lengths and lengths > 0)

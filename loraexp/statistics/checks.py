@@ -10,7 +10,7 @@ from torch import nn
 from loraexp.adapter.layer import STATISTICS, CurvatureRequest, LeadingRequest
 from loraexp.machine.processes import gathered
 from loraexp.statistics.calibration import Calibration, mask_source, tokens_in
-from loraexp.statistics.hooks import Sweeper
+from loraexp.statistics.sweeps import Sweeper
 
 Request = Mapping[str, LeadingRequest | CurvatureRequest]
 

@@ -8,16 +8,16 @@ every sweep holds sketches alone, so memory does not depend on the number of sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from loraexp.adapter import linalg
 from loraexp.adapter.layer import Curvature, CurvatureRequest
-from loraexp.adapter.linalg import double, gaussian
+from loraexp.adapter.linalg import double
+from loraexp.machine.device import numbers
 from loraexp.statistics.accumulators import (
     Accumulator,
     Cancellation,
@@ -28,31 +28,23 @@ from loraexp.statistics.accumulators import (
     Vector,
 )
 from loraexp.statistics.calibration import layer_generator
-from loraexp.statistics.hooks import Sweeper
 from loraexp.statistics.probes import LOSS, Pass, probe_passes, theta_passes
+from loraexp.statistics.subspaces import (
+    Ask,
+    Basis,
+    Steps,
+    matrix_answer,
+    rows_answer,
+    solve,
+    solve_last,
+    subspace_steps,
+    truncated,
+)
+from loraexp.statistics.sweeps import Sweeper
 
 CANCELS = "pooled output gradients cancel (as those of attention keys do): T is taken over tokens"
 
-
-class Ask(NamedTuple):
-    """What a subspace iteration asks of a symmetric `M`: `M @ block`, or with `project` `blockᵀ M
-    block`."""
-
-    project: bool
-    block: Tensor
-
-
-class Basis(NamedTuple):
-    """Leading eigenvectors `U = Q rotation` (d, m) and eigenvalues `D` (m,), descending, in
-    float64."""
-
-    Q: Tensor
-    rotation: Tensor
-    D: Tensor
-
-    @property
-    def U(self) -> Tensor:
-        return self.Q @ self.rotation
+Found = tuple[Basis, Tensor]  # of one curvature factor, and its trace
 
 
 @dataclass(frozen=True)
@@ -63,37 +55,6 @@ class Weight:
     name: str
     like: Tensor
     unpooled: bool = False
-
-
-Steps = Generator[Ask, Tensor, Basis]
-
-
-def subspace_steps(
-    dimension: int, m: int, iterations: int, generator: torch.Generator, like: Tensor
-) -> Steps:
-    """Subspace iteration with Rayleigh-Ritz of a positive matrix known through its products
-    (CG-LoRA, Algorithm 1).
-
-    `Y = M Ω`, QR, `iterations` times, then the eigenvectors of `Qᵀ M Q`. Reference:
-    `torch.linalg.eigh`.
-    """
-    Q = double(gaussian(dimension, min(m, dimension), generator, like))
-    for _ in range(iterations):
-        Q = torch.linalg.qr((yield Ask(False, Q))).Q
-    small = yield Ask(True, Q)
-    D, rotation = linalg.exact(torch.linalg.eigh, (small + small.mT) / 2)
-    return Basis(Q, rotation.flip(1), D.flip(0).clamp_min(0))
-
-
-def solve(steps: Steps, answer: Callable[[Ask], Tensor]) -> Basis:
-    """Run a subspace iteration on a matrix at hand."""
-    try:
-        ask = next(steps)
-        while True:
-            ask = steps.send(answer(ask))
-    except StopIteration as stop:
-        basis: Basis = stop.value
-        return basis
 
 
 class Factor:
@@ -125,13 +86,13 @@ class Factor:
             return TokenMoment(self.on, self.vector, self.like)
         return Rows(self.on, self.vector, self.like, samples)
 
-    def basis(self, held: Accumulator) -> tuple[Basis, float]:
+    def basis(self, held: Accumulator) -> Found:
         """Eigenvectors and trace of what `held` holds; exact ones from an SVD of the rows, which is
         not squared."""
         exact = self.request.bases == "exact" or self.request.m is None
         if isinstance(held, Rows):
             rows = double(held.rows.flatten(0, 1))
-            trace = rows.square().sum().item()
+            trace = rows.square().sum()
             if exact:
                 Vh, singular = (
                     (decomposed := linalg.exact(torch.linalg.svd, rows, full_matrices=False)).Vh,
@@ -142,23 +103,8 @@ class Factor:
         assert isinstance(held, TokenMoment)
         if exact:
             D, U = linalg.exact(torch.linalg.eigh, held.sum)
-            return truncated(U.flip(1), D.flip(0).clamp_min(0), self.request.m), held.trace.item()
-        return solve(self.steps(), lambda ask: matrix_answer(held.sum, ask)), held.trace.item()
-
-
-def truncated(U: Tensor, D: Tensor, m: int | None) -> Basis:
-    U, D = U[:, :m], D[:m]
-    return Basis(U, torch.eye(len(D), dtype=U.dtype, device=U.device), D)
-
-
-def rows_answer(rows: Tensor, ask: Ask) -> Tensor:
-    product = rows @ ask.block
-    return product.mT @ product if ask.project else rows.mT @ product
-
-
-def matrix_answer(matrix: Tensor, ask: Ask) -> Tensor:
-    product = matrix @ ask.block
-    return ask.block.mT @ product if ask.project else product
+            return truncated(U.flip(1), D.flip(0).clamp_min(0), self.request.m), held.trace
+        return solve(self.steps(), lambda ask: matrix_answer(held.sum, ask)), held.trace
 
 
 FEW = 2  # samples that tell whether the pooled δ of a layer cancels
@@ -176,8 +122,11 @@ def cancelling(sweeper: Sweeper, likes: Mapping[str, Tensor]) -> frozenset[str]:
         lambda: {name: [Cancellation(Pass("probe"), like)] for name, like in likes.items()},
         first_samples=FEW,
     )
+    seen = {name: one for name, (one,) in sums.items() if isinstance(one, Cancellation)}
+    read = numbers([x for one in seen.values() for x in one.sum])
+    pairs = zip(read[::2], read[1::2], strict=True)
     return frozenset(
-        name for name, (seen,) in sums.items() if isinstance(seen, Cancellation) and seen.cancels()
+        name for (name, one), pair in zip(seen.items(), pairs, strict=True) if one.cancels(*pair)
     )
 
 
@@ -225,7 +174,7 @@ def collect_held(
         cores = {
             name: whole_core(pair, held.pop(name)[2:], sweeper) for name, pair in found.items()
         }
-        return {w.name: assemble(w, request, found[w.name], *cores[w.name]) for w in weights}
+        return assembled(weights, request, found, cores)
     del held
 
     def second_sweep() -> dict[str, list[Accumulator]]:
@@ -235,10 +184,8 @@ def collect_held(
         }
 
     projected = sweeper.run(second_sweep)
-    return {
-        w.name: assemble(w, request, found[w.name], *projected_core(projected[w.name], sweeper))
-        for w in weights
-    }
+    cores = {name: projected_core(projected[name], sweeper) for name in found}
+    return assembled(weights, request, found, cores)
 
 
 def collect_sketched(
@@ -274,28 +221,17 @@ def collect_sketched(
         return {w.name: moments(w.name) + projections(w, thetas, *blocks[w.name]) for w in weights}
 
     sums = sweeper.run(last_sweep)
-    curvatures = {}
+    found: dict[str, list[Found]] = {}
+    cores = {}
     for w in weights:
-        found = []
-        for step, moment in zip(steps[w.name], sums[w.name][:2], strict=True):
-            small, trace = moment.sums
-            found.append((solve_last(step, small), trace.item()))
+        answers = [moment.sums for moment in sums[w.name][:2]]
+        pairs = zip(steps[w.name], answers, strict=True)
+        found[w.name] = [(solve_last(step, small), trace) for step, (small, trace) in pairs]
         core, theta = projected_core(sums[w.name][2:], sweeper)
-        (S, _), (T, _) = found
+        S, T = (basis for basis, _ in found[w.name])
         core = T.rotation.mT @ core @ S.rotation
-        theta = None if theta is None else T.rotation.mT @ theta @ T.rotation
-        curvatures[w.name] = assemble(w, request, found, core, theta)
-    return curvatures
-
-
-def solve_last(steps: Steps, answer: Tensor) -> Basis:
-    """The result of a subspace iteration, from its last answer."""
-    try:
-        steps.send(answer)
-    except StopIteration as stop:
-        basis: Basis = stop.value
-        return basis
-    raise AssertionError("a subspace iteration ends with its projection")
+        cores[w.name] = core, None if theta is None else T.rotation.mT @ theta @ T.rotation
+    return assembled(weights, request, found, cores)
 
 
 def projections(w: Weight, thetas: tuple[Pass, ...], U_S: Tensor, U_T: Tensor) -> list[Accumulator]:
@@ -315,7 +251,7 @@ def projected_core(sums: list[Accumulator], sweeper: Sweeper) -> tuple[Tensor, T
 
 
 def whole_core(
-    found: list[tuple[Basis, float]], sums: list[Accumulator], sweeper: Sweeper
+    found: list[Found], sums: list[Accumulator], sweeper: Sweeper
 ) -> tuple[Tensor, Tensor | None]:
     """The same from the whole gradient and the rows, or the moment, of Θ."""
     U_S, U_T = (basis.U for basis, _ in found)
@@ -326,6 +262,22 @@ def whole_core(
     if isinstance(sums[1], Rows):
         return core, rows_answer(double(sums[1].rows.flatten(0, 1)), ask)
     return core, matrix_answer(sums[1].sums[0], ask)
+
+
+def assembled(
+    weights: list[Weight],
+    request: CurvatureRequest,
+    found: Mapping[str, list[Found]],
+    cores: Mapping[str, tuple[Tensor, Tensor | None]],
+) -> dict[str, Curvature]:
+    """Every layer's result; all traces are read at once."""
+    traces = iter(numbers([trace for w in weights for _, trace in found[w.name]]))
+    return {
+        w.name: assemble(
+            w, request, [(basis, next(traces)) for basis, _ in found[w.name]], *cores[w.name]
+        )
+        for w in weights
+    }
 
 
 def assemble(

@@ -75,7 +75,7 @@ def draw(like: Tensor, which: Pass, seed: int, first_sample: int, normal: bool) 
             for token in tokens
         ]
         rows.append(drawn[0] if like.dim() == 2 else torch.stack(drawn))
-    return torch.stack(rows).to(like.device)
+    return torch.stack(rows).to(like.device, non_blocking=True)
 
 
 def _numbers(

@@ -24,7 +24,7 @@ from loraexp.run.initialise import objective
 from loraexp.statistics import layer_generator, weight
 from loraexp.statistics.collect import like
 from loraexp.statistics.curvature import cancelling, collect_curvature
-from loraexp.statistics.hooks import Sweeper
+from loraexp.statistics.sweeps import Sweeper
 from loraexp.theory.keywords import keywords
 from loraexp.theory.meter import Alive, Bench, Meter, MeteredSweeper, Subject
 

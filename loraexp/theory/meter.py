@@ -24,7 +24,8 @@ from loraexp.machine.device import choose_device
 from loraexp.machine.processes import Processes
 from loraexp.run.experiment import labels, make, make_task
 from loraexp.run.initialise import Made, calibration_rows, initialize
-from loraexp.statistics.hooks import Sums, Sweeper
+from loraexp.statistics.hooks import Sums
+from loraexp.statistics.sweeps import Sweeper
 
 
 class Alive(TorchDispatchMode):

@@ -12,11 +12,15 @@ from unittest import mock
 import pytest
 import torch
 
-from loraexp import config
+from loraexp import config, models
+from loraexp.adapter.layer import Factors, Layer
 from loraexp.machine import measure
-from loraexp.machine.device import Batch, is_accelerator, to_device
+from loraexp.machine.device import Batch, is_accelerator, to_device, unread_masks
+from loraexp.machine.processes import Processes
 from loraexp.optimizers import rules, stepping, sylvester
-from loraexp.run import batches, evaluate, experiment, train
+from loraexp.run import batches, evaluate, experiment, initialise, train
+from loraexp.run.ledger import describe
+from loraexp.statistics.sweeps import Sweeper
 from tests.support.pretend import DEVICE, Mode, Pretend, pretend_device
 from tests.support.text_data import overrides, write_all
 
@@ -199,6 +203,63 @@ def test_a_batch_of_an_evaluation_waits_once(
     outcome = started("init=lora", "train.max_steps=0", "train.eval_batch_size=4", out=tmp_path)
     rows = [part["rows"] for part in outcome.record["data"].values() if "reported" in part["part"]]
     assert rows and sum(per_split) == sum(-(-count // 4) for count in rows), device.waits.lines()
+
+
+# Reads of the device by an initializer itself, a layer: 1 where it refuses a gradient of zero or
+# inputs of too few directions, the rest in the steps of an iteration that ends by its residuals.
+OWN = {
+    "cg_lora": 1,
+    "eva": 1,
+    "lora_da": 20,
+    "lora_da_fa": 20,
+    "lora_ga": 1,
+    "lora_one": 1,
+    "lora_sb": 1,
+}
+INITS = [name for name in config.names("init") if name != "full"]
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_initialising_waits_once_a_sweep_and_once_a_layer(
+    init: str, device: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["experiment=smoke", f"init={init}", "init.cache=false", f"device={DEVICE.type}"]
+    words += ["train.batch_size=8", "init.samples=24", "rank=2", "lr=1e-4"]
+    settings = config.check(config.compose(words))[0]
+    base = models.open(settings.model)
+    task = experiment.make_task(settings, base.tokenizer)
+    model = base.load(dtype=torch.float32, head_seed=0, **experiment.labels(task)).to(DEVICE)
+    targets = models.target_layers(model, settings.model.targets, models.head(model))
+    sweeps = counted(device, Sweeper, "run", monkeypatch)
+    passes = counted(device, Sweeper, "_batch", monkeypatch)
+    lines = counted(device, initialise, "describe", monkeypatch)
+    initializer = experiment.make(settings.init)
+    before = len(device.waits)
+    how: dict[str, Any] = {"settings": settings, "device": DEVICE, "processes": Processes("cpu")}
+    with unread_masks(DEVICE):
+        made = initialise.initialize(model, targets, task, initializer, scaling=2.0, **how)
+    where = "\n".join(f"{n} {line}" for line, n in device.waits.lines().items())
+    assert isinstance(next(iter(made.factors.values())).A, Pretend)
+    assert passes == [0] * len(passes), where
+    assert max(sweeps, default=0) <= 1, where
+    assert lines == [1] * len(targets), where
+    # a decomposition of a method's own waits for its outcome, however often that is
+    outcomes = sum(what == "an outcome" for what, _ in device.waits[before:])
+    rest = len(device.waits) - before - sum(sweeps) - sum(lines) - outcomes
+    # the loss before, what statistics of all layers say at once, and the initializer's own
+    assert rest <= 1 + 2 + OWN.get(init, 0) * len(targets), where
+
+
+def test_a_factor_that_is_not_finite_is_named() -> None:
+    layer = Layer(name="block.query", W=torch.ones(6, 5))
+    settings = config.check(config.compose(["init=lora_one"]))[0]
+    for name in ("A", "B", "R"):
+        factors = {"A": torch.ones(2, 5), "B": torch.ones(6, 2), "R": torch.ones(2, 2)}
+        factors[name][0, 1] = torch.nan
+        with pytest.raises(
+            FloatingPointError, match=f"^init=lora_one: {name} of layer block.query is not finite"
+        ):
+            describe(layer, Factors(**factors, start="shifted"), 1.0, settings)
 
 
 # --------------------------------------------------------------------------------------------------
