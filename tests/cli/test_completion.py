@@ -14,7 +14,7 @@ import pytest
 from tests.support.helpers import REPOSITORY
 
 OFFERED = [
-    ("loraexp sw", ["sweep"]),
+    ("loraexp sw", ["sweep", "sweep.pack=", "sweep="]),
     ("loraexp table cg_lora_tab", ["cg_lora_table1", "cg_lora_table2", "cg_lora_table3"]),
     ("loraexp plot lora_one_fig1", ["lora_one_fig1b", "lora_one_fig1c"]),
     (
