@@ -137,6 +137,12 @@ def shared_out(x: Tensor) -> bool:
     return type(x).__name__ == "DTensor"
 
 
+def in_pieces(tensors: Iterable[Tensor]) -> bool:
+    """Whether any is held in pieces: of a model's weights, that processes need each other for a
+    forward pass."""
+    return any(map(shared_out, tensors))
+
+
 def local(x: Tensor) -> Tensor:
     """This process's piece of such a tensor, the same memory; all of one that is not in pieces."""
     shared: Any = x

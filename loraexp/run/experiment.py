@@ -19,6 +19,7 @@ from loraexp import config, models
 from loraexp.adapter.adapted import (
     Adapters,
     attach,
+    in_pieces,
     scaling_factor,
     shared_out,
     train_everything,
@@ -41,7 +42,7 @@ from loraexp.run import kept, sources
 from loraexp.run.checkpoint import Checkpoint, seed_generators
 from loraexp.run.initialise import initialize, settled, training_of
 from loraexp.run.phases import Phases
-from loraexp.run.sharding import gathered_state, in_pieces, spread
+from loraexp.run.sharding import gathered_state, spread
 from loraexp.run.train import Ahead, Loop, train
 
 Result = TypeVar("Result")
@@ -380,7 +381,7 @@ class Experiment:
         `step`: of the weights that are the run's result, which the record then names, with a digest
         of each file.
         """
-        whole = gathered_state(model) if in_pieces(adapters) else None
+        whole = gathered_state(model) if in_pieces(adapters.trainable()) else None
         if not self.processes.main:
             return
         settings = self.settings

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from loraexp.adapter.adapted import Adapters, shared_out, whole
+from loraexp.adapter.adapted import shared_out, whole
 
 AWAKE = "gathered_root"
 
@@ -180,8 +180,3 @@ def gathered_state(model: nn.Module) -> dict[str, Tensor]:
 def kept(value: Tensor) -> Tensor:
     """A tensor on the CPU of the first process; none of it elsewhere."""
     return value.cpu() if dist.get_rank() == 0 else torch.empty(0)
-
-
-def in_pieces(adapters: Adapters) -> bool:
-    """Whether what trains is held in pieces."""
-    return any(shared_out(parameter) for parameter in adapters.trainable())

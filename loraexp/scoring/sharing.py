@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from loraexp.adapter.adapted import in_pieces
+
 
 class Sharing(Protocol):
     """The processes of a run, as far as scoring needs them
@@ -27,12 +29,6 @@ def parts_of(processes: Sharing | None, model: nn.Module, count: int) -> list[in
     to the digit. Where processes hold the weights in pieces every one does all: they have to make
     each forward pass together.
     """
-    if processes is None or processes.world == 1 or sharded(model):
+    if processes is None or processes.world == 1 or in_pieces(model.parameters()):
         return list(range(count))
     return list(range(processes.rank, count, processes.world))
-
-
-def sharded(model: nn.Module) -> bool:
-    """Whether processes share the weights, so that each needs every other one for a forward pass of
-    its own."""
-    return any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())

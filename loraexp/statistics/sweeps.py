@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from loraexp.adapter.adapted import shared_out
+from loraexp.adapter.adapted import in_pieces
 from loraexp.machine.device import to_device
 from loraexp.machine.processes import distributed, gathered
 from loraexp.statistics.calibration import (
@@ -157,7 +157,7 @@ class Sweeper:
     def _to_keep_step(self, batches: Sequence[Batch]) -> tuple[int, Batch]:
         """How many batches another process has more, and one to run as often, of which nothing
         counts: where they hold the weights in pieces all have to make as many passes."""
-        if not in_pieces(self.model):
+        if not in_pieces(self.model.parameters()):
             return 0, {}
         shares = gathered((len(batches), batches[:1]))
         spare: Batch = next((held[0] for _, held in shares if held), {})
@@ -227,7 +227,7 @@ class Sweeper:
             if not distributed()
             else "the sum over batches, or a batch of another process"
         )
-        alone = not in_pieces(self.model)  # else no process can run a batch by itself
+        alone = not in_pieces(self.model.parameters())  # else no process can run a batch by itself
         for index in range(len(self.calibration.batches) if alone else 0):
             sums = make()
             self._accumulate(sums, [self.calibration.batches[index]], index)
@@ -243,11 +243,6 @@ class Sweeper:
             f"{where}: a statistic is NaN or infinite, expected finite numbers; look at that"
             " batch's rows and labels, or run with precision=fp32"
         )
-
-
-def in_pieces(model: nn.Module) -> bool:
-    """Whether processes hold the weights in pieces, and need each other for a forward pass."""
-    return any(shared_out(parameter) for parameter in model.parameters())
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
