@@ -141,7 +141,7 @@ def available_bytes(device: str) -> Available:
     """What is free on the device of this name (`auto`: a GPU where there is one)."""
     if device != "cpu" and torch.cuda.is_available():
         named = torch.device("cuda" if device == "auto" else device)
-        return Available(torch.cuda.mem_get_info(named)[0], of_host=False)
+        return Available(free_bytes(named), of_host=False)
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         line = next(line for line in lines if line.startswith("MemAvailable"))

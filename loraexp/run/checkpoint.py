@@ -245,33 +245,40 @@ def contents(path: Path, mmap: bool = False) -> dict[str, Any]:
 # random generators
 
 
-def generators() -> dict[str, Any]:
-    """The state of every global random generator."""
-    version, keys, position, has_gauss, cached = np.random.get_state()
-    states: dict[str, Any] = {
+def states() -> dict[str, Any]:
+    """The state of every global random generator, as each library gives it."""
+    found: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": [
-            version,
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            position,
-            has_gauss,
-            cached,
-        ],
-        "python": repr(random.getstate()),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
     }
     if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
 
 
-def restore_generators(states: dict[str, Any]) -> None:
+def restore(found: Mapping[str, Any]) -> None:
     """Put the state of every global random generator back."""
-    torch.set_rng_state(states["torch"])
-    version, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((version, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    random.setstate(ast.literal_eval(states["python"]))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    torch.set_rng_state(found["torch"])
+    np.random.set_state(found["numpy"])
+    random.setstate(found["python"])
+    if "cuda" in found and torch.cuda.is_available():
+        torch.cuda.set_rng_state(found["cuda"])
+
+
+def generators() -> dict[str, Any]:
+    """The same in tensors and plain values, as a checkpoint holds them."""
+    found = states()
+    version, keys, *rest = found["numpy"]
+    numpy = [version, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest]
+    return found | {"numpy": numpy, "python": repr(found["python"])}
+
+
+def restore_generators(stored: Mapping[str, Any]) -> None:
+    """Put back what a checkpoint holds."""
+    version, keys, *rest = stored["numpy"]
+    numpy = (version, keys.numpy().astype(np.uint32), *rest)
+    restore({**stored, "numpy": numpy, "python": ast.literal_eval(stored["python"])})
 
 
 def seed_generators(seed: int, rank: int, step: int = 0) -> None:

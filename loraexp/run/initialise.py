@@ -19,7 +19,7 @@ from torch import nn
 
 from loraexp.adapter.layer import Factors, Layer, Training
 from loraexp.machine import measure
-from loraexp.machine.device import autocast, to_device
+from loraexp.machine.device import autocast, numbers, to_device
 from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.machine.processes import Processes, gathered
 from loraexp.machine.progress import bar
@@ -121,8 +121,7 @@ def mean_loss(
     with torch.no_grad(), gathered_root(model):
         parts = [loss_sum(model, to_device(batch, device)) for batch in batches]
     model.train(training)
-    totals: list[float] = torch.stack([total for total, _ in parts]).tolist()
-    return sum(totals) / sum(count for _, count in parts)
+    return sum(numbers([total for total, _ in parts])) / sum(count for _, count in parts)
 
 
 def statistics_of(

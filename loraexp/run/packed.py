@@ -10,9 +10,8 @@ to rounding, what it would be alone.
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from loraexp.machine.measure import ran_out
 from loraexp.machine.progress import bar
 from loraexp.machine.signals import Interrupted, Stop, watched
 from loraexp.machine.words import reason_of
+from loraexp.run.checkpoint import restore, states
 from loraexp.run.experiment import Outcome, story
 from loraexp.run.train import Ahead
 
@@ -94,23 +94,6 @@ class Member:
             if self.ahead is not None:
                 self.pause = self.ahead.pace.paused()
                 self.pause.__enter__()
-
-
-def states() -> dict[str, Any]:
-    """The state of every global random generator, as they are read fastest."""
-    found: dict[str, Any] = {"cpu": torch.get_rng_state(), "numpy": np.random.get_state()}
-    found["python"] = random.getstate()
-    if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state()
-    return found
-
-
-def restore(found: Mapping[str, Any]) -> None:
-    torch.set_rng_state(found["cpu"])
-    np.random.set_state(found["numpy"])
-    random.setstate(found["python"])
-    if "cuda" in found:
-        torch.cuda.set_rng_state(found["cuda"])
 
 
 def run(cells: Sequence[tuple[Settings, dict[str, Any]]]) -> list[Outcome | BaseException]:
@@ -193,7 +176,7 @@ class Passes:
         draws = stacked.draws
         runs = [ahead_of(member) for member in group]
         step, device = runs[0].step, runs[0].run.device
-        key = "cuda" if device.type == "cuda" else "cpu"
+        key = "cuda" if device.type == "cuda" else "torch"
         draws.states[:] = [member.generators[key] for member in group]
         sums = torch.zeros(len(runs), device=device)
         seconds, worked = {"forward": 0.0, "backward": 0.0}, time.process_time()
@@ -218,7 +201,7 @@ class Passes:
             ahead.step.loss = sums[i] / step.labels
             member.generators[key] = draws.states[i]
             for name, spent in seconds.items():
-                ahead.clock.seconds[name] = ahead.clock.seconds.get(name, 0.0) + spent / len(runs)
+                ahead.clock.add(name, spent / len(runs))
             member.share = whole[0] / len(runs), whole[1] / len(runs)
             if len(group) > member.together:
                 member.together = len(group)

@@ -56,10 +56,8 @@ def run(sweep: Sweep, hydra: Sequence[str], summarise: Callable[[Sweep, Watch], 
     """Bring every run of the sweep to an end; `summarise` is called also when that is
     interrupted."""
     expanded = expand(sweep)
-    cells, packs = (
-        ordered(expanded),
-        Packs(sweep, expanded, here=cards.launcher_of(hydra) == "basic"),
-    )
+    cells = ordered(expanded)
+    packs = Packs(sweep, expanded, here=cards.launcher_of(hydra) == "basic")
     values = {
         f"{row}/{column}": sweep.rows[row].value or sweep.columns[column].value
         for row, column in sweep.trained()

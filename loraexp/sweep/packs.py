@@ -19,7 +19,7 @@ from loraexp.config.settings import Settings
 from loraexp.machine.measure import available_bytes
 from loraexp.machine.progress import notice
 from loraexp.records.reading import measured
-from loraexp.sweep import duration, sizes
+from loraexp.sweep import composition, duration, sizes
 from loraexp.sweep.cells import Cell, lookup
 from loraexp.sweep.schema import Sweep
 
@@ -30,7 +30,7 @@ SHARED = (
     *("train.length_buckets", "train.deterministic"),
 )
 DEVICES = ("auto", "cpu", "cuda")
-# tokens of a pass up to which more runs make it cheaper for each (benchmarks/README.md)
+# tokens of a pass up to which more runs are assumed to make it cheaper for each; not measured
 FILLED = {"cpu": 256, "accelerator": 2048}
 MOST = 16
 SPARE = 0.8  # of the memory that is free
@@ -113,15 +113,8 @@ def drawn(sweep: Sweep, row: str, column: str) -> Iterator[bool]:
 
 def alike(plain: Mapping[str, Any]) -> str:
     """Equal for runs that may share their passes: by the base, its rows and their order."""
-    values = [node_of(plain, key) for key in SHARED]
+    values = [composition.at(plain, tuple(key.split("."))) for key in SHARED]
     return json.dumps(values, sort_keys=True, default=str)
-
-
-def node_of(plain: Mapping[str, Any], key: str) -> Any:
-    node: Any = plain
-    for part in key.split("."):
-        node = node.get(part)
-    return node
 
 
 def apart(plain: Mapping[str, Any]) -> str | None:

@@ -101,7 +101,7 @@ def test_masks_of_dropout_are_those_of_each_run_alone(tmp_path: Path) -> None:
 
 
 def test_runs_end_select_and_stop_each_by_itself(tmp_path: Path) -> None:
-    """Other lengths, evaluations, patience, checkpoints; two micro-batches a step; in bf16."""
+    """Other lengths, evaluations, patience, checkpoints; two micro-batches a step."""
     words = ("model=tiny-bert", "task=tweets", *TWENTY, "train.gradient_accumulation=2")
     each = [
         ["train.max_steps=7", "lr=1e-2"],
