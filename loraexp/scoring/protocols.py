@@ -206,6 +206,11 @@ def _all() -> dict[tuple[str, str], Protocol]:
 PROTOCOLS: dict[tuple[str, str], Protocol] = _all()
 
 
+def benchmarks() -> list[str]:
+    """The benchmarks that have a protocol."""
+    return sorted({of for of, _ in PROTOCOLS})
+
+
 def names(benchmark: str) -> list[str]:
     """The protocols of a benchmark. Raises: ValueError where there is no such benchmark."""
     found = [name for of, name in PROTOCOLS if of == benchmark]
@@ -214,8 +219,7 @@ def names(benchmark: str) -> list[str]:
         found = [name for of, name in PROTOCOLS if of == benchmark]
     if not found:
         raise ValueError(
-            f"benchmark {benchmark}: there is none of this name; expected"
-            f" {', '.join(sorted({of for of, _ in PROTOCOLS}))}"
+            f"benchmark {benchmark}: there is none of this name; expected {', '.join(benchmarks())}"
         )
     return found
 

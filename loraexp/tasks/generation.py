@@ -94,7 +94,7 @@ def generation(keys: GenerationKeys, given: Given) -> GenerationTask:
             f"task.training_set={keys.training_set}: expected one of {', '.join(TRAINING_SETS)}"
         )
     made = chosen(TRAINING_SETS[keys.training_set], keys.trained_by, keys.rows)
-    check_sizes(keys.held_out, keys.max_length, cast(Kind, given.kind), given.tokenizer)
+    check_sizes(keys, cast(Kind, given.kind), given.tokenizer)
     rows = training_rows(keys)  # found before the questions are read, and these before it is
     asked, questions, notes = reported(
         keys.wanted, keys.benchmarks, *keys.where, keys.limit_eval, keys.skip_bad
@@ -140,9 +140,15 @@ def trained(keys: GenerationKeys, recipe: Recipe, rows: Records, given: Given) -
     return encode_pairs(rows, how, given.tokenizer, cache_root=root, progress=given.progress)
 
 
-def check_sizes(held_out: int, max_length: int, kind: Kind, tokenizer: Any) -> None:
+def check_sizes(keys: GenerationKeys, kind: Kind, tokenizer: Any) -> None:
+    held_out, max_length = keys.held_out, keys.max_length
     if held_out < 0:
         raise ValueError(f"task.held_out={held_out}: expected a number of rows, 0 for none")
+    if not held_out and not keys.benchmarks:
+        raise ValueError(
+            "task.benchmarks=[] with task.held_out=0: nothing would be scored; name a benchmark,"
+            " or hold rows out"
+        )
     if kind == "causal" and max_length > tokenizer.model_max_length:
         window = tokenizer.model_max_length
         raise ValueError(
@@ -160,12 +166,15 @@ def reported(
     skip_bad: bool,
 ) -> Reported:
     """Every split that is reported, with its benchmark and protocol; the benchmarks' rows; notes on
-    those not found."""
-    offered = {of: protocols.names(of) for of in names}
+    those not found. Without benchmarks the held-out rows alone are scored, and a protocol may be
+    that of any."""
+    offered = {of: protocols.names(of) for of in names or protocols.benchmarks()}
     for word in wanted:
         if not any(word in there for there in offered.values()):
             known = sorted({other for there in offered.values() for other in there})
             raise ValueError(f"task.protocol={word}: expected one of {', '.join(known)}")
+    if not names:
+        return {}, {}, ()
     questions, notes = benchmarks.read(
         names, directory=directory, key=key, limit=limit, skip_bad=skip_bad
     )

@@ -439,6 +439,14 @@ def test_a_label_out_of_range_is_refused(tmp_path: Path) -> None:
         ),
         (["task.protocol=best", "task.recipe=lora_ga"], "task.protocol=best: expected one of cot"),
         (["task.recipe=mine"], "task.recipe=mine: expected one of lora_ga"),
+        (
+            ["task.benchmarks=[]", "task.protocol=best", "task.recipe=lora_ga"],
+            "task.protocol=best: expected one of ",
+        ),
+        (
+            ["task.benchmarks=[]", "task.held_out=0"],
+            "task.benchmarks=[] with task.held_out=0: nothing would be scored; name a benchmark",
+        ),
         (["task.benchmarks=[arithmetic]"], "benchmark arithmetic: there is none of this name"),
         (
             ["task.data_dir=/nowhere"],
@@ -474,6 +482,13 @@ def test_held_out_rows_leave_train_and_select(tmp_path: Path) -> None:
     described = task.describe()
     assert described["train"]["recipe"] == "lora_ga" and described["gsm8k"]["rows"] == 3
     assert set(described["gsm8k"]["protocols"]) == {"gsm8k/lora_ga", "gsm8k/lora_sb"}
+
+
+def test_held_out_rows_alone_may_be_scored(tmp_path: Path) -> None:
+    common = ("task=gsm8k", "model=tiny-llama", f"task.data_dir={write_gsm8k(tmp_path)}")
+    task, _, _ = made(*common, "task.benchmarks=[]", cache=tmp_path)
+    assert task.selection == "held_out" and task.reports == ()
+    assert set(task.splits) == {"train", "held_out"}
 
 
 # ---- GLUE as text
