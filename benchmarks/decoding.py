@@ -24,6 +24,8 @@ import torch
 from benchmarks import verdict
 from loraexp import config, models
 from loraexp.scoring import backends, generate, protocols
+from loraexp.scoring.decode import Stops
+from loraexp.scoring.prompts import end_tokens
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k" / "test.jsonl"
 THREADS, ROWS, BLOCKS, BATCH = 1, 64, 4, 32
@@ -50,7 +52,7 @@ class Bench:
     def ends(self) -> list[int]:
         """No end token where all answers have the same length."""
         return (
-            generate.end_tokens(self.model, self.tokenizer)
+            end_tokens(self.model, self.tokenizer)
             if self.how.get("stop")
             else [self.model.config.vocab_size - 1]
         )
@@ -82,18 +84,21 @@ class Bench:
             before = batch["input_ids"].shape[1]
             # Its own stop strings are matched against the whole vocabulary first, which takes
             # minutes.
-            stops = (
-                [generate.Stops(self.tokenizer, self.how["stop"], before)]
-                if self.how.get("stop")
-                else []
-            )
+            stop = Stops(self.tokenizer, self.how.get("stop", ()))
+
+            def stopped(
+                ids: Any, scores: Any, *, before: int = before, stop: Stops = stop, **_: Any
+            ) -> Any:
+                rows = ids[:, before:].tolist()
+                return torch.tensor([stop.in_tokens(row) for row in rows], device=ids.device)
+
             out = self.model.generate(
                 **batch,
                 max_new_tokens=new,
                 num_return_sequences=samples,
                 eos_token_id=self.ends,
                 pad_token_id=self.tokenizer.pad_token_id,
-                stopping_criteria=StoppingCriteriaList(stops),
+                stopping_criteria=StoppingCriteriaList([stopped] if self.how.get("stop") else []),
                 **drawn,
             )
             texts = self.tokenizer.batch_decode(out[:, before:], skip_special_tokens=True)

@@ -118,17 +118,18 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     tensor stays as it is."""
     if not is_accelerator(device):
         return cast(dict[str, Any], batch)
-    pinned = device.type == "cuda"
-
-    def moved(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        return (value.pin_memory() if pinned else value).to(device, non_blocking=True)
-
-    there = {k: moved(v) for k, v in batch.items()}
+    there = {
+        k: on_device(v, device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+    }
     if not isinstance(batch, Batch):
         return there
     return Batch(there, count=batch.count, most=batch.most, first=batch.first)
+
+
+def on_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on `device`; the host goes on while it is copied to an accelerator."""
+    pinned = x.pin_memory() if device.type == "cuda" else x
+    return pinned.to(device, non_blocking=is_accelerator(device))
 
 
 def numbers(values: Sequence[torch.Tensor]) -> list[float]:

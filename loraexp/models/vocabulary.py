@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from loraexp.machine import repository
 from loraexp.machine.hub import SourceError, resolve
 from loraexp.machine.measure import ran_out
+from loraexp.machine.reach import Side, positions
 from loraexp.models import tokenizer as tokenizers
 from loraexp.models.place import hub, loading, unreachable
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from loraexp.config.settings import ModelSettings
@@ -113,11 +113,11 @@ def check_vocabulary(base: Base, tokenizer: Tokenizer) -> None:
         )
 
 
-def check_reach(base: Base, longest: int, types: int) -> None:
-    """Rows of `longest` tokens and of token types up to `types` are what an encoder, or either side
-    of an encoder-decoder, reads; or SourceError."""
+def check_reach(base: Base, longest: int, types: int, side: Side = "encoder") -> None:
+    """Rows of `longest` tokens and of token types up to `types` are what an encoder, or a side of
+    an encoder-decoder, reads; or SourceError."""
     own, name = base.config, base.settings.name
-    window = positions(own)
+    window = positions(own, side)
     if window is not None and longest > window:
         raise SourceError(
             f"task.max_length: a row has {longest} tokens, and model={name} reads"
@@ -130,29 +130,3 @@ def check_reach(base: Base, longest: int, types: int) -> None:
             f" the model has {rows} (0 to {rows - 1}): set model.tokenizer to the one that the"
             " model was trained with"
         )
-
-
-def positions(own: PretrainedConfig) -> int | None:
-    """How many tokens an architecture has positions for; None where these are relative, and any
-    number is read."""
-    if not getattr(own, "position_biased_input", True):
-        return None
-    found = getattr(own, "max_position_embeddings", None)
-    if found is None or found < 1:  # T5, Funnel and BLOOM have none, XLNet says -1
-        return None
-    # some begin behind the position of the padding
-    return int(found) - (own.pad_token_id + 1 if own.model_type in FROM_PAD else 0)
-
-
-FROM_PAD = frozenset(
-    {
-        "roberta",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "camembert",
-        "roberta-prelayernorm",
-        "data2vec-text",
-        "mpnet",
-        "longformer",
-    }
-)

@@ -462,8 +462,10 @@ def tokenise(settings: Settings, base: Base) -> Any:
         task = make_task(settings, base.tokenizer, progress)
     read = [examples for examples in task.splits.values() if len(examples)]
     if settings.model.kind == "seq2seq":  # each side by itself
-        sides = [side for x in read for side in (x.prompts, x.lengths - x.prompts)]
-        models.check_reach(base, max((int(side.max()) for side in sides), default=0), types=0)
+        prompts = max((int(x.prompts.max()) for x in read), default=0)
+        answers = max((int((x.lengths - x.prompts).max()) for x in read), default=0)
+        models.check_reach(base, prompts, types=0)
+        models.check_reach(base, answers, types=0, side="decoder")
     if settings.model.kind == "encoder":
         longest = max((int(examples.lengths.max()) for examples in read), default=0)
         types = [int(examples.types.max()) for examples in read if examples.types is not None]

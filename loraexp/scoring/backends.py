@@ -25,6 +25,7 @@ from loraexp.machine.device import autocast
 from loraexp.scoring import generate
 from loraexp.scoring.likelihood import continuations, score_rows
 from loraexp.scoring.merged import write_merged
+from loraexp.scoring.prompts import bare, is_seq2seq
 from loraexp.scoring.sharing import Sharing
 
 Backend = Literal["hf", "vllm"]
@@ -82,7 +83,7 @@ def language_model(
 
     Raises: ValueError for vllm where it is not installed, or the model is not causal.
     """
-    require(how.backend, "seq2seq" if generate.is_seq2seq(model) else "causal", how.processes)
+    require(how.backend, "seq2seq" if is_seq2seq(model) else "causal", how.processes)
     if how.backend == "hf":
         yield live(model, tokenizer, how, told, shorter)
         return
@@ -186,9 +187,9 @@ def live(
 ) -> Any:
     with quiet():
         answering = _live_class()(
-            pretrained=generate.bare(model),
+            pretrained=bare(model),
             tokenizer=tokenizer,
-            backend="seq2seq" if generate.is_seq2seq(model) else "causal",
+            backend="seq2seq" if is_seq2seq(model) else "causal",
             batch_size=how.batch_size,
             mixed_precision_dtype="bfloat16" if how.precision == "bf16" else None,
         )
@@ -220,7 +221,7 @@ def _generate(
             if told is not None:
                 told(requests[indices[prompt]], text, of)
 
-        with autocast(generate.bare(model).device, how.precision):
+        with autocast(bare(model).device, how.precision):
             texts = generate.generate(
                 model,
                 tokenizer,
@@ -278,7 +279,7 @@ def _likelihoods(
         if told is not None:
             told(requests[indices[row][0]], scores, of)
 
-    with autocast(generate.bare(model).device, how.precision):
+    with autocast(bare(model).device, how.precision):
         scores = score_rows(
             model,
             tokenizer,

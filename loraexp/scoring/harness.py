@@ -15,10 +15,11 @@ from torch import nn
 
 from loraexp.machine.device import autocast
 from loraexp.machine.progress import Advance
-from loraexp.scoring import generate, sandbox
+from loraexp.scoring import sandbox
 from loraexp.scoring.backends import Answering, language_model, listener
 from loraexp.scoring.evaluator import lm_evaluate
 from loraexp.scoring.likelihood import score_choices
+from loraexp.scoring.prompts import bare, encode_prompts
 from loraexp.scoring.protocols import Protocol, find
 from loraexp.scoring.samples import (
     Marks,
@@ -66,9 +67,7 @@ def score(
         [question.source for question in questions],
     )
     # all fit, or none is scored
-    generate.encode_prompts(
-        model, tokenizer, [question.prompt for question in questions], room, sources
-    )
+    encode_prompts(model, tokenizer, [question.prompt for question in questions], room, sources)
     marks = Marks(protocol, [question.truth for question in questions], advance)
     if protocol.kind == "choices" and protocol.choice_tokens == "alone":
         samples = _alone(model, tokenizer, protocol, questions, how, marks)
@@ -221,7 +220,7 @@ def _alone(
         marks.told(SimpleNamespace(doc={"index": row}, doc_id=row), scores, of)
 
     prompts = [question.prompt for question in questions]
-    with autocast(generate.bare(model).device, how.precision):
+    with autocast(bare(model).device, how.precision):
         scores = score_choices(
             model,
             tokenizer,

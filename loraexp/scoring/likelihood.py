@@ -4,16 +4,27 @@ processes."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from loraexp.adapter.linalg import at_least_float32
-from loraexp.scoring.decode import pad_left
-from loraexp.scoring.generate import bare, encode_prompts, evaluating, is_seq2seq, pad_token
+from loraexp.machine.device import on_device
+from loraexp.scoring.prompts import (
+    Tokenizer,
+    bare,
+    encode_prompts,
+    evaluating,
+    is_seq2seq,
+    pad_token,
+    padded,
+)
 from loraexp.scoring.sharing import Sharing, parts_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Told = Callable[[int, list[float], int], None]
 Choices = tuple[list[int], list[list[int]]]  # the prompt's tokens, and each choice's
@@ -21,7 +32,7 @@ Choices = tuple[list[int], list[list[int]]]  # the prompt's tokens, and each cho
 
 def score_choices(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     choices: Sequence[str],
     *,
@@ -47,7 +58,7 @@ def score_choices(
 
 def score_rows(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     rows: Sequence[Choices],
     *,
     batch_size: int,
@@ -56,7 +67,8 @@ def score_rows(
 ) -> list[list[float]]:
     """The log-probability of each row's choices, which are as many and as long as they are.
 
-    `told(row, scores, of)` hears of each row as it is scored, `of` how many there will be here.
+    The host waits for the device once a batch. `told(row, scores, of)` hears of each row as it is
+    scored, `of` how many there will be here.
 
     Raises: FloatingPointError where one is not finite.
     """
@@ -65,11 +77,15 @@ def score_rows(
     mine = parts_of(processes, model, len(batches))
     count = sum(len(batches[number]) for number in mine)
     found: dict[int, list[float]] = {}
+    score, fill = _seq2seq if is_seq2seq(model) else _causal, pad_token(tokenizer)
     with evaluating(model):
         for batch in (batches[number] for number in mine):
-            for part in _same_number([rows[i] for i in batch], batch):
-                made = _score_batch(model, tokenizer, [rows[i] for i in part]).tolist()
-                found |= dict(zip(part, made, strict=True))
+            parts = _same_number([rows[i] for i in batch], batch)
+            logs = [score(bare(model), fill, [rows[i] for i in part]) for part in parts]
+            values = torch.cat([x.flatten() for x in logs]).cpu().double()
+            values = values.split([x.numel() for x in logs])
+            for part, x, value in zip(parts, logs, values, strict=True):
+                found |= dict(zip(part, value.view(x.shape).sum(-1).tolist(), strict=True))
             for i in batch if told is not None else ():
                 told(i, found[i], count)  # type: ignore[misc]
     if processes is not None and len(mine) < len(batches):
@@ -93,8 +109,8 @@ def _same_number(rows: Sequence[Choices], numbers: Sequence[int]) -> list[list[i
 
 
 def continuations(
-    model: nn.Module, tokenizer: Any, prompt: str, choices: Sequence[str], alone: bool
-) -> tuple[list[int], list[list[int]]]:
+    model: nn.Module, tokenizer: Tokenizer, prompt: str, choices: Sequence[str], alone: bool
+) -> Choices:
     """The prompt's tokens and each choice's; where joining them changes the prompt's last token,
     the choice starts there."""
     context = encode_prompts(model, tokenizer, [prompt], 0)[0]
@@ -114,73 +130,68 @@ def continuations(
     return context[:shared], [ids[shared:] for ids in joined]
 
 
-def _score_batch(
-    model: nn.Module, tokenizer: Any, rows: Sequence[tuple[list[int], list[list[int]]]]
-) -> np.ndarray:
-    inner, pad = bare(model), pad_token(tokenizer)
-    if is_seq2seq(model):
-        return _score_seq2seq(inner, pad, rows)
-    if all(len(choice) == 1 for _, choices in rows for choice in choices):
-        ids, mask = pad_left([context for context, _ in rows], pad, inner.device)
-        logits = inner(
-            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), logits_to_keep=1
-        ).logits[:, -1]
-        wanted = torch.tensor(
-            [[choice[0] for choice in choices] for _, choices in rows], device=inner.device
-        )
-        return at_least_float32(logits).log_softmax(-1).gather(1, wanted).double().cpu().numpy()
+# --------------------------------------------------------------------------------------------------
+# log-probabilities of the tokens of the rows' choices (n, C, L), 0 behind the end of a shorter one
+
+
+def _causal(model: PreTrainedModel, fill: int, rows: Sequence[Choices]) -> Tensor:
     count = len(rows[0][1])
+    if all(len(choice) == 1 for _, choices in rows for choice in choices):
+        logits = _causal_logits(model, *padded(model, [context for context, _ in rows], fill), 1)
+        wanted = torch.tensor([[choice[0] for choice in choices] for _, choices in rows])
+        return _taken(logits, on_device(wanted, model.device)).unsqueeze(-1)
     flat = [(context, choice) for context, choices in rows for choice in choices]
     longest = max(len(choice) for _, choice in flat)
-    ids, mask = pad_left([context + choice for context, choice in flat], pad, inner.device)
-    logits = inner(
+    ids, mask = padded(model, [context + choice for context, choice in flat], fill)
+    logs = _taken(
+        _causal_logits(model, ids, mask, longest + 1)[:, :-1], ids[:, ids.shape[1] - longest :]
+    )
+    behind = torch.tensor([[longest - len(choice)] for _, choice in flat])
+    own = torch.arange(longest, device=model.device) >= on_device(behind, model.device)
+    return logs.where(own, 0.0).view(len(rows), count, longest)
+
+
+def _causal_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, keep: int) -> Tensor:
+    """The last logits; positions start at each row's first real token."""
+    logits: Tensor = model(
         input_ids=ids,
         attention_mask=mask,
-        position_ids=_positions(mask),
-        logits_to_keep=longest + 1,
-    ).logits[:, :-1]
-    losses = (
-        at_least_float32(logits)
-        .log_softmax(-1)
-        .gather(2, ids[:, -longest:].unsqueeze(-1))
-        .squeeze(-1)
-    )
-    own = torch.tensor(
-        [[position >= longest - len(choice) for position in range(longest)] for _, choice in flat],
-        device=ids.device,
-    )
-    return losses.where(own, 0.0).double().sum(1).view(-1, count).cpu().numpy()
+        position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+        use_cache=False,
+        logits_to_keep=keep,
+    ).logits
+    return logits
 
 
-def _score_seq2seq(
-    inner: Any, pad: int, rows: Sequence[tuple[list[int], list[list[int]]]]
-) -> np.ndarray:
+def _seq2seq(model: PreTrainedModel, fill: int, rows: Sequence[Choices]) -> Tensor:
     from transformers.modeling_outputs import BaseModelOutput
 
-    ids, mask = pad_left([context for context, _ in rows], pad, inner.device)
-    hidden = inner.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    ids, mask = padded(model, [context for context, _ in rows], fill)
+    hidden = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    longest = max(len(choice) for _, choices in rows for choice in choices)
     columns = []
-    for choice in range(len(rows[0][1])):
-        # every row has the same labels
-        labels = torch.tensor([row[1][choice] for row in rows], device=ids.device)
-        start = labels.new_full((len(rows), 1), int(inner.config.decoder_start_token_id))
-        reads = torch.cat([start, labels[:, :-1]], dim=1)
-        logits = inner(
+    for choices in zip(*(choices for _, choices in rows), strict=True):
+        # padding behind a label changes nothing before it
+        labels, own = (on_device(x, model.device) for x in _behind(choices, fill, longest))
+        start = labels.new_full((len(rows), 1), int(model.config.decoder_start_token_id))
+        logits = model(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
             attention_mask=mask,
-            decoder_input_ids=reads,
+            decoder_input_ids=torch.cat([start, labels[:, :-1]], dim=1),
+            use_cache=False,
         ).logits
-        columns.append(
-            at_least_float32(logits)
-            .log_softmax(-1)
-            .gather(2, labels.unsqueeze(-1))
-            .squeeze(-1)
-            .double()
-            .sum(1)
-        )
-    return torch.stack(columns, dim=1).cpu().numpy()
+        columns.append(_taken(logits, labels).where(own, 0.0))
+    return torch.stack(columns, dim=1)
 
 
-def _positions(mask: Tensor) -> Tensor:
-    """Positions that start at each row's first real token."""
-    return (mask.cumsum(-1) - 1).clamp_min(0)
+def _behind(rows: Sequence[Sequence[int]], fill: int, width: int) -> tuple[Tensor, Tensor]:
+    """Rows padded on the right, and where they are not."""
+    ids = torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+    return ids, torch.arange(width) < torch.tensor([[len(row)] for row in rows])
+
+
+def _taken(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The log-probabilities of tokens (..., L) under logits (..., L, V), or of several under one's
+    (..., 1, V)."""
+    logs = at_least_float32(logits).log_softmax(-1)
+    return logs.expand(*tokens.shape, -1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)

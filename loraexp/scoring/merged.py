@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from loraexp.adapter.adapted import AdaptedLinear
 from loraexp.adapter.linalg import at_least_float32
-from loraexp.scoring import generate
+from loraexp.scoring.prompts import bare
 
 
 def write_merged(model: nn.Module, tokenizer: Any, folder: Path) -> None:
@@ -21,7 +21,7 @@ def write_merged(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     """
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
-    inner = generate.bare(model)
+    inner = bare(model)
     state: dict[str, Tensor] = dict(inner.state_dict())
     for name, layer in [
         (name, module)

@@ -22,7 +22,7 @@ from loraexp.run.task import Given
 from loraexp.scoring import backends, harness, judge, protocols, sandbox
 from loraexp.scoring.answers import COMMONSENSE_WORDS
 from loraexp.scoring.backends import Answering
-from loraexp.scoring.generate import shortened, tokens_beyond
+from loraexp.scoring.prompts import shortened, tokens_beyond
 from loraexp.scoring.protocols import Protocol
 from loraexp.scoring.samples import Question
 from loraexp.tasks.recipes import VERSION

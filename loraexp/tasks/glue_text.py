@@ -18,6 +18,7 @@ from loraexp.adapter.linalg import at_least_float32
 from loraexp.data.layouts import Row
 from loraexp.data.pairs import Kind, Pair, Reading, TextExamples, encode_pairs
 from loraexp.data.tables import Rows, label_parser
+from loraexp.machine.device import is_accelerator, on_device
 from loraexp.run.task import Given, of_keys
 from loraexp.tasks.classification import METRICS, divided, likelihood
 from loraexp.tasks.glue_prompts import PROTOCOLS, SAME, SCORES, WORDS, Protocol, Scoring, scoring_of
@@ -210,32 +211,30 @@ class GlueText(TextTask):
         """A causal model reads each prompt once for each name, with the name behind it, or once for
         first tokens."""
         prompt = batch["attention_mask"].bool() & (batch["labels"] == IGNORED)
-        names, lengths = self.names.to(prompt.device), prompt.sum(dim=1)
+        names, lengths = on_device(self.names, prompt.device), prompt.sum(dim=1)
+        # an accelerator is not asked where the longest ends: what is behind it is masked
+        ask = not is_accelerator(prompt.device)
+        width = int(lengths.max()) if ask else prompt.shape[1]
+        ids, prompt = batch["input_ids"][:, :width], prompt[:, :width]
         if self.scoring == "first_token":
-            width = int(lengths.max())
-            asked = {
-                "input_ids": batch["input_ids"][:, :width],
-                "attention_mask": prompt[:, :width].long(),
-                "use_cache": False,
-            }
-            last = model(**asked).logits[
+            last = model(input_ids=ids, attention_mask=prompt.long(), use_cache=False).logits[
                 torch.arange(len(lengths), device=lengths.device), lengths - 1
             ]
             return at_least_float32(last).index_select(1, names[:, 0])
-        prompts = [row[:length] for row, length in zip(batch["input_ids"], lengths, strict=True)]
-        words = [name[name != IGNORED] for name in names]
-        whole = [torch.cat([asked, word]) for asked in prompts for word in words]
-        ids = nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=self._pad)
-        ends = torch.tensor([len(row) for row in whole], device=ids.device).unsqueeze(1)
-        place = torch.arange(ids.shape[1], device=ids.device)
-        inside = place < ends
-        logits = model(input_ids=ids, attention_mask=inside.long(), use_cache=False).logits[:, :-1]
-        named = inside & (place >= lengths.repeat_interleave(len(words)).unsqueeze(1))
-        return self._of_names(logits, ids.masked_fill(~named, IGNORED)[:, 1:], len(prompts))
+        most = names.shape[1]
+        place = torch.arange(width + most, device=ids.device) - lengths.unsqueeze(1)
+        words = names[:, place.clamp(0, most - 1)].transpose(0, 1)  # (n, C, L)
+        named = (place.ge(0) & place.lt(most)).unsqueeze(1) & (words != IGNORED)
+        asked = functional.pad(ids, (0, most)).unsqueeze(1)
+        inside = (named | place.lt(0).unsqueeze(1)).flatten(0, 1)
+        labels = words.masked_fill(~named, IGNORED).flatten(0, 1)
+        whole = torch.where(named, words, asked).flatten(0, 1).masked_fill(~inside, self._pad)
+        logits = model(input_ids=whole, attention_mask=inside.long(), use_cache=False).logits
+        return self._of_names(logits[:, :-1], labels[:, 1:], len(lengths))
 
     def _of_both(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         mask = batch["attention_mask"]
-        names = self.names.to(mask.device)
+        names = on_device(self.names, mask.device)
         body: Any = getattr(model, "module", model)
         read = body.get_encoder()(
             input_ids=batch["input_ids"], attention_mask=mask

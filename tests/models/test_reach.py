@@ -9,7 +9,7 @@ import pytest
 from loraexp import config, models
 from loraexp.config.settings import ModelSettings
 from loraexp.machine.hub import SourceError
-from loraexp.models.vocabulary import positions
+from loraexp.machine.reach import positions
 from tests.support.checkpoints import BART, ENCODERS, TEXT, saved
 from tests.support.glue import write_glue
 from tests.support.runs import run
@@ -95,6 +95,7 @@ def test_a_side_of_an_encoder_decoder_beyond_its_positions_is_refused(tmp_path: 
 @pytest.mark.parametrize(
     ("model_type", "window"),
     [("xlnet", None), ("funnel", None), ("bloom", None), ("t5", None), ("bart", 1024)]
+    + [("led", 16384), ("pegasus", 1024), ("marian", 1024)]
     + [("deberta-v2", 512), ("roberta", 510), ("distilbert", 512), ("modernbert", 8192)],
 )
 def test_positions_of_an_architecture(model_type: str, window: int | None) -> None:
@@ -102,6 +103,7 @@ def test_positions_of_an_architecture(model_type: str, window: int | None) -> No
 
     own = AutoConfig.for_model(model_type)
     assert positions(own) == window
+    assert positions(own, "decoder") == (1024 if model_type == "led" else window)
     if model_type == "deberta-v2":
         own.position_biased_input = False
         assert positions(own) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,7 +21,9 @@ from loraexp.machine.processes import Processes
 from loraexp.optimizers import rules, stepping, sylvester
 from loraexp.run import batches, evaluate, experiment, initialise, train
 from loraexp.run.ledger import describe
+from loraexp.scoring import generate, protocols
 from loraexp.statistics.sweeps import Sweeper
+from loraexp.tasks import text
 from tests.support.pretend import DEVICE, Mode, Pretend, pretend_device
 from tests.support.text_data import overrides, write_all
 
@@ -196,13 +199,39 @@ def test_a_step_that_is_not_finite_is_said_at_the_next_line_of_the_log(
     assert ".lora_" in str(raised.value) and not lines
 
 
+@pytest.mark.parametrize("kind", TASKS)
 def test_a_batch_of_an_evaluation_waits_once(
-    device: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, device: Mode, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    per_split = counted(device, evaluate, "of_batches", monkeypatch)
-    outcome = started("init=lora", "train.max_steps=0", "train.eval_batch_size=4", out=tmp_path)
-    rows = [part["rows"] for part in outcome.record["data"].values() if "reported" in part["part"]]
-    assert rows and sum(per_split) == sum(-(-count // 4) for count in rows), device.waits.lines()
+    """And a benchmark that is answered in text once every 16 tokens."""
+    words = overrides(data)[str(TASKS[kind])] if TASKS[kind] else []
+    if kind == "causal":
+        protocol = protocols.find("gsm8k", "lora_ga")
+        assert protocol.decoding is not None
+        fewer = replace(protocol, decoding=replace(protocol.decoding, max_new_tokens=32))
+        monkeypatch.setitem(protocols.PROTOCOLS, ("gsm8k", "lora_ga"), fewer)
+        words += ["task.protocol=lora_ga", "task.limit_eval=4"]
+    sizes: list[int] = []
+    for module in (evaluate, text):
+        monkeypatch.setattr(module, "of_batches", noted(module.of_batches, sizes))
+    of_batches = [counted(device, module, "of_batches", monkeypatch) for module in (evaluate, text)]
+    written = counted(device, generate, "generate", monkeypatch)
+    short = ["train.max_steps=1", "train.eval_batch_size=2"]
+    started(*words, "init=lora", *short, out=tmp_path)
+    where = device.waits.lines()
+    assert max(sizes) > 1 and sum(of_batches, []) == sizes, where
+    assert written == ([2] if kind == "causal" else []), where
+
+
+def noted(function: Any, sizes: list[int]) -> Any:
+    """The function, of which the length of each result is kept."""
+
+    def watched(*arguments: Any, **keywords: Any) -> Any:
+        result = function(*arguments, **keywords)
+        sizes.append(len(result))
+        return result
+
+    return watched
 
 
 # Reads of the device by an initializer itself, a layer: 1 where it refuses a gradient of zero or

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from loraexp import models
-from loraexp.scoring import decode, generate
+from loraexp.scoring import beams, cache, decode, generate
 from tests.support.checkpoints import settings_of
 
 PROMPTS = [
@@ -48,6 +48,12 @@ def ending(model: nn.Module, tokenizer: Any) -> None:
         ]  # type: ignore[union-attr]
 
 
+def looking(monkeypatch: pytest.MonkeyPatch, every_16: bool) -> None:
+    """The host looks at the tokens together, as it does where an accelerator chooses them."""
+    for module in (decode, beams):
+        monkeypatch.setattr(module, "is_accelerator", lambda device: every_16)
+
+
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-mistral", "tiny-gemma", "tiny-t5"])
 @pytest.mark.parametrize(
     "how",
@@ -58,15 +64,64 @@ def test_answers_are_those_of_transformers_loop(
     name: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mistral and Gemma 2 look back 64 tokens in some layers; rows leave and join in batches of
-    4."""
+    4, and the host looks at every token, or at 16 together."""
     model, tokenizer = loaded(name)
     ending(model, tokenizer)
     given = {"max_new_tokens": 24, **how}
     ours = generate.generate(model, tokenizer, PROMPTS, batch_size=4, **given)
+    looking(monkeypatch, every_16=True)
+    assert ours == generate.generate(model, tokenizer, PROMPTS, batch_size=4, **given)
     monkeypatch.setattr(generate, "can_decode", lambda model: False)
+    assert ours == generate.generate(model, tokenizer, PROMPTS, batch_size=3, **given)
+    looking(monkeypatch, every_16=False)
     assert ours == generate.generate(model, tokenizer, PROMPTS, batch_size=1, **given)
     lengths = {len(text) for texts in ours for text in texts}
     assert len(lengths) > 3 and min(lengths) < 12
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
+def test_beams_are_those_of_transformers_own_call(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = loaded(name)
+    ending(model, tokenizer)
+    whole: Any = model
+    expected = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        row = whole.generate(input_ids=ids, num_beams=3, max_new_tokens=24, do_sample=False)[0]
+        new = row[1:] if whole.config.is_encoder_decoder else row[ids.shape[1] :]
+        ends = whole.generation_config.eos_token_id
+        kept = next((at for at, token in enumerate(new.tolist()) if token in ends), len(new))
+        before = [] if whole.config.is_encoder_decoder else ids[0].tolist()
+        expected.append([generate.continuation(tokenizer, before, new[:kept].tolist())])
+    for every_16 in (False, True):
+        looking(monkeypatch, every_16)
+        given = {"max_new_tokens": 24, "beams": 3}
+        assert generate.generate(model, tokenizer, PROMPTS, batch_size=4, **given) == expected
+    assert len({len(text) for (text,) in expected}) > 3
+
+
+@pytest.mark.parametrize("every_16", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("how", [{}, {"beams": 2}, {"temperature": 1.0}])
+def test_what_is_not_a_number_is_seen_at_the_next_look(
+    how: dict[str, Any], own: bool, every_16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = loaded("tiny-llama")
+    looking(monkeypatch, every_16)
+    monkeypatch.setattr(generate, "can_decode", lambda model: own)
+    steps: list[int] = []
+
+    def breaks(_: Any, __: Any, output: Any) -> None:
+        steps.append(1)
+        if len(steps) > 2:
+            output.logits[0] = float("nan")
+
+    model.register_forward_hook(breaks)
+    with pytest.raises(FloatingPointError, match="lower lr"):
+        generate.generate(model, tokenizer, PROMPTS[:2], max_new_tokens=40, batch_size=2, **how)
+    assert len(steps) <= (16 if every_16 else 3)
 
 
 def test_equal_prompts_and_samples_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,9 +165,9 @@ def test_rows_that_ended_are_not_computed() -> None:
 
 def test_a_model_whose_past_is_something_else_takes_transformers_loop() -> None:
     model, _ = loaded("tiny-llama")
-    assert decode.can_decode(model)
+    assert cache.can_decode(model)
     model.config.layer_types = ["linear_attention", "full_attention"]  # type: ignore[union-attr]
-    assert not decode.can_decode(model)
+    assert not cache.can_decode(model)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])

@@ -23,6 +23,7 @@ from loraexp.scoring.harness import run_task, score
 from loraexp.scoring.likelihood import score_choices
 from loraexp.scoring.samples import Question
 from tests.support.helpers import shared_data
+from tests.support.written import byte_tokenizer, made
 
 PROMPTS = [
     "Q: How many eggs?\nA: ",
@@ -30,62 +31,12 @@ PROMPTS = [
     "Ducks lay eggs, and a farmer sells them at the market for two dollars. " * 3,
     "12 + 7 =",
 ]
-LLAMA = {
-    "model_type": "llama",
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-T5 = {
-    "model_type": "t5",
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 64,
-    "num_layers": 2,
-    "num_heads": 4,
-    "decoder_start_token_id": 0,
-}
 HOW = backends.Answering(batch_size=2)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    """Byte-level BPE without merges beyond the bytes: no text is unknown, and it needs no file."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<pad>", "</s>", "<s>"]
-    vocabulary = {
-        token: index
-        for index, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))
-    }
-    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    inner.pre_tokenizer, inner.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", bos_token="<s>"
-    )
-
-
-def made(kind: str, **overrides: Any) -> nn.Module:
-    """A tiny model of fixed random weights, scaled up so that its answers are not all one token."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    settings = {
-        **({"hidden_size": 32, "max_position_embeddings": 8192} | LLAMA if kind == "llama" else T5),
-        "vocab_size": 272,
-    }
-    settings |= {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2} | overrides
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        builder = AutoModelForCausalLM if kind == "llama" else AutoModelForSeq2SeqLM
-        model = builder.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
-        for parameter in model.parameters():
-            parameter.data.mul_(4)
-    return model.eval()
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="module", params=["llama", "t5"])
@@ -122,13 +73,13 @@ def test_without_the_mask_the_batch_would_change_answers(
     llama: nn.Module, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = generate(llama, tokenizer, PROMPTS, max_new_tokens=16, batch_size=1)
-    padded = decode.pad_left
+    padded = decode.padded
 
-    def unmasked(rows: Any, value: int, device: torch.device) -> Any:
-        ids, mask = padded(rows, value, device)
+    def unmasked(model: Any, rows: Any, value: int) -> Any:
+        ids, mask = padded(model, rows, value)
         return ids, torch.ones_like(mask)
 
-    monkeypatch.setattr(decode, "pad_left", unmasked)
+    monkeypatch.setattr(decode, "padded", unmasked)
     assert generate(llama, tokenizer, PROMPTS, max_new_tokens=16, batch_size=4) != alone
 
 
@@ -162,9 +113,9 @@ def test_the_first_stop_string_ends_an_answer_and_generation(
     text = generate(llama, tokenizer, PROMPTS[:1], max_new_tokens=24, batch_size=1)[0][0]
     stop = text[6:8]
     steps: list[int] = []
-    seen = generation.Stops.in_tokens
+    seen = decode.Stops.in_tokens
     monkeypatch.setattr(
-        generation.Stops, "in_tokens", lambda self, tokens: (steps.append(1), seen(self, tokens))[1]
+        decode.Stops, "in_tokens", lambda self, tokens: (steps.append(1), seen(self, tokens))[1]
     )
     assert generate(
         llama, tokenizer, PROMPTS[:1], max_new_tokens=24, batch_size=1, stop=[stop, "never"]

@@ -13,7 +13,7 @@ from loraexp import config, models
 from loraexp.data.pairs import Pair, Reading, encode_pairs
 from loraexp.data.rows import Files
 from loraexp.models.tokenizer import trained
-from loraexp.scoring.generate import encode_prompts
+from loraexp.scoring.prompts import encode_prompts
 from loraexp.scoring.protocols import PROTOCOLS
 from tests.support.checkpoints import settings_of
 
