@@ -216,7 +216,8 @@ def test_a_batch_of_an_evaluation_waits_once(
         monkeypatch.setattr(module, "of_batches", noted(module.of_batches, sizes))
     of_batches = [counted(device, module, "of_batches", monkeypatch) for module in (evaluate, text)]
     written = counted(device, generate, "generate", monkeypatch)
-    short = ["train.max_steps=1", "train.eval_batch_size=2"]
+    size = 1 if kind == "causal" else 2
+    short = ["train.max_steps=1", f"train.eval_batch_size={size}"]
     started(*words, "init=lora", *short, out=tmp_path)
     where = device.waits.lines()
     assert max(sizes) > 1 and sum(of_batches, []) == sizes, where
