@@ -24,8 +24,8 @@ def decode(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
     encoded: Sequence[Sequence[int]],
-    answers: Sequence[Answer],
     rules: Rules,
+    answers: Sequence[Answer],
     finished: Callable[[Answer], None],
 ) -> None:
     """Grow the answers to their ends; `finished` is told of each."""
@@ -102,14 +102,14 @@ class Loop:
         from transformers.generation import utils
 
         inner: Any = model
-        unfinished = inner._beam_search_has_unfinished_sequences
+        unfinished, loop = inner._beam_search_has_unfinished_sequences, self
 
         def searching(*state: Any) -> Tensor | bool:
-            return unfinished(*state) & (self.broken == 0) if self.due() else True
+            return unfinished(*state) & (loop.broken == 0) if loop.due() else True
 
         class Check(utils.StopCheck):
-            def __call__(check, rows: Tensor, tokens: Tensor, length: int) -> bool:
-                return self.due() and bool((rows.max() == 0) | (self.broken != 0))
+            def __call__(self, rows: Tensor, tokens: Tensor, length: int) -> bool:
+                return loop.due() and bool((rows.max() == 0) | (loop.broken != 0))
 
         inner._beam_search_has_unfinished_sequences, check = searching, utils.StopCheck
         utils.StopCheck = Check  # type: ignore[misc]

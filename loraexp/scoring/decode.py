@@ -200,11 +200,10 @@ class DecoderState:
 def decode(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    answers: Sequence[Answer],
     rules: Rules,
-    *,
     fill: int,
     batch_size: int,
+    answers: Sequence[Answer],
     finished: Callable[[Answer], None],
 ) -> None:
     """Grow the answers to their ends, `batch_size` at a time, those of one prompt from one reading

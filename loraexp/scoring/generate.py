@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,7 @@ from loraexp.scoring.prompts import (
     pad_token,
 )
 from loraexp.scoring.sampling import Sampling
-from loraexp.scoring.sharing import Sharing, parts_of
+from loraexp.scoring.sharing import Sharing, of_all, parts_of
 
 Told = Callable[[int, int, str, int], None]
 CONTEXT = 16  # tokens of a prompt that are decoded with its answer
@@ -68,38 +69,44 @@ def generate(
         if told is not None:
             told(answer.prompt, answer.sample, text, count)
 
-    rules = Rules(
-        sampling, frozenset(end_tokens(model, tokenizer)), Stops(tokenizer, sampling.stop)
-    )
-    seeds, first, fill = sampling.seeds(prompts), _first_equal(encoded), pad_token(tokenizer)
+    grow = _grower(model, tokenizer, encoded, sampling, batch_size if own else None)
+    seeds, first = sampling.seeds(prompts), _first_equal(encoded)
     with evaluating(model):
         for number in mine:
-            answers = [Answer(prompt, sample, first[prompt]) for prompt, sample in parts[number]]
-            for answer in answers if sampling.temperature > 0 else ():
-                seed = seeds[answer.prompt * sampling.samples + answer.sample]
-                answer.numbers = sampling.numbers(seed)
-            if own:
-                decode(
-                    bare(model),
-                    encoded,
-                    answers,
-                    rules,
-                    fill=fill,
-                    batch_size=batch_size,
-                    finished=finished,
-                )
-            else:
-                beams.decode(bare(model), tokenizer, encoded, answers, rules, finished)
-    if processes is not None and len(mine) < len(parts):
-        for part in processes.gather(texts):
-            texts |= part
-    return [
-        [texts[prompt, sample] for sample in range(sampling.samples)]
-        for prompt in range(len(prompts))
-    ]
+            grow(_answers(parts[number], first, sampling, seeds), finished)
+    whole, samples = of_all(processes, model, texts), range(sampling.samples)
+    return [[whole[prompt, sample] for sample in samples] for prompt in range(len(prompts))]
 
 
 Part = list[tuple[int, int]]  # (prompt, sample) of the answers that are grown together
+
+
+def _grower(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    encoded: Sequence[Sequence[int]],
+    sampling: Sampling,
+    batch_size: int | None,
+) -> Callable[[list[Answer], Callable[[Answer], None]], None]:
+    """What grows answers to their ends: our own loop, `batch_size` at a time, or (None) that of
+    transformers, all at once."""
+    ends, stops = frozenset(end_tokens(model, tokenizer)), Stops(tokenizer, sampling.stop)
+    rules, inner = Rules(sampling, ends, stops), bare(model)
+    if batch_size is None:
+        return partial(beams.decode, inner, tokenizer, encoded, rules)
+    fill = pad_token(tokenizer)
+    return partial(decode, inner, encoded, rules, fill, batch_size)
+
+
+def _answers(
+    part: Part, first: Sequence[int], sampling: Sampling, seeds: Sequence[int]
+) -> list[Answer]:
+    """The answers of a part before their first token; `first`: of each prompt its equal."""
+    answers = [Answer(prompt, sample, first[prompt]) for prompt, sample in part]
+    for answer in answers if sampling.temperature > 0 else ():
+        seed = seeds[answer.prompt * sampling.samples + answer.sample]
+        answer.numbers = sampling.numbers(seed)
+    return answers
 
 
 def batched(

@@ -21,7 +21,7 @@ from loraexp.scoring.prompts import (
     pad_token,
     padded,
 )
-from loraexp.scoring.sharing import Sharing, parts_of
+from loraexp.scoring.sharing import Sharing, of_all, parts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,10 +88,8 @@ def score_rows(
                 found |= dict(zip(part, value.view(x.shape).sum(-1).tolist(), strict=True))
             for i in batch if told is not None else ():
                 told(i, found[i], count)  # type: ignore[misc]
-    if processes is not None and len(mine) < len(batches):
-        for part in processes.gather(found):
-            found |= part
-    scores = [found[i] for i in range(len(rows))]
+    whole = of_all(processes, model, found)
+    scores = [whole[i] for i in range(len(rows))]
     if not all(np.isfinite(row).all() for row in scores):
         raise FloatingPointError(
             "a choice has a log-probability that is not finite: the model diverged, lower lr or use"

@@ -18,7 +18,7 @@ from loraexp.machine.progress import Advance, tally
 from loraexp.scoring import judge
 from loraexp.scoring.backends import Answering
 from loraexp.scoring.protocols import Protocol
-from loraexp.scoring.sharing import parts_of
+from loraexp.scoring.sharing import of_all, parts_of
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,7 @@ def run_tests(
         number: (outcome.passed, f"{outcome.status}: {outcome.detail}".rstrip(": "), outcome.inside)
         for number, outcome in zip(mine, outcomes, strict=True)
     }
-    if how.processes is not None and len(mine) < len(runnable):
-        for part in how.processes.gather(found):
-            found |= part
-    for number, verdict in found.items():
+    for number, verdict in of_all(how.processes, model, found).items():
         samples[number].right, samples[number].detail, samples[number].inside = verdict
 
 
