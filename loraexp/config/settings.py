@@ -113,9 +113,12 @@ class TrainSettings:
     batch_size: int = number(above=0)
     eval_batch_size: int = number(above=0)
     gradient_accumulation: int = number(above=0)
-    # length-sorted parts a batch is cut into; the gradient is the batch's
-    micro_batches: int = number(above=0)
+    # length-sorted parts a batch is cut into, at most; the gradient is the batch's; auto: as many
+    # as save time
+    micro_batches: int | Literal["auto"] = number(above=0)
     length_buckets: bool  # examples of similar length share a batch
+    # rows go through the layers one after another, without padding
+    unpadded: bool = False
     scheduler: Literal["linear", "cosine", "constant"]
     warmup_ratio: float = number(least=0, most=1)
     weight_decay: float = number(least=0)
@@ -138,6 +141,11 @@ class TrainSettings:
     shard: Literal["none", "full"] = "none"
     # only algorithms that give the same bits every time, slower on a GPU
     deterministic: bool = False
+
+    @property
+    def equal_parts(self) -> int:
+        """The parts whose size bounds the memory of a pass: 1 with `auto`, which cuts for time."""
+        return 1 if self.micro_batches == "auto" else self.micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,4 +198,4 @@ class Settings:
     def micro_batch(self) -> int:
         """The most rows of a forward pass of training, where they are shared out evenly, and of one
         of initialising: statistics are the same for every split, and need no more memory."""
-        return -(-self.train.batch_size // self.train.micro_batches)
+        return -(-self.train.batch_size // self.train.equal_parts)

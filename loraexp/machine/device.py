@@ -98,8 +98,8 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 class Batch(dict[str, Any]):
     """Tensors by name, and what the host knows of their values, so that it need not ask the device:
-    `count`, the label tokens in all, `most` of one row, and `first`, the first column that has
-    one."""
+    `count`, the label tokens in all, `most` of one row, and `first`, the first column that has one;
+    `lengths`, the tokens of each row that are no padding."""
 
     def __init__(
         self,
@@ -108,9 +108,10 @@ class Batch(dict[str, Any]):
         count: int | None = None,
         most: int | None = None,
         first: int | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         super().__init__(tensors)
-        self.count, self.most, self.first = count, most, first
+        self.count, self.most, self.first, self.lengths = count, most, first, lengths
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     }
     if not isinstance(batch, Batch):
         return there
-    return Batch(there, count=batch.count, most=batch.most, first=batch.first)
+    return Batch(there, **vars(batch))
 
 
 def on_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:

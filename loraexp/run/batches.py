@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -45,35 +45,49 @@ def epoch_batches(
 
 
 def micro_batches(
-    rows: np.ndarray, lengths: np.ndarray, parts: int, world: int = 1
+    rows: np.ndarray, lengths: np.ndarray, parts: int | Literal["auto"], world: int = 1
 ) -> list[np.ndarray]:
     """The rows of one step, sorted by length and cut into at most `parts` pieces, each of which is
     padded only to its own longest.
 
     Cut where padding and passes cost least: of all cuts whose pieces hold no more padded tokens
     than the largest of equal ones, that with the fewest in all, a piece counted as PASS more. So
-    many short rows go together, a few long ones apart, in no more memory than equal pieces need.
-    Several processes, which share the rows of a piece, take equal pieces.
+    many short rows go together, a few long ones apart, in no more memory than equal pieces need,
+    which rows of equal length pay for with time. `auto` spends nothing on memory: as many pieces as
+    are cheaper than the batch whole, often one. Several processes, which share the rows of a piece,
+    take equal pieces, with `auto` the batch whole.
     """
-    if parts == 1:
+    if parts == 1 or (parts == "auto" and world > 1):
         return [rows]
     order = rows[np.argsort(lengths[rows], kind="stable")]
+    if parts == "auto":
+        places = cuts(lengths[order], MOST_PIECES, bounded=False)
+        return [rows] if len(places) == 2 else pieces(order, places)
     if world > 1:
         return [part for part in np.array_split(order, parts) if len(part)]
-    return [order[start:stop] for start, stop in pairwise(cuts(lengths[order], parts))]
+    return pieces(order, cuts(lengths[order], parts))
 
 
-PASS = 48  # tokens that take as long as what a pass costs beside its tokens
+def pieces(rows: np.ndarray, places: list[int]) -> list[np.ndarray]:
+    """The rows between neighbouring places."""
+    return [rows[start:stop] for start, stop in pairwise(places)]
 
 
-def cuts(lengths: np.ndarray, parts: int) -> list[int]:
+# Tokens that take as long as what a pass costs beside its tokens: counted, so that the cut is the
+# same on every machine. MiniLM's on two cores; larger models' is less, so that a cut that pays by
+# it pays there.
+PASS = 48
+MOST_PIECES = 8  # beyond which even lengths far apart gain nothing at PASS
+
+
+def cuts(lengths: np.ndarray, parts: int, *, bounded: bool = True) -> list[int]:
     """Where ascending lengths are cut, 0 and their number among it: the cheapest way, by dynamic
-    programming."""
+    programming; `bounded`: among those that need no more memory than equal pieces."""
     count = len(lengths)
     ends = np.arange(count + 1)
     # of a piece start … stop: its padded tokens
     tokens = np.subtract.outer(-ends, -ends) * np.concatenate([[0], lengths])
-    most = math.ceil(count / parts) * lengths[-1]
+    most = math.ceil(count / (parts if bounded else 1)) * lengths[-1]
     cost = np.where((tokens > 0) & (tokens <= most), tokens + PASS, np.inf)
     best = np.full(count + 1, np.inf)
     best[0] = 0.0
@@ -188,8 +202,7 @@ class Batches:
             )
         first = within * settings.gradient_accumulation
         rows = np.concatenate(self.order[first : first + settings.gradient_accumulation])
-        wanted = settings.gradient_accumulation * settings.micro_batches
-        parts = micro_batches(rows, examples.lengths, wanted, self.processes.world)
+        parts = self._cut(rows)
         shares = [collate_share(task, examples, part, self.processes) for part in parts]
         labels = (
             sum(map(count_labels, shares))
@@ -197,3 +210,15 @@ class Batches:
             else task.labels_in(examples, rows)
         )
         return Step(rows, [to_device(share, self.device) for share in shares], labels)
+
+    def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The rows of a step as its passes."""
+        settings, lengths, world = self.settings, self.examples.lengths, self.processes.world
+        each, accumulated = settings.micro_batches, settings.gradient_accumulation
+        if each != "auto":
+            return micro_batches(rows, lengths, accumulated * each, world)
+        # a batch of its own each, and nothing to save where no token is padding
+        batches = [part for part in np.array_split(rows, accumulated) if len(part)]
+        if settings.unpadded:
+            return batches
+        return [part for batch in batches for part in micro_batches(batch, lengths, each, world)]

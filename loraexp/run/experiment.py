@@ -34,6 +34,7 @@ from loraexp.machine.processes import Processes, misfit
 from loraexp.machine.progress import log, logged, tally
 from loraexp.machine.signals import Interrupted, Stop, watched
 from loraexp.models import Base
+from loraexp.models.unpadded import Unpadded, layers
 from loraexp.records import record as records
 from loraexp.records.content import content
 from loraexp.records.record import Record
@@ -370,6 +371,7 @@ class Experiment:
             processes=self.processes,
             keep=lambda step: self.save(adapters, model, self.record.folder / "adapter", step=step),
             say=self.say,
+            unpadded=Unpadded(model) if settings.train.unpadded else None,
         )
 
     def save(
@@ -427,6 +429,8 @@ def check_model(settings: Settings, base: Base) -> None:
         models.check_rank(
             targets, settings.rank, max((getattr(ask, "k", 0) for ask in asked.values()), default=0)
         )
+        if settings.train.unpadded:
+            layers(base.skeleton)
         choose_device(settings.device)
         settled(make(settings.init), training_of(settings, rows=1))
     except ValueError as error:

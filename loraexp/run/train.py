@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from loraexp.machine.processes import Processes
 from loraexp.machine.progress import bar
 from loraexp.machine.signals import Agreement, Interrupted
 from loraexp.machine.tensors import read_along
+from loraexp.models.unpadded import Unpadded
 from loraexp.records.record import Record, now
 from loraexp.run import snapshot
 from loraexp.run.batches import Batches, Step, schedule
@@ -61,6 +62,7 @@ class Loop:
     processes: Processes
     keep: Callable[[int], None]  # saves the adapter as it is after a step
     say: Callable[[str], None]
+    unpadded: Unpadded | None = None  # with `train.unpadded`
 
     @property
     def runtime(self) -> Runtime:
@@ -237,6 +239,7 @@ def step(run: Loop, made: Step, number: int, total: int, clock: Stopwatch) -> tu
             precision=run.settings.precision,
             processes=run.processes,
             clock=clock,
+            unpadded=run.unpadded,
         )
     with clock("optimizer"):
         norm = run.processes.clip(run.adapters.trainable(), settings.max_grad_norm or math.inf)
@@ -254,6 +257,7 @@ def accumulate_gradient(
     precision: str,
     processes: Processes,
     clock: Stopwatch,
+    unpadded: Unpadded | None = None,
 ) -> Tensor:
     """Leave in `.grad` the gradient of the mean loss over ALL label tokens of the step; returns
     that mean loss.
@@ -266,10 +270,11 @@ def accumulate_gradient(
     loss_sum = torch.zeros((), device=device)
     for batch in batches:
         weight = batch.pop("weight", 1)
-        with clock("forward"), autocast(device, precision):
-            loss, _ = task.loss_sum(model, batch)
-        with clock("backward"):
-            (loss * (weight * processes.world / labels)).backward()
+        with nullcontext() if unpadded is None else unpadded.of(batch):
+            with clock("forward"), autocast(device, precision):
+                loss, _ = task.loss_sum(model, batch)
+            with clock("backward"):
+                (loss * (weight * processes.world / labels)).backward()
         loss_sum += loss.detach() * weight
     with clock("backward"):
         processes.average()

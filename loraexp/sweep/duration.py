@@ -177,7 +177,7 @@ def seconds(settings: Settings, numbers: Mapping[str, int], hardware: str) -> fl
     launches = 0.0
     if "bandwidth" in found:
         parts = settings.train.gradient_accumulation * min(
-            settings.train.micro_batches, settings.train.batch_size
+            settings.train.equal_parts, settings.train.batch_size
         )
         launches = steps * parts * numbers["layers"] * LAYER_SECONDS
     training = flops(settings, numbers, tokens) / rate + launches

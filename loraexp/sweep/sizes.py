@@ -143,7 +143,7 @@ def remedy(memory: Memory, settings: Settings, budget: float) -> str:
     if memory.write > budget and memory.write >= memory.train:
         return "train.eval_batch_size"
     if memory.activations > memory.optimizer + memory.gradients:
-        if train.micro_batches < train.batch_size:
+        if train.equal_parts < train.batch_size:
             return f"train.micro_batches={train.batch_size}"
         if not settings.model.gradient_checkpointing:
             return "model.gradient_checkpointing=true"

@@ -195,7 +195,8 @@ class Classification(Task):
         if types is not None:
             batch["token_type_ids"] = torch.from_numpy(types)
         labels = torch.from_numpy(examples.labels[rows])
-        return Batch(batch | {"labels": labels}, count=len(labels))
+        lengths = [end - start for start, end in zip(starts, ends, strict=True)]
+        return Batch(batch | {"labels": labels}, count=len(labels), lengths=lengths)
 
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """The logits (batch, C), in float32 or better."""

@@ -97,6 +97,7 @@ class TextTask(Task):
             count=int(here.sum()),
             most=int(here.sum(axis=1).max()),
             first=int(here.any(axis=0).argmax()),
+            lengths=[len(piece) for piece in pieces],
         )
 
     # ----------------------------------------------------------------------------------------------
