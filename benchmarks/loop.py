@@ -300,32 +300,34 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def measure(bench: Bench) -> dict[str, list[Measured]]:
-    """Every contender's rounds, in turn; round 0 warms up and is not kept."""
+def measure(bench: Bench, rounds: int, most: int) -> dict[str, list[Measured]]:
+    """Every contender's rounds, in turn, of `most` steps at most; round 0 warms up and is not
+    kept."""
     found: dict[str, list[Measured]] = {name: [] for name in CONTENDERS}
-    for seed in range(ROUNDS + 1):
+    for seed in range(rounds + 1):
         for name, (_, contender, steps) in CONTENDERS.items():
             with (
                 contextlib.redirect_stdout(io.StringIO()),
                 contextlib.redirect_stderr(io.StringIO()),
             ):
-                measured = contender(bench, steps if seed else WARM_UP, seed)
+                measured = contender(bench, min(steps, most) if seed else WARM_UP, seed)
             if seed:
                 found[name].append(measured)
     return found
 
 
-def main() -> dict[str, float]:
+def main(quick: bool = False) -> dict[str, float]:
+    rounds, most = (1, 2) if quick else (ROUNDS, STEPS)
     with tempfile.TemporaryDirectory() as folder, threads(THREADS):
         bench = prepare(Path(folder))
         what = (
-            f"minilm, {bench.task.name}, {STEPS} steps of {BATCH} (padded to 128:"
-            f" {STEPS_PADDED_TO_128})"
+            f"minilm, {bench.task.name}, {most} steps of {BATCH} (padded to 128:"
+            f" {min(most, STEPS_PADDED_TO_128)})"
         )
         # beyond 0.5 the figures mean little
         busy = f"load before {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-        print(f"{what}, {THREADS} threads, median of {ROUNDS} rounds, {busy}", flush=True)
-        found = measure(bench)
+        print(f"{what}, {THREADS} threads, median of {rounds} rounds, {busy}", flush=True)
+        found = measure(bench, rounds, most)
     figures: dict[str, float] = {}
     print(f"{'':<42} samples/s    padding")
     for name, (words, _, _) in CONTENDERS.items():
