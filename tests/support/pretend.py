@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from loraexp.machine import measure
+from tests.support import autocast
 from tests.support.helpers import REPOSITORY
 
 # a name that torch knows and that nothing is built for; backward passes run on the host's thread
@@ -63,6 +64,7 @@ class Pretend(torch.Tensor):
             dtype=held.dtype,
             layout=held.layout,
             device=DEVICE,
+            _extra_dispatch_keys=autocast.KEYS,
         )
         made.held = held
         return made
@@ -74,6 +76,7 @@ class Pretend(torch.Tensor):
     @data.setter
     def data(self, value: Pretend) -> None:
         assert isinstance(value, Pretend) and value.shape == self.shape
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.held = value.held
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -86,6 +89,15 @@ class Pretend(torch.Tensor):
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
+
+    def __format__(self, how: str) -> str:
+        return format(self.item(), how) if self.dim() == 0 else super().__format__(how)
+
+    def untyped_storage(self) -> Any:
+        return self.held.untyped_storage()
+
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
 
     def numpy(self, **_: Any) -> Any:
         raise TypeError(
@@ -141,6 +153,7 @@ class Mode(TorchDispatchMode):
         super().__init__()
         self.waits = Waits()
         self.calls: Counter[str] = Counter()
+        self.products: Counter[torch.dtype] = Counter()  # of matrices, by what they compute in
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
@@ -161,6 +174,7 @@ def computed(
     name = function.overloadpacket.__name__
     if mode is not None and ours:
         mode.calls[name] += 1
+        mode.products[ours[0].dtype] += name in ("mm", "addmm", "bmm")
     if ours:
         refuse_mix(name, tensors, keywords)
     if mode is not None:
@@ -240,7 +254,7 @@ def pretend_device() -> Iterator[Mode]:
     torch._C._set_only_lift_cpu_tensors(True)
     try:
         marks = mock.patch.object(measure, "event", lambda device: Mark(mode.waits))
-        with mode, without_inference_mode(), marks:
+        with mode, without_inference_mode(), marks, autocast.autocast_of(DEVICE.type):
             yield mode
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
