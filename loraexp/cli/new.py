@@ -52,8 +52,9 @@ from __future__ import annotations
 import torch
 
 from loraexp.adapter import Adapters
+from loraexp.optimizers.elementwise import AdamW
 from loraexp.optimizers.rule import rule
-from loraexp.optimizers.stepping import AdamW, AdapterOptimizer, factor_blocks, head_section
+from loraexp.optimizers.stepping import AdapterOptimizer, factor_blocks, head_section
 
 
 @rule("A", "B")  # the factors that must train for it; frozen=("A",) for those that must not

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from loraexp.adapter.adapted import Adapters
+from loraexp.optimizers.elementwise import AdamW
 from loraexp.optimizers.grams import inverse
 from loraexp.optimizers.rule import rule
-from loraexp.optimizers.stepping import AdamW, AdapterOptimizer, Block, factor_blocks, head_section
+from loraexp.optimizers.stepping import AdapterOptimizer, Block, factor_blocks, head_section
 
 DAMPING = 1e-8  # PEFT's, on A Aᵀ
 

@@ -10,18 +10,11 @@ import torch
 from torch import Tensor
 
 from loraexp.adapter.adapted import Adapters
+from loraexp.optimizers.elementwise import AdamW, State, base_rule
 from loraexp.optimizers.grams import SingularSystem, require_damping
 from loraexp.optimizers.pairs import PairOptimizer, pairs
 from loraexp.optimizers.rule import rule
-from loraexp.optimizers.stepping import (
-    AdamW,
-    AdapterOptimizer,
-    Block,
-    State,
-    base_rule,
-    factor_blocks,
-    head_section,
-)
+from loraexp.optimizers.stepping import AdapterOptimizer, Block, factor_blocks, head_section
 from loraexp.optimizers.sylvester import System, system
 
 FirstStep = Literal["plain", "limit"]

@@ -9,19 +9,11 @@ import torch
 from torch import Tensor
 
 from loraexp.adapter.adapted import Adapters
+from loraexp.optimizers.elementwise import AdamW, Base, UncorrectedAdamW, base_rule
 from loraexp.optimizers.grams import grams, inverse, require_damping
 from loraexp.optimizers.pairs import PairOptimizer, pairs
 from loraexp.optimizers.rule import rule
-from loraexp.optimizers.stepping import (
-    AdamW,
-    AdapterOptimizer,
-    Base,
-    Block,
-    UncorrectedAdamW,
-    base_rule,
-    factor_blocks,
-    head_section,
-)
+from loraexp.optimizers.stepping import AdapterOptimizer, Block, factor_blocks, head_section
 
 
 def precondition(

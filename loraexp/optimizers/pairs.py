@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from loraexp.machine.device import is_accelerator
+from loraexp.optimizers.elementwise import Base
 from loraexp.optimizers.grams import SingularSystem
-from loraexp.optimizers.stepping import AdapterOptimizer, Base, Block
+from loraexp.optimizers.stepping import AdapterOptimizer, Block
 
 CACHED = 2**19  # entries of one factor: 2 MiB in float32
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import torch
 
 from loraexp.adapter.adapted import Adapters
+from loraexp.optimizers.elementwise import GradientDescent
 from loraexp.optimizers.rule import rule
-from loraexp.optimizers.stepping import (
-    AdapterOptimizer,
-    GradientDescent,
-    factor_blocks,
-    head_section,
-)
+from loraexp.optimizers.stepping import AdapterOptimizer, factor_blocks, head_section
 
 
 @rule()

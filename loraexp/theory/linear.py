@@ -22,9 +22,10 @@ from loraexp.adapter.adapted import AdaptedLinear, Adapters
 from loraexp.adapter.layer import Factors, Layer
 from loraexp.config import ConfigError, nearest
 from loraexp.machine.progress import Progress
+from loraexp.optimizers.elementwise import GradientDescent
 from loraexp.optimizers.p_lora import p_lora
 from loraexp.optimizers.sgd import sgd
-from loraexp.optimizers.stepping import AdapterOptimizer, GradientDescent, factor_blocks
+from loraexp.optimizers.stepping import AdapterOptimizer, factor_blocks
 from loraexp.statistics import layer_generator
 from loraexp.theory.shifts import Tasks
 

@@ -18,7 +18,7 @@ from loraexp.adapter.layer import Factors, Layer
 from loraexp.machine import measure
 from loraexp.machine.device import Batch, is_accelerator, to_device, unread_masks
 from loraexp.machine.processes import Processes
-from loraexp.optimizers import rules, stepping, sylvester
+from loraexp.optimizers import elementwise, rules, sylvester
 from loraexp.run import batches, evaluate, experiment, initialise, train
 from loraexp.run.ledger import describe
 from loraexp.scoring import generate, protocols
@@ -50,12 +50,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def device() -> Iterator[Mode]:
     """The pretended device, with the kernel of AdamW that CUDA has."""
 
-    kernel = stepping.adamw
+    kernel = elementwise.adamw
 
     def fused(*given: Any, **how: Any) -> None:
         kernel(*given, **how | {"fused": True, "foreach": False})
 
-    with pretend_device() as mode, mock.patch.object(stepping, "adamw", fused):
+    with pretend_device() as mode, mock.patch.object(elementwise, "adamw", fused):
         yield mode
 
 
