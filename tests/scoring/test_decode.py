@@ -3,6 +3,7 @@ transformers' own loop."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,12 @@ import torch
 from torch import nn
 
 from loraexp import models
+from loraexp.adapter.adapted import attach
+from loraexp.adapter.layer import Factors
 from loraexp.scoring import beams, cache, decode, generate
+from loraexp.scoring.prompts import evaluating
+from loraexp.scoring.sampling import Sampling
+from tests.support.calls import Calls
 from tests.support.checkpoints import settings_of
 
 PROMPTS = [
@@ -168,6 +174,62 @@ def test_a_model_whose_past_is_something_else_takes_transformers_loop() -> None:
     assert cache.can_decode(model)
     model.config.layer_types = ["linear_attention", "full_attention"]  # type: ignore[union-attr]
     assert not cache.can_decode(model)
+
+
+def adapted(name: str, dtype: torch.dtype, start: str, R: bool) -> tuple[Any, Any, Any, Any]:
+    """A model with factors beside every layer, the same with each merged into its weight, the
+    adapters, and the tokenizer."""
+    model, tokenizer = loaded(name)
+    merged = copy.deepcopy(model)
+    draw, factors = torch.Generator().manual_seed(0), {}
+    for place, module in model.named_modules():
+        if isinstance(module, nn.Linear) and place != "lm_head":
+            sizes = (2, module.in_features), (module.out_features, 2), (2, 2)
+            A, B, middle = (0.2 * torch.randn(*size, generator=draw) for size in sizes)
+            made: dict[str, Any] = {"R": middle if R else None, "start": start}
+            factors[place] = Factors(A=A, B=B, **made)
+    adapters = attach(model.to(dtype), factors, 2.0)
+    with torch.no_grad():
+        for layer in adapters:  # away from the start, which an offset takes back
+            layer.lora_B.add_(0.2 * torch.randn(layer.lora_B.shape, generator=draw))
+            assert (layer.offset_A is not None) == (start == "pretrained")
+            weight: Any = merged.get_submodule(layer.name).weight
+            weight.add_(layer.update())
+    return model, merged.to(dtype), adapters, tokenizer
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-t5"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("start", "R"), [("shifted", False), ("pretrained", False), ("pretrained", True)]
+)
+def test_a_token_launches_two_kernels_a_layer_more_than_a_merged_model(
+    name: str, dtype: torch.dtype, start: str, R: bool
+) -> None:
+    """With a cache of keys and values that grows, in the loop that answers benchmarks; an offset
+    costs nothing more."""
+    model, merged, adapters, tokenizer = adapted(name, dtype, start, R)
+    prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS[:3]]
+    passed: list[int] = []  # the layers that a token goes through
+    for layer in adapters:
+        layer.register_forward_hook(lambda *_: passed.append(1))
+
+    def grown(model: Any, most: int) -> tuple[list[list[int]], int]:
+        passed.clear()
+        rules = decode.Rules(Sampling(most), frozenset(), decode.Stops(tokenizer, ()))
+        answers = [decode.Answer(number, 0, number) for number in range(len(prompts))]
+        with evaluating(model), Calls() as counted:
+            decode.decode(model, prompts, rules, 0, 4, answers, lambda answer: None)
+        return [answer.tokens for answer in answers], counted.total
+
+    grown(model, 1)  # factors are cast and joined once
+    before, layers = grown(model, 8)[1], len(passed)
+    mine, after = grown(model, 24)
+    layers = len(passed) - layers
+    short, (theirs, long) = grown(merged, 8)[1], grown(merged, 24)
+    assert len(mine[0]) == 24 and layers >= 16 * 14
+    assert (after - before) - (long - short) == 2 * layers
+    assert dtype != torch.float32 or mine == theirs
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])

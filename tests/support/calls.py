@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # they only look at memory in another shape, and launch nothing
@@ -25,10 +26,16 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
+        keywords = keywords or {}
+        if torch.is_inference_mode_enabled():  # what is made of others comes here in one piece
+            with self:
+                result = function.decompose(*arguments, **keywords)
+            if result is not NotImplemented:
+                return result
         name = function.overloadpacket.__name__
         if name not in VIEWS:
             self.names[name] += 1
-        return function(*arguments, **(keywords or {}))
+        return function(*arguments, **keywords)
 
     @property
     def total(self) -> int:
