@@ -4,16 +4,21 @@ used again."""
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loraexp import cli, load_records
+from loraexp.finished import rescore
 from loraexp.records import tracking
 from loraexp.records.reading import value_at
 from tests.support.own import own_base, own_data
 from tests.support.runs import SMOKE, run
+from tests.support.text_tasks import write_gsm8k
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -49,6 +54,24 @@ def test_a_rescore_stands_beside_the_metrics_with_what_made_it_differ(tmp_path: 
         and copied.record["evaluations"][0]["metrics"]["dev"]["accuracy"] == accuracy
     )
     assert copied.record["metrics"]["dev"] == own["dev"] and len(copied.lines()) > 0
+
+
+def test_of_several_processes_that_score_one_writes_what_one_alone_finds(tmp_path: Path) -> None:
+    """Under torchrun, of three questions in batches of two."""
+    text = ("model=tiny-llama", "task=gsm8k", f"task.data_dir={write_gsm8k(tmp_path)}")
+    short = ("task.limit_train=16", "task.max_length=128", "train.max_steps=1")
+    folder = run(*text, *short, "task.limit_eval=1", out=tmp_path).folder
+    words = ["task.limit_eval=3", "train.eval_batch_size=2"]
+    alone = rescore.rescore(str(folder), words)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "-m", "loraexp", "eval", str(folder), *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = record_of(folder)["evaluations"]
+    assert first["metrics"] == second["metrics"] == alone and alone
+    assert (first["rows"], first["limits"]) == (second["rows"], second["limits"])
+    assert len(done.stdout.splitlines()) == len(alone)  # the first speaks for both
 
 
 def test_a_table_reads_another_protocol_from_a_rescore_of_all_rows_only() -> None:

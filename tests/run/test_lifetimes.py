@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loraexp.run import kept
+from loraexp.scoring import protocols
+from tests.support.glue import write_glue
 from tests.support.runs import run
 from tests.support.text_tasks import write_gsm8k
 
@@ -24,7 +27,10 @@ TEXT = (
 )
 
 
-@pytest.mark.parametrize("kind", ["classification", "text", "full"])
+LABELS = ("model=tiny-t5", "task=cola_t5", "train.batch_size=8", "task.limit_eval=8")
+
+
+@pytest.mark.parametrize("kind", ["classification", "text", "labels", "beams", "full"])
 def test_the_weights_of_a_run_go_with_it(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,10 +44,17 @@ def test_the_weights_of_a_run_go_with_it(
         return model
 
     monkeypatch.setattr(kept, "model", noted)
+    beams = protocols.find("gsm8k", "llm_adapters")
+    assert beams.decoding is not None and beams.decoding.beams > 1
+    fewer = replace(beams, decoding=replace(beams.decoding, max_new_tokens=16))
+    monkeypatch.setitem(protocols.PROTOCOLS, ("gsm8k", "llm_adapters"), fewer)
+    gsm8k = (*TEXT, f"task.data_dir={write_gsm8k(tmp_path)}")
     words = {
         "classification": (),
         "full": ("init=full",),
-        "text": (*TEXT, f"task.data_dir={write_gsm8k(tmp_path)}"),
+        "text": gsm8k,
+        "beams": (*gsm8k, "task.recipe=lora_ga", "task.protocol=llm_adapters"),
+        "labels": (*LABELS, f"task.data_dir={write_glue(tmp_path)}"),
     }[kind]
     # what libraries set up once is not the run's
     run(*words, "train.max_steps=1", out=tmp_path / "warm")
