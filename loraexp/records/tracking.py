@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from loraexp.config.settings import WandbSettings
 
 
+class Open:
+    """What W&B has going in this process, which serves the copies of several runs at once."""
+
+    copies: set[int] = set()
+    failed = False  # a copy that nobody has told W&B the end of
+
+
 class Copy:
     """W&B's copy of one record; when W&B fails, the run goes on without it, and `error` says
     why."""
@@ -50,6 +57,7 @@ class Copy:
             or self.error is not None
         ):
             return
+        Open.copies.add(id(self))
         with self.second_to_disk():
             import wandb
 
@@ -82,7 +90,8 @@ class Copy:
         except Exception as error:  # noqa: BLE001 - W&B's own, of any kind
             self.run = None
             self.error = f"{type(error).__name__}: {error}"
-            let_go()
+            Open.failed = True
+            self.close()
             notice(f"loraexp: W&B stopped ({self.error[:200]}); the record on disk goes on")
 
     def log(self, line: Mapping[str, object]) -> None:
@@ -102,6 +111,15 @@ class Copy:
         with self.second_to_disk():
             self.run.summary.update(summary(record))
             self.run.finish(exit_code=0 if record["status"] == "finished" else 1)
+        self.close()
+
+    def close(self) -> None:
+        """No longer one of those that W&B has going; after the last of them, one that failed is let
+        go."""
+        Open.copies.discard(id(self))
+        if Open.failed and not Open.copies:
+            Open.failed = False
+            let_go()
 
 
 def unhook() -> None:
