@@ -63,7 +63,7 @@ def verified(run: FinishedRun, tolerance: float) -> int:
 def export(arguments: Sequence[str]) -> int:
     """A PEFT adapter folder of a run, or the base with the update merged once in float32."""
     parser = Parser("loraexp export", description=export.__doc__)
-    parser.add_argument("run", help="run folder or run id")
+    parser.add_run()
     parser.add_argument("--to", required=True, type=Path, help="a folder that does not exist yet")
     parser.add_argument(
         "--merged", action="store_true", help="a whole checkpoint instead of an adapter"
@@ -89,10 +89,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     from loraexp.finished import rescore
 
     parser = Parser("loraexp eval", description=evaluate.__doc__)
-    parser.add_argument("run", help="run folder or run id")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help=" | ".join(rescore.SCORING)
-    )
+    parser.add_run()
+    parser.add_overrides(" | ".join(rescore.SCORING))
     options = parser.parse_args(arguments)
     for split, values in rescore.rescore(options.run, options.overrides).items():
         if not first():
@@ -106,8 +104,8 @@ def align_options(arguments: Sequence[str]) -> argparse.Namespace:
     from loraexp.finished.diagnose import WHERE
 
     parser = Parser("loraexp align", description=align.__doc__)
-    parser.add_argument("run", help="run folder or run id")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=" | ".join(WHERE))
+    parser.add_run()
+    parser.add_overrides(" | ".join(WHERE))
     parser.add_argument(
         "--against",
         metavar="FULL_RUN",
@@ -143,9 +141,11 @@ def align_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def align(arguments: Sequence[str]) -> int:
-    """Principal angles between the factors and the one-step gradient, at every kept step
-    (train.keep_factors_every); with a finished run of init=full, how far the predictions are from
-    its own; and the loss on the way from the pretrained weights to the run's."""
+    """Principal angles between the factors and the one-step gradient, at every kept step.
+
+    Steps are kept by train.keep_factors_every. With a finished run of init=full, also how far the
+    predictions are from its own; and the loss on the way from the pretrained weights to the run's.
+    """
     options = align_options(arguments)
     from loraexp.artifacts import alignment, drawing
     from loraexp.finished import diagnose, opened

@@ -20,14 +20,18 @@ PLURALS = {
 
 
 def choices(arguments: Sequence[str]) -> int:
-    """`loraexp list [models|tasks|inits|optimizers|methods|sweeps]`: name and first comment of
-    every file."""
+    """What there is to choose from, one line each: models, tasks, inits, optimizers, methods,
+    sweeps, keys."""
     parser = Parser("loraexp list", description=choices.__doc__)
     groups = [*PLURALS, "sweeps", "keys"]
     parser.add_argument("what", nargs="?", help=" | ".join(groups))
     what = parser.parse_args(arguments).what
+    if f"{what}s" in groups:  # one model, many models
+        what = f"{what}s"
     if what is not None and what not in groups:
-        raise ConfigError(f"list {what}: {config.nearest(what, groups)}")
+        raise ConfigError(
+            f"list {what}: expected {', '.join(groups)}; {config.nearest(what, groups)}"
+        )
     for plural in [what] if what else groups[:-1]:
         if plural == "keys":
             keys()

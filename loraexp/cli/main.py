@@ -127,10 +127,15 @@ def help_of(words: Sequence[str]) -> int:
     print("loraexp [KEY=VALUE ...]         one run; -m KEY=A,B,... a grid; --help the keys")
     print("-v on any line                  details as they happen, and where an error came from\n")
     for name in VERBS:
-        said = (verb(name).__doc__ or "").strip().splitlines()[0]
-        print(f"loraexp {name:<23} {said}")
+        print(f"loraexp {name:<23} {sentence(verb(name))}")
     print("\nloraexp help VERB               the options of a verb")
     return DONE
+
+
+def sentence(function: Callable[..., int]) -> str:
+    """What a verb does: the first sentence of its docstring, on one line."""
+    first = (function.__doc__ or "").partition("\n\n")[0]
+    return " ".join(first.split()).partition(". ")[0].rstrip(".") + "."
 
 
 def refuse_words(argv: Sequence[str]) -> None:

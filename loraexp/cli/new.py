@@ -121,13 +121,16 @@ def new(arguments: Sequence[str]) -> int:
     """Write the file and the yaml that an initializer, an optimizer, a task or a sweep of your own
     begins with."""
     parser = Parser("loraexp new", description=new.__doc__)
-    parser.add_argument("kind", choices=KINDS, metavar="|".join(KINDS))
+    parser.add_argument("kind", metavar="|".join(KINDS))
     parser.add_argument("name", metavar="NAME", help="a Python name, such as my_init")
     parser.add_argument(
         "--to", type=Path, default=Path(), help="the folder to begin in (default: here)"
     )
     options = parser.parse_args(arguments)
     kind, name = options.kind, options.name
+    kind = next((short for short in KINDS if kind.startswith(short)), kind)  # initializer, tasks
+    if kind not in KINDS:
+        raise ConfigError(f"new {kind}: expected {', '.join(KINDS)}; {config.nearest(kind, KINDS)}")
     if not name.isidentifier() or keyword.iskeyword(name):
         raise ConfigError(
             f"new {kind} {name}: expected a Python name, letters, digits and underscores"

@@ -1,10 +1,10 @@
-"""What the verbs' arguments share: one-line complaints, checked formats."""
+"""What the verbs' arguments share: a run, overrides, one-line complaints, checked words."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import NoReturn
 
 from loraexp.config import ConfigError, nearest
 
@@ -12,7 +12,14 @@ from loraexp.config import ConfigError, nearest
 class Parser(argparse.ArgumentParser):
     """argparse whose complaint is one line of ours, with exit status 2."""
 
-    def error(self, message: str) -> Any:
+    def add_run(self) -> None:
+        self.add_argument("run", metavar="RUN", help="run folder or run id")
+
+    def add_overrides(self, what: str) -> None:
+        """Any number of them, none as well; `parse_intermixed_args` takes them anywhere."""
+        self.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=what)
+
+    def error(self, message: str) -> NoReturn:
         raise ConfigError(
             f"{self.prog.removeprefix('loraexp ')}: {message}; see {self.prog} --help"
         )

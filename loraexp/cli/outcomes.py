@@ -63,8 +63,9 @@ def table(lines: Sequence[Line]) -> Table:
     """What differs between the runs, state, the selected and the first reported values, seconds."""
     shown = list(lines)
     if len(shown) > MOST:
-        kept = sorted(range(len(shown)), key=lambda i: -shown[i].selected)[:MOST]
-        shown = [shown[i] for i in sorted(kept)]
+        known = [i for i, line in enumerate(lines) if line.record]
+        kept = sorted(known, key=lambda i: -lines[i].selected)[:MOST]
+        shown = [lines[i] for i in sorted(kept)]
     points = {
         key: {str(line.point.get(key)) for line in lines} for line in lines for key in line.point
     }
@@ -85,4 +86,5 @@ def table(lines: Sequence[Line]) -> Table:
         )
     if len(shown) < len(lines):
         made.caption = f"the best {len(shown)} of {len(lines)} runs; loraexp runs lists all"
+        made.caption_justify = "left"
     return made

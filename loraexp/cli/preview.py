@@ -18,9 +18,7 @@ def show(arguments: Sequence[str]) -> int:
     """The first rows of a task as they are tokenised and masked: what is trained is underlined, or
     between ⟦ and ⟧."""
     parser = Parser("loraexp show", description=show.__doc__)
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="task=NAME, model=NAME, …"
-    )
+    parser.add_overrides("task=NAME, model=NAME, …")
     parser.add_argument("--rows", type=int, default=3, help="how many (default 3)")
     options = parser.parse_intermixed_args(arguments)
     if options.rows < 1:

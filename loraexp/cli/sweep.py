@@ -21,14 +21,9 @@ FIGURES = ("png", "svg", "pdf")
 
 def named(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """NAME, --variant and what the parser has besides; and the overrides, wherever they stand."""
-    parser.add_argument("name", help="a sweep (loraexp list sweeps), or a yaml file of your own")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="overrides of every run, after those of the sweep",
-    )
+    about = "a sweep (loraexp list sweeps), or a yaml file of your own"
+    parser.add_argument("name", metavar="NAME", help=about)
+    parser.add_overrides("overrides of every run, after those of the sweep")
     parser.add_argument("--variant", help="the same artifact under other means, such as smoke")
     options = parser.parse_intermixed_args(arguments)
     for word in options.overrides:
