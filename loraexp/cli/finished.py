@@ -31,7 +31,11 @@ def verify(arguments: Sequence[str]) -> int:
     parser = Parser("loraexp verify", description=verify.__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders or run ids")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-5, help="relative to the largest logit (default 1e-5)"
+        "--tolerance",
+        type=float,
+        default=1e-5,
+        metavar="X",
+        help="relative to the largest logit (default 1e-5)",
     )
     options = parser.parse_args(arguments)
     from loraexp.finished import opened
@@ -64,7 +68,9 @@ def export(arguments: Sequence[str]) -> int:
     """A PEFT adapter folder of a run, or the base with the update merged once in float32."""
     parser = Parser("loraexp export", description=export.__doc__)
     parser.add_run()
-    parser.add_argument("--to", required=True, type=Path, help="a folder that does not exist yet")
+    parser.add_argument(
+        "--to", required=True, type=Path, metavar="DIR", help="a folder that does not exist yet"
+    )
     parser.add_argument(
         "--merged", action="store_true", help="a whole checkpoint instead of an adapter"
     )
@@ -112,20 +118,29 @@ def align_options(arguments: Sequence[str]) -> argparse.Namespace:
         help="a finished run with init=full of the same model and task",
     )
     parser.add_argument(
-        "--rows", type=int, default=512, help="training rows of the one-step gradient (default 512)"
+        "--rows",
+        type=int,
+        metavar="N",
+        default=512,
+        help="training rows of the one-step gradient (default 512)",
     )
     parser.add_argument(
         "--held-out",
         type=int,
+        metavar="N",
         default=128,
         help="held-out rows for predictions and losses (default 128)",
     )
     parser.add_argument(
-        "--directions", type=int, help="leading directions that are compared (default: the rank)"
+        "--directions",
+        type=int,
+        metavar="N",
+        help="leading directions that are compared (default: the rank)",
     )
     parser.add_argument(
         "--points",
         type=int,
+        metavar="N",
         default=9,
         help="points of each side of the plane (default 9; the line has 13)",
     )

@@ -24,7 +24,12 @@ def runs(arguments: Sequence[str]) -> int:
     removes what those left."""
     parser = Parser("loraexp runs", description=runs.__doc__)
     parser.add_argument(
-        "root", nargs="?", type=Path, default=Path("outputs"), help="output_root (default: outputs)"
+        "root",
+        nargs="?",
+        type=Path,
+        default=Path("outputs"),
+        metavar="DIR",
+        help="output_root (default: outputs)",
     )
     parser.add_argument(
         "--failed",

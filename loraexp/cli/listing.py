@@ -24,7 +24,7 @@ def choices(arguments: Sequence[str]) -> int:
     sweeps, keys."""
     parser = Parser("loraexp list", description=choices.__doc__)
     groups = [*PLURALS, "sweeps", "keys"]
-    parser.add_argument("what", nargs="?", help=" | ".join(groups))
+    parser.add_argument("what", nargs="?", metavar="GROUP", help=" | ".join(groups))
     what = parser.parse_args(arguments).what
     if f"{what}s" in groups:  # one model, many models
         what = f"{what}s"

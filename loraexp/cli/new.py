@@ -13,6 +13,7 @@ from loraexp.config import ConfigError
 from loraexp.machine.words import shorten
 
 KINDS = ("init", "optimizer", "task", "sweep")
+SPELLINGS = {"initializer": "init", "initialiser": "init", "rule": "optimizer"}
 
 INIT = '''"""{name}: one sentence on what it starts from. Source: author, title, equation."""
 
@@ -124,13 +125,18 @@ def new(arguments: Sequence[str]) -> int:
     parser.add_argument("kind", metavar="|".join(KINDS))
     parser.add_argument("name", metavar="NAME", help="a Python name, such as my_init")
     parser.add_argument(
-        "--to", type=Path, default=Path(), help="the folder to begin in (default: here)"
+        "--to",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="the folder to begin in (default: here)",
     )
     options = parser.parse_args(arguments)
     kind, name = options.kind, options.name
-    kind = next((short for short in KINDS if kind.startswith(short)), kind)  # initializer, tasks
+    kind = SPELLINGS.get(kind.removesuffix("s"), kind.removesuffix("s"))  # an initializer, tasks
     if kind not in KINDS:
-        raise ConfigError(f"new {kind}: expected {', '.join(KINDS)}; {config.nearest(kind, KINDS)}")
+        said = f"expected {', '.join(KINDS)}; {config.nearest(options.kind, KINDS)}"
+        raise ConfigError(f"new {options.kind}: {said}")
     if not name.isidentifier() or keyword.iskeyword(name):
         raise ConfigError(
             f"new {kind} {name}: expected a Python name, letters, digits and underscores"

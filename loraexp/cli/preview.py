@@ -19,7 +19,7 @@ def show(arguments: Sequence[str]) -> int:
     between ⟦ and ⟧."""
     parser = Parser("loraexp show", description=show.__doc__)
     parser.add_overrides("task=NAME, model=NAME, …")
-    parser.add_argument("--rows", type=int, default=3, help="how many (default 3)")
+    parser.add_argument("--rows", type=int, metavar="N", default=3, help="how many (default 3)")
     options = parser.parse_intermixed_args(arguments)
     if options.rows < 1:
         raise ConfigError(f"--rows {options.rows}: expected a whole number of at least 1")

@@ -24,7 +24,9 @@ def named(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace,
     about = "a sweep (loraexp list sweeps), or a yaml file of your own"
     parser.add_argument("name", metavar="NAME", help=about)
     parser.add_overrides("overrides of every run, after those of the sweep")
-    parser.add_argument("--variant", help="the same artifact under other means, such as smoke")
+    parser.add_argument(
+        "--variant", metavar="NAME", help="the same artifact under other means, such as smoke"
+    )
     options = parser.parse_intermixed_args(arguments)
     for word in options.overrides:
         if "=" not in word and not word.startswith("~"):
@@ -82,17 +84,22 @@ def compare(arguments: Sequence[str]) -> int:
     equal_conditions`.
     """
     parser = Parser("loraexp compare", description=compare.__doc__)
-    help_of_words = (
-        "an initializer, a method, or init=NAME,optimizer=NAME; then overrides, such as task=mrpc"
-    )
-    parser.add_argument("words", nargs="+", metavar="INIT | KEY=VALUE", help=help_of_words)
+    about = "an initializer, a method, or init=NAME,optimizer=NAME; two or more side by side"
+    parser.add_argument("words", nargs="+", metavar="INIT", help=about)
+    parser.add_overrides("overrides of every run, such as task=mrpc")
     parser.add_argument(
-        "--against", default="", help="rows of the table, separated by commas (default: all)"
+        "--against",
+        default="",
+        metavar="ROW,…",
+        help="rows of the table, separated by commas (default: all)",
     )
-    parser.add_argument("--variant", help="the same under other means, such as smoke")
+    parser.add_argument(
+        "--variant", metavar="NAME", help="the same under other means, such as smoke"
+    )
     options = parser.parse_intermixed_args(arguments)
-    mine = [word for word in options.words if "=" not in word or word.startswith("init=")]
-    overrides = [word for word in options.words if word not in mine]
+    words = [*options.words, *options.overrides]  # argparse has them all in the first
+    mine = [word for word in words if "=" not in word or word.startswith("init=")]
+    overrides = [word for word in words if word not in mine]
     if not mine:
         raise ConfigError(
             f"compare {' '.join(overrides)}: expected an initializer, a method, or"
@@ -179,10 +186,13 @@ def table(arguments: Sequence[str]) -> int:
 
     parser = Parser("loraexp table", description=table.__doc__)
     names = list(formats.FORMATS)
-    parser.add_argument("--format", help=f"{' | '.join(names)} (default md, or what FILE ends in)")
+    parser.add_argument(
+        "--format", metavar="FORMAT", help=f"{' | '.join(names)} (default md, or what FILE ends in)"
+    )
     parser.add_argument(
         "--from",
         dest="source",
+        metavar="wandb:…",
         help="wandb:ENTITY/PROJECT, or wandb:DIR with the folders of offline runs",
     )
     parser.add_argument("--to", type=Path, metavar="FILE", help="a file instead of standard output")
@@ -217,7 +227,9 @@ def plot(arguments: Sequence[str]) -> int:
     all.
     """
     parser = Parser("loraexp plot", description=plot.__doc__)
-    parser.add_argument("--to", type=Path, help="a folder (default: figures under output_root)")
+    parser.add_argument(
+        "--to", type=Path, metavar="DIR", help="a folder (default: figures under output_root)"
+    )
     parser.add_argument(
         "--format",
         default=",".join(FIGURES),
@@ -226,6 +238,7 @@ def plot(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--from",
         dest="source",
+        metavar="wandb:…",
         help="wandb:ENTITY/PROJECT, or wandb:DIR of offline runs (default: the records on disk)",
     )
     options, overrides = named(parser, arguments)
@@ -267,18 +280,20 @@ def report(arguments: Sequence[str]) -> int:
     """
     parser = Parser("loraexp report", description=report.__doc__)
     parser.add_argument(
-        "words",
-        nargs="*",
-        default=[],
-        metavar="SWEEP.yaml | KEY=VALUE",
-        help="KEY=VALUE as given to loraexp sweep, such as output_root=DIR; sweeps (default: all)",
+        "words", nargs="*", default=[], metavar="NAME", help="sweeps (default: all)"
     )
+    parser.add_overrides("as given to loraexp sweep, such as output_root=DIR")
     parser.add_argument(
-        "--to", type=Path, required=True, help="a folder; it is made if it is not there"
+        "--to",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a folder; it is made if it is not there",
     )
     options = parser.parse_intermixed_args(arguments)
-    overrides = [word for word in options.words if "=" in word]
-    names = [word for word in options.words if "=" not in word]
+    words = [*options.words, *options.overrides]  # argparse has them all in the first
+    overrides = [word for word in words if "=" in word]
+    names = [word for word in words if "=" not in word]
     if strange := [word for word in names if word.endswith((".yaml", ".yml"))]:
         boundary.enclose(Path(strange[0]), overrides)
     config.compose(overrides)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from loraexp import cli
+from loraexp.cli.main import VERBS
 from loraexp.config import search
 from loraexp.records.reading import load_records
 from tests.support.helpers import REPOSITORY
@@ -116,11 +120,40 @@ def test_help_version_and_a_closed_pipe(capsys) -> None:
     assert cli.main(["table"]) == 2
     assert (
         capsys.readouterr().err
-        == "loraexp: table: the following arguments are required: name; see loraexp table --help\n"
+        == "loraexp: table: the following arguments are required: NAME; see loraexp table --help\n"
     )
     command = f"{sys.executable} -m loraexp list | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.stderr == ""
+
+
+def test_a_line_of_help_is_a_whole_sentence(capsys) -> None:
+    """Not what stood on the first line of a docstring; a verb takes no overrides for required."""
+    assert cli.main(["help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for verb in VERBS:
+        [line] = [line for line in lines if line.startswith(f"loraexp {verb} ")]
+        words = line.removeprefix(f"loraexp {verb}").strip()
+        page = " ".join(getattr(*entry_of(verb)).__doc__.split())
+        assert page.startswith(words.rstrip(".")), verb
+        assert words.endswith(".") and not words.rstrip(".").endswith((",", " of", " the")), verb
+        assert cli.main(["help", verb]) == 0
+        usage = " ".join(capsys.readouterr().out.partition("\n\n")[0].split())
+        assert "KEY=VALUE ..." not in usage.replace("[KEY=VALUE ...]", ""), usage
+        values = usage.split()[3:]
+        assert not [word for word in values if re.fullmatch(r"\[?[a-z]+\]?", word)], usage
+
+
+def entry_of(verb: str) -> tuple[ModuleType, str]:
+    module, name = VERBS[verb]
+    return importlib.import_module(f"loraexp.cli.{module}"), name
+
+
+def test_one_of_a_group_lists_the_group(capsys) -> None:
+    assert cli.main(["list", "models"]) == 0
+    every = capsys.readouterr().out
+    assert cli.main(["list", "model"]) == 0
+    assert capsys.readouterr().out == every and "minilm" in every
 
 
 def test_runs_lists_what_there_is(tmp_path: Path, capsys) -> None:

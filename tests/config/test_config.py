@@ -213,7 +213,15 @@ BAD = [
     ),
     (["task.limit_train=0"], "task.limit_train=0: expected a number above 0"),
     (["-m", "lr=1e-4,-1"], "lr=-1.0: expected a number above 0"),
-    (["list", "model"], "list model: nearest: models"),
+    (
+        ["list", "modles"],
+        "list modles: expected models, tasks, inits, optimizers, methods, sweeps, keys; nearest:"
+        " models",
+    ),
+    (
+        ["new", "initt", "my_init"],
+        "new initt: expected init, optimizer, task, sweep; nearest: init",
+    ),
     (
         ["verify", "nowhere"],
         "nowhere: expected a run folder, or the id of one run in a folder here (0 found)",
