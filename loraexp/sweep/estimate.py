@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -40,36 +40,30 @@ def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
     initializer = config.Component.of(parts["init"], "init")
     made: Any = initializer.function
     trains, full = initializer.trains, initializer.full
-    dtype = getattr(torch, settings.dtype) if settings.dtype else torch.float32
-    if parts["precision"] == "bf16" and not full and not settings.dtype:
-        dtype = torch.bfloat16
+    dtype = models.dtype_of(settings, parts["precision"], full=full)
     model = copy.deepcopy(
         skeleton(json.dumps(parts["model"], sort_keys=True), dtype, parts["labels"])
     )
     head = models.new_modules(model, settings.kind)
     targets = models.target_layers(model, settings.targets, head)
     weights = weight_bytes(model, settings)
-    products = sum(
-        m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)
-    )
     statistics = statistics_bytes(made, parts, targets)
+    # every initializer that trains the same factors keeps the same
     alike = (
         *map(str, (parts["model"], dtype, parts["labels"], parts["rank"], sorted(trains))),
         shape.length,
         shape.fused,
     )
 
-    def shown(batch: int) -> int:
-        """Of every initializer that trains the same factors the same."""
+    def kept(batch: int) -> int:
         if (*alike, batch) not in COUNTED:
             COUNTED[*alike, batch] = activations(
                 model, settings=settings, batch=batch, length=shape.length, fused=shape.fused
             )
         return COUNTED[*alike, batch]
 
-    largest = max(int(m.in_features) * int(m.out_features) for m in targets.values())  # type: ignore[arg-type]
-    work = 0 if full else SVD_WORK * 4 * largest
-
+    products = sum(linear_sizes(model.modules()))
+    work = 0 if full else SVD_WORK * 4 * max(linear_sizes(targets.values()))
     adapters = (
         train_everything(model)
         if full
@@ -83,12 +77,17 @@ def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
         adapter=offset * 4 * numbers["adapter"],
         gradients=sum(p.numel() * p.element_size() for p in trainable),
         optimizer=optimizer_bytes(adapters, parts["optimizer"]) if trainable else 0,
-        activations=shown(parts["batch"]),
-        init_activations=shown(min(parts["calibration"][:2])) if made.needs else 0,
+        activations=kept(parts["batch"]),
+        init_activations=kept(min(parts["calibration"][:2])) if made.needs else 0,
         statistics=statistics + work,
         written=shape.written[0] * shape.written[1] * cache_bytes(model, dtype),
     )
     return memory, numbers
+
+
+def linear_sizes(modules: Iterable[nn.Module]) -> list[int]:
+    """The numbers of weights of those that are linear layers."""
+    return [m.in_features * m.out_features for m in modules if isinstance(m, nn.Linear)]
 
 
 def weight_bytes(model: nn.Module, settings: ModelSettings) -> int:

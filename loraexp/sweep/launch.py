@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,42 @@ def dead(
     return begun or (left if len(left) == len(cells) else [])
 
 
+@dataclass(frozen=True)
+class Launcher:
+    """A Hydra launcher that is handed cells, and says what its workers said of each."""
+
+    words: Sequence[str]  # hydra/launcher=NAME, as it was asked for
+    made: Any
+    packs: Packs
+    others: dict[str, list[dict[str, Any]]]  # by the folder of a group's first run
+
+    def __call__(self, cells: Sequence[Cell]) -> list[Report] | None:
+        """None where the launcher itself broke down after runs had begun: what became of them is on
+        disk."""
+        stamps = [stamp(cell.folder) for cell in cells]
+        groups = self.packs.of(cells)
+        self.others.clear()
+        self.others.update({str(first.folder): [c.plain for c in rest] for first, *rest in groups})
+        try:
+            done = self.made.launch([job(group[0]) for group in groups], initial_job_idx=0)
+        except Exception as error:  # noqa: BLE001 - a launcher raises what it likes, also for one worker that died
+            if stamps == [stamp(cell.folder) for cell in cells]:
+                raise ConfigError(
+                    f"{' '.join(self.words) or 'hydra/launcher=basic'}: no run could be started:"
+                    f" {reason_of(error)}"
+                ) from error
+            notice(
+                f"loraexp: the launcher stopped ({reason_of(error)}); going on with what is left"
+            )
+            return None
+        reports = {
+            cell.folder: checked(report, cell)
+            for answer, group in zip(done, groups, strict=True)
+            for report, cell in zip(each_of(answer.return_value, group), group, strict=True)
+        }
+        return [reports[cell.folder] for cell in cells]
+
+
 @contextmanager
 def launcher(
     sweep: Sweep,
@@ -173,13 +210,8 @@ def launcher(
     hydra: Sequence[str],
     packs: Packs,
     cells: Sequence[Cell] = (),
-) -> Any:
-    """A function that hands cells to the Hydra launcher `hydra/launcher=NAME`, and returns what its
-    workers said.
-
-    It returns None where the launcher itself broke down after runs had begun: what became of them
-    is on disk.
-    """
+) -> Iterator[Launcher]:
+    """The Hydra launcher `hydra/launcher=NAME`, while Hydra is composed as its workers find it."""
     from hydra import initialize_config_dir
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
@@ -200,7 +232,7 @@ def launcher(
             config_name="config", overrides=[*root, *hydra], run_mode=RunMode.MULTIRUN
         )
         context = HydraContext(config_loader=loader.config_loader, callbacks=Callbacks(cfg))
-        others: dict[str, list[dict[str, Any]]] = {}  # by the folder of a group's first run
+        others: dict[str, list[dict[str, Any]]] = {}
         task = partial(
             run_group,
             others=others,
@@ -213,33 +245,7 @@ def launcher(
         )
         if cards.launcher_of(hydra) == "ray":
             made = actors.Actors(made, each)
-
-        def launch(cells: Sequence[Cell]) -> list[Report] | None:
-            stamps = [stamp(cell.folder) for cell in cells]
-            groups = packs.of(cells)
-            others.clear()
-            others.update({str(first.folder): [c.plain for c in rest] for first, *rest in groups})
-            try:
-                done = made.launch([job(group[0]) for group in groups], initial_job_idx=0)
-            except Exception as error:  # noqa: BLE001 - a launcher raises what it likes, also for one worker that died
-                if stamps == [stamp(cell.folder) for cell in cells]:
-                    raise ConfigError(
-                        f"{' '.join(hydra) or 'hydra/launcher=basic'}: no run could be started:"
-                        f" {reason_of(error)}"
-                    ) from error
-                notice(
-                    f"loraexp: the launcher stopped ({reason_of(error)}); going on with what is"
-                    " left"
-                )
-                return None
-            reports = {
-                cell.folder: checked(report, cell)
-                for answer, group in zip(done, groups, strict=True)
-                for report, cell in zip(each_of(answer.return_value, group), group, strict=True)
-            }
-            return [reports[cell.folder] for cell in cells]
-
-        yield launch
+        yield Launcher(hydra, made, packs, others)
 
 
 def each_of(reports: list[Report], group: Sequence[Cell]) -> list[Report]:
