@@ -30,6 +30,7 @@ from loraexp.statistics import (
     Calibration,
     Collected,
     Report,
+    Store,
     collect,
     fingerprint,
     layer_generator,
@@ -145,7 +146,13 @@ def statistics_of(
         objective(task, device, settings.precision),
         batches=batches[first_of[processes.rank] : first_of[processes.rank + 1]],
         weighting=own.weighting or function.weighting,
+        mode=own.mode,
+        seed=settings.seed,
     )
+    cache = None
+    if own.cache:
+        depends = f"{fingerprint(model)}-{settings.precision}-{task.name}-{task.version}"
+        cache = Store(Path(settings.cache_root) / "statistics", depends)
     return collect(
         model,
         targets,
@@ -155,14 +162,7 @@ def statistics_of(
         # one plan for all: every process sweeps with the others
         budget=min(gathered(own.budget(measure.free_bytes(device)))),
         rank=settings.rank,
-        mode=own.mode,
-        seed=settings.seed,
-        cache=Path(settings.cache_root) / "statistics" if own.cache else None,
-        cache_key=(
-            f"{fingerprint(model)}-{settings.precision}-{task.name}-{task.version}"
-            if own.cache
-            else ""
-        ),
+        cache=cache,
     )
 
 

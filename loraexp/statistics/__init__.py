@@ -1,7 +1,7 @@
 """What data-driven initializers read, collected layer by layer from the calibration batches within
 a memory budget."""
 
-from loraexp.statistics.cache import fingerprint
+from loraexp.statistics.cache import Store, fingerprint
 from loraexp.statistics.calibration import Calibration, layer_generator, token_mask
 from loraexp.statistics.collect import Collected, Report, collect, weight
 from loraexp.statistics.plan import Plan, Size, plan
@@ -12,6 +12,7 @@ __all__ = [
     "Plan",
     "Report",
     "Size",
+    "Store",
     "collect",
     "fingerprint",
     "layer_generator",

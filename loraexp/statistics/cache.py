@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,19 @@ def unflat(
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where statistics are kept: the folder, what they depend on that the calibration does not show
+    (`fingerprint` of the model, task, loss), and how many bytes it may hold."""
+
+    root: Path
+    depends: str
+    limit: int = 2**31
+
+    def entry(self, parts: Mapping[str, Any]) -> Entry:
+        return Entry(self.root, key({"model": self.depends, **parts}), self.limit)
 
 
 class Entry:

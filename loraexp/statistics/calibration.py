@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class Calibration:
     over, for every statistic of a loss. Both are `L = (1/n) Σ_i L_i` over the n samples: "samples"
     has `L_i` the mean over the T_i label tokens of sample i, "tokens" their sum times n/ΣT, so that
     L is the mean over all label tokens. All three callables are handed one stand-in for the model:
-    the forward pass that one of them ran serves the others.
+    the forward pass that one of them ran serves the others. `mode`: without dropout, or as in
+    training; `seed`: of the dropout, and of whatever the statistics draw.
     """
 
     batches: Sequence[Batch]
@@ -41,6 +42,8 @@ class Calibration:
     population: int
     sample_losses: Callable[[Any, Any], Tensor] | None = None
     weighting: Weighting = "tokens"
+    mode: Literal["eval", "train"] = "eval"
+    seed: int = 0
 
 
 def samples_in(batch: Batch) -> int:

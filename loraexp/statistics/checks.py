@@ -21,7 +21,6 @@ def check(
     needs: frozenset[str],
     request: Request,
     budget: int,
-    mode: str,
 ) -> None:
     unknown = needs - set(STATISTICS)
     if unknown:
@@ -34,8 +33,8 @@ def check(
                 f"{name} is needed and its request is {request.get(name)!r}: expected a"
                 f" {kind.__name__}"
             )
-    if mode not in ("eval", "train"):
-        raise ValueError(f"init.mode={mode!r}: expected eval or train")
+    if calibration.mode not in ("eval", "train"):
+        raise ValueError(f"init.mode={calibration.mode!r}: expected eval or train")
     if budget < 0:
         raise ValueError(f"init.memory_budget={budget}: expected bytes, 0 or more")
     if not targets:

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,12 +74,7 @@ def collect(
     *,
     budget: int,
     rank: int = 1,
-    mode: Literal["eval", "train"] = "eval",
-    seed: int = 0,
-    cache: Path | None = None,
-    cache_key: str = "",
-    cache_limit: int = 2**31,
-    progress: Callable[[int, int], None] | None = None,
+    cache: disk.Store | None = None,
 ) -> Collected:
     """Collect `needs` for every target (name → linear module inside the model) from the calibration
     batches.
@@ -92,18 +86,17 @@ def collect(
     the number of processes. `request` holds the sizes that `leading_gradient` and `curvature` are
     asked for. `budget`: bytes for the statistics' own state, beyond model and activations; `plan`
     says what it does. The model's flags and hooks and the global random state are as before
-    whenever no batch is being run. `cache_key` says what else the statistics depend on and the
-    batches do not show: `fingerprint(model)`, task, loss. `rank`: of the factors that will be made.
+    whenever no batch is being run. `rank`: of the factors that will be made.
 
     Warns for a layer that sees fewer tokens than the directions that its factors take of a
     gradient. Raises ValueError for an unknown statistic, a missing request, no batches, too few
     samples for the rank; FloatingPointError naming batch and layer for a statistic that is not
     finite.
     """
-    check(targets, calibration, needs, request, budget, mode)
+    check(targets, calibration, needs, request, budget)
     curvature = request.get("curvature")
     loss = curvature.loss if isinstance(curvature, CurvatureRequest) else "squared"
-    sweeper = Sweeper(model, targets, calibration, mode, seed, loss, progress)
+    sweeper = Sweeper(model, targets, calibration, loss)
     check_samples(sweeper.samples, sweeper.tokens, needs, request)
     warn_of_few_tokens(tokens_by_layer(sweeper), needs, request, rank)
     of_loss = needs - {"population", "input_moment"}
@@ -114,22 +107,19 @@ def collect(
     )
     entry = None
     if cache is not None and needs - {"population"}:
+        drawn = {"leading_gradient", "curvature"}
+        random = calibration.mode == "train" or not needs.isdisjoint(drawn)
         parts = {
-            "model": cache_key,
             "rows": gathered(disk.rows_fingerprint(calibration.batches)),
             "targets": [(name, sizes(module)) for name, module in targets.items()],
             "needs": sorted(needs),
             "request": {name: asdict(asked) for name, asked in request.items() if name in needs},
-            "mode": mode,
+            "mode": calibration.mode,
             "weighting": "samples" if sweeper.by_sample else "tokens",
-            "seed": (
-                seed
-                if mode == "train" or not needs.isdisjoint({"leading_gradient", "curvature"})
-                else None
-            ),
+            "seed": calibration.seed if random else None,
             "dtypes": [str(parameter.dtype) for parameter in model.parameters()],
         }
-        entry = disk.Entry(cache, disk.key(parts), cache_limit)
+        entry = cache.entry(parts)
     return Collected(
         measured(layers(sweeper, needs, request, budget, entry, report), report, sweeper), report
     )
@@ -196,9 +186,6 @@ def statistics(
     }
     chosen = plan(known, needs, request, sweeper.samples, budget)
     report.way, report.state_bytes = str(chosen), chosen.bytes
-    sweeper.expected_batches = sweeper.done_batches + chosen.visits * len(
-        sweeper.calibration.batches
-    )
 
     small: dict[str, dict[str, Any]] = {name: {} for name in likes}
     if chosen.curvature is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,13 +60,10 @@ class Sweeper:
         model: nn.Module,
         targets: Mapping[str, nn.Module],
         calibration: Calibration,
-        mode: Literal["eval", "train"],
-        seed: int,
         loss: str,
-        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model, self.targets, self.calibration = model, dict(targets), calibration
-        self.mode, self.seed, self.loss, self.progress = mode, seed, loss, progress
+        self.seed, self.loss = calibration.seed, loss
         self.device = next(model.parameters()).device
         self.encoder_decoder = bool(
             getattr(getattr(model, "config", None), "is_encoder_decoder", False)
@@ -87,8 +84,6 @@ class Sweeper:
         )
         self.losses = 0  # terms of the loss in the last sweep that ran it: samples, or label tokens
         self.forwards = self.backwards = 0.0  # passes over all samples so far
-        self.expected_batches = 0  # of the whole plan, for the progress display
-        self.done_batches = 0
 
     def run(self, make: Callable[[], Sums], first_samples: int | None = None) -> Sums:
         """Fill the accumulators that `make` makes, from all batches, or from the first samples of
@@ -143,13 +138,10 @@ class Sweeper:
         reached: set[str] = set()
         sample = self.first_sample + sum(map(samples_in, self.calibration.batches[:first]))
         missing, spare = self._to_keep_step(batches)
-        with prepared(self.model, self.mode):
+        with prepared(self.model, self.calibration.mode):
             for index, batch in enumerate(batches, first):
                 losses += self._batch(sums, passes, batch, index, sample, reached)
                 sample += samples_in(batch)
-                self.done_batches += 1
-                if self.progress is not None:
-                    self.progress(self.done_batches, max(self.expected_batches, self.done_batches))
             for _ in range(missing):
                 self._batch({name: [] for name in sums}, passes, spare, 0, 0, set())
         return losses, reached

@@ -212,7 +212,13 @@ def parts(bench: Bench, meter: Meter) -> None:
     own = objective(bench.task, bench.device, bench.settings.precision)
     initializer = make(bench.settings.init)
     asked = initializer.func.request(bench.settings.rank, **initializer.keywords)["curvature"]  # type: ignore[attr-defined]
-    calibration = replace(own, batches=batches, population=len(batches))
+    calibration = replace(
+        own,
+        batches=batches,
+        population=len(batches),
+        mode=bench.settings.calibration.mode,
+        seed=bench.settings.seed,
+    )
     with torch.no_grad(), meter.during("forward"):
         for batch in batches:
             calibration.outputs(bench.model, to_device(batch, bench.device))
@@ -220,8 +226,6 @@ def parts(bench: Bench, meter: Meter) -> None:
         bench.model,
         bench.targets,
         calibration,
-        bench.settings.calibration.mode,
-        bench.settings.seed,
         asked.loss,
     )
     sweeper = MeteredSweeper(*swept)

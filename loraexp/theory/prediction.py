@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -221,11 +221,10 @@ def factors_of(
                 collect(
                     given.model,
                     targets,
-                    given.calibration(),
+                    replace(given.calibration(), seed=seed),
                     made.needs,
                     request,
                     budget=2**30,
-                    seed=seed,
                 ).layers
             )
         )

@@ -76,7 +76,7 @@ class Subject:
         task, batches = self.task, batches or self.batches
         several = task.sample_losses if task.several_labels else None
         calibration = Calibration(
-            batches, task.loss_sum, task.outputs, 7, several, weighting="samples"
+            batches, task.loss_sum, task.outputs, 7, several, weighting="samples", mode=mode
         )
         layers = collect(
             self.model,
@@ -85,7 +85,6 @@ class Subject:
             frozenset(needs),
             REQUEST,
             budget=budget,
-            mode=mode,
         ).layers
         return {
             f"{layer.name}/{name}": tensor

@@ -9,7 +9,7 @@ import torch.multiprocessing as multiprocessing
 from torch import distributed
 
 from loraexp.adapter.layer import CurvatureRequest, LeadingRequest
-from loraexp.statistics import Calibration, collect
+from loraexp.statistics import Calibration, Store, collect
 from tests.support.tiny import (
     SPLIT,
     Tiny,
@@ -29,7 +29,7 @@ REQUEST = {
 
 def every_statistic(given: list, budget: int, cache: Path | None = None) -> tuple[dict, object]:
     model = Tiny(3)
-    calibration = Calibration(given, loss_sum, outputs, 10)
+    calibration = Calibration(given, loss_sum, outputs, 10, mode="train", seed=4)
     made = collect(
         model,
         targets_of(model),
@@ -37,10 +37,7 @@ def every_statistic(given: list, budget: int, cache: Path | None = None) -> tupl
         NEEDS,
         REQUEST,
         budget=budget,
-        mode="train",
-        seed=4,
-        cache=cache,
-        cache_key="tiny",
+        cache=None if cache is None else Store(cache, "tiny"),
     )
     found = {}
     for layer in made.layers:
