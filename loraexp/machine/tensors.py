@@ -59,12 +59,14 @@ def read_along(entries: Mapping[str, Entry]) -> None:
         one.read()
 
 
-def write_tensors(path: Path, entries: Mapping[str, Entry]) -> str:
+def write_tensors(
+    path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None
+) -> str:
     """Write a safetensors file at once and whole; returns its digest.
 
     Raises: DiskFull; TypeError for a type of numbers that the format has no name for.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, one in in_order(entries):
         if one.dtype not in NAMES:

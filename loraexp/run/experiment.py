@@ -19,7 +19,6 @@ from loraexp import config, models
 from loraexp.adapter.adapted import (
     Adapters,
     attach,
-    in_pieces,
     scaling_factor,
     shared_out,
     train_everything,
@@ -42,8 +41,9 @@ from loraexp.records.sections import RunRecord
 from loraexp.run import kept, sources
 from loraexp.run.checkpoint import Checkpoint, seed_generators
 from loraexp.run.initialise import initialize, settled, training_of
+from loraexp.run.model_files import write_model
 from loraexp.run.phases import Phases
-from loraexp.run.sharding import gathered_state, spread
+from loraexp.run.sharding import spread
 from loraexp.run.train import Ahead, Loop, train
 
 Result = TypeVar("Result")
@@ -383,12 +383,11 @@ class Experiment:
         `step`: of the weights that are the run's result, which the record then names, with a digest
         of each file.
         """
-        whole = gathered_state(model) if in_pieces(adapters.trainable()) else None
-        if not self.processes.main:
-            return
-        settings = self.settings
-        with folder_written(folder) as place:
-            if adapters.layers:
+        settings, main = self.settings, self.processes.main
+        with folder_written(folder) if main else nullcontext() as place:
+            if not adapters.layers:
+                write_model(model, place, self.processes)
+            elif place is not None:
                 save_raw(adapters, place / FACTORS)
                 save_peft(
                     adapters,
@@ -398,9 +397,7 @@ class Experiment:
                     task_type=models.PEFT_TASK[settings.model.kind],
                     head=self.head,
                 )
-            else:
-                model.save_pretrained(place, state_dict=whole)  # type: ignore[operator]
-        if step is None:
+        if step is None or not main:
             return
         files = sorted(path for path in folder.iterdir() if path.is_file())
         weights = [path for path in files if path.suffix == ".safetensors" and path.name != FACTORS]

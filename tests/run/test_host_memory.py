@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from loraexp.machine.files import DiskFull
 from loraexp.machine.tensors import entry, read_tensors, write_tensors
-from loraexp.run import experiment, train
+from loraexp.run import experiment, model_files, train
 from loraexp.run.checkpoint import Checkpoint
 from loraexp.tasks.classification import Classification
 from tests.support import pretend
@@ -78,6 +78,25 @@ def test_a_checkpoint_holds_one_tensor_at_a_time(
     assert copies.total > 9 * weights
     # what is alive at once is one tensor and small change; here the embeddings are most of a model
     assert at_end[-1] <= copies.largest + 8192 < 0.4 * sizes[0]
+
+
+def test_a_saved_model_holds_one_tensor_at_a_time(
+    copies: Copies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the start and of the result, on one device."""
+    peaks: list[tuple[int, int]] = []
+    write = model_files.write_model
+
+    def seen(*arguments: Any, **options: Any) -> None:
+        copies.held, copies.peak, copies.total = [], 0, 0
+        write(*arguments, **options)
+        peaks.append((copies.peak, copies.total))
+
+    monkeypatch.setattr(experiment, "write_model", seen)
+    outcome = run(*FULL, f"device={DEVICE.type}", out=tmp_path)
+    saved = load_file(outcome.folder / "adapter" / "model.safetensors")
+    largest = max(x.nbytes for x in saved.values())
+    assert peaks == [(largest, 4 * outcome.record["parameters"]["total"])] * 2
 
 
 def test_the_best_weights_come_back_from_the_disk(

@@ -1,19 +1,23 @@
 """Run by several processes under torchrun (see tests/run/test_sharding.py): runs by the command,
-one after another. Only the first process may read a model, and one of them may be told to break."""
+one after another. Only the first process may read a model, none may hold more than one tensor of
+what is saved, and one of them may be told to break."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from loraexp import cli
+from loraexp.adapter.adapted import shared_out
 from loraexp.models import Base
-from loraexp.run import train
+from loraexp.run import model_files, train
 
 RANK, BREAK = os.environ["RANK"], os.environ.get("BREAK")  # `rank:step`
 
@@ -26,6 +30,28 @@ def nobody_else_reads() -> None:
 
     if RANK != "0":
         Base.load = refuse  # type: ignore[assignment,method-assign]
+
+
+def one_tensor_at_a_time() -> None:
+    """A model that is saved from more than one whole tensor at once ends the run."""
+    gather = model_files.whole
+    held: list[StorageWeakRef] = []
+
+    def whole(value: Any) -> torch.Tensor:
+        until = time.monotonic() + 5  # gloo's own thread lets go of a message a moment later
+        while any(not one.expired() for one in held):
+            assert time.monotonic() < until, f"process {RANK} keeps a tensor that it has saved"
+            time.sleep(0.001)
+        result = gather(value)
+        if shared_out(value):
+            held[:] = [StorageWeakRef(result.untyped_storage())]
+        return result
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError(f"process {RANK} gathered the whole model")
+
+    model_files.whole = whole
+    model_files.gathered_state = refuse  # type: ignore[assignment]
 
 
 def broken_step(rank: str, at: int) -> None:
@@ -44,6 +70,7 @@ def main(words: str, out: str, *more: str) -> int:
     """`words`: a JSON file with the overrides of every run."""
     torch.set_num_threads(1)
     nobody_else_reads()
+    one_tensor_at_a_time()
     if BREAK:
         rank, _, at = BREAK.partition(":")
         broken_step(rank, int(at))
