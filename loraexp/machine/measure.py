@@ -6,6 +6,7 @@ import re
 import resource
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +39,11 @@ class Stopwatch:
     """Seconds spent in named parts: `with stopwatch("forward"):`. On an accelerator those of the
     device, between two marks in its work, added up once it has come to them: nobody waits."""
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(
+        self, device: torch.device | None = None, before: Mapping[str, float] | None = None
+    ) -> None:
+        """`before`: seconds to go on from."""
+        self.seconds: dict[str, float] = dict(before or {})
         self.part, self.since = "", 0.0
         self.device = device if device is not None and is_accelerator(device) else None
         self.begun: Any = None

@@ -9,7 +9,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Progress:
     stopped_early: bool = False
     loss: Any = 0.0  # summed over the steps since the last line of the log, of this process
     steps: int = 0  # since that line
+    parts: dict[str, float] = field(default_factory=dict)  # seconds of the loop, by its clock
+    peak: int = 0  # bytes of memory, of the attempts so far
 
     def count(self, loss: Tensor, *, rows: int, tokens: int) -> None:
         """One more step."""
@@ -77,8 +79,9 @@ class Checkpoint:
     the run then starts from what is sound.
     """
 
-    def __init__(self, folder: Path, run_id: str) -> None:
-        self.folder, self.run_id = folder, run_id
+    def __init__(self, folder: Path, run_id: str, *, selects: bool = True) -> None:
+        """`selects`: the weights of the best step may be the result, and are kept."""
+        self.folder, self.run_id, self.selects = folder, run_id, selects
         self.state_path = folder / "state.pt"
         self.factors_path = folder / "factors.pt"
         self.damage: list[str] = []
@@ -95,7 +98,7 @@ class Checkpoint:
 
     def save(self, state: State) -> None:
         """Write a state; of those before, the weights of the best step stay."""
-        step, best = state.progress.step, state.progress.best
+        step, best = state.progress.step, state.progress.best if self.selects else None
         self.folder.mkdir(parents=True, exist_ok=True)
         fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(State)}
         weights, moments = self.weights_at(step), self.moments_at(step)
@@ -114,8 +117,13 @@ class Checkpoint:
 
     def _digests(self) -> dict[str, str]:
         """What the latest state says of the files beside it."""
-        files: dict[str, str] = contents(self.state_path)["files"]
-        return files
+        stored = contents(self.state_path)
+        files: dict[str, str] = stored["files"]
+        if self.selects:
+            return files
+        step = stored["progress"]["step"]
+        own = (self.weights_at(step).name, self.moments_at(step).name)
+        return {name: files[name] for name in own}
 
     def load(self) -> State | None:
         """The latest state; None where there is none. `examine` has seen to it that it can be
@@ -173,9 +181,10 @@ class Checkpoint:
         if not started and self.state_path.exists():
             set_aside(self.state_path)
         if self._sound(self.state_path, "the first step"):
-            files = self._digests()
+            files, step = self._digests(), contents(self.state_path)["progress"]["step"]
+            latest = (self.weights_at(step).name, self.moments_at(step).name)
             # of all of them each: what is damaged is all named
-            if not all([self._as_written(name, digest) for name, digest in files.items()]):
+            if not all([self._as_written(name, files[name], name in latest) for name in files]):
                 set_aside(self.state_path)
 
     def remove(self) -> None:
@@ -211,17 +220,22 @@ class Checkpoint:
             return False
         return True
 
-    def _as_written(self, name: str, digest: str) -> bool:
-        """Whether a file of tensors is what the state says; one that is not is set aside."""
+    def _as_written(self, name: str, digest: str, latest: bool) -> bool:
+        """Whether a file of tensors is what the state says; one that is not is set aside. `latest`:
+        of the step to go on at, and not of the best before it."""
         path = self.folder / name
+        why = (
+            "" if latest else ": nothing else has the weights of its best step, perhaps the result"
+        )
+        instead = f"the first step{why}"
         try:
             if sha256(path) != digest:
                 raise Damaged("its content does not have the checksum that was written with it")
         except FileNotFoundError:
-            self.damage.append(f"{path} is not there; starting again from the first step")
+            self.damage.append(f"{path} is not there; starting again from {instead}")
             return False
         except (IsADirectoryError, Damaged) as error:
-            self._put_aside(path, "the first step", error)
+            self._put_aside(path, instead, error)
             return False
         return True
 

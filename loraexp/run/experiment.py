@@ -172,7 +172,11 @@ class Experiment:
         self.settings, self.base, self.record = settings, base, record
         self.processes, self.observer = processes, observer
         self.phase = Phases(settings, record, stop)
-        self.checkpoint = Checkpoint(record.folder / "checkpoint", record.content["run_id"])
+        self.checkpoint = Checkpoint(
+            record.folder / "checkpoint",
+            record.content["run_id"],
+            selects=settings.train.select == "best",
+        )
         self.device = choose_device(settings.device)
         self.full = config.Component.of(settings.init, "init").full
         self.head: list[str] = []

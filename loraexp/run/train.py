@@ -114,7 +114,7 @@ def train(run: Loop) -> Generator[Ahead, None, Progress]:
             " another init"
         )
     state = begin(run, batches)
-    clock, pace = Stopwatch(run.device), Pace(state)
+    clock, pace = Stopwatch(run.device, state.parts), Pace(state)
     meeting = Agreement(
         run.phase.stop, run.processes, run.device, checkpoint_seconds(settings.checkpoint_every)
     )
@@ -125,6 +125,7 @@ def train(run: Loop) -> Generator[Ahead, None, Progress]:
             stop, due = meeting.look(state.step, always=ends_here(run, state, batches))
             if (stop or due or checkpoint_here(run, state, batches)) and state.saved < state.step:
                 pace.tell(state)
+                measure(run, state, clock)
                 with clock("checkpoint"):
                     save(run, state)
                 meeting.checkpointed()
@@ -154,12 +155,10 @@ def train(run: Loop) -> Generator[Ahead, None, Progress]:
                 advance(0, loss=shown, rate=f"{state.samples / state.seconds:.0f} samples/s")
             keep_factors(run, state)
     pace.tell(state)
-    clock.settle(wait=True)
+    measure(run, state, clock)
     if settings.select == "best" and state.best is not None:
         run.adapters.load_state(run.checkpoint.best(state.best["step"]))
-    run.record.update(
-        best=state.best, cost=cost(state, clock) | {"train_peak_bytes": peak_bytes(run.device)}
-    )
+    run.record.update(best=state.best, cost=cost(state))
     return state
 
 
@@ -425,13 +424,22 @@ def note(run: Loop, step: int, notes: list[str]) -> None:
     run.record.update(resumed=[*earlier, entry])
 
 
-def cost(state: Progress, clock: Stopwatch) -> dict[str, Any]:
-    """Seconds of the clock and of the processor, and tokens and samples a second of the clock."""
+def measure(run: Loop, state: Progress, clock: Stopwatch) -> None:
+    """What the attempts so far took, to the last mark that the device was given."""
+    clock.settle(wait=True)
+    state.parts = dict(clock.seconds)
+    state.peak = max(state.peak, peak_bytes(run.device))
+
+
+def cost(state: Progress) -> dict[str, Any]:
+    """Seconds of the clock and of the processor, tokens and samples a second of the clock, and the
+    peak of memory, of all attempts."""
     seconds = max(state.seconds, 1e-9)
     return {
         "train_seconds": state.seconds,
         "train_processor_seconds": state.processor_seconds,
         "tokens_per_second": state.tokens / seconds,
         "samples_per_second": state.samples / seconds,
-        "loop_seconds": clock.seconds,
+        "loop_seconds": state.parts,
+        "train_peak_bytes": state.peak,
     }

@@ -21,6 +21,13 @@ from tests.support.runs import SMOKE, folder_of, metric_lines, run
 
 LONG = ("train.max_steps=12", "train.checkpoint_every=3", "train.eval_every=6", "train.log_every=2")
 
+SELECT = ("last", "best")
+STEP = ("forward", "backward", "optimizer")
+
+
+def weights(step: int) -> str:
+    return f"weights-{step:07d}.safetensors"
+
 
 def adapter_bytes(folder: Path) -> bytes:
     return (folder / "adapter" / "factors.safetensors").read_bytes()
@@ -158,6 +165,51 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_result_is_that_of_a_run_witho
         again.record["resumed"][0]["step"] == 0
         and "is damaged" in again.record["resumed"][0]["notes"][0]
     )
+
+
+def test_a_run_that_takes_its_last_weights_keeps_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So damage to them cannot send it back; another one says why it begins again."""
+    for select in SELECT:
+        values = iter(
+            (0.9, 0.1)
+        )  # the sixth step is the best; of the reported splits there is none
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+            patch.setattr(
+                Classification, "compute_metrics", lambda *_, of=values: {"accuracy": next(of)}
+            )
+            run(*LONG, f"train.select={select}", out=tmp_path)
+    last, best = (folder_of(*LONG, f"train.select={select}", out=tmp_path) for select in SELECT)
+    assert [path.name for path in (last / "checkpoint").glob("weights-*")] == [weights(12)]
+    assert len(list((best / "checkpoint").glob("weights-*"))) == 2
+    flip(best / "checkpoint" / weights(6))
+    notes: list[str] = []
+    again = run(*LONG, "train.select=best", out=tmp_path, notes=notes)
+    assert notes[0].startswith(
+        f"{best}/checkpoint/{weights(6)} is damaged; starting again from the first step: nothing"
+        " else has the weights of its best step, perhaps the result ("
+    )
+    assert again.record["resumed"][0]["step"] == 0
+    assert run(*LONG, "train.select=last", out=tmp_path).record["resumed"][0]["step"] == 12
+
+
+def test_what_a_run_took_is_summed_over_its_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts of the loop and the peak of memory, as the seconds of training were."""
+    folder = interrupted(tmp_path, monkeypatch)
+    checkpoint = Checkpoint(folder / "checkpoint", folder_of(*LONG, out=tmp_path).name)
+    before = checkpoint.load().progress  # type: ignore[union-attr]
+    assert before.step == 12 and min(before.parts[part] for part in STEP) > 0 and before.peak > 0
+    monkeypatch.setattr("loraexp.run.train.peak_bytes", lambda _: 1)
+    cost = run(*LONG, out=tmp_path).record["cost"]
+    assert {part: cost["loop_seconds"][part] for part in STEP} == {
+        part: before.parts[part] for part in STEP
+    }
+    assert cost["loop_seconds"]["evaluation"] > before.parts["evaluation"]
+    assert cost["train_peak_bytes"] == before.peak
+    assert cost["train_seconds"] >= before.seconds
 
 
 @pytest.fixture(scope="module")

@@ -140,8 +140,9 @@ def test_a_step_never_waits_and_a_line_of_the_log_waits_once(
     assert steps == [0] * STEPS, where
     assert collated == [0] * STEPS, where
     assert lines == [1] * (STEPS // 3), where
-    # every line's read has brought the marks before it; at the end the last is waited for
-    assert settled[:-1] == [0] * (STEPS // 3) and settled[-1] <= 1, where
+    # every line's read has brought the marks before it; the last is waited for by the checkpoint,
+    # which reads the device in any case, and at the end
+    assert settled[:-2] == [0] * (STEPS // 3) and max(settled[-2:]) <= 1, where
     spent = record["cost"]["loop_seconds"]
     assert min(spent["forward"], spent["backward"], spent["optimizer"]) > 0
 
