@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from loraexp.artifacts.parts import Section, signed
@@ -126,12 +127,17 @@ def claimed(claims: list[dict[str, Any]]) -> Section:
 
 
 def measured(claim: dict[str, Any]) -> str:
-    """The number, and the interval of a difference of two cells."""
-    if claim["measured"] is None:
+    """The number in four digits; with the interval of a difference of two cells, all in as many
+    decimals as give the largest of them four."""
+    value, interval = claim["measured"], claim["interval"]
+    if value is None:
         return "—"
-    low_high = claim["interval"]
-    interval = f" [{signed(low_high[0], 2)}, {signed(low_high[1], 2)}]" if low_high else ""
-    return f"{claim['measured']:.4g}".replace("-", "−") + interval
+    if not interval:
+        return f"{value:.4g}".replace("-", "−")
+    largest = max(abs(number) for number in (value, *interval))
+    decimals = max(0, 3 - math.floor(math.log10(largest))) if largest > 0 else 0
+    low, high = (signed(end, decimals) for end in interval)
+    return f"{value:.{decimals}f}".replace("-", "−") + f" [{low}, {high}]"
 
 
 def expected(claim: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from loraexp.artifacts.table import Table
 from loraexp.config import RECORD, ConfigError
 from loraexp.machine.progress import notice
 from loraexp.records.content import content
-from loraexp.records.reading import best_value, flatten
+from loraexp.records.reading import best_value, flatten, packed
 from loraexp.records.sections import RunRecord
 from loraexp.sweep import reading, schema
 from loraexp.sweep.cells import lookup
@@ -88,12 +88,16 @@ def of_record(record: RunRecord) -> dict[str, Any]:
         for key in ("task", "model", "init", "optimizer", "lr", "rank", "seed")
     }
     metrics = flatten(record.get("metrics") or {}, separator="/")
-    costs = {
-        "best": best_value(record),
+    own = {
         "init s": cost.get("init_seconds"),
         "train s": cost.get("train_seconds"),
         "init MiB": mebibytes(cost.get("init_peak_bytes")),
         "train MiB": mebibytes(cost.get("train_peak_bytes")),
+    }
+    together = packed(record)  # of such a run, time and memory are those of several
+    costs = {
+        "best": best_value(record),
+        **(own if together == 1 else {"packed": together}),
         "trainable": parameters.get("trainable"),
         "ended": record.get("ended"),
     }

@@ -34,6 +34,11 @@ def plan(sweep: Sweep, costs: Costs, budget: float | None) -> None:
     print(f"  runs    {total}: {states['finished']} finished, {todo} to do{failed}")
     print(f"  time    {times_said(sweep, costs, todo, total)}")
     unsized = f", and {costs.unsized} runs of unknown size" if costs.unsized else ""
+    if costs.packed:
+        print(
+            f"  packed  {costs.packed} finished runs trained together with others (sweep.pack):"
+            " their times are shares, their peaks not counted"
+        )
     print(f"  disk    {costs.disk / GB:.2f} GiB for what is to do{unsized}")
     show_memory(sweep, costs, budget)
     for line in costs.unknown:

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from loraexp.cli.options import Parser
+from loraexp.cli.outcomes import PACKED, time_of
 from loraexp.config import ConfigError
-from loraexp.machine.words import shorten, spoken
+from loraexp.machine.words import shorten
 
 UNFINISHED = ("failed", "interrupted", "unreadable")
 
@@ -90,8 +91,10 @@ def table(lines: Sequence[dict[str, Any]]) -> Table:
         reason = line.get("error") if line["status"] != "finished" else None
         state = f"{line['status']}: {reason[:60]}" if isinstance(reason, str) else line["status"]
         state += f" ({line['note']})" if isinstance(line.get("note"), str) else ""
-        cost = spoken(sum(known)) if known else "—"
+        cost = time_of(sum(known), int(line["packed"])) if known else "—"
         shown.add_row(shorten(Path(line["folder"])), state, metric(line), cost, age(line))
+    if any(line.get("packed", 1) > 1 for line in lines):
+        shown.caption, shown.caption_justify = PACKED, "left"
     return shown
 
 

@@ -12,10 +12,11 @@ from rich.table import Table
 
 from loraexp.machine.words import spoken
 from loraexp.records import record
-from loraexp.records.reading import best_value, run_seconds
+from loraexp.records.reading import best_value, packed, run_seconds
 from loraexp.records.sections import RunRecord
 
 MOST = 30  # lines; of more, those with the best selected values
+PACKED = "1 of k: trained together with others (sweep.pack); the time is its share of theirs"
 VALUES = 3  # columns of numbers: what selects, and the first that are reported
 
 
@@ -44,6 +45,11 @@ class Line(NamedTuple):
         first = f"{best['split']}/{best['metric']}"
         same = [name for name in named if name.endswith(f"/{best['metric']}")]
         return {name: named[name] for name in dict.fromkeys([first, *same]) if name in named}
+
+
+def time_of(seconds: float | None, together: int) -> str:
+    """A duration as a person says it; of a run that trained with others, that it is a share."""
+    return spoken(seconds) + (f", 1 of {together}" if together > 1 else "")
 
 
 def lines_of(runs: Iterable[tuple[Mapping[str, Any], Path]]) -> list[Line]:
@@ -82,9 +88,13 @@ def table(lines: Sequence[Line]) -> Table:
             *(str(line.point.get(key, "")) for key in varied),
             line.state,
             *(f"{values[name]:.4f}" if name in values else "—" for name in names),
-            spoken(run_seconds(line.record)) if line.record.get("cost") else "—",
+            time_of(run_seconds(line.record), packed(line.record))
+            if line.record.get("cost")
+            else "—",
         )
+    notes = [PACKED] if any(packed(line.record) > 1 for line in shown) else []
     if len(shown) < len(lines):
-        made.caption = f"the best {len(shown)} of {len(lines)} runs; loraexp runs lists all"
-        made.caption_justify = "left"
+        notes.insert(0, f"the best {len(shown)} of {len(lines)} runs; loraexp runs lists all")
+    if notes:
+        made.caption, made.caption_justify = "\n".join(notes), "left"
     return made

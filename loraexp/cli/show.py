@@ -14,6 +14,7 @@ from loraexp.cli import outcomes
 from loraexp.config import RECORD
 from loraexp.machine.progress import first
 from loraexp.machine.words import shorten, spoken
+from loraexp.records.reading import packed
 from loraexp.records.sections import RunRecord
 from loraexp.run.experiment import Observer, Outcome
 from loraexp.sweep.schema import Sweep
@@ -144,11 +145,13 @@ def result(outcome: Outcome) -> None:
 
 def summary(record: RunRecord) -> str:
     cost, parameters = record["cost"], record["parameters"]
+    together = packed(record)
     share = parameters["trainable"] / parameters["total"]
     return (
         f"{parameters['trainable']:,} of {parameters['total']:,} parameters trained ({share:.2%}); "
         f"init {spoken(cost.get('init_seconds'))}, train {spoken(cost['train_seconds'])} "
         f"({cost['samples_per_second']:.0f} samples/s), eval {spoken(cost['eval_seconds'])}"
+        + (f"; shares of {together} runs that trained together" if together > 1 else "")
     )
 
 

@@ -218,14 +218,14 @@ def number(value: object) -> float | None:
 
 def run_seconds(record: RunRecord) -> float:
     """How long a run took: by its clock, or by the sum of its parts where that is more (it went on
-    after a break)."""
+    after a break); its share of the passes where others trained with it."""
     cost = record.get("cost") or {}
     parts = sum(
         cost.get(name) or 0.0
         for name in ("init_seconds", "train_seconds", "eval_seconds", "seconds")
     )
     started, ended = record.get("started"), record.get("ended")
-    if not started or not ended:
+    if not started or not ended or packed(record) > 1:  # whose clock ran for all of them
         return parts
     clock = datetime.fromisoformat(ended) - datetime.fromisoformat(started)
     return max(parts, clock.total_seconds())
@@ -310,6 +310,7 @@ def row_anew(folder: Path) -> Plain:
             for split, n in evaluation["rows"].items()
         }
     row["best/value"] = best_value(record)
+    row["packed"] = packed(record)
     row["error"] = (record.get("error") or {}).get("message")
     row["note"] = f"record.json {CHANGED}" if found.changed else None
     return row

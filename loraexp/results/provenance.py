@@ -10,7 +10,7 @@ from typing import Any
 
 from loraexp.config import Plain
 from loraexp.machine.words import spoken
-from loraexp.records.reading import run_seconds
+from loraexp.records.reading import packed, run_seconds
 from loraexp.records.sections import RunRecord
 from loraexp.results.gather import Results
 from loraexp.results.matching import Run, describe
@@ -314,6 +314,12 @@ def environments(results: Results) -> list[str]:
         if told:
             shown = (f"{word} ({n} runs)" if several else word for word, n in told.items())
             lines.append(f"{title}: {'; '.join(shown)}")
+    together = [count for record in records if (count := packed(record)) > 1]
+    if together:
+        lines.append(
+            f"{len(together)} runs trained together with others, up to {max(together)} at once"
+            " (sweep.pack); of their time each has its share"
+        )
     seconds = sum(run_seconds(record) for record in records)
     if seconds:
         lines.append(f"time: {spoken(seconds)} in all")

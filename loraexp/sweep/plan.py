@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from loraexp import config
+from loraexp.records.reading import packed, run_seconds
+from loraexp.records.sections import RunRecord
 from loraexp.sweep.cells import Cell
 from loraexp.sweep.schema import Sweep
 from loraexp.sweep.shapes import Memory
@@ -26,6 +28,7 @@ class Costs:
     measured: int = 0  # runs to do whose time is known from records
     modelled: int = 0  # from FLOPs
     untimed: int = 0  # from neither
+    packed: int = 0  # finished runs that trained together with others
     disk: int = 0
     unsized: int = 0  # runs whose disk is not known
     memory: dict[tuple[str, str], Any] = field(default_factory=dict)  # place → Memory
@@ -57,6 +60,7 @@ def gather(sweep: Sweep, cells: Sequence[Cell]) -> Costs:
         costs.states[status if status in costs.states else "missing"] += 1
         if content and status == "finished":
             note_peak(costs, cell, content)
+            costs.packed += packed(content) > 1
         estimate_cell(
             sweep, cell, costs, None if status == "finished" else times, todo=status != "finished"
         )
@@ -65,9 +69,8 @@ def gather(sweep: Sweep, cells: Sequence[Cell]) -> Costs:
 
 
 def measured_times(cells: Mapping[Path, Cell], found: Mapping[Path, Any]) -> dict[Any, float]:
-    """Mean seconds of finished runs by (row, model, task), and by (model, task)."""
-    from loraexp.records.reading import run_seconds
-
+    """Mean seconds of finished runs by (row, model, task), and by (model, task); of those that
+    trained together each its share."""
     seconds: dict[Any, list[float]] = {}
     for folder, cell in cells.items():
         content = found[folder]
@@ -82,7 +85,10 @@ def time_keys(cell: Cell) -> tuple[Any, ...]:
     return (cell.row, model, task), (model, task)
 
 
-def note_peak(costs: Costs, cell: Cell, content: Mapping[str, Any]) -> None:
+def note_peak(costs: Costs, cell: Cell, content: RunRecord) -> None:
+    """The peak that a place's runs had by themselves."""
+    if packed(content) > 1:
+        return
     peaks = [content["cost"].get(key) or 0 for key in ("init_peak_bytes", "train_peak_bytes")]
     place = (cell.row, cell.column)
     costs.recorded[place] = max(costs.recorded.get(place, 0), *peaks)

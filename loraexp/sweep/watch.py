@@ -16,7 +16,7 @@ from loraexp.machine.escapes import printable
 from loraexp.machine.progress import Advance, bar, notice
 from loraexp.machine.words import spoken
 from loraexp.records import record
-from loraexp.records.reading import failure, run_seconds, value_at
+from loraexp.records.reading import failure, packed, run_seconds, value_at
 from loraexp.sweep.cells import Cell
 
 EVERY = 1.0  # seconds between two looks at the records
@@ -75,7 +75,8 @@ class Watch:
         status, since = content["status"], now != self.before[folder]
         forced = self.cells[folder].plain["force"]
         if status == "finished" and (since or not forced):
-            self.state[folder], self.seconds[folder] = "finished", run_seconds(content)
+            self.state[folder] = "finished"
+            self.seconds[folder] = run_seconds(content) * packed(content)  # as its clock ran
         elif status == "failed" and since:
             where = "in evaluation: " if content.get("phase") == "evaluation" else ""
             self.fail(folder, f"{where}{failure(content)}")

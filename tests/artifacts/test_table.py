@@ -12,7 +12,9 @@ import pytest
 
 from loraexp import cli
 from loraexp.artifacts import formats, table
-from loraexp.results.gather import gather
+from loraexp.artifacts.claims import judge, measured
+from loraexp.results.gather import Results, gather
+from loraexp.sweep import reading
 from loraexp.sweep.cells import Cell
 from loraexp.sweep.schema import Sweep
 from tests.support.measured import CONTENT, LR, at, expanded_once, fill, load, put
@@ -268,8 +270,8 @@ def test_wrong_words_are_one_line(
 @pytest.mark.parametrize(
     ("third", "verdict"),
     [
-        (0.735, "1.167 [+0.29, +2.04] | above 0 | 1.15 | holds |"),
-        (0.701, "0.03333 [−4.16, +4.22] | above 0 | 5.5 | holds, within noise |"),
+        (0.735, "1.167 [+0.294, +2.039] | above 0 | 1.15 | holds |"),
+        (0.701, "0.033 [−4.155, +4.222] | above 0 | 5.5 | holds, within noise |"),
     ],
 )
 def test_claims_are_judged_where_every_run_has_ended(
@@ -317,9 +319,45 @@ def test_a_smoke_variant_judges_no_claim(tmp_path: Path) -> None:
     content = CONTENT + "variants:\n  smoke: {about: a tiny model}\n"
     path = tmp_path / "mine.yaml"
     path.write_text(content)
-    from loraexp.sweep import reading
-
     wanted = reading.load(str(path), "smoke", [f"output_root={tmp_path / 'outputs'}"])
     fill(wanted, lambda cell: (0.7 if cell.row == "plain" else 0.8, 0.8))
     said = section(formats.markdown(table.build(gather(wanted))), "Claims of the paper")
     assert "| 10 | above 0 | not judged: a smoke variant shows that it runs |" in said
+
+
+def judged() -> list[str]:
+    """The packaged sweeps that hold sentences of a paper against what is measured."""
+    found = [name for name in reading.names() if reading.load(name, None, []).claims]
+    return [name for name in found if "smoke" in reading.load(name, None, []).variants]
+
+
+def test_no_smoke_variant_of_any_kind_judges_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables, figures and computed experiments: with a number for every name there is a verdict in
+    full, and none in the smoke variant."""
+    monkeypatch.setattr(Results, "named", lambda self, name: 1.0)
+    kinds = set()
+    for name in judged():
+        full, smoke = (reading.load(name, variant, []) for variant in (None, "smoke"))
+        kinds.add("computed" if full.compute is not None else full.kind)
+        said = [judge(Results(sweep=full, source=""), claim)["verdict"] for claim in full.claims]
+        assert all("hold" in verdict for verdict in said), name
+        for claim in smoke.claims:
+            found = judge(Results(sweep=smoke, source=""), claim)
+            assert found["verdict"].startswith("not judged: a smoke variant"), name
+            assert found["interval"] is None and found["visible"] is None
+    assert kinds == {"table", "figure", "computed"}
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "text"),
+    [
+        (0.0012344, (-0.000432, 0.0029), "0.001234 [−0.000432, +0.002900]"),
+        (12345.6, (12000.0, 12691.2), "12346 [+12000, +12691]"),
+        (0.0, (0.0, 0.0), "0 [+0, +0]"),
+        (-0.5, None, "−0.5"),
+    ],
+)
+def test_an_interval_has_the_decimals_of_its_value(
+    value: float, interval: tuple[float, float] | None, text: str
+) -> None:
+    assert measured({"measured": value, "interval": interval}) == text
