@@ -6,7 +6,6 @@ it.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 import textwrap
@@ -14,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loraexp.config import ConfigError
 from loraexp.records.curves import Surface
 from loraexp.results.significance import half_width
 from loraexp.results.units import symbol
@@ -252,70 +250,3 @@ def banded(
         low=[low for *_, low, _ in found] if several else None,
         high=[high for *_, high in found] if several else None,
     )
-
-
-# --------------------------------------------------------------------------------------------------
-# computed
-
-
-def of_computed(results: Results, plot: Plot, picture: Picture) -> Picture:
-    """The curves and surfaces that a computed sweep returned, by panel."""
-    made = results.computed
-    if made is None:
-        return picture
-    there = list(
-        dict.fromkeys(
-            [curve.panel for curve in made.curves] + [surface.panel for surface in made.surfaces]
-        )
-    )
-    for name in plot.panels or []:
-        if name not in there:
-            where = f"{results.sweep.path.name}: plot {plot.name}: panels"
-            raise ConfigError(
-                f"{where}: {name}: the result has no such panel; choices: {', '.join(there)}"
-            )
-    shown = plot.panels or there
-    labels = list(
-        dict.fromkeys(
-            curve.label for curve in made.curves if curve.kind != "level" and curve.panel in shown
-        )
-    )
-    panels = []
-    for name in shown:
-        axes = made.axes.get(name, {})
-        own = [curve for curve in made.curves if curve.panel == name]
-        panels.append(
-            Panel(
-                title=name,
-                x_label=plot.x_label or axes.get("x", ""),
-                y_label=plot.y_label or axes.get("y", ""),
-                x_scale=axes.get("x_scale", plot.x_scale),
-                y_scale=axes.get("y_scale", plot.y_scale),
-                lines=[of_curve(curve, labels) for curve in own],
-                surfaces=[surface for surface in made.surfaces if surface.panel == name],
-            )
-        )
-    return dataclasses.replace(picture, panels=panels, notes=about_curves(panels))
-
-
-def of_curve(curve: Any, labels: Sequence[str]) -> Line:
-    """A computed curve as a line of a picture; the same label looks the same in every panel."""
-    fields = ("label", "x", "y", "kind", "low", "high", "diverged_at")
-    return Line(
-        style=labels.index(curve.label) if curve.label in labels else 0,
-        **{name: getattr(curve, name) for name in fields},
-    )
-
-
-def about_curves(panels: Sequence[Panel]) -> list[str]:
-    """What the marks of computed curves mean."""
-    lines = [line for panel in panels for line in panel.lines]
-    notes = (
-        ["ring: start of a trajectory · star: its end"]
-        if any(line.kind == "trajectory" for line in lines)
-        else []
-    )
-    diverged = dict.fromkeys(
-        f"{line.label} at {line.diverged_at:g}" for line in lines if line.diverged_at is not None
-    )
-    return [*notes, *([f"× diverged: {', '.join(diverged)}"] if diverged else [])]

@@ -16,7 +16,6 @@ from loraexp.artifacts.figure import (
     Picture,
     axis,
     banded,
-    of_computed,
     plain,
     point_label,
     report_for,
@@ -24,6 +23,7 @@ from loraexp.artifacts.figure import (
     runs_of,
     style_of,
 )
+from loraexp.artifacts.series import of_computed
 from loraexp.config import ConfigError
 from loraexp.results.gather import Results
 from loraexp.results.matching import Run

@@ -317,6 +317,42 @@ def test_computed_curves_and_surfaces_are_drawn_by_panel(tmp_path: Path) -> None
     assert plots.make(of_theory(None, tmp_path), Plot(name="all", kind="series")).empty
 
 
+def stretched(**more: typing.Any) -> list[Curve]:
+    """A way that leaves the plane of `theory` and comes to 1e6 before it ends."""
+    far = {"x": [0.0, 1.0, 5.0, 1e6], "y": [0.0, 1.0, 3.0, 1e6], "diverged_at": 3.0}
+    return [Curve(panel="plane", label="random", kind="trajectory", **(far | more))]
+
+
+def test_what_diverged_stretches_no_axis(tmp_path: Path) -> None:
+    """Its way ends at the edge of the view, between a point inside and the first outside."""
+    made = theory()
+    one = Plot(name="all", kind="series")
+    clear = dataclasses.replace(made, curves=[*made.curves, *stretched()])
+    picture = plots.make(of_theory(clear, tmp_path), one)
+    way = line(picture, "random", 1)
+    assert (list(way.x), list(way.y)) == ([0.0, 1.0, 2.0], [0.0, 1.0, 1.5])  # the plane ends at 2
+    assert picture.notes[1] == "× diverged (drawn to where it leaves the view): random at 3"
+    drawn = drawing.figure(picture).axes[1]
+    assert drawn.get_xlim()[1] < 2.5 and drawn.get_ylim()[1] < 2.5
+    crosses = [entry for entry in drawn.lines if entry.get_marker() == "x"]
+    assert [list(entry.get_xdata()) for entry in crosses] == [[2.0]]
+    near = dataclasses.replace(made, curves=[*made.curves, *stretched(x=[0, 3], y=[0, 3])])
+    picture = plots.make(of_theory(near, tmp_path), one)
+    assert list(line(picture, "random", 1).x) == [0, 3]  # an axis not twice as long
+    assert picture.notes[1] == "× diverged: random at 3"
+
+
+def test_a_curve_that_diverged_leaves_the_scale_to_the_others(tmp_path: Path) -> None:
+    """On a logarithmic axis by decades: e^-10 … 1 beside 1 … 1e12; its band ends with it."""
+    made = theory()
+    wild = {"y": [1e-2, 1.0, 1e12], "low": [1e-3, 0.5, 1e11], "high": [1e-1, 2.0, 1e13]}
+    curve = Curve(panel="risk", label="random", x=[0, 10, 12], diverged_at=12.0, **wild)
+    found = dataclasses.replace(made, curves=[made.curves[0], curve])
+    drawn = line(plots.make(of_theory(found, tmp_path), Plot(name="all", kind="series")), "random")
+    assert drawn.x[-1] == 10.0 and drawn.y[-1] == pytest.approx(1.0)
+    assert drawn.high is not None and max(drawn.high) <= 1.0
+
+
 def test_values_that_json_has_no_word_for_leave_a_gap(tmp_path: Path) -> None:
     made = dataclasses.replace(
         theory(), curves=[Curve(panel="risk", label="a", x=[0, 1, 2], y=[1.0, None, 3.0])]
