@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from loraexp import config
+from loraexp.cli.completion import flags_of
 from loraexp.cli.main import VERBS
 from loraexp.sweep import reading
 from tests.support.helpers import REPOSITORY
@@ -21,11 +22,13 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "sweeps/README.md",
+    "sweeps/RESULTS.md",
     "benchmarks/README.md",
     "examples/README.md",
 ]
 TEXTS = {page: (REPOSITORY / page).read_text() for page in PAGES}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
+OF_HYDRA = {"-m", "--multirun", "--help", "--config-dir", "--cfg", "--version"}
 RUN = re.compile(r"\bRUN\b|FULL_RUN|\bNAME\b|\bDIR\b")
 
 
@@ -34,7 +37,7 @@ def commands() -> list[tuple[str, str]]:
     backticks."""
     found = []
     for page, text in TEXTS.items():
-        bodies = [body for language, body in BLOCK.findall(text) if not language]
+        bodies = [body.replace("\\\n", " ") for lang, body in BLOCK.findall(text) if not lang]
         # behind a $ is a command, and under it its output, which test_outputs.py compares
         blocks = "\n".join(
             "\n".join(line for line in body.splitlines() if line.startswith("$ "))
@@ -42,46 +45,48 @@ def commands() -> list[tuple[str, str]]:
             else body
             for body in bodies
         )
-        blocks = blocks.replace("\\\n", " ")
         lines = [line.removeprefix("$ ") for line in blocks.splitlines()]
         lines += re.findall(r"`(loraexp [^`\n]+)`", BLOCK.sub("", text))
         for line in lines:
             words = re.split(r"\s+#|\s+&&|;", line)[0].strip()
-            if (
-                words.startswith("loraexp")
-                and "…" not in words
-                and not words.startswith("loraexp/")
-            ):
+            if words.startswith("loraexp") and not words.startswith("loraexp/"):
                 found.append((page, words))
-    return found
+    return list(dict.fromkeys(found))
 
 
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_every_command_is_one(page: str, line: str) -> None:
+    """The verb and its flags are there, a sweep and its variant too, and the overrides compose."""
     if "--config-dir" in line or "hydra/sweeper=" in line:
         return  # the examples are run from a wheel, and the search in a test of its own
-    words = shlex.split(line.replace("[", "").replace("]", "") if "RUN" in line else line)[1:]
-    if words and words[0] in VERBS or words[:1] == ["help"]:
-        if (
-            words[0] in ("sweep", "plan", "table", "plot")
-            and len(words) > 1
-            and not RUN.search(line)
-        ):
-            reading.load(words[1], None, [])
-        return
+    words = shlex.split(re.sub(r"[\[\]]", "", line) if "[" in line and "=[" not in line else line)[
+        1:
+    ]
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     flags = {word for word in words if word.startswith("-")}
-    assert flags <= {"-m", "--multirun", "--help", "--config-dir", "--cfg", "--version"}, flags
-    if RUN.search(line) or not overrides:
-        return
-    for cell in config.expand(overrides)[:3]:
-        config.check(config.compose(cell))
+    open_end = RUN.search(line) or "…" in line or "..." in line  # something stands for any
+    verb = words[0] if words and words[0] in VERBS else None
+    assert flags <= (set(flags_of(VERBS[verb])) if verb else OF_HYDRA) | {"-v"}, flags
+    if words[:1] == ["help"]:
+        assert words[1:] == ["VERB"] or set(words[1:]) <= set(VERBS)
+    elif verb in ("sweep", "plan", "table", "plot"):
+        if len(words) > 1 and not open_end:
+            at = words.index("--variant") + 1 if "--variant" in words else None
+            of_runs = [word for word in overrides if not word.startswith("hydra")]
+            reading.load(words[1], words[at] if at else None, of_runs)
+    elif verb is None:
+        bare = [word for word in words if word not in overrides and word not in flags]
+        assert not bare or open_end or flags & {"--cfg", "-c"}, bare
+    if verb in (None, "show") and overrides and not open_end:
+        for cell in config.expand(overrides)[:3]:
+            config.check(config.compose(cell))
 
 
 def test_the_ids_are_of_today() -> None:
     _, plain = config.check(config.compose([]))
-    ids = set(re.findall(r"tweets-minilm/cg_lora-s0-(\w{10})", TEXTS["README.md"]))
-    assert ids == {config.run_id(plain)}
+    for page in ("README.md", "sweeps/RESULTS.md"):
+        ids = set(re.findall(r"tweets-minilm/cg_lora-s0-(\w{10})", TEXTS[page]))
+        assert ids == {config.run_id(plain)}, page
 
 
 def test_what_is_linked_is_there() -> None:
