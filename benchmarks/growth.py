@@ -27,7 +27,7 @@ from torch.nn import functional
 from benchmarks import verdict
 from loraexp import config
 from loraexp.adapter.layer import Layer
-from loraexp.run.experiment import make
+from loraexp.run.components import make
 from loraexp.run.initialise import settled, training_of
 from loraexp.statistics import Calibration, collect, layer_generator
 

@@ -37,7 +37,7 @@ from loraexp.adapter.adapted import attach, scaling_factor
 from loraexp.adapter.layer import Factors, Layer
 from loraexp.config.settings import Settings
 from loraexp.machine.measure import peak_bytes, reset_peak
-from loraexp.run.experiment import labels, make
+from loraexp.run.components import labels, make
 from loraexp.run.initialise import settled, training_of
 from loraexp.statistics import Calibration, collect, layer_generator, weight
 from tests.support.helpers import REPOSITORY

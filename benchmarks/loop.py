@@ -29,7 +29,7 @@ import torch
 from benchmarks import verdict
 from loraexp import config, models
 from loraexp.config.settings import Settings
-from loraexp.run import experiment
+from loraexp.run import components, experiment
 from loraexp.run.batches import epoch_batches, micro_batches
 from loraexp.tasks.classification import Classification
 
@@ -79,7 +79,7 @@ def prepare(folder: Path) -> Bench:
     overrides = ["model=minilm", *data, *rows, *places]
     settings, _ = config.check(config.compose(overrides))
     tokenizer = models.open(settings.model).tokenizer
-    task = experiment.make(settings.task)(tokenizer=tokenizer, cache_root=Path(settings.cache_root))
+    task = components.make(settings.task)(tokenizer=tokenizer, cache_root=Path(settings.cache_root))
     return Bench(overrides, settings, tokenizer, task, folder)
 
 
@@ -198,7 +198,7 @@ def as_dataset(bench: Bench, copies: int) -> Any:
 
 
 def base_model(bench: Bench, seed: int) -> Any:
-    labels = experiment.labels(bench.task)
+    labels = components.labels(bench.task)
     return models.open(bench.settings.model).load(dtype=torch.float32, head_seed=seed, **labels)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from loraexp import config
 from loraexp.adapter.adapted import AdaptedLinear, Adapters
 from loraexp.adapter.layer import Factors
-from loraexp.run.experiment import make
+from loraexp.run.components import make
 
 THREADS = 2
 LAYERS = (24, 72, 224)

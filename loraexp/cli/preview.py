@@ -26,12 +26,12 @@ def show(arguments: Sequence[str]) -> int:
     settings, _ = config.check(config.compose(config.settled(options.overrides)))
     from loraexp import models
     from loraexp.machine import repository
-    from loraexp.run import experiment
+    from loraexp.run import components
     from loraexp.tasks.preview import preview
 
     try:
         with repository.pins(Path(settings.output_root)):  # the rows that a run here has
-            task = experiment.tokenise(settings, models.open(settings.model))
+            task = components.tokenise(settings, models.open(settings.model))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     console = Console(highlight=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from loraexp.machine.progress import first
 from loraexp.machine.words import shorten, spoken
 from loraexp.records.reading import packed
 from loraexp.records.sections import RunRecord
-from loraexp.run.experiment import Observer, Outcome
+from loraexp.run.observer import Observer, Outcome
 from loraexp.sweep.schema import Sweep
 from loraexp.sweep.watch import Watch, described
 

@@ -23,7 +23,6 @@ from loraexp.config import ConfigError
 from loraexp.config.settings import Settings
 from loraexp.finished.opened import RAW, FinishedRun, usable
 from loraexp.machine.device import autocast
-from loraexp.machine.processes import Processes
 from loraexp.run.batches import count_labels
 from loraexp.run.initialise import statistics_of
 
@@ -81,8 +80,7 @@ def one_step_gradient(subject: FinishedRun, model: nn.Module, rows: int, k: int)
         partial(gradient),
         subject.task,
         settings,
-        subject.device,
-        Processes(settings.device),
+        subject.runtime,
     )
     return {
         layer.name: SVD(*(x.cpu() for x in layer.statistics["leading_gradient"]))

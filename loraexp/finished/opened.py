@@ -24,16 +24,17 @@ from loraexp.adapter.formats import load_raw
 from loraexp.config import ConfigError, boundary
 from loraexp.config.settings import Settings
 from loraexp.machine import repository
-from loraexp.machine.device import choose_device, to_device
+from loraexp.machine.device import Runtime, choose_device, to_device
 from loraexp.machine.files import Damaged, finite, sha256
 from loraexp.machine.measure import ran_out
 from loraexp.machine.notation import read_yaml
+from loraexp.machine.processes import Processes
 from loraexp.machine.progress import notice
 from loraexp.machine.words import reason_of
 from loraexp.records.content import CHANGED, METRICS, content, sound_lines
 from loraexp.records.reading import flatten
 from loraexp.records.sections import RunRecord
-from loraexp.run import experiment, kept, sources
+from loraexp.run import components, kept, sources
 
 RAW = formats.FACTORS
 AGAIN = "put it back, or train again with force=true"
@@ -102,7 +103,7 @@ class FinishedRun:
         """The task of the run, tokenised; raises ConfigError where its data are not there."""
         try:
             settings, base = self.settings, self.original
-            return kept.task(settings, lambda: experiment.tokenise(settings, base))
+            return kept.task(settings, lambda: components.tokenise(settings, base))
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -112,6 +113,12 @@ class FinishedRun:
             return choose_device(self.settings.device)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    @property
+    def runtime(self) -> Runtime:
+        settings = self.settings
+        processes = Processes(settings.device)
+        return Runtime(device=self.device, precision=settings.precision, processes=processes)
 
     @property
     def raw(self) -> Path:

@@ -11,8 +11,6 @@ import yaml
 from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.finished.opened import FinishedRun, find_run
-from loraexp.machine.device import Runtime
-from loraexp.machine.processes import Processes
 from loraexp.records import record
 from loraexp.records.environment import environment
 from loraexp.records.sections import Evaluation, RunRecord
@@ -53,7 +51,7 @@ def rescore(word: str, overrides: Sequence[str]) -> Metrics:
         described |= run.task.describe()
         for split, values in metrics.items():
             scores[split if "/" in split or not protocol else f"{split}/{protocol}"] = values
-    if Processes(run.settings.device).main:
+    if run.runtime.processes.main:
         record.add_evaluation(folder, entry(run, described, scores, overrides), run.settings.wandb)
     return scores
 
@@ -110,8 +108,7 @@ def score(folder: Path, content: RunRecord, changed: dict[str, Any]) -> tuple[Fi
     )
     task, settings = run.task, run.settings
     model = run.adapted().model if run.has_factors else run.whole()
-    runtime = Runtime(
-        device=run.device, precision=settings.precision, processes=Processes(settings.device)
-    )
     size = settings.train.eval_batch_size
-    return run, evaluate(model, task, task.reports, folder=folder, batch_size=size, runtime=runtime)
+    return run, evaluate(
+        model, task, task.reports, folder=folder, batch_size=size, runtime=run.runtime
+    )

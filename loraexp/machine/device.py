@@ -18,8 +18,8 @@ from loraexp.machine.words import first_line
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What a model is evaluated on: a device, the precision of its products, and the processes that
-    share the work."""
+    """What a model runs on: a device, the precision of its products, and the processes that share
+    the work."""
 
     device: torch.device
     precision: str

@@ -149,3 +149,9 @@ class Processes:
     def wait(self) -> None:
         if self.world > 1:
             self.gather(None)  # among hosts: no device has to be chosen for it
+
+
+def job_of_scheduler() -> str | None:
+    """The Slurm job that this process is a part of, a task of an array as `12_3`."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")

@@ -115,10 +115,8 @@ class Agreement:
     them reckon alike.
     """
 
-    def __init__(
-        self, stop: Stop, processes: Processes, device: object, checkpoint_seconds: float | None
-    ) -> None:
-        self.stop, self.processes, self.device = stop, processes, device
+    def __init__(self, stop: Stop, processes: Processes, checkpoint_seconds: float | None) -> None:
+        self.stop, self.processes = stop, processes
         self.every = checkpoint_seconds
         self.saved = self.asked = time.monotonic()
         self.asked_at, self.next = 0, 0

@@ -7,7 +7,7 @@ import types
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from loraexp.run.experiment import Outcome
+    from loraexp.run.observer import Outcome
 
 
 class _Run(types.ModuleType):

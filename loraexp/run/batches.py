@@ -9,10 +9,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from loraexp.machine.device import Batch, is_accelerator, to_device
+from loraexp.machine.device import Batch, Runtime, is_accelerator, to_device
 from loraexp.machine.processes import Processes
 
 if TYPE_CHECKING:
@@ -167,11 +166,10 @@ class Batches:
         task: Task,
         settings: TrainSettings,
         seed: int,
-        device: torch.device,
-        processes: Processes,
+        runtime: Runtime,
     ) -> None:
         self.task, self.settings, self.seed = task, settings, seed
-        self.device, self.processes = device, processes
+        self.device, self.processes = runtime.device, runtime.processes
         self.examples = task.splits["train"]
         self.total, self.per_epoch = total_steps(settings, len(self.examples))
         self.epoch = -1

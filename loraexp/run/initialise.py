@@ -19,7 +19,7 @@ from torch import nn
 
 from loraexp.adapter.layer import Factors, Layer, Training
 from loraexp.machine import measure
-from loraexp.machine.device import autocast, numbers, to_device
+from loraexp.machine.device import Runtime, numbers, to_device
 from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.machine.processes import Processes, gathered
 from loraexp.machine.progress import bar
@@ -79,12 +79,12 @@ def calibration_rows(rows: int, settings: CalibrationSettings, seed: int) -> np.
     return np.random.default_rng([seed, 20]).permutation(rows)[:count]
 
 
-def objective(task: Task, device: torch.device, precision: str) -> Calibration:
+def objective(task: Task, runtime: Runtime) -> Calibration:
     """The task's loss and outputs in the precision of the run; over no rows yet."""
 
     def precisely(function: Callable[..., Any]) -> Callable[..., Any]:
         def within(model: Any, batch: Any) -> Any:
-            with autocast(device, precision):
+            with runtime.autocast():
                 return function(model, batch)
 
         return within
@@ -105,12 +105,11 @@ def rows_of_a_pass(settings: Settings, processes: Processes) -> int:
     return -(-settings.micro_batch // processes.world)
 
 
-def mean_loss(
-    model: nn.Module, task: Task, settings: Settings, device: torch.device, rows_at_once: int
-) -> float:
+def mean_loss(model: nn.Module, task: Task, settings: Settings, runtime: Runtime) -> float:
     """The loss, dropout off, on the first rows of the training set, those of like length
     together."""
-    loss_sum = objective(task, device, settings.precision).loss_sum
+    loss_sum = objective(task, runtime).loss_sum
+    rows_at_once = rows_of_a_pass(settings, runtime.processes)
     examples = task.splits["train"]
     count = min(PROBE_ROWS, settings.calibration.samples, len(examples))
     rows = np.argsort(examples.lengths[:count], kind="stable")
@@ -120,7 +119,7 @@ def mean_loss(
     training = model.training
     model.eval()
     with torch.no_grad(), gathered_root(model):
-        parts = [loss_sum(model, to_device(batch, device)) for batch in batches]
+        parts = [loss_sum(model, to_device(batch, runtime.device)) for batch in batches]
     model.train(training)
     return sum(numbers([total for total, _ in parts])) / sum(count for _, count in parts)
 
@@ -131,19 +130,19 @@ def statistics_of(
     initializer: partial[Any],
     task: Task,
     settings: Settings,
-    device: torch.device,
-    processes: Processes,
+    runtime: Runtime,
 ) -> Collected:
     """Start collecting what the initializer needs from this process's share of the calibration
     batches."""
     function: Any = initializer.func
     own, examples = settings.calibration, task.splits["train"]
     rows = calibration_rows(len(examples), own, settings.seed)
+    processes = runtime.processes
     size = rows_of_a_pass(settings, processes)
     batches = [task.collate(examples, rows[i : i + size]) for i in range(0, len(rows), size)]
     first_of = [len(batches) * i // processes.world for i in range(processes.world + 1)]
     calibration = dataclasses.replace(
-        objective(task, device, settings.precision),
+        objective(task, runtime),
         batches=batches[first_of[processes.rank] : first_of[processes.rank + 1]],
         weighting=own.weighting or function.weighting,
         mode=own.mode,
@@ -160,7 +159,7 @@ def statistics_of(
         function.needs,
         function.request(settings.rank, **initializer.keywords),
         # one plan for all: every process sweeps with the others
-        budget=min(gathered(own.budget(measure.free_bytes(device)))),
+        budget=min(gathered(own.budget(measure.free_bytes(runtime.device)))),
         rank=settings.rank,
         cache=cache,
     )
@@ -205,8 +204,7 @@ def initialize(
     *,
     scaling: float,
     settings: Settings,
-    device: torch.device,
-    processes: Processes,
+    runtime: Runtime,
 ) -> Made:
     """Run the initializer on every target layer, on exactly the statistics that it declares to
     need.
@@ -215,26 +213,26 @@ def initialize(
     is collected.
     """
     began, worked = time.perf_counter(), time.process_time()
-    reset_peak(device)
+    reset_peak(runtime.device)
     initializer = settled(initializer, training_of(settings, len(task.splits["train"])))
-    size = rows_of_a_pass(settings, processes)
-    probe = partial(mean_loss, model, task, settings, device, size)
+    probe = partial(mean_loss, model, task, settings, runtime)
     before = probe()
     asks: bool = bool(initializer.func.needs)  # type: ignore[attr-defined]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if asks:
-            collected = statistics_of(
-                model, targets, initializer, task, settings, device, processes
-            )
+            collected = statistics_of(model, targets, initializer, task, settings, runtime)
         else:
-            plain = (Layer(name=name, W=weight(module, device)) for name, module in targets.items())
+            plain = (
+                Layer(name=name, W=weight(module, runtime.device))
+                for name, module in targets.items()
+            )
             collected = Collected(plain, Report(way="weights only"))
         factors, lines = every_layer(collected, len(targets), initializer, scaling, settings)
     cost = {
         "init_seconds": time.perf_counter() - began,
         "init_processor_seconds": time.process_time() - worked,
-        "init_peak_bytes": peak_bytes(device),
+        "init_peak_bytes": peak_bytes(runtime.device),
         "init_forward_sweeps": collected.report.forward_sweeps,
     }
     ledger = {

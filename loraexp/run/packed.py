@@ -30,8 +30,9 @@ from loraexp.machine.progress import bar
 from loraexp.machine.signals import Interrupted, Stop, watched
 from loraexp.machine.words import reason_of
 from loraexp.run.checkpoint import restore, states
-from loraexp.run.experiment import Outcome, story
-from loraexp.run.train import Ahead
+from loraexp.run.experiment import story
+from loraexp.run.loop import Ahead
+from loraexp.run.observer import Outcome
 
 # --------------------------------------------------------------------------------------------------
 # the runs in turn
@@ -175,7 +176,7 @@ class Passes:
         stacked = self.model(group)
         draws = stacked.draws
         runs = [ahead_of(member) for member in group]
-        step, device = runs[0].step, runs[0].run.device
+        step, device = runs[0].step, runs[0].run.runtime.device
         key = "cuda" if device.type == "cuda" else "torch"
         draws.states[:] = [member.generators[key] for member in group]
         sums = torch.zeros(len(runs), device=device)
@@ -214,7 +215,7 @@ class Passes:
             ended = [known for known in self.models if any(m.ahead is None for m in known)]
             for known in ended:
                 del self.models[known]
-            device = ahead_of(group[0]).run.device
+            device = ahead_of(group[0]).run.runtime.device
             generator = torch.default_generator
             if device.type == "cuda":
                 generator = torch.cuda.default_generators[torch.cuda.current_device()]

@@ -12,6 +12,7 @@ from loraexp import config
 from loraexp.config.settings import Settings
 from loraexp.machine.files import sha256
 from loraexp.models import Base
+from loraexp.records.record import Record
 
 BASE = (
     "*.safetensors",
@@ -109,3 +110,22 @@ def require_same(record: Mapping[str, Any], folder: Path) -> None:
             f"this run began with other {what}: {path} has changed since ({folder}); put it back to"
             " go on, or force=true begins again"
         )
+
+
+def require_same_rows(record: Record, described: Mapping[str, Any]) -> None:
+    """A run that goes on has the rows that it began with, wherever they were read.
+
+    Raises: ConfigError naming the split; the checkpoint stays.
+    """
+    before = record.before.get("data") or {}
+    for split, rows in described.items():
+        old, new = (part.get("fingerprint") for part in (before.get(split) or {}, rows))
+        if old is not None and old != new:
+            record.update(
+                **{key: record.before[key] for key in ("data", "sources") if key in record.before}
+            )
+            raise config.ConfigError(
+                f"this run began with other data: the rows of {split} have fingerprint"
+                f" {str(new)[:12]}, and had {str(old)[:12]} ({record.folder}); put them back to go"
+                " on, or force=true begins again"
+            )

@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Generator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from loraexp.adapter.adapted import Adapters
 from loraexp.adapter.formats import save_raw
-from loraexp.config.settings import Settings, checkpoint_seconds
+from loraexp.config.settings import checkpoint_seconds
 from loraexp.machine.device import Runtime, autocast
 from loraexp.machine.files import on_disk
 from loraexp.machine.measure import Stopwatch, peak_bytes, reset_peak
-from loraexp.machine.processes import Processes
 from loraexp.machine.progress import bar
 from loraexp.machine.signals import Agreement, Interrupted
-from loraexp.machine.tensors import read_along
 from loraexp.models.unpadded import Unpadded
-from loraexp.records.record import Record, now
-from loraexp.run import snapshot
 from loraexp.run.batches import Batches, Step, schedule
-from loraexp.run.checkpoint import (
-    Checkpoint,
-    Progress,
-    State,
-    generators,
-    restore_generators,
-    seed_generators,
-)
-from loraexp.run.evaluate import evaluate
-from loraexp.run.phases import Phases
+from loraexp.run.checkpoint import Progress
+from loraexp.run.loop import Ahead, Loop, Pace
+from loraexp.run.position import begin, save
 
 if TYPE_CHECKING:
     from loraexp.run.task import Task
@@ -44,59 +29,6 @@ if TYPE_CHECKING:
 
 class Diverged(FloatingPointError):
     """The loss or the gradient is no longer a number."""
-
-
-@dataclass(kw_only=True)
-class Loop:
-    """What a run trains, with, and where what becomes of it is written."""
-
-    model: nn.Module
-    task: Task
-    adapters: Adapters
-    optimizer: torch.optim.Optimizer | None
-    settings: Settings
-    record: Record
-    checkpoint: Checkpoint
-    phase: Phases
-    device: torch.device
-    processes: Processes
-    keep: Callable[[int], None]  # saves the adapter as it is after a step
-    say: Callable[[str], None]
-    unpadded: Unpadded | None = None  # with `train.unpadded`
-
-    @property
-    def runtime(self) -> Runtime:
-        return Runtime(
-            device=self.device, precision=self.settings.precision, processes=self.processes
-        )
-
-    def metrics(self, splits: Iterable[str], folder: Path | None = None) -> dict[str, Any]:
-        """The metrics of splits, of the model as it is."""
-        size = self.settings.train.eval_batch_size
-        return evaluate(
-            self.model, self.task, splits, batch_size=size, runtime=self.runtime, folder=folder
-        )
-
-    @property
-    def watched(self) -> list[str]:
-        """The splits that are evaluated on the way: the one that selects, and with `report_during`
-        the reported ones."""
-        reported = self.task.reports if self.settings.train.report_during else ()
-        return [
-            split for split in dict.fromkeys((self.task.selection, *reported)) if split is not None
-        ]
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """A step that a run is about to make. Whoever lets several runs go on in turn may leave its
-    gradient in `.grad` and its loss in `step.loss`; without, the run makes both itself."""
-
-    run: Loop
-    number: int
-    step: Step
-    clock: Stopwatch
-    pace: Pace
 
 
 def train(run: Loop) -> Generator[Ahead, None, Progress]:
@@ -107,18 +39,17 @@ def train(run: Loop) -> Generator[Ahead, None, Progress]:
     ValueError where steps are to be made and nothing trains; Interrupted, after a checkpoint.
     """
     settings, optimizer = run.settings.train, run.optimizer
-    batches = Batches(run.task, settings, run.settings.seed, run.device, run.processes)
+    batches = Batches(run.task, settings, run.settings.seed, run.runtime)
     if batches.total and optimizer is None:
         raise ValueError(
             f"train.max_steps: {batches.total} steps, and nothing trains; set it to 0, or choose"
             " another init"
         )
-    state = begin(run, batches)
-    clock, pace = Stopwatch(run.device, state.parts), Pace(state)
-    meeting = Agreement(
-        run.phase.stop, run.processes, run.device, checkpoint_seconds(settings.checkpoint_every)
-    )
-    reset_peak(run.device)
+    state = begin(run, batches.total)
+    clock, pace = Stopwatch(run.runtime.device, state.parts), Pace(state)
+    every = checkpoint_seconds(settings.checkpoint_every)
+    meeting = Agreement(run.phase.stop, run.runtime.processes, every)
+    reset_peak(run.runtime.device)
     run.model.train()
     with bar("training", batches.total, state.step) as advance:
         while True:
@@ -190,31 +121,10 @@ def checkpoint_here(run: Loop, state: Progress, batches: Batches) -> bool:
 def keep_factors(run: Loop, state: Progress) -> None:
     """A copy of the factors of the way, where the settings ask for it."""
     every = run.settings.train.keep_factors_every
-    if every and state.step % every == 0 and run.processes.main:
+    if every and state.step % every == 0 and run.runtime.processes.main:
         path = run.record.folder / "factors" / f"{state.step:07d}.safetensors"
         with on_disk(path):
             save_raw(run.adapters, path)
-
-
-class Pace:
-    """Seconds of training, those of an evaluation left out: of the clock, and of the processor,
-    which what else runs on the machine does not change."""
-
-    def __init__(self, before: Progress) -> None:
-        self.began = time.perf_counter() - before.seconds
-        self.worked = time.process_time() - before.processor_seconds
-
-    def tell(self, state: Progress) -> None:
-        state.seconds = time.perf_counter() - self.began
-        state.processor_seconds = time.process_time() - self.worked
-
-    @contextmanager
-    def paused(self) -> Any:
-        """Within: the clocks stand."""
-        stopped, idle = time.perf_counter(), time.process_time()
-        yield
-        self.began += time.perf_counter() - stopped
-        self.worked += time.process_time() - idle
 
 
 # --------------------------------------------------------------------------------------------------
@@ -235,13 +145,14 @@ def step(run: Loop, made: Step, number: int, total: int, clock: Stopwatch) -> tu
             run.task,
             made.parts,
             labels=made.labels,
-            precision=run.settings.precision,
-            processes=run.processes,
+            runtime=run.runtime,
             clock=clock,
             unpadded=run.unpadded,
         )
     with clock("optimizer"):
-        norm = run.processes.clip(run.adapters.trainable(), settings.max_grad_norm or math.inf)
+        norm = run.runtime.processes.clip(
+            run.adapters.trainable(), settings.max_grad_norm or math.inf
+        )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return loss.detach(), norm
@@ -253,8 +164,7 @@ def accumulate_gradient(
     batches: Sequence[dict[str, Tensor]],
     *,
     labels: int,
-    precision: str,
-    processes: Processes,
+    runtime: Runtime,
     clock: Stopwatch,
     unpadded: Unpadded | None = None,
 ) -> Tensor:
@@ -270,23 +180,23 @@ def accumulate_gradient(
     for batch in batches:
         weight = batch.pop("weight", 1)
         with nullcontext() if unpadded is None else unpadded.of(batch):
-            with clock("forward"), autocast(device, precision):
+            with clock("forward"), autocast(device, runtime.precision):
                 loss, _ = task.loss_sum(model, batch)
             with clock("backward"):
-                (loss * (weight * processes.world / labels)).backward()
+                (loss * (weight * runtime.processes.world / labels)).backward()
         loss_sum += loss.detach() * weight
     with clock("backward"):
-        processes.average()
-    return loss_sum / labels * processes.world
+        runtime.processes.average()
+    return loss_sum / labels * runtime.processes.world
 
 
 def log_step(run: Loop, state: Progress, per_epoch: int, norm: Tensor) -> float:
     """Log the mean loss since the last line; a loss, gradient or step that is not finite ends the
     run. The device is read once."""
     assert run.optimizer is not None
-    mean = run.processes.sum(torch.as_tensor(state.loss / state.steps, device=norm.device))
+    mean = run.runtime.processes.sum(torch.as_tensor(state.loss / state.steps, device=norm.device))
     trouble = getattr(run.optimizer, "trouble", None)
-    told = [mean / run.processes.world, norm, *([] if trouble is None else [trouble])]
+    told = [mean / run.runtime.processes.world, norm, *([] if trouble is None else [trouble])]
     dtype = torch.promote_types(mean.dtype, norm.dtype)
     loss: float
     loss, grad_norm, *broken = torch.stack([value.to(dtype) for value in told]).tolist()
@@ -350,85 +260,11 @@ def judge(run: Loop, state: Progress, batches: Batches) -> None:
         state.stopped_early = patience is not None and state.evaluations_without_better >= patience
 
 
-# --------------------------------------------------------------------------------------------------
-# going on later
-
-
-def save(run: Loop, state: Progress) -> None:
-    """Write everything that the next step depends on, of all processes; the main one writes."""
-    assert run.optimizer is not None
-    loss = state.loss.detach().cpu() if isinstance(state.loss, Tensor) else state.loss
-    ranks = run.processes.gather({"generators": generators(), "loss": loss})
-    weights = snapshot.weights(run.adapters)
-    moments, groups = snapshot.moments(run.optimizer)
-    state.saved = state.step
-    if run.processes.main:
-        run.checkpoint.save(
-            State(
-                progress=state,
-                weights=weights,
-                moments=moments,
-                groups=groups,
-                ranks=ranks,
-                history=run.record.mark(),
-            )
-        )
-    else:
-        read_along(weights)
-        read_along(moments)
-    run.processes.wait()
-
-
-def begin(run: Loop, batches: Batches) -> Progress:
-    """The first step, or that of the checkpoint, which is then in weights, optimizer, generators
-    and log."""
-    before = run.checkpoint.load()
-    if before is None:
-        for line in run.checkpoint.damage:
-            run.say(line)
-        run.record.start_metrics()
-        if run.checkpoint.damage:
-            note(run, 0, run.checkpoint.damage)
-        return Progress()
-    assert run.optimizer is not None
-    state, processes = before.progress, run.processes
-    run.adapters.load_state(before.weights)
-    snapshot.restore(run.optimizer, before.moments, before.groups)
-    notes = []
-    if len(before.ranks) == processes.world:
-        mine = before.ranks[processes.rank]
-        restore_generators(mine["generators"])
-        state.loss = mine["loss"]
-    else:
-        seed_generators(run.settings.seed, processes.rank, state.step)
-        state.loss = sum(rank["loss"] for rank in before.ranks) / len(before.ranks)
-        notes.append(
-            f"the checkpoint is of {len(before.ranks)} processes, this run has {processes.world}:"
-            " rows, weights and moments go on as they were; dropout draws new masks, from the seed"
-            " and the step"
-        )
-    lost = run.record.start_metrics(before.history, state.step)
-    notes += [lost] if lost else []
-    run.say(f"resumed at step {state.step} of {batches.total}")
-    for line in notes:
-        run.say(line)
-    note(run, state.step, notes)
-    return state
-
-
-def note(run: Loop, step: int, notes: list[str]) -> None:
-    """Into the record: where this attempt began, when, on how many processes, and what of the one
-    before is not there."""
-    earlier = run.record.before.get("resumed") or []
-    entry = {"step": step, "when": now(), "processes": run.processes.world, "notes": list(notes)}
-    run.record.update(resumed=[*earlier, entry])
-
-
 def measure(run: Loop, state: Progress, clock: Stopwatch) -> None:
     """What the attempts so far took, to the last mark that the device was given."""
     clock.settle(wait=True)
     state.parts = dict(clock.seconds)
-    state.peak = max(state.peak, peak_bytes(run.device))
+    state.peak = max(state.peak, peak_bytes(run.runtime.device))
 
 
 def cost(state: Progress) -> dict[str, Any]:

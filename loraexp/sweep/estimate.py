@@ -21,7 +21,7 @@ from loraexp import config, models
 from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
 from loraexp.adapter.layer import Factors, Layer
 from loraexp.config.settings import ModelSettings
-from loraexp.run.experiment import make
+from loraexp.run.components import make
 from loraexp.statistics import Size
 from loraexp.statistics import plan as plan_statistics
 from loraexp.sweep.shapes import Memory, Shape

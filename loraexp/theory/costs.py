@@ -19,7 +19,7 @@ from loraexp.config.settings import ModelSettings
 from loraexp.machine.device import to_device
 from loraexp.machine.progress import Progress
 from loraexp.records.curves import Computed, Curve, Values
-from loraexp.run.experiment import make
+from loraexp.run.components import make
 from loraexp.run.initialise import objective
 from loraexp.statistics import layer_generator, weight
 from loraexp.statistics.collect import like
@@ -161,7 +161,7 @@ def every_gradient(bench: Bench) -> float:
     paper's peak agrees (weights, gradients and activations). Returns the backward passes over all
     samples.
     """
-    loss_sum = objective(bench.task, bench.device, bench.settings.precision).loss_sum
+    loss_sum = objective(bench.task, bench.runtime).loss_sum
     initializer = make(bench.settings.init)
     trained = [(parameter, parameter.requires_grad) for parameter in bench.model.parameters()]
     samples = 0
@@ -209,7 +209,7 @@ def parts(bench: Bench, meter: Meter) -> None:
     """One initialisation by CG-LoRA through its own functions, with the meter switched between its
     parts."""
     batches = bench.batches
-    own = objective(bench.task, bench.device, bench.settings.precision)
+    own = objective(bench.task, bench.runtime)
     initializer = make(bench.settings.init)
     asked = initializer.func.request(bench.settings.rank, **initializer.keywords)["curvature"]  # type: ignore[attr-defined]
     calibration = replace(

@@ -10,11 +10,10 @@ from loraexp.adapter.adapted import Adapters, attach
 from loraexp.adapter.layer import Factors
 from loraexp.machine.device import to_device
 from loraexp.machine.measure import Stopwatch
-from loraexp.machine.processes import Processes
 from loraexp.machine.progress import Progress
 from loraexp.records.curves import Computed, Values
 from loraexp.run.batches import count_labels
-from loraexp.run.experiment import make
+from loraexp.run.components import make
 from loraexp.run.train import accumulate_gradient
 from loraexp.theory.keywords import keywords
 from loraexp.theory.meter import Alive, Bench, Subject
@@ -33,8 +32,7 @@ def one_step(bench: Bench, adapters: Adapters) -> None:
         bench.task,
         [batch],
         labels=count_labels(batch),
-        precision=bench.settings.precision,
-        processes=Processes(str(bench.device)),
+        runtime=bench.runtime,
         clock=Stopwatch(),
     )
     optimizer.step()

@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves
 from loraexp import config, models
 from loraexp.adapter.adapted import scaling_factor
 from loraexp.config.settings import Settings
-from loraexp.machine.device import choose_device
+from loraexp.machine.device import Runtime, choose_device
 from loraexp.machine.processes import Processes
-from loraexp.run.experiment import labels, make, make_task
+from loraexp.run.components import labels, make, make_task
 from loraexp.run.initialise import Made, calibration_rows, initialize
 from loraexp.statistics.hooks import Sums
 from loraexp.statistics.sweeps import Sweeper
@@ -138,6 +138,11 @@ class Bench:
         )
 
     @property
+    def runtime(self) -> Runtime:
+        processes = Processes(str(self.device))
+        return Runtime(device=self.device, precision=self.settings.precision, processes=processes)
+
+    @property
     def weights(self) -> int:
         """Bytes of the model."""
         return sum(p.numel() * p.element_size() for p in self.model.parameters())
@@ -160,8 +165,7 @@ class Bench:
             make(self.settings.init),
             scaling=self.scaling,
             settings=self.settings,
-            device=self.device,
-            processes=Processes(str(self.device)),
+            runtime=self.runtime,
         )
 
     def backward_passes(self) -> float:

@@ -20,10 +20,11 @@ from loraexp import config, models
 from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
 from loraexp.config import ConfigError
 from loraexp.config.settings import Settings
+from loraexp.machine.device import Runtime
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import Progress
 from loraexp.records.curves import Computed, Curve, Surface
-from loraexp.run.experiment import make
+from loraexp.run.components import make
 from loraexp.run.initialise import initialize
 from loraexp.run.train import Diverged
 from loraexp.theory import digits
@@ -61,12 +62,17 @@ def adapted(model: TwoLayer, data: Data, settings: Settings) -> Adapters:
         raise ConfigError(str(error)) from error
     scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
     task = DigitTask(data.even)
-    how: dict[str, Any] = {"settings": settings, "device": CPU, "processes": Processes("cpu")}
-    return attach(
+    runtime = Runtime(device=CPU, precision=settings.precision, processes=Processes("cpu"))
+    made = initialize(
         model,
-        initialize(model, targets, task, make(settings.init), scaling=scaling, **how).factors,
-        scaling,
+        targets,
+        task,
+        make(settings.init),
+        scaling=scaling,
+        settings=settings,
+        runtime=runtime,
     )
+    return attach(model, made.factors, scaling)
 
 
 def fine_tuned(

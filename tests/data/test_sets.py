@@ -259,7 +259,7 @@ def test_words_of_the_papers_stand_for_the_names_of_the_hub(hub: Hub) -> None:
 def test_data_of_ones_own_are_read_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     from loraexp import config as settings
     from loraexp import models
-    from loraexp.run.experiment import make_task
+    from loraexp.run.components import make_task
 
     given = [
         "task=data",

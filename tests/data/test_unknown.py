@@ -54,7 +54,7 @@ def test_some_unknown_tokens_are_counted_and_recorded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["smollm2-135m", "tiny-llama", "tiny-t5"])
 def test_bytes_are_never_unknown(model: str, tmp_path: Path) -> None:
     from loraexp import config, models
-    from loraexp.run.experiment import make_task
+    from loraexp.run.components import make_task
 
     asks = ['task.prompt="{text}"', 'task.response="{answer}"']
     given = ["task=data", rows_of(tmp_path / "d", 60), f"model={model}", *asks, "task.held_out=0"]

@@ -17,8 +17,9 @@ from loraexp.adapter.adapted import attach, scaling_factor
 from loraexp.adapter.layer import Factors, Training
 from loraexp.initializers.lora_sb import lora_sb
 from loraexp.machine import measure
+from loraexp.machine.device import Runtime
 from loraexp.machine.processes import Processes
-from loraexp.run import experiment
+from loraexp.run import components
 from loraexp.run.initialise import (
     Made,
     calibration_rows,
@@ -78,11 +79,11 @@ def prepared(*overrides: str) -> tuple:
             ["task=tweets", "task.limit_train=512", "init.samples=64", "init.rows=head", *overrides]
         )
     )
-    task = experiment.make(settings.task)(
+    task = components.make(settings.task)(
         tokenizer=models.open(settings.model).tokenizer, cache_root=Path(settings.cache_root)
     )
     model = models.open(settings.model).load(
-        dtype=torch.float32, head_seed=0, **experiment.labels(task)
+        dtype=torch.float32, head_seed=0, **components.labels(task)
     )
     head = models.head(model)
     return settings, task, model, head, models.target_layers(model, settings.model.targets, head)
@@ -90,7 +91,7 @@ def prepared(*overrides: str) -> tuple:
 
 def made_for(settings, task, model, targets):
     scaling = scaling_factor(settings.adapter.scaling, settings.alpha, settings.rank)
-    initializer = experiment.make(settings.init)
+    initializer = components.make(settings.init)
     return scaling, initialize(
         model,
         targets,
@@ -98,8 +99,7 @@ def made_for(settings, task, model, targets):
         initializer,
         scaling=scaling,
         settings=settings,
-        device=torch.device("cpu"),
-        processes=Processes("cpu"),
+        runtime=Runtime(device=torch.device("cpu"), precision="fp32", processes=Processes("cpu")),
     )
 
 
@@ -219,7 +219,7 @@ def test_the_schedule_of_a_run_gives_the_first_step() -> None:
         settings, _ = config.check(config.compose([*common, "train.batch_size=32", *how]))
         training = training_of(settings, 50_000)
         assert (training.steps, training.factor) == (1563, pytest.approx(1 / 32))
-        assert settled(experiment.make(settings.init), training).keywords[
+        assert settled(components.make(settings.init), training).keywords[
             "step_size"
         ] == pytest.approx(1e-4 / 32)
     settings, _ = config.check(
@@ -229,15 +229,15 @@ def test_the_schedule_of_a_run_gives_the_first_step() -> None:
         config.ConfigError,
         match=r"init.flavour=released divides lr by train.warmup_ratio, which is 0",
     ):
-        experiment.check_model(settings, models.open(settings.model))
+        components.check_model(settings, models.open(settings.model))
 
 
 def step_zero(*overrides: str) -> tuple[float, float, dict]:
     """The loss on the same rows before and after initialising, and the ledger."""
     settings, _ = config.check(config.compose(["init=lora_sb", "device=cpu", *overrides]))
     base = models.open(settings.model)
-    task = experiment.tokenise(settings, base)
-    model = base.load(dtype=torch.float32, head_seed=0, **experiment.labels(task))
+    task = components.tokenise(settings, base)
+    model = base.load(dtype=torch.float32, head_seed=0, **components.labels(task))
     scaling, made = made_for(settings, task, model, base.targets(model))
     attach(model, made.factors, scaling, models.head(model))
     ledger = made.finish()
@@ -325,9 +325,9 @@ def test_a_pass_has_the_rows_of_training_and_statistics_are_the_same(
     found = []
     for rank in range(world):
         processes = cast(Processes, SimpleNamespace(world=world, rank=rank))
-        initializer = experiment.make(settings.init)
-        device = torch.device("cpu")
-        statistics = statistics_of(model, targets, initializer, task, settings, device, processes)
+        initializer = components.make(settings.init)
+        runtime = Runtime(device=torch.device("cpu"), precision="fp32", processes=processes)
+        statistics = statistics_of(model, targets, initializer, task, settings, runtime)
         found.append(statistics.report.samples)
     assert max(sizes) == most and sum(sizes) == 64 * world and sum(found) == 64
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from loraexp import config
+from loraexp.machine.device import Runtime
 from loraexp.machine.measure import Stopwatch
 from loraexp.machine.processes import Processes
 from loraexp.models.unpadded import Unpadded
@@ -29,8 +30,7 @@ def gradient(model, task, adapters, parts, pad_to=None, unpadded=None) -> dict[s
         task,
         batches,
         labels=sum(map(count_labels, batches)),
-        precision="fp32",
-        processes=Processes("cpu"),
+        runtime=Runtime(device=torch.device("cpu"), precision="fp32", processes=Processes("cpu")),
         clock=Stopwatch(),
         unpadded=unpadded,
     )

@@ -16,10 +16,10 @@ import torch
 from loraexp import config, models
 from loraexp.adapter.layer import Factors, Layer
 from loraexp.machine import measure
-from loraexp.machine.device import Batch, is_accelerator, to_device, unread_masks
+from loraexp.machine.device import Batch, Runtime, is_accelerator, to_device, unread_masks
 from loraexp.machine.processes import Processes
 from loraexp.optimizers import elementwise, rules, sylvester
-from loraexp.run import batches, evaluate, experiment, initialise, train
+from loraexp.run import batches, components, evaluate, experiment, initialise, loop, train
 from loraexp.run.ledger import describe
 from loraexp.scoring import generate, protocols
 from loraexp.statistics.sweeps import Sweeper
@@ -132,7 +132,7 @@ def test_a_step_never_waits_and_a_line_of_the_log_waits_once(
     collated = counted(device, batches.Batches, "of", monkeypatch)
     lines = counted(device, train, "log_step", monkeypatch)
     settled = counted(device, measure.Stopwatch, "settle", monkeypatch)
-    monkeypatch.setattr(train, "evaluate", lambda *_, **__: {"held_out": {}, "dev": {}})
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"held_out": {}, "dev": {}})
     monkeypatch.setattr(train.Loop, "watched", property(lambda self: []))
     without_a_saved_model(variant, monkeypatch)
     record = started(*words, *of_variant(variant), out=tmp_path).record
@@ -172,7 +172,7 @@ def test_a_rule_takes_the_steps_on_the_device_that_it_takes_on_the_cpu(
     monkeypatch.setattr(train, "cost", noted)
     monkeypatch.setattr(train.Loop, "watched", property(lambda self: []))
     without_a_saved_model(variant, monkeypatch)
-    monkeypatch.setattr(train, "evaluate", lambda *_, **__: {"held_out": {}, "dev": {}})
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"held_out": {}, "dev": {}})
     for where in (DEVICE.type, "cpu"):
         started(*of_variant(variant), f"device={where}", out=tmp_path / where)
     there, here = weights
@@ -259,15 +259,16 @@ def test_initialising_waits_once_a_sweep_and_once_a_layer(
     words += ["train.batch_size=8", "init.samples=24", "rank=2", "lr=1e-4"]
     settings = config.check(config.compose(words))[0]
     base = models.open(settings.model)
-    task = experiment.make_task(settings, base.tokenizer)
-    model = base.load(dtype=torch.float32, head_seed=0, **experiment.labels(task)).to(DEVICE)
+    task = components.make_task(settings, base.tokenizer)
+    model = base.load(dtype=torch.float32, head_seed=0, **components.labels(task)).to(DEVICE)
     targets = models.target_layers(model, settings.model.targets, models.head(model))
     sweeps = counted(device, Sweeper, "run", monkeypatch)
     passes = counted(device, Sweeper, "_batch", monkeypatch)
     lines = counted(device, initialise, "describe", monkeypatch)
-    initializer = experiment.make(settings.init)
+    initializer = components.make(settings.init)
     before = len(device.waits)
-    how: dict[str, Any] = {"settings": settings, "device": DEVICE, "processes": Processes("cpu")}
+    runtime = Runtime(device=DEVICE, precision="fp32", processes=Processes("cpu"))
+    how: dict[str, Any] = {"settings": settings, "runtime": runtime}
     with unread_masks(DEVICE):
         made = initialise.initialize(model, targets, task, initializer, scaling=2.0, **how)
     where = "\n".join(f"{n} {line}" for line, n in device.waits.lines().items())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from loraexp import config, models
 from loraexp.adapter.layer import CurvatureRequest, LeadingRequest
-from loraexp.run import experiment
+from loraexp.run import components
 from loraexp.statistics import Calibration, collect
 from loraexp.statistics.accumulators import Accumulator
 from loraexp.statistics.cache import flat
@@ -59,9 +59,9 @@ class Subject:
         )
         settings = config.check(composed)[0]
         base = models.open(settings.model)
-        self.task: Any = experiment.make_task(settings, base.tokenizer)
+        self.task: Any = components.make_task(settings, base.tokenizer)
         self.model: nn.Module = base.load(
-            dtype=torch.float32, head_seed=0, **experiment.labels(self.task)
+            dtype=torch.float32, head_seed=0, **components.labels(self.task)
         )
         head = models.head(self.model)
         self.targets = models.target_layers(self.model, settings.model.targets, head)

@@ -14,7 +14,7 @@ from torch import distributed
 
 from loraexp import config, models
 from loraexp.adapter.layer import CurvatureRequest, LeadingRequest
-from loraexp.run import experiment
+from loraexp.run import components
 from loraexp.statistics import Calibration, collect
 from tests.reference.weighting import loss_statistics
 from tests.support.text_tasks import ROWS, settings_of_kind, toy
@@ -212,7 +212,7 @@ def test_each_initializer_has_its_own_weighting_and_the_key_overrides_it(
 ) -> None:
     settings, _ = config.check(config.compose([f"init={init}"]))
     assert settings.calibration.weighting is None
-    assert experiment.make(settings.init).func.weighting == weighting
+    assert components.make(settings.init).func.weighting == weighting
     other = "tokens" if weighting == "samples" else "samples"
     settings, _ = config.check(config.compose([f"init={init}", f"init.weighting={other}"]))
     assert settings.calibration.weighting == other

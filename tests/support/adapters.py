@@ -9,7 +9,7 @@ import torch
 from loraexp import config, models
 from loraexp.adapter.adapted import Adapters, attach
 from loraexp.adapter.layer import Factors
-from loraexp.run import experiment
+from loraexp.run import components, experiment
 
 
 def adapted(
@@ -19,8 +19,8 @@ def adapted(
     cell = ["experiment=smoke", *overrides]
     settings, plain = config.check(config.compose(cell))
     tokenizer = models.open(settings.model).tokenizer
-    task = experiment.make(settings.task)(tokenizer=tokenizer, cache_root=Path(settings.cache_root))
-    model = models.open(settings.model).load(dtype=dtype, head_seed=0, **experiment.labels(task))
+    task = components.make(settings.task)(tokenizer=tokenizer, cache_root=Path(settings.cache_root))
+    model = models.open(settings.model).load(dtype=dtype, head_seed=0, **components.labels(task))
     head = models.head(model)
     generator = torch.Generator().manual_seed(1)
 

@@ -16,8 +16,8 @@ TIMES = {"started", "ended", "cost", "environment", "seconds"}
 def run(*overrides: str, out: Path, notes: list[str] | None = None) -> Any:
     """The outcome of one run with the smoke experiment underneath; `notes` gets what it tells on
     the way."""
-    from loraexp.run.experiment import Observer
     from loraexp.run.experiment import run as experiment
+    from loraexp.run.observer import Observer
 
     observer = Observer()
     if notes is not None:

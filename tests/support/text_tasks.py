@@ -12,7 +12,7 @@ from loraexp import config, models
 from loraexp.data.pairs import Pair, Reading, encode_pairs
 from loraexp.data.rows import Files
 from loraexp.models.tokenizer import trained
-from loraexp.run import experiment
+from loraexp.run import components
 from loraexp.tasks.text import TextTask
 
 
@@ -33,7 +33,7 @@ def made(*overrides: str, cache: Path) -> tuple[Any, Any, Any]:
     """(task, model, tokenizer) of a composed configuration."""
     settings, _ = config.check(config.compose([*overrides, f"cache_root={cache}"]))
     tokenizer = models.open(settings.model).tokenizer
-    task = experiment.make_task(settings, tokenizer)
+    task = components.make_task(settings, tokenizer)
     return task, models.open(settings.model).load(dtype=torch.float32, head_seed=0), tokenizer
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from loraexp import cli
+from loraexp.machine.device import Runtime
 from loraexp.machine.measure import Stopwatch
 from loraexp.machine.processes import Processes
 from loraexp.optimizers.p_lora import p_lora
@@ -21,6 +22,10 @@ from tests.support.adapters import adapted
 class Alone(Processes):
     def __init__(self) -> None:
         self.world, self.rank, self.averaged = 1, 0, []
+
+
+def on_cpu(processes: Processes) -> Runtime:
+    return Runtime(device=torch.device("cpu"), precision="fp32", processes=processes)
 
 
 def sharded(processes: Processes) -> None:
@@ -54,8 +59,8 @@ def sharded(processes: Processes) -> None:
         (theirs, reference, [task.collate(examples, rows)], Alone()),
     ):
         optimizer = p_lora(these, lr=0.1, weight_decay=0.0)
-        how: dict[str, Any] = {"labels": len(rows), "precision": "fp32", "clock": Stopwatch()}
-        accumulate_gradient(m, task, parts, processes=who, **how)
+        how: dict[str, Any] = {"labels": len(rows), "clock": Stopwatch()}
+        accumulate_gradient(m, task, parts, runtime=on_cpu(who), **how)
         who.clip(these.trainable(), 1.0)
         optimizer.step()
     for (name, ours), one in zip(adapters.state().items(), theirs.state().values(), strict=True):
@@ -73,8 +78,8 @@ def main(out: str) -> int:
     rows = np.arange(19)
     examples = task.splits["train"]
     batches = [task.collate(examples, rows)]
-    how: dict[str, Any] = {"precision": "fp32", "clock": Stopwatch()}
-    accumulate_gradient(model, task, batches, labels=len(rows), processes=Alone(), **how)
+    how: dict[str, Any] = {"clock": Stopwatch()}
+    accumulate_gradient(model, task, batches, labels=len(rows), runtime=on_cpu(Alone()), **how)
     alone = {name: p.grad.clone() for name, p in adapters.named_trainable().items()}
     for p in adapters.trainable():
         p.grad = None
@@ -87,12 +92,12 @@ def main(out: str) -> int:
     shares.append(collate_share(task, examples, rows[:1], processes))
     expected_rows = [rows, rows[:1]]
     labels = task.labels_in(examples, np.concatenate(expected_rows))
-    accumulate_gradient(model, task, shares, labels=labels, processes=processes, **how)
+    accumulate_gradient(model, task, shares, labels=labels, runtime=on_cpu(processes), **how)
     shared = {name: p.grad.clone() for name, p in adapters.named_trainable().items()}
     for p in adapters.trainable():
         p.grad = None
     joined = [task.collate(examples, r) for r in expected_rows]
-    accumulate_gradient(model, task, joined, labels=labels, processes=Alone(), **how)
+    accumulate_gradient(model, task, joined, labels=labels, runtime=on_cpu(Alone()), **how)
     for name, p in adapters.named_trainable().items():
         torch.testing.assert_close(shared[name], p.grad, rtol=1e-6, atol=1e-6)
         assert not torch.equal(alone[name], p.grad)

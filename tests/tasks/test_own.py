@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from loraexp import config, models
-from loraexp.run.experiment import make_task
+from loraexp.run.components import make_task
 from loraexp.tasks.preview import preview
 from tests.support.runs import run
 

@@ -18,7 +18,7 @@ from loraexp.machine.device import Runtime
 from loraexp.machine.hub import SourceError
 from loraexp.machine.processes import Processes
 from loraexp.models.load import quantised
-from loraexp.run import experiment
+from loraexp.run import components
 from loraexp.run.evaluate import evaluate
 from loraexp.scoring import protocols
 from tests.support.checkpoints import settings_of
@@ -68,7 +68,7 @@ def evaluated(folder: Path, rank: int, world: int) -> dict[str, dict[str, float]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)  # so that its answers are not all one token
-    task = experiment.make_task(settings, tokenizer)
+    task = components.make_task(settings, tokenizer)
     runtime = Runtime(device=torch.device("cpu"), precision="fp32", processes=Some(rank, world))
     splits, place = ["held_out", *task.reports], folder / f"of{world}"
     return evaluate(model, task, splits, batch_size=2, runtime=runtime, folder=place)
