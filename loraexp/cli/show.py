@@ -159,8 +159,12 @@ def summary(record: RunRecord) -> str:
 # sweep
 
 
-def summary_of_sweep(sweep: Sweep, watch: Watch) -> None:
-    """How it ended: the counts, each failure with its reason, and what to type next."""
+ALIKE = 3  # runs that failed for the same reason, each a line of its own
+
+
+def summary_of_sweep(sweep: Sweep, watch: Watch, *, follow: bool = True) -> None:
+    """How it ended: the counts, each reason of a failure with its runs, and with `follow` what to
+    type next."""
     counts = watch.counts()
     left = counts["todo"] + counts["running"]
     words = [
@@ -175,12 +179,17 @@ def summary_of_sweep(sweep: Sweep, watch: Watch) -> None:
         )
     )
     print(f"{sweep.key}: {', '.join(words)}", file=sys.stderr)
-    for folder, reason in watch.reasons.items():
-        written = (folder / RECORD).exists()
-        place = f"{shorten(folder)}/{RECORD}" if written else "no record"
-        print(f"  {described(watch.cells[folder])}: {reason} ({place})", file=sys.stderr)
+    for reason in dict.fromkeys(watch.reasons.values()):
+        folders = [folder for folder, why in watch.reasons.items() if why == reason]
+        few = folders if len(folders) <= ALIKE else folders[:1]
+        more = f" and {len(folders) - 1} more" if few != folders else ""
+        for folder in few:
+            written = (folder / RECORD).exists()
+            place = f"{shorten(folder)}/{RECORD}" if written else "no record"
+            cell = described(watch.cells[folder])
+            print(f"  {cell}{more}: {reason} ({place})", file=sys.stderr)
     if counts["failed"]:
         print("the same command retries only what is missing", file=sys.stderr)
-    elif not left:
+    elif follow and not left:
         verb = "table" if sweep.kind == "table" else "plot"
         print(f"loraexp {verb} {sweep.words} shows the result", file=sys.stderr)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraexp import config
 from loraexp.cli.options import Parser, one_of
@@ -15,6 +16,9 @@ from loraexp.machine.escapes import printable
 from loraexp.machine.words import reason_of, shorten
 from loraexp.sweep import comparison, reading, schema
 from loraexp.sweep.schema import Sweep
+
+if TYPE_CHECKING:
+    from loraexp.sweep.watch import Watch
 
 FIGURES = ("png", "svg", "pdf")
 
@@ -108,7 +112,8 @@ def compare(arguments: Sequence[str]) -> int:
     against = [name.strip() for name in options.against.split(",") if name.strip()]
     words = [word for word in overrides if not of_hydra(word)]
     wanted = comparison.comparison(mine, against, words, options.variant)
-    status = run_until_inside(wanted, [word for word in overrides if of_hydra(word)])
+    hydra = [word for word in overrides if of_hydra(word)]
+    status = run_until_inside(wanted, hydra, follow=False)  # the table is printed here
     from loraexp.artifacts import formats
     from loraexp.artifacts import table as tables
     from loraexp.results import gather
@@ -117,15 +122,23 @@ def compare(arguments: Sequence[str]) -> int:
     return status
 
 
-def run_until_inside(wanted: Sweep, hydra: Sequence[str]) -> int:
+def run_until_inside(wanted: Sweep, hydra: Sequence[str], *, follow: bool = True) -> int:
     """Every run; where a grid widens by itself, also those beyond an edge that was best, until the
     best is inside."""
     from loraexp.cli import show
     from loraexp.results.gather import gather
     from loraexp.sweep import launch
 
+    said = False
+
+    def summarise(sweep: Sweep, watch: Watch) -> None:
+        nonlocal said
+        if not said or watch.already < len(watch.cells):  # what was said is not said again
+            show.summary_of_sweep(sweep, watch, follow=follow)
+        said = True
+
     while True:
-        watch = launch.run(wanted, hydra, show.summary_of_sweep)
+        watch = launch.run(wanted, hydra, summarise)
         wider = gather(wanted).sweep if wanted.extend or wanted.select.judges else wanted
         if (wider.cells, wider.chosen) == (wanted.cells, wanted.chosen):
             return 1 if watch.counts()["failed"] else 0

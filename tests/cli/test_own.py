@@ -54,6 +54,30 @@ def test_new_things_run_as_they_are_written_alone_and_in_a_grid(folder: Path, ca
     sys.modules.pop("my_optimizer", None)
 
 
+def test_ones_own_initializer_stands_beside_the_others_in_a_comparison(
+    folder: Path, capsys
+) -> None:
+    """From `loraexp new` to the table: the grid of rates widens by itself where its edge is best,
+    and the table has the rate of every row; nothing points to a table without the row."""
+    own = written(folder, "init")
+    small = ["task=tweets", "task.limit_train=32", "wandb.mode=disabled", "device=cpu"]
+    words = ["my_init", "--against", "lora", "--variant", "smoke", *small]
+    assert cli.main(["compare", *own, *words]) == 0
+    text, said = capsys.readouterr()
+    assert re.search(r"^\| my_init \| \**-\d\.\d{4} ± ", text, re.M)
+    rates = text.partition("**lr chosen by best/value**")[2]
+    assert re.search(r"^\| my_init \| 0\.0\d+ \| .* \| 3 \|$", rates, re.M)
+    assert "the best is at the edge of its widened grid, lr=0.025; raise grid.extend.lr" in text
+    assert "8 runs, 0 finished already" in said and "12 runs, 8 finished already" in said
+    assert "loraexp table" not in said
+    assert said.count("12 of 12 runs finished") == 1
+    assert cli.main(["compare", *own, *words]) == 0
+    again, said = capsys.readouterr()
+    assert again.partition("### ")[2] == text.rpartition("### ")[2]
+    assert "8 runs, 8 finished already" in said and "[1/" not in said
+    sys.modules.pop("my_init", None)
+
+
 def test_a_class_of_torch_optim_is_a_rule(folder: Path, capsys) -> None:
     place = folder / "conf" / "optimizer"
     place.mkdir(parents=True)
