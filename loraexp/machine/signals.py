@@ -84,7 +84,7 @@ def watched(pass_on: Callable[[int], None] | None = None) -> Iterator[Stop]:
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for name in NAMES:
-            number = getattr(signal, name, None)
+            number = number_of(name)
             if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, stop)
     try:
@@ -92,6 +92,23 @@ def watched(pass_on: Callable[[int], None] | None = None) -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Whatever is within, the signals that ask a process to end do afterwards what they did."""
+    before = {number: signal.getsignal(number) for name in NAMES if (number := number_of(name))}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def number_of(name: str) -> int | None:
+    """Of a signal, where the system has it."""
+    return getattr(signal, name, None)
 
 
 def to_children(number: int) -> None:

@@ -8,14 +8,19 @@ card: each cell would load everything anew.
 from __future__ import annotations
 
 import os
+import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from loraexp.config import ConfigError
+from loraexp.machine.signals import Stop, undisturbed
+from loraexp.machine.words import reason_of
 
 DIED = [{"outcome": "died"}]  # of a cell, and those with it, whose worker went without a word
 CARDS = "GPU"  # what Ray calls them
+LOOK = 0.5  # seconds between two looks whether the sweep was told to stop
 STORE = 78_643_200  # bytes for what workers return, the least that Ray takes: they return a line
 
 
@@ -23,12 +28,15 @@ class Actors:
     """In the place of Hydra's launcher for Ray, which is set up and says how Ray is started and
     what a worker is to have."""
 
-    def __init__(self, plugin: Any, each: int) -> None:
+    def __init__(self, plugin: Any, each: int, stop: Stop | None = None) -> None:
         self.plugin, self.each = plugin, each
+        self.stop = stop or Stop()
         self.idle: list[Any] = []  # from one round to the next
+        self.where: dict[Any, Any] = {}  # each actor is, once it has begun
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
-        """Every cell in an actor that is free; what each returned, in order."""
+        """Every cell in an actor that is free; what each returned, in order. Told to stop, it tells
+        its actors, and waits until they have."""
         import ray
         from hydra.core.singleton import Singleton
         from hydra.core.utils import JobReturn, JobStatus, setup_globals
@@ -42,22 +50,50 @@ class Actors:
         )
         returned = [JobReturn(_return_value=DIED, status=JobStatus.COMPLETED) for _ in cells]
         busy: dict[Any, tuple[Any, int]] = {}
-        make: Any = ray.remote(**needs)(Worker)
-        state = Singleton.get_state()
+        task, context = self.plugin.task_function, self.plugin.hydra_context
+        state, stopped = Singleton.get_state(), False
         while cells or busy:
+            if self.stop.name is not None and not stopped:
+                cells.clear()
+                self.tell([actor for actor, _ in busy.values()])
+                stopped = True
             while cells and len(busy) < places(needs, nodes()):
-                actor = self.idle.pop() if self.idle else make.remote()
+                actor = self.actor(needs)
                 number, composed = cells.popleft()
-                task, context = self.plugin.task_function, self.plugin.hydra_context
                 busy[actor.run.remote(context, composed, task, state)] = actor, number
-            [done], _ = ray.wait(list(busy), num_returns=1)
-            actor, number = busy.pop(done)
-            try:
-                returned[number] = ray.get(done)
-            except ray.exceptions.RayActorError:
-                continue  # its cards are free for another
-            self.idle.append(actor)
+            for done in ray.wait(list(busy), num_returns=1, timeout=LOOK)[0] if busy else ():
+                actor, number = busy.pop(done)
+                with suppress(ray.exceptions.RayActorError):  # its cards are free for another
+                    returned[number] = ray.get(done)
+                    self.idle.append(actor)
         return returned
+
+    def actor(self, needs: Mapping[str, Any]) -> Any:
+        """One that is idle, or a new one."""
+        import ray
+
+        if self.idle:
+            return self.idle.pop()
+        made: Any = ray.remote(**needs)(Worker)
+        actor = made.remote()
+        self.where[actor] = actor.where.remote()
+        return actor
+
+    def tell(self, actors: Sequence[Any]) -> None:
+        """Ask actors to end their runs where they can go on, each by a signal from its own machine;
+        one that has not begun is no longer wanted."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+        begun, _ = ray.wait([self.where[a] for a in actors], num_returns=len(actors), timeout=LOOK)
+        for actor in actors:
+            if self.where[actor] not in begun:
+                ray.kill(actor)
+                continue
+            with suppress(ray.exceptions.RayActorError):
+                node, process = ray.get(self.where[actor])
+                there: Any = ray.remote(num_cpus=0, scheduling_strategy=On(node, soft=False))
+                there(told).remote(process)
 
     def composed(self, overrides: Sequence[str], number: int) -> Any:
         """The configuration of a cell, as Hydra's launchers compose it."""
@@ -80,11 +116,30 @@ def started(init: Any) -> None:
     asked: Any = OmegaConf.to_container(init, resolve=True) if init else {}
     if not (asked.get("address") or os.environ.get("RAY_ADDRESS")):
         asked = {"object_store_memory": STORE} | asked
-    ray.init(**asked)
+    try:
+        with undisturbed():  # Ray would end this process, and whatever its workers do
+            ray.init(**asked)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"{reason_of(error)}: expected the address of a cluster (ray start --head prints it);"
+            " where it asks for a token, RAY_AUTH_MODE=token gives it that of this machine"
+        ) from error
+
+
+def told(process: int) -> None:
+    """Ask a process of this machine to end where it can go on."""
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGTERM)
 
 
 class Worker:
     """A process of the cluster that makes one cell after another."""
+
+    def where(self) -> tuple[str, int]:
+        """Its node, and its number there."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def run(self, *given: Any) -> Any:
         from hydra_plugins.hydra_ray_launcher._launcher_util import _run_job

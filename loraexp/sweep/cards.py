@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -60,13 +60,39 @@ def asked(hydra: Sequence[str], cards: Sequence[str], each: int) -> list[str]:
         most, key = len(cards) // each, "hydra.launcher.n_jobs"
         if key not in keys:
             return [*hydra, f"{key}={most}"]
-        jobs = int(keys[key])
+        try:
+            jobs = int(keys[key])
+        except ValueError as error:
+            raise ConfigError(f"{key}={keys[key]}: expected a number of workers") from error
         if jobs > most or jobs < 0:
             raise ConfigError(
                 f"{key}={jobs}: this node has {len(cards)} devices, {each} a run; expected at most"
                 f" {most} workers, or leave it out"
             )
     return list(hydra)
+
+
+def check_named(hydra: Sequence[str], devices: Iterable[str]) -> None:
+    """Raises: ConfigError where runs name a card, and their worker sees its own alone, as the
+    first."""
+    launcher = launcher_of(hydra)
+    for device in devices:
+        if launcher in ("joblib", "ray") and device.partition(":")[2] not in ("", "0"):
+            raise ConfigError(
+                f"device={device}: a worker of hydra/launcher={launcher} has cards of its own;"
+                f" expected device=cuda, and {VISIBLE} says which cards there are"
+            )
+
+
+def sharing(hydra: Sequence[str]) -> int:
+    """How many workers share the memory that is free where this command runs; 0: their memory is
+    elsewhere."""
+    launcher = launcher_of(hydra)
+    if launcher != "joblib" or of_node():
+        return 1 if launcher in ("basic", "joblib") else 0
+    words = [word.partition("=")[2] for word in hydra if "hydra.launcher.n_jobs=" in word]
+    jobs = int(words[-1]) if words and words[-1].lstrip("-").isdecimal() else -1
+    return jobs if jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + jobs)
 
 
 class Held:

@@ -58,7 +58,7 @@ def run(sweep: Sweep, hydra: Sequence[str], summarise: Callable[[Sweep, Watch], 
     interrupted."""
     expanded = expand(sweep)
     cells = ordered(expanded)
-    packs = Packs(sweep, expanded, here=cards.launcher_of(hydra) == "basic")
+    packs = Packs(sweep, expanded, sharing=cards.sharing(hydra))
     values = {
         f"{row}/{column}": sweep.rows[row].value or sweep.columns[column].value
         for row, column in sweep.trained()
@@ -68,9 +68,11 @@ def run(sweep: Sweep, hydra: Sequence[str], summarise: Callable[[Sweep, Watch], 
     try:
         if watch.already < len(cells):
             packs.say(sweep.key, watch.open())
+            # Ray's workers are told by Ray, wherever they are; its daemons stay until they ended
+            pass_on = None if cards.launcher_of(hydra) == "ray" else to_children
             with (
-                watched(pass_on=to_children) as stop,
-                launcher(sweep, watch.before, hydra, packs, cells) as launch,
+                watched(pass_on=pass_on) as stop,
+                launcher(sweep, watch.before, hydra, packs, cells, stop) as launch,
                 watch.shown(),
             ):
                 rounds(watch, launch, stop)
@@ -210,6 +212,7 @@ def launcher(
     hydra: Sequence[str],
     packs: Packs,
     cells: Sequence[Cell] = (),
+    stop: Stop | None = None,
 ) -> Iterator[Launcher]:
     """The Hydra launcher `hydra/launcher=NAME`, while Hydra is composed as its workers find it."""
     from hydra import initialize_config_dir
@@ -221,6 +224,7 @@ def launcher(
     each = max((int(cell.plain["train"]["gpus_per_run"]) for cell in cells), default=1)
     devices = cards.of_node()
     hydra = cards.asked(hydra, devices, each)
+    cards.check_named(hydra, {str(cell.plain["device"]) for cell in cells})
     root = [f"output_root={quoted(str(sweep.output_root))}", *config.search.overrides()]
     with (
         initialize_config_dir(str(config.folder("conf")), job_name="loraexp", version_base="1.3"),
@@ -239,12 +243,13 @@ def launcher(
             before={str(folder): when for folder, when in before.items()},
             parent=os.getpid(),
             devices=devices if cards.launcher_of(hydra) == "joblib" else [],
+            each=each,
         )
         made: Any = Plugins.instance().instantiate_launcher(
             config=cfg, hydra_context=context, task_function=task
         )
         if cards.launcher_of(hydra) == "ray":
-            made = actors.Actors(made, each)
+            made = actors.Actors(made, each, stop)
         yield Launcher(hydra, made, packs, others)
 
 

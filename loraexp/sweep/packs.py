@@ -11,12 +11,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from loraexp import config
 from loraexp.config.settings import Settings
-from loraexp.machine.measure import available_bytes
+from loraexp.machine.measure import Available, available_bytes
 from loraexp.machine.progress import notice
 from loraexp.records.reading import measured
 from loraexp.sweep import composition, duration, sizes
@@ -29,6 +28,8 @@ SHARED = (
     *("train.batch_size", "train.gradient_accumulation", "train.micro_batches"),
     *("train.length_buckets", "train.deterministic"),
 )
+# beside those, what says how much memory a run takes
+SIZED = ("init", "optimizer", "rank", "adapter", "train")
 DEVICES = ("auto", "cpu", "cuda")
 # tokens of a pass up to which more runs are assumed to make it cheaper for each; not measured
 FILLED = {"cpu": 256, "accelerator": 2048}
@@ -39,12 +40,14 @@ SPARE = 0.8  # of the memory that is free
 class Packs:
     """The runs of a sweep in groups that train together."""
 
-    def __init__(self, sweep: Sweep, cells: Sequence[Cell], *, here: bool = True) -> None:
-        """`here`: they run on this machine, one group at a time."""
+    def __init__(self, sweep: Sweep, cells: Sequence[Cell], *, sharing: int = 1) -> None:
+        """`sharing`: workers that share the memory of this machine, a group each at a time; 0: they
+        are elsewhere."""
         timed = set(timed_places(sweep))
         self.timed = {cell.folder for cell in cells if (cell.row, cell.column) in timed}
-        self.here = here
-        self.sizes: dict[Path, int] = {}
+        self.sharing = sharing
+        self.sizes: dict[str, int] = {}  # by what the runs of a group have in common, and shape
+        self.free: dict[str, Available] = {}  # by device, looked at once, before any run
 
     def of(self, cells: Sequence[Cell]) -> list[list[Cell]]:
         """The cells in groups, in the order of each group's first; groups of alike cells are of
@@ -68,12 +71,18 @@ class Packs:
         return "their cost is read" if cell.folder in self.timed else apart(cell.plain)
 
     def size(self, cell: Cell) -> int:
-        """How many runs at most share a pass with this one, itself among them."""
-        if cell.folder not in self.sizes:
-            asked = wanted(cell)
-            own = fitting(config.typed(cell.plain), self.here) if asked == "auto" else asked
-            self.sizes[cell.folder] = own
-        return self.sizes[cell.folder]
+        """How many runs at most share a pass with this one, itself among them; of runs of one kind
+        the same, whatever else has taken of the memory since."""
+        asked = wanted(cell)
+        if asked != "auto":
+            return int(asked)
+        kind = json.dumps([alike(cell.plain), *(cell.plain[key] for key in SIZED)], default=str)
+        if kind not in self.sizes:
+            device = str(cell.plain["device"])
+            if device not in self.free:
+                self.free[device] = available_bytes(device)
+            self.sizes[kind] = fitting(config.typed(cell.plain), self.free[device], self.sharing)
+        return self.sizes[kind]
 
     def say(self, name: str, cells: Sequence[Cell]) -> None:
         """One line for a sweep that asks for groups: how many there are, and which runs are alone,
@@ -136,18 +145,18 @@ def apart(plain: Mapping[str, Any]) -> str | None:
     return None
 
 
-def fitting(settings: Settings, here: bool) -> int:
+def fitting(settings: Settings, free: Available, sharing: int) -> int:
     """`sweep.pack=auto`: as many runs as a pass is not yet filled with tokens, and as fit what of
     the memory is free."""
-    free = available_bytes(settings.device)
     filled = FILLED["cpu" if free.of_host else "accelerator"]
     tokens = max(1.0, settings.micro_batch * duration.tokens_of(settings))
     most = max(1, min(MOST, int(filled / tokens)))
-    if most == 1 or not here or free.bytes is None:
+    if most == 1 or sharing == 0 or free.bytes is None:
         return most
     try:
         memory, _ = sizes.counted(sizes.shape_of(sizes.offline(settings)), settings.cache_root)
     except sizes.Unknown:
         return most
     each = memory.train - memory.weights
-    return max(1, min(most, int((SPARE * free.bytes - memory.weights) / max(1, each))))
+    here = SPARE * free.bytes / sharing
+    return max(1, min(most, int((here - memory.weights) / max(1, each))))

@@ -34,11 +34,13 @@ def run_group(
     parent: int,
     others: Mapping[str, Sequence[dict[str, Any]]],
     devices: Sequence[str] = (),
+    each: int = 1,
 ) -> list[Report]:
     """One run, and those that train together with it, in this process or in a worker, which when
     told to stop says so and begins nothing for a while; what became of each.
 
-    `devices`: of the node, of which a worker takes its own.
+    `devices`: of the node, of which a worker takes `each` as its own, the most that any of the runs
+    is to have, for as long as it lasts.
     """
     from loraexp.machine import progress
 
@@ -52,7 +54,7 @@ def run_group(
     if os.getpid() == parent:
         return attempt(runs, before)
     if devices:
-        cards.take(devices, first[0].train.gpus_per_run)
+        cards.take(devices, each)
     warnings.simplefilter("ignore", FutureWarning)
     progress.enabled = False
     told_off = [

@@ -172,9 +172,7 @@ def test_a_run_that_takes_its_last_weights_keeps_no_others(
 ) -> None:
     """So damage to them cannot send it back; another one says why it begins again."""
     for select in SELECT:
-        values = iter(
-            (0.9, 0.1)
-        )  # the sixth step is the best; of the reported splits there is none
+        values = iter((0.9, 0.1))  # of the sixth step, and of the last
         with monkeypatch.context() as patch, pytest.raises(RuntimeError):
             patch.setattr(
                 Classification, "compute_metrics", lambda *_, of=values: {"accuracy": next(of)}
@@ -188,7 +186,7 @@ def test_a_run_that_takes_its_last_weights_keeps_no_others(
     again = run(*LONG, "train.select=best", out=tmp_path, notes=notes)
     assert notes[0].startswith(
         f"{best}/checkpoint/{weights(6)} is damaged; starting again from the first step: nothing"
-        " else has the weights of its best step, perhaps the result ("
+        " else has the weights of its best step ("
     )
     assert again.record["resumed"][0]["step"] == 0
     assert run(*LONG, "train.select=last", out=tmp_path).record["resumed"][0]["step"] == 12

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
+from loraexp import config
 from loraexp.config import ConfigError
-from loraexp.sweep import cards
+from loraexp.sweep import cards, worker
 from tests.support.small_sweep import go, written
 
 FOUR = ["0", "1", "2", "3"]
 
 
-def worker(place: Path, each: int, mine: Any) -> None:
+def hold(place: Path, each: int, mine: Any) -> None:
     cards.Held.locks = []
     mine.put(cards.take(FOUR, each, place))
     time.sleep(120)
@@ -29,13 +30,13 @@ def test_workers_share_the_cards_and_nobody_another_ones(
 ) -> None:
     fork = multiprocessing.get_context("fork")
     mine = fork.SimpleQueue()
-    processes = [fork.Process(target=worker, args=(tmp_path, each, mine)) for _ in range(workers)]
+    processes = [fork.Process(target=hold, args=(tmp_path, each, mine)) for _ in range(workers)]
     for process in processes:
         process.start()
     held = [mine.get() for _ in processes]
     assert all(len(own) == each for own in held)
     assert sorted(card for own in held for card in own) == FOUR
-    late = fork.Process(target=worker, args=(tmp_path, each, mine))
+    late = fork.Process(target=hold, args=(tmp_path, each, mine))
     late.start()
     time.sleep(1.5)
     assert mine.empty()  # all are taken
@@ -90,6 +91,7 @@ def test_launchers_are_asked_for_cards(hydra: list[str], each: int, more: list[s
             "hydra.launcher.n_jobs=3: this node has 4 devices, 2 a run; expected at most 2",
         ),
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=-1"], 1, "expected at most 4 workers"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=all"], 1, "expected a number of workers"),
     ],
 )
 def test_more_than_there_are_is_refused(hydra: list[str], each: int, said: str) -> None:
@@ -115,3 +117,44 @@ def test_cards_have_the_names_that_the_scheduler_gave(
     if visible is not None:
         monkeypatch.setenv(cards.VISIBLE, visible)
     assert cards.of_node() == names
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+def test_a_card_by_its_number_is_none_of_a_worker_that_has_its_own(launcher: str) -> None:
+    words = [f"hydra/launcher={launcher}"]
+    cards.check_named(words, ["cuda", "auto", "cpu", "cuda:0"])
+    cards.check_named([], ["cuda:1"])
+    with pytest.raises(ConfigError, match="device=cuda:1: a worker .* expected device=cuda, "):
+        cards.check_named(words, ["auto", "cuda:1"])
+
+
+@pytest.mark.parametrize(
+    ("hydra", "there", "sharing"),
+    [
+        ([], [], 1),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"], [], 3),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=-2"], [], 7),
+        (["hydra/launcher=joblib"], [], 8),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"], FOUR, 1),  # of its own card
+        (["hydra/launcher=ray"], [], 0),
+        (["hydra/launcher=submitit_slurm"], FOUR, 0),
+    ],
+)
+def test_how_many_workers_share_the_memory_of_this_machine(
+    hydra: list[str], there: list[str], sharing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "of_node", lambda: there)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert cards.sharing(hydra) == sharing
+
+
+def test_a_worker_keeps_as_many_cards_as_its_largest_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that began with a run of one card would have none for the next, of two."""
+    taken: list[int] = []
+    monkeypatch.setattr(cards, "take", lambda _, each: taken.append(each))
+    monkeypatch.setattr(worker, "attempt", lambda *_: [])
+    cfg = config.compose([f"output_root={tmp_path}", "train.gpus_per_run=1"])
+    worker.run_group(cfg, before={}, parent=-1, others={}, devices=FOUR, each=2)
+    assert taken == [2]

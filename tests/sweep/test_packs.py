@@ -19,7 +19,7 @@ from loraexp import cli, config
 from loraexp.machine.measure import Available
 from loraexp.records import record
 from loraexp.run import kept
-from loraexp.sweep import packs, reading
+from loraexp.sweep import packs, reading, sizes
 from loraexp.sweep.cells import expand
 from tests.support.runs import metric_lines
 from tests.support.small_sweep import TINY, cells_of, go, written
@@ -167,6 +167,31 @@ def test_auto_fills_a_pass_and_no_more_than_the_memory(
     assert {len(g) for g in grouped(tmp_path, "auto", grid=grid, base=large)[1]} == {1}
     monkeypatch.setattr(packs, "available_bytes", lambda _: Available(2**20, of_host=True))
     assert {len(g) for g in grouped(tmp_path, "auto", grid=grid, base=one_row)[1]} == {1}
+
+
+def test_the_memory_is_looked_at_once_and_shared_by_the_workers_of_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the runs themselves take does not change the groups of those that are left."""
+    grid = {"lr": [10.0**-i for i in range(1, 8)], "seed": 0}
+    base = [*TINY, "train.batch_size=1", "train.max_steps=2"]
+    sweep = reading.load(
+        str(written(tmp_path, grid=grid, base=base)),
+        None,
+        [f"output_root={tmp_path}/out", "sweep.pack=auto"],
+    )
+    cells = expand(sweep)
+    settings = config.typed(cells[0].plain)
+    memory, _ = sizes.counted(sizes.shape_of(sizes.offline(settings)), settings.cache_root)
+    four = int((memory.weights + 4.5 * (memory.train - memory.weights)) / packs.SPARE)
+    looked = iter([Available(four, of_host=True)])
+    monkeypatch.setattr(packs, "available_bytes", lambda _: next(looked))
+    made = packs.Packs(sweep, cells)
+    assert [len(group) for group in made.of(cells)] == [3, 4, 3, 4]
+    assert [len(group) for group in made.of(cells[3:6])] == [3]  # nobody looks again
+    for sharing, most in ((2, 1), (0, 7)):
+        looked = iter([Available(four, of_host=True)])
+        assert max(map(len, packs.Packs(sweep, cells, sharing=sharing).of(cells))) == most
 
 
 @pytest.mark.parametrize("pack", ["0", "many", "1.5", "null"])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,97 @@ from omegaconf import OmegaConf
 
 from loraexp.config import ConfigError
 from loraexp.sweep import actors
-from tests.support.slurm import until
+from tests.support.slurm import free_ports, until
 from tests.support.small_sweep import written
 
 STEPS = 400
+# with a token of this machine, which Ray makes on its first day, a cluster would ask for it
+OPEN = {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[2])}
 TWO = {"CPU": 4.0, "GPU": 2.0}
 
 
-@pytest.mark.skipif(
+needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
     reason="ray is not installed (pip install 'loraexp[ray]')",
 )
+
+
+@contextmanager
+def cluster(cores: int) -> Iterator[str]:
+    """Within: a Ray cluster that nobody's command has started, at this address."""
+    [port] = free_ports(1)
+    ray = Path(sys.executable).with_name("ray")
+    words = ["start", "--head", "--block", f"--port={port}", f"--num-cpus={cores}"]
+    words += ["--include-dashboard=false", "--object-store-memory=80000000"]
+    head = subprocess.Popen(
+        [str(ray), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | OPEN,
+    )
+    try:
+        assert head.stdout is not None
+        while "Ray runtime started" not in (line := head.stdout.readline()):
+            assert line, f"ray start ended with {head.wait()}"
+        yield f"127.0.0.1:{port}"
+    finally:
+        head.terminate()
+        head.communicate(timeout=60)
+
+
+@needs_ray
+def test_a_sweep_on_a_cluster_that_is_there_is_told_to_stop_and_goes_on(tmp_path: Path) -> None:
+    """Two runs that train together in one worker, which is no child of the command: both leave a
+    checkpoint, and the cluster stays for the next command."""
+    rows, grid = {"lora": {"label": "LoRA"}}, {"lr": [1e-3, 1e-4], "seed": [0, 1]}
+    path, out = written(tmp_path, STEPS, rows=rows, grid=grid), tmp_path / "out"
+    with cluster(cores=2) as address:
+        words = ["sweep", str(path), f"output_root={out}", "train.log_every=5", "sweep.pack=2"]
+        words += ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}"]
+        words += ["+hydra.launcher.ray.remote.num_cpus=2"]
+        first = sweeping(words, **OPEN)
+        until(lambda: list(out.rglob("metrics.jsonl")), "a run", seconds=200)
+        first.terminate()
+        _, said = first.communicate(timeout=100)
+        assert first.returncode == 143, said[-3000:]
+        assert "4 runs left; the same command goes on there" in said
+        stopped = {p.parent: json.loads(p.read_text()) for p in out.rglob("record.json")}
+        assert [(r["status"], r["packed"]) for r in stopped.values()] == [("interrupted", 2)] * 2
+        second = sweeping(words, **OPEN)
+        _, said = second.communicate(timeout=300)
+        assert second.returncode == 0, said[-3000:]
+    found = {p.parent: json.loads(p.read_text()) for p in out.rglob("record.json")}
+    assert [(r["status"], r["packed"]) for r in found.values()] == [("finished", 2)] * 4
+    went_on = {folder: record["resumed"] for folder, record in found.items() if "resumed" in record}
+    assert went_on.keys() == stopped.keys()
+    assert all(0 < entry["step"] < STEPS for [entry] in went_on.values())
+
+
+@needs_ray
+def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(**asked: Any) -> None:
+        raise ConnectionError(f"Failed to connect to Ray cluster at {asked['address']}")
+
+    monkeypatch.setattr("ray.init", refused)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    line = "cluster at here:1: expected the address of a .* RAY_AUTH_MODE=token gives it that of"
+    with pytest.raises(ConfigError, match=line):
+        actors.started(OmegaConf.create({"address": "here:1"}))
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def sweeping(words: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "loraexp", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+@needs_ray
 def test_actors_have_a_card_keep_the_model_and_the_run_of_one_that_is_killed_goes_on(
     tmp_path: Path,
 ) -> None:
@@ -40,14 +122,8 @@ def test_actors_have_a_card_keep_the_model_and_the_run_of_one_that_is_killed_goe
     words += ["train.checkpoint_every=20", "hydra/launcher=ray", f"{init}.num_cpus=2"]
     words += [f"{init}.include_dashboard=false", f"{init}.num_gpus=2"]
     words += [f"{init}.runtime_env.worker_process_setup_hook=tests.support.ray_loads.note"]
-    here = {"LOADS": str(loads), "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = subprocess.Popen(
-        [sys.executable, "-m", "loraexp", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | here,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    here = {"LOADS": str(loads)} | OPEN
+    command = sweeping(words, **here)
     until(lambda: list(out.rglob("metrics.jsonl")), "a run", seconds=150)
     first = next(iter(out.rglob("metrics.jsonl"))).parent
     until(lambda: (first / "checkpoint" / "state.pt").exists(), "a checkpoint")
