@@ -92,7 +92,8 @@ class Actors:
                 continue
             with suppress(ray.exceptions.RayActorError):
                 node, process = ray.get(self.where[actor])
-                there: Any = ray.remote(num_cpus=0, scheduling_strategy=On(node, soft=False))
+                remote: Any = ray.remote  # whose types know no strategy of this kind
+                there = remote(num_cpus=0, scheduling_strategy=On(node, soft=False))
                 there(told).remote(process)
 
     def composed(self, overrides: Sequence[str], number: int) -> Any:
