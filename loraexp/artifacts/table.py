@@ -9,7 +9,7 @@ from typing import Any
 
 from loraexp.artifacts.claims import claimed, judge
 from loraexp.artifacts.parts import Entry, Section, signed
-from loraexp.results import provenance, significance
+from loraexp.results import grid, provenance, significance
 from loraexp.results.assumptions import assumptions
 from loraexp.results.gather import Results
 from loraexp.results.places import Place
@@ -80,7 +80,7 @@ def entry(found: Results, place: Place) -> Entry:
         n=len(place.values) if place.seeded else 0,
         published=given[0],
         published_std=given[1] if len(given) > 1 else None,
-        chosen=provenance.chosen(place) if place.mean is not None else "",
+        chosen=grid.chosen(place) if place.mean is not None else "",
         reason=place.reason,
     )
 
@@ -195,7 +195,7 @@ def computed_values(found: Results) -> Section:
 def choices(table: Table) -> Section:
     """The grid values that validation chose, cell by cell, and how many every row has tried."""
     found, sweep = table.results, table.sweep
-    counts, warnings = provenance.tried(found)
+    counts, warnings = grid.tried(found)
     keys = list(dict.fromkeys(key for place in found.places.values() for key in place.tried))
     if not any(one.chosen for one in table.entries.values()):
         return Section(title="Values tried", lines=warnings)

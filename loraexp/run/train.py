@@ -38,13 +38,7 @@ def train(run: Loop) -> Generator[Ahead, None, Progress]:
     Whatever is evaluated was saved before, so an evaluation that fails loses nothing. Raises:
     ValueError where steps are to be made and nothing trains; Interrupted, after a checkpoint.
     """
-    settings, optimizer = run.settings.train, run.optimizer
-    batches = Batches(run.task, settings, run.settings.seed, run.runtime)
-    if batches.total and optimizer is None:
-        raise ValueError(
-            f"train.max_steps: {batches.total} steps, and nothing trains; set it to 0, or choose"
-            " another init"
-        )
+    settings, batches = run.settings.train, batches_of(run)
     state = begin(run, batches.total)
     clock, pace = Stopwatch(run.runtime.device, state.parts), Pace(state)
     every = checkpoint_seconds(settings.checkpoint_every)
@@ -91,6 +85,17 @@ def train(run: Loop) -> Generator[Ahead, None, Progress]:
         run.adapters.load_state(run.checkpoint.best(state.best["step"]))
     run.record.update(best=state.best, cost=cost(state))
     return state
+
+
+def batches_of(run: Loop) -> Batches:
+    """The steps of a run; refused where there are some and nothing trains."""
+    batches = Batches(run.task, run.settings.train, run.settings.seed, run.runtime)
+    if batches.total and run.optimizer is None:
+        raise ValueError(
+            f"train.max_steps: {batches.total} steps, and nothing trains; set it to 0, or choose"
+            " another init"
+        )
+    return batches
 
 
 # --------------------------------------------------------------------------------------------------

@@ -117,3 +117,44 @@ def test_no_module_reaches_itself_by_imports_those_inside_functions_included() -
     trees = {path: ast.parse(path.read_text()) for path in house.LIBRARY.rglob("*.py")}
     assert house.circles(house.import_graph(trees)) == []
     assert house.circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
+
+
+def test_no_file_and_no_function_outgrows_the_house() -> None:
+    """350 lines, 50 lines without the docstring, 8 parameters: what is larger is two things."""
+    large = house.sizes(house.texts_of()).large
+    assert large == {"lines": {}, "bodies": {}, "parameters": {}}
+
+
+def function_of(parameters: list[str], lines: int, docstring: int = 0) -> str:
+    words = "a line\n" * docstring
+    body = "\n".join(f"    x = {i}" for i in range(lines))
+    return f'def f({", ".join(parameters)}):\n    """{words}"""\n{body}\n'
+
+
+NINE = [f"a{i}" for i in range(9)]
+
+
+def test_what_outgrows_the_house_is_seen() -> None:
+    where = house.LIBRARY / "cli" / "not_there.py"
+    for text, large in (
+        (function_of(NINE[1:], 49, docstring=60), {}),  # a docstring is no line of code
+        (function_of(NINE, 49), {"parameters": {"cli.not_there.f": 9}}),
+        (function_of([], 50), {"bodies": {"cli.not_there.f": 51}}),
+        ("\n" * 350, {}),
+        ("\n" * 351, {"lines": {"loraexp/cli/not_there.py": 351}}),
+    ):
+        found = house.sizes({where: text}).large
+        assert {kind: sizes for kind, sizes in found.items() if sizes} == large
+
+
+def test_a_method_has_the_parameters_that_its_yaml_names_and_eight_others() -> None:
+    where = house.LIBRARY / "initializers" / "lora_ga.py"
+    keys = sorted(house.keys_of_yamls()["initializers.lora_ga.lora_ga"] & {"gamma", "flavour"})
+    assert len(keys) == 2
+    for extra, large in (([], {}), (["of_no_yaml"], {"initializers.lora_ga.lora_ga": 9})):
+        text = function_of([*NINE[1:], *keys, *extra], 1).replace("def f", "def lora_ga")
+        assert house.sizes({where: text}).large["parameters"] == large
+        other = text.replace("def lora_ga", "def another")  # no yaml names it
+        assert set(house.sizes({where: other}).large["parameters"]) == {
+            "initializers.lora_ga.another"
+        }

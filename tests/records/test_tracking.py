@@ -12,7 +12,7 @@ import pytest
 from loraexp import config
 from loraexp.artifacts import formats, table
 from loraexp.config import ConfigError
-from loraexp.records import tracking
+from loraexp.records import blocks, tracking
 from loraexp.results.gather import Results, gather
 from loraexp.run.experiment import run
 from loraexp.sweep import reading
@@ -242,9 +242,9 @@ def test_records_over_several_blocks_and_a_torn_end() -> None:
         + b"\0" * 5
     )
     assert len(content) % 32768 == 0
-    assert list(tracking.chunks(content + piece(b"end", 1))) == [long, filled, b"end"]
-    assert list(tracking.chunks((content + piece(b"end", 1))[:-1])) == [long, filled]
-    assert list(tracking.chunks(content + piece(b"end", 1)[:-1] + b"X")) == [long, filled]
+    assert list(blocks.chunks(content + piece(b"end", 1))) == [long, filled, b"end"]
+    assert list(blocks.chunks((content + piece(b"end", 1))[:-1])) == [long, filled]
+    assert list(blocks.chunks(content + piece(b"end", 1)[:-1] + b"X")) == [long, filled]
 
 
 def test_an_interrupted_run_goes_on_where_its_checkpoint_was() -> None:
