@@ -187,36 +187,86 @@ def inverse_square_root(matrix: Tensor, floor: float) -> Tensor:
     return root
 
 
-def leading_eigenpairs(
-    apply: Callable[[Tensor], Tensor], start: Tensor, k: int, tolerance: float = 1e-9
-) -> tuple[Tensor, Tensor]:
-    """The `k` largest eigenvalues, descending, and eigenvectors (size, k) of a symmetric operator
-    given by products.
+class Eigenpairs(NamedTuple):
+    """The `k` largest eigenvalues, descending, and eigenvectors (size, k), with the `excess` of the
+    largest residual over what is tolerated, on their device: they are exact where it is at most
+    0."""
 
-    Block Krylov subspace of `apply` from the columns of `start` (size, b), fully reorthogonalised,
-    with Rayleigh-Ritz (Golub and Van Loan, Matrix Computations, section 10.3). It ends when the
-    residuals of all k pairs are below `tolerance` times the largest of their eigenvalues. An
-    operator that would need more than half of its space is formed and decomposed densely: slow,
-    never inexact. Reference: `torch.linalg.eigh`.
+    values: Tensor
+    vectors: Tensor
+    excess: Tensor
+
+
+class Krylov:
+    """The block Krylov subspace of a symmetric operator, given by products with it, from the
+    columns of `start` (size, b): grown product by product and fully reorthogonalised, with
+    Rayleigh-Ritz (Golub and Van Loan, Matrix Computations, section 10.3).
+
+    Residuals are tolerated up to `tolerance` times the largest of the k eigenvalues. An operator
+    that would need more than half of its space is formed and decomposed densely: slow, never
+    inexact. Reference: `torch.linalg.eigh`.
     """
-    size = start.shape[0]
-    V = Q = torch.linalg.qr(start).Q
-    T = V.new_zeros(0, 0)  # VᵀPV, grown by a border at each step
-    due = k
-    while V.shape[1] <= size // 2:
-        residual = apply(Q)
-        border = V.mT @ residual
-        T = torch.cat([torch.cat([T, border[: len(T)]], 1), border.mT])
-        block, R = torch.linalg.qr(residual - V @ border)
-        if len(T) >= due:
-            values, X = exact(torch.linalg.eigh, T)
-            errors = (R @ X[-Q.shape[1] :, -k:]).norm(dim=0)
-            if errors.max() <= tolerance * values[-k:].abs().max():
-                return values[-k:].flip(0), (V @ X[:, -k:]).flip(1)
-            due = len(T) + len(T) // 8  # the cost of all checks stays that of a few
-        # orthogonal to V a second time: twice is enough
-        Q = torch.linalg.qr(block - V @ (V.mT @ block)).Q
-        V = torch.cat([V, Q], 1)
-    dense = apply(torch.eye(size, dtype=start.dtype, device=start.device))
-    values, X = exact(torch.linalg.eigh, (dense + dense.mT) / 2)
-    return values[-k:].flip(0), X[:, -k:].flip(1)
+
+    def __init__(
+        self, apply: Callable[[Tensor], Tensor], start: Tensor, k: int, tolerance: float = 1e-9
+    ) -> None:
+        self.apply, self.k, self.tolerance = apply, k, tolerance
+        self.V = self.Q = self.first = torch.linalg.qr(start).Q
+        self.T = start.new_zeros(0, 0)  # VᵀPV, grown by a border with each product
+        self.R = self.T  # what the last product left outside
+
+    def fits(self, products: int = 1) -> bool:
+        """Whether so many more products stay within half of the space."""
+        size, width = self.V.shape
+        return bool(width + (products - 1) * self.Q.shape[1] <= size // 2)
+
+    def grow(self) -> None:
+        """One product more."""
+        residual = self.apply(self.Q)
+        border = self.V.mT @ residual
+        self.T = torch.cat([torch.cat([self.T, border[: len(self.T)]], 1), border.mT])
+        block, self.R = torch.linalg.qr(residual - self.V @ border)
+        # orthogonal to V a second time: twice is enough, for what is more than rounding; the rest
+        # gives way to other directions, where a subspace that nothing leaves is gone on from
+        both = torch.cat([block, self.first.roll(self.V.shape[1], 0)], 1)
+        block, others = (both - self.V @ (self.V.mT @ both)).chunk(2, 1)
+        self.Q = torch.linalg.qr(torch.where(block.norm(dim=0) < 0.5, others, block)).Q
+        self.V = torch.cat([self.V, self.Q], 1)
+
+    def pairs(self) -> Eigenpairs:
+        """Of the subspace, as it is; nothing is read but the decomposition's outcome."""
+        values, X = exact(torch.linalg.eigh, self.T)
+        values, X = values[-self.k :].flip(0), X[:, -self.k :].flip(1)
+        errors = (self.R @ X[-self.Q.shape[1] :]).norm(dim=0)
+        excess = errors.max() - self.tolerance * values.abs().max()
+        return Eigenpairs(values, self.V[:, : len(X)] @ X, excess)
+
+    def dense(self) -> Eigenpairs:
+        """Of the operator, formed."""
+        eye = torch.eye(len(self.V), dtype=self.V.dtype, device=self.V.device)
+        whole = self.apply(eye)
+        values, X = exact(torch.linalg.eigh, (whole + whole.mT) / 2)
+        values, X = values[-self.k :].flip(0), X[:, -self.k :].flip(1)
+        return Eigenpairs(values, X, values.new_zeros(()))
+
+    def ahead(self, products: int) -> Eigenpairs:
+        """After a number of products decided ahead, whatever is left to do; of a space of which so
+        many would take all, exactly."""
+        if not self.fits((products + 1) // 2):
+            return self.dense()
+        for _ in range(products):
+            if self.fits():
+                self.grow()
+        return self.pairs()
+
+    def settled(self) -> Eigenpairs:
+        """After as many products as it takes, read between them."""
+        due = max(self.k, len(self.T) + len(self.T) // 4)
+        while self.fits():
+            self.grow()
+            if len(self.T) >= due:
+                found = self.pairs()
+                if found.excess <= 0:
+                    return found
+                due = len(self.T) + len(self.T) // 4  # the cost of all checks is that of a few
+        return self.dense()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -30,6 +31,10 @@ FLAVOURS = {
     "paper": Flavour(damping=0.0, variance_weight=1.0, gamma=1.0, normalised=False),
     "released": Flavour(damping=1e-6, variance_weight=0.03, gamma=1024.0, normalised=True),
 }
+
+
+PRODUCTS = 20  # with Ω, before its directions are looked at: layers of 384 to 4096 take 10 to 20
+FEW = 6  # with Δ Δᵀ from there
 
 
 @dataclass(frozen=True)
@@ -115,76 +120,112 @@ def lora_da(
         raise ValueError(
             f"damping={damping}, variance_weight={beta}: expected numbers of at least 0"
         )
-    step = _step(layer, damping, damping_mode, fisher=terms != "no_variance_fisher")
-    Q = _directions(layer, step, rank, terms, beta, generator)
-    B = step.transposed(Q)
-    if own.normalised:
-        B = B / _largest_singular_value(step, Q)
+    step, facts = _step(layer, damping, damping_mode, fisher=terms != "no_variance_fisher")
+    directions = linalg.Krylov(
+        _guidance(layer, step, terms, beta),
+        linalg.gaussian(layer.d_in, rank, generator, step.G),
+        rank,
+    )
+    Q, largest = _directions(step, directions, own.normalised, facts)
+    B = step.transposed(Q) / largest
     root = math.sqrt(gamma)
     return Factors(
         A=linalg.factor(Q.mT / root, layer.W), B=linalg.factor(B / root, layer.W), start=start
     )
 
 
-def _step(layer: Layer, damping: float, mode: str, *, fisher: bool) -> Step:
-    """The step Δ of a layer, with damped Fisher factors, or with the identity in their place."""
-    G, Z, y = (linalg.double(x) for x in (layer.gradient, layer.input_moment, layer.output_moment))
-    largest, mean_Z, median = numbers([G.abs().max(), Z.diagonal().mean(), y.median()])
-    if largest == 0:
-        raise ValueError(
-            f"layer {layer.name}: its gradient is zero and has no directions; drop it from"
-            " model.targets"
-        )
-    if not fisher:
-        return Step(G, torch.ones_like(y)[:, None], None)
-    if mode == "relative":
-        damping_Z, damping_y = damping * mean_Z, damping * median
-    else:
-        damping_Z, damping_y = damping, damping
-        if damping > median:
+class Facts(NamedTuple):
+    """What a step is refused for, or warned of, before anybody has read it: single numbers on their
+    device."""
+
+    layer: str
+    damping: float
+    mode: str
+    # max |G|, and with the Fisher the median of y, whether Z failed, the least of the damped y
+    numbers: list[Tensor]
+
+    def check(self, largest: float, *fisher: float) -> None:
+        """Raises: ValueError as `lora_da` says."""
+        if largest == 0:
+            raise ValueError(
+                f"layer {self.layer}: its gradient is zero and has no directions; drop it from"
+                " model.targets"
+            )
+        if not fisher:
+            return
+        median, failed, least = fisher
+        if self.mode == "absolute" and self.damping > median:
             warnings.warn(
-                f"layer {layer.name}: damping={damping:g} exceeds the median {median:.1e} of"
+                f"layer {self.layer}: damping={self.damping:g} exceeds the median {median:.1e} of"
                 " output_moment, which makes the output Fisher uniform; init.damping_mode=relative"
                 " scales it to the layer",
-                stacklevel=3,
+                stacklevel=4,
             )
-    y = y + damping_y
-    C, failed = torch.linalg.cholesky_ex(
-        Z + damping_Z * torch.eye(layer.d_in, dtype=Z.dtype, device=Z.device)
-    )
-    read = numbers([failed.double(), y.min()])
-    for statistic, singular in (("input_moment", read[0] > 0), ("output_moment", read[1] <= 0)):
-        if singular:
-            raise ValueError(
-                f"layer {layer.name}: {statistic} is singular with damping={damping:g} ({mode}),"
-                " expected one that can be inverted; raise init.damping or init.samples"
-            )
-    return Step(G, y[:, None], C)
+        for statistic, singular in (("input_moment", failed > 0), ("output_moment", least <= 0)):
+            if singular:
+                raise ValueError(
+                    f"layer {self.layer}: {statistic} is singular with damping={self.damping:g}"
+                    f" ({self.mode}), expected one that can be inverted; raise init.damping or"
+                    " init.samples"
+                )
+
+
+def _step(layer: Layer, damping: float, mode: str, *, fisher: bool) -> tuple[Step, Facts]:
+    """The step Δ of a layer, with damped Fisher factors, or with the identity in their place; what
+    is singular of them too, so that all can be computed before it is refused."""
+    G, Z, y = (linalg.double(x) for x in (layer.gradient, layer.input_moment, layer.output_moment))
+    facts = Facts(layer.name, damping, mode, [G.abs().max()])
+    if not fisher:
+        return Step(G, torch.ones_like(y)[:, None], None), facts
+    median, relative = y.median(), mode == "relative"
+    y = y + (damping * median if relative else damping)
+    damped = Z.clone()
+    damped.diagonal().add_(damping * Z.diagonal().mean() if relative else damping)
+    C, failed = torch.linalg.cholesky_ex(damped)
+    facts.numbers.extend([median, failed.double(), y.min()])
+    C = C.masked_fill_(failed > 0, 0.0)
+    C.diagonal().add_(failed > 0)
+    return Step(G, y.masked_fill(y <= 0, 1.0)[:, None], C), facts
+
+
+def _guidance(layer: Layer, step: Step, terms: str, beta: float) -> Callable[[Tensor], Tensor]:
+    """Products with −Ω, whose leading eigenvectors are those of the smallest eigenvalues of Ω."""
+    if terms == "no_bias":  # a multiple of Z⁻¹, whose smallest eigenvalues are the largest of Z
+        Z = linalg.double(layer.input_moment)
+        return lambda X: Z @ X
+    variance = beta * (1 / step.y).sum() / layer.population if terms == "all" else 0.0
+    return lambda X: step.bias_minus_variance(X, variance)
 
 
 def _directions(
-    layer: Layer, step: Step, rank: int, terms: str, beta: float, generator: torch.Generator
-) -> Tensor:
-    """The eigenvectors (d_in, r) of the r smallest eigenvalues of Ω, as the leading ones of −Ω."""
-    start = linalg.gaussian(layer.d_in, rank, generator, step.G)
-    # Ω is a multiple of Z⁻¹, whose smallest eigenvalues are the largest of Z
-    if terms == "no_bias":
-        Z = linalg.double(layer.input_moment)
-        return linalg.leading_eigenpairs(lambda X: Z @ X, start, rank)[1]
-    variance = beta * (1 / step.y).sum() / layer.population if terms == "all" else 0.0
-    return linalg.leading_eigenpairs(lambda X: step.bias_minus_variance(X, variance), start, rank)[
-        1
-    ]
+    step: Step, guidance: linalg.Krylov, normalised: bool, facts: Facts
+) -> tuple[Tensor, Tensor | float]:
+    """The eigenvectors (d_in, r) of the r smallest eigenvalues of Ω, and the largest singular value
+    of Δ (1 where it is not asked for).
 
-
-def _largest_singular_value(step: Step, Q: Tensor) -> float:
-    """σ of Δ, as the root of the largest eigenvalue of `Δ Δᵀ`, which is known to far more digits
-    than its vector.
-
-    The iteration starts from the directions Q of Ω, of which `−Δ Δᵀ` is the larger part: it ends
-    after a few products.
+    That is the root of the largest eigenvalue of `Δ Δᵀ`, known to far more digits than its vector,
+    and found from the directions of Ω, of which `−Δ Δᵀ` is the larger part, by a few products. Both
+    take a number of products that is enough for most layers; one look then says whether it was, and
+    whether the step was one at all.
     """
-    values, _ = linalg.leading_eigenpairs(
-        lambda X: step.bias_minus_variance(X, 0.0), Q, 1, tolerance=1e-6
-    )
-    return math.sqrt(float(values[0]))
+
+    def explained(X: Tensor) -> Tensor:
+        return step.bias_minus_variance(X, 0.0)
+
+    def size(of: linalg.Eigenpairs) -> linalg.Krylov:
+        return linalg.Krylov(explained, of.vectors, 1, tolerance=1e-6)
+
+    found = guidance.ahead(PRODUCTS)
+    length = size(found) if normalised else None
+    largest = length.ahead(FEW) if length is not None else None
+    excess = [each.excess for each in (found, largest) if each is not None]
+    read = numbers([*facts.numbers, *excess])
+    count = len(facts.numbers)
+    facts.check(*read[:count])
+    settled = [value <= 0 for value in read[count:]]
+    if not settled[0]:
+        found = guidance.settled()
+        length = size(found) if normalised else None
+    if length is not None and not all(settled):
+        largest = length.settled()
+    return found.vectors, 1.0 if largest is None else largest.values[0].sqrt()

@@ -601,7 +601,7 @@ def test_leading_eigenpairs_are_those_of_eigh_and_found_by_few_products(seed: in
         widths.append(X.shape[1])
         return P @ X
 
-    found, Q = linalg.leading_eigenpairs(apply, normal(200, 6, seed=seed + 5), 6)
+    found, Q, _ = linalg.Krylov(apply, normal(200, 6, seed=seed + 5), 6).settled()
     expected = torch.linalg.eigh(P)
     assert max(widths) == 6 and sum(widths) <= 100  # never formed
     assert torch.allclose(found, expected.eigenvalues.flip(0)[:6], rtol=1e-10)
@@ -619,7 +619,7 @@ def test_leading_eigenpairs_of_hard_operators_are_exact(kind: str, size: int) ->
         "identity": torch.ones(size),
     }[kind].double()
     P = spectrum(values, seed=3)
-    found, Q = linalg.leading_eigenpairs(lambda X: P @ X, normal(size, 4, seed=4), 3)
+    found, Q, _ = linalg.Krylov(lambda X: P @ X, normal(size, 4, seed=4), 3).settled()
     assert torch.allclose(found, values[:3], rtol=1e-6)
     assert (
         close(Q.mT @ Q, torch.eye(3).double())
@@ -635,8 +635,43 @@ def test_leading_eigenpairs_far_below_the_norm_are_found_to_rounding_by_few_prod
         widths.append(X.shape[1])
         return P @ X
 
-    found, _ = linalg.leading_eigenpairs(apply, normal(100, 4, seed=6), 3)
+    found = linalg.Krylov(apply, normal(100, 4, seed=6), 3).settled().values
     assert sum(widths) <= 20 and torch.allclose(found, values[:3], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("products", [1, 4, 20])
+@pytest.mark.parametrize(
+    "kind", ["falling", "flat", "low rank", "all negative", "identity", "zero", "one"]
+)
+def test_products_decided_ahead_are_looked_at_once_and_gone_on_with(
+    kind: str, products: int
+) -> None:
+    """Also far behind an invariant subspace, where what is left is rounding or nothing at all."""
+    size = 300
+    values = {
+        "falling": 0.7 ** torch.arange(size),
+        "flat": torch.linspace(1.0, 0.9, size),
+        "low rank": torch.cat([torch.tensor([3.0, 2.0, 1.0]), torch.zeros(size - 3)]),
+        "all negative": -torch.logspace(-3, 6, size),
+        "identity": torch.ones(size),
+        "zero": torch.zeros(size),
+        "one": torch.cat([torch.tensor([1.0]), torch.zeros(size - 1)]),
+    }[kind].double()
+    exact = kind in ("identity", "zero", "one")  # no rounding fills what is left
+    P = values.diag() if exact else spectrum(values, seed=3)
+    space = linalg.Krylov(lambda X: P @ X, normal(size, 4, seed=4), 3)
+    ahead = space.ahead(products)
+    assert len(space.T) == 4 * products
+    V = space.V
+    assert close(V.mT @ V, torch.eye(V.shape[1]).double())
+    # a product shows three directions at the most; four reach the end of a space of three
+    enough = {"falling": 20, "flat": 99, "all negative": 99, "low rank": 4, "one": 4}.get(kind, 1)
+    assert (ahead.excess <= 0) == (products >= enough)
+    settled = space.settled() if ahead.excess > 0 else ahead
+    found, Q, _ = settled
+    assert torch.allclose(found, values[:3], rtol=1e-6, atol=1e-12)
+    assert close(Q.mT @ Q, torch.eye(3).double())
+    assert (P @ Q - Q * found).norm() <= 2e-9 * max(float(values.abs().max()), 1e-9)
 
 
 def test_inverse_square_root_is_a_root_of_the_pseudo_inverse() -> None:

@@ -15,6 +15,7 @@ import torch
 
 from loraexp import config, models
 from loraexp.adapter.layer import Factors, Layer
+from loraexp.initializers.lora_da import lora_da
 from loraexp.machine import measure
 from loraexp.machine.device import Batch, Runtime, is_accelerator, to_device, unread_masks
 from loraexp.machine.processes import Processes
@@ -237,13 +238,13 @@ def noted(function: Any, sizes: list[int]) -> Any:
     return watched
 
 
-# Reads of the device by an initializer itself, a layer: 1 where it refuses a gradient of zero or
-# inputs of too few directions, the rest in the steps of an iteration that ends by its residuals.
+# Reads of the device by an initializer itself, a layer: where it refuses a gradient of zero or
+# inputs of too few directions, and looks whether an iteration has come to its end.
 OWN = {
     "cg_lora": 1,
     "eva": 1,
-    "lora_da": 20,
-    "lora_da_fa": 20,
+    "lora_da": 1,
+    "lora_da_fa": 1,
     "lora_ga": 1,
     "lora_one": 1,
     "lora_sb": 1,
@@ -281,6 +282,41 @@ def test_initialising_waits_once_a_sweep_and_once_a_layer(
     rest = len(device.waits) - before - sum(sweeps) - sum(lines) - outcomes
     # the loss before, what statistics of all layers say at once, and the initializer's own
     assert rest <= 1 + 2 + OWN.get(init, 0) * len(targets), where
+
+
+@pytest.mark.parametrize("flavour", ["released", "paper"])
+@pytest.mark.parametrize("falls", [0.7, 0.97])
+def test_lora_da_looks_once_at_a_layer_that_it_does_not_decompose_whole(
+    flavour: str, falls: float, device: Mode
+) -> None:
+    """Whose statistics fall as those of networks do; where they fall slowly it goes on, and finds
+    the same."""
+    size = 360
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    left, right = (torch.linalg.qr(normal(size, size)).Q for _ in range(2))
+    spectrum = falls ** torch.arange(size).double()
+    statistics = {
+        "gradient": 1e-3 * left * spectrum**2 @ right.mT,
+        "input_moment": (right * (spectrum + 1e-2)) @ right.mT,
+        "output_moment": normal(size).square() + 0.1,
+    }
+    how: dict[str, Any] = {"rank": 4, "scaling": 2.0, "flavour": flavour}
+    made = []
+    for where in ("cpu", DEVICE):
+        there = {name: value.to(where) for name, value in statistics.items()}
+        layer = Layer(name="it", W=torch.zeros(size, size).to(where), population=9, **there)
+        before = len(device.waits)
+        made.append(lora_da(layer, generator=torch.Generator().manual_seed(1), **how))
+    reads = [line for what, line in device.waits[before:] if what != "an outcome"]
+    outcomes = len(device.waits) - before - len(reads)
+    assert (len(reads) == 1) == (falls == 0.7) and len(reads) < 12, reads
+    assert outcomes == (2 if flavour == "released" else 1) or falls != 0.7
+    ours = [factors.B.cpu() @ factors.A.cpu() for factors in made]
+    torch.testing.assert_close(*ours, rtol=1e-5, atol=1e-6 * float(ours[0].abs().max()))
 
 
 def test_a_factor_that_is_not_finite_is_named() -> None:
