@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from loraexp import config
-from loraexp.cli.options import Parser
+from loraexp.cli.options import Parser, expected
 from loraexp.config import ConfigError
 from loraexp.sweep import reading
 
@@ -29,9 +29,7 @@ def choices(arguments: Sequence[str]) -> int:
     if f"{what}s" in groups:  # one model, many models
         what = f"{what}s"
     if what is not None and what not in groups:
-        raise ConfigError(
-            f"list {what}: expected {', '.join(groups)}; {config.nearest(what, groups)}"
-        )
+        raise ConfigError(f"list {what}: {expected(what, groups)}")
     for plural in [what] if what else groups[:-1]:
         if plural == "keys":
             keys()

@@ -115,7 +115,7 @@ def verb(name: str) -> Callable[[Sequence[str]], int]:
 
 def help_of(words: Sequence[str]) -> int:
     """`loraexp help [VERB]`: the verbs with a line each, or the options of one."""
-    if words:
+    if words and words[0] != "help":
         if words[0] not in VERBS:
             raise ConfigError(
                 f"help {words[0]}: there is no such verb; {config.nearest(words[0], VERBS)}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraexp import config
-from loraexp.cli.options import Parser
+from loraexp.cli.options import Parser, expected
 from loraexp.config import ConfigError
 from loraexp.machine.words import shorten
 
@@ -135,8 +135,7 @@ def new(arguments: Sequence[str]) -> int:
     kind, name = options.kind, options.name
     kind = SPELLINGS.get(kind.removesuffix("s"), kind.removesuffix("s"))  # an initializer, tasks
     if kind not in KINDS:
-        said = f"expected {', '.join(KINDS)}; {config.nearest(options.kind, KINDS)}"
-        raise ConfigError(f"new {options.kind}: {said}")
+        raise ConfigError(f"new {options.kind}: {expected(options.kind, KINDS)}")
     if not name.isidentifier() or keyword.iskeyword(name):
         raise ConfigError(
             f"new {kind} {name}: expected a Python name, letters, digits and underscores"

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from loraexp.config import ConfigError, nearest
+
+# argparse's own sentences about a value
+VALUE = re.compile(r"argument (\S+): invalid (\w+) value: '(.*)'")
+CHOICE = re.compile(r"argument \S+: invalid choice: '(.*)' \(choose from (.*)\)")
+NUMBERS = {"int": "a whole number", "float": "a number"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,9 +26,14 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=what)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(
-            f"{self.prog.removeprefix('loraexp ')}: {message}; see {self.prog} --help"
-        )
+        verb = self.prog.removeprefix("loraexp ")
+        if found := VALUE.fullmatch(message):
+            option, kind, value = found.groups()
+            raise ConfigError(f"{option} {value}: expected {NUMBERS.get(kind, kind)}")
+        if found := CHOICE.fullmatch(message):
+            value, choices = found.groups()
+            raise ConfigError(f"{verb} {value}: {expected(value, re.findall(r'[a-z]+', choices))}")
+        raise ConfigError(f"{verb}: {message}; see {self.prog} --help")
 
 
 def one_of(option: str, word: str, choices: Sequence[str]) -> list[str]:
@@ -30,7 +41,12 @@ def one_of(option: str, word: str, choices: Sequence[str]) -> list[str]:
     words = [part.strip() for part in word.split(",") if part.strip()]
     for part in words or [word]:
         if part not in choices:
-            raise ConfigError(
-                f"{option} {part}: expected some of {', '.join(choices)}; {nearest(part, choices)}"
-            )
+            raise ConfigError(f"{option} {part}: {expected(part, choices, 'some of ')}")
     return words
+
+
+def expected(word: str, choices: Iterable[str], which: str = "") -> str:
+    """What there is in place of a word, and what of it was meant, where one is near."""
+    near = nearest(word, choices := list(choices))
+    told = f"; {near}" if near.startswith("nearest") else ""
+    return f"expected {which}{', '.join(choices)}{told}"

@@ -78,7 +78,7 @@ def initialised(ledger: dict[str, Any], *, layers: bool = False) -> None:
         f" {seen if statistics['samples'] else 'from the weights alone'}; loss {loss['before']:.4f}"
         f" → {loss['after']:.4f}"
     )
-    if statistics["samples"]:
+    if statistics["samples"] and not statistics["cache_hit"]:
         console.print(f"  {statistics['way']}")
     if counts := ledger.get("rows"):
         console.print(f"  rows: {', '.join(f'{count:,} {name}' for name, count in counts.items())}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraexp import config
-from loraexp.cli.options import Parser, one_of
+from loraexp.cli.options import Parser, expected, one_of
 from loraexp.config import ConfigError, boundary
 from loraexp.config.paths import unquoted
 from loraexp.machine.escapes import printable
@@ -215,7 +215,7 @@ def table(arguments: Sequence[str]) -> int:
     options, overrides = named(parser, arguments)
     wanted = options.format or (options.to.suffix.lstrip(".") if options.to is not None else "md")
     if wanted not in names:
-        raise ConfigError(f"--format {wanted}: expected {', '.join(names)}")
+        raise ConfigError(f"--format {wanted}: {expected(wanted, names)}")
     loaded = reading.load(options.name, options.variant, overrides)
     if options.source is None:
         require_root(overrides)
@@ -226,6 +226,7 @@ def table(arguments: Sequence[str]) -> int:
     else:
         options.to.parent.mkdir(parents=True, exist_ok=True)
         options.to.write_text(text)
+        print(shorten(options.to))
     if wanted == "csv":  # which has no room for them
         for problem in built.results.problems:
             print(f"loraexp: {problem}", file=sys.stderr)
@@ -310,6 +311,8 @@ def report(arguments: Sequence[str]) -> int:
     if strange := [word for word in names if word.endswith((".yaml", ".yml"))]:
         boundary.enclose(Path(strange[0]), overrides)
     config.compose(overrides)
+    for name in names:
+        reading.place(name)  # one that was typed is there
     from loraexp.artifacts import html, page
     from loraexp.machine import files
 

@@ -50,15 +50,21 @@ def about(name: str) -> str:
     return search.about(file_of(name))
 
 
-def load(name: str, variant: str | None = None, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep `sweeps/NAME.yaml`, or of a yaml file of the user's own; raises ConfigError naming
-    file and place."""
+def place(name: str) -> Path:
+    """The yaml that a name or a path means; raises ConfigError where there is none."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else file_of(name)
     if not path.is_file():
         raise ConfigError(
             f"{name}: there is no sweep of that name and no such file;"
             f" {config.nearest(name, names(), 'sweeps')}"
         )
+    return path
+
+
+def load(name: str, variant: str | None = None, overrides: Sequence[str] = ()) -> Sweep:
+    """The sweep `sweeps/NAME.yaml`, or of a yaml file of the user's own; raises ConfigError naming
+    file and place."""
+    path = place(name)
     try:
         content = read_yaml(path, dict)
     except Damaged as error:

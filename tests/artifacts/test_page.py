@@ -202,10 +202,15 @@ def test_wrong_words_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     for words, said in (
         ([], "report: the following arguments are required: --to"),
         (["--to", str(tmp_path), "sed=1"], "sed: there is no such key; nearest: seed"),
+        (
+            ["--to", str(tmp_path / "page"), "lora_one_fig"],
+            "lora_one_fig: there is no sweep of that name and no such file; nearest: lora_one_fig",
+        ),
     ):
         assert cli.main(["report", *words]) == 2
         err = capsys.readouterr().err
         assert said in err and err.count("\n") == 1
+    assert not (tmp_path / "page").exists()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -214,6 +214,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "### Two methods on two tasks"
     )
     assert cli.main([*words, "--to", str(tmp_path / "new" / "table.tex")]) == 0
+    assert capsys.readouterr().out.strip().endswith("new/table.tex")
     assert (tmp_path / "new" / "table.tex").read_text().count(r"\end{tabular") == 4
     assert cli.main([*words, "--format", "csv"]) == 0
     assert "schema 0, expected 1" in capsys.readouterr().err

@@ -139,6 +139,7 @@ def test_help_version_and_a_closed_pipe(capsys) -> None:
     assert cli.main(["help"]) == 0
     page = capsys.readouterr().out
     assert all(f"loraexp {verb} " in page for verb in cli.main.__globals__["VERBS"])
+    assert cli.main(["help", "help"]) == 0 and capsys.readouterr().out == page
     assert cli.main(["help", "table"]) == 0
     assert "[KEY=VALUE ...]" in capsys.readouterr().out
     assert cli.main(["table"]) == 2

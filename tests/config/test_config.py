@@ -214,6 +214,17 @@ BAD = [
     (["task.limit_train=0"], "task.limit_train=0: expected a number above 0"),
     (["-m", "lr=1e-4,-1"], "lr=-1.0: expected a number above 0"),
     (
+        ["list", "things"],
+        "list things: expected models, tasks, inits, optimizers, methods, sweeps, keys",
+    ),
+    (["completion", "zhs"], "completion zhs: expected bash, zsh; nearest: zsh"),
+    (["plan", "lora_one_fig2", "--budget-gb", "x"], "--budget-gb x: expected a number"),
+    (["show", "--rows", "1.5"], "--rows 1.5: expected a whole number"),
+    (
+        ["table", "lora_one_fig2", "--format", "cvs"],
+        "--format cvs: expected md, tex, csv, json; nearest: csv",
+    ),
+    (
         ["list", "modles"],
         "list modles: expected models, tasks, inits, optimizers, methods, sweeps, keys; nearest:"
         " models",
