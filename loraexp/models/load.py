@@ -101,8 +101,15 @@ def load_model(
     if not full:
         untie(model, settings.targets)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute(model)
     return model.eval()
+
+
+def recompute(model: Any) -> None:
+    """Have each layer's activations computed again in the backward pass, by the name that this
+    version of transformers has for it."""
+    new = getattr(model, "activation_checkpointing_enable", None)
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def head(model: Any) -> list[str]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from loraexp import config, models
+from loraexp.models.load import recompute
 from loraexp.run import kept
 from tests.support.checkpoints import t5_of_folder
 from tests.support.runs import run
@@ -40,3 +45,18 @@ def test_a_run_asks_each_thing_of_its_base_once(name: str, tmp_path: Path) -> No
         sys.setprofile(None)
     assert outcome.record["status"] == "finished"
     assert calls == dict.fromkeys(ONCE, 1)
+
+
+def test_recomputed_layers_are_asked_for_by_a_name_that_is_not_deprecated() -> None:
+    words = ["model=minilm", "model.gradient_checkpointing=true"]
+    settings = config.check(config.compose(words))[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model = models.open(settings.model).load(dtype=torch.float32, head_seed=0, num_labels=2)
+    assert sum(bool(getattr(m, "gradient_checkpointing", False)) for m in model.modules()) >= 2
+
+
+def test_recomputed_layers_are_asked_for_by_the_older_name_too() -> None:
+    asked: list[dict[str, bool]] = []
+    recompute(SimpleNamespace(gradient_checkpointing_enable=asked.append))
+    assert asked == [{"use_reentrant": False}]
