@@ -29,8 +29,9 @@ class Draws(TorchFunctionMode):
     """Within: every run's rows draw from its own generator, whose `states` these are, in the order
     and in the shapes in which they would without the other runs.
 
-    Dropout is made block by block, alone and within attention. A draw of anything else moves the
-    generator itself, which `checked` sees.
+    Dropout, alone and within attention, is made block by block; on a CPU, where it is known how a
+    mask is drawn, the masks are, and what they thin out is one product for all runs. A draw of
+    anything else moves the generator itself, which `checked` sees.
     """
 
     def __init__(self, generator: torch.Generator, states: list[Tensor]) -> None:
@@ -51,15 +52,48 @@ class Draws(TorchFunctionMode):
             return function(*arguments, **given)
         if self.own is not None:
             return self.drawn(self.own, function, arguments, given)
+        if plainly_drawn(arguments[0]):
+            if function is functional.dropout:
+                return self.thinned(*arguments, **given)
+            if not given.get("enable_gqa"):
+                return self.attended(*arguments, **given)
         rows, runs = len(arguments[0]), len(self.states)
-        return torch.cat(
-            [
-                self.drawn(
-                    i, function, block(arguments, i, runs, rows), block(given, i, runs, rows)
-                )
-                for i in range(runs)
-            ]
-        )
+        parts = zip(blocks(arguments, runs, rows), blocks(given, runs, rows), strict=True)
+        return torch.cat([self.drawn(i, function, *part) for i, part in enumerate(parts)])
+
+    def thinned(self, x: Tensor, p: float = 0.5, *_: Any, **__: Any) -> Tensor:
+        """`functional.dropout` of the rows of all runs."""
+        mask = torch.empty_like(x)
+        if p == 1:
+            return x * mask.zero_()
+        for run, part in enumerate(mask.chunk(len(self.states))):
+            self.drawn(run, part.bernoulli_, (1 - p,), {})
+        return x * mask.div_(1 - p)
+
+    def attended(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """`functional.scaled_dot_product_attention` of them."""
+        scores = torch.matmul(q * (q.shape[-1] ** -0.5 if scale is None else scale), k.mT)
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril_()
+        if attn_mask is None:
+            shares = scores.softmax(-1)
+        elif attn_mask.dtype == torch.bool:
+            # a query that sees nothing has no shares, not those of nothing
+            shares = torch._safe_softmax(scores.masked_fill(~attn_mask, -torch.inf), -1)
+        else:
+            shares = torch._safe_softmax(scores + attn_mask, -1)
+        return self.thinned(shares, dropout_p) @ v
 
     def drawn(
         self, run: int, function: Callable[..., Any], arguments: Any, keywords: Mapping[str, Any]
@@ -108,19 +142,30 @@ def draws(
     return False
 
 
-def block(value: Any, run: int, runs: int, rows: int) -> Any:
-    """What is run `run`'s of a value that has `rows` rows of all `runs`; what has other rows is
-    everybody's."""
+def plainly_drawn(x: Tensor) -> bool:
+    """Whether a dropout of `x` is one draw of `bernoulli_` in the shape of what it thins out."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def blocks(value: Any, runs: int, rows: int) -> list[Any]:
+    """Each run's of a value that has `rows` rows of all `runs`; what has other rows is everybody's.
+
+    Cut once for all: cut one by one, each would have a gradient of all rows, zero beside its own.
+    """
     if isinstance(value, Tensor):
-        each = rows // runs
         own = value.dim() > 1 and len(value) == rows
-        return value[run * each : (run + 1) * each] if own else value
+        return list(value.chunk(runs)) if own else [value] * runs
     if isinstance(value, Mapping):
-        parts = {key: block(part, run, runs, rows) for key, part in value.items()}
-        return type(value)(**parts)
+        parts = {key: blocks(part, runs, rows) for key, part in value.items()}
+        return [type(value)(**{key: part[i] for key, part in parts.items()}) for i in range(runs)]
     if isinstance(value, (tuple, list)):
-        return type(value)(block(part, run, runs, rows) for part in value)
-    return value
+        each = [blocks(part, runs, rows) for part in value]
+        return [type(value)(part[i] for part in each) for i in range(runs)]
+    return [value] * runs
 
 
 # --------------------------------------------------------------------------------------------------
@@ -290,7 +335,7 @@ class StackedModel:
             memo[id(own[0])] = StackedModule(own, draws)
         self.model: nn.Module = copy.deepcopy(first.model, memo).train()
         self.views = [View(self, run.model, i) for i, run in enumerate(runs)]
-        self.passes: list[tuple[Any, int]] = []  # of the batch at hand: outputs, rows
+        self.passes: list[list[Any]] = []  # of the batch at hand: each run's outputs
 
     def begin(self) -> None:
         """Another batch."""
@@ -298,8 +343,10 @@ class StackedModel:
         for view in self.views:
             view.calls = 0
 
-    def outputs(self, call: int, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
-        """What the model returns for the rows of all runs, and how many there are."""
+    def outputs(
+        self, call: int, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+    ) -> list[Any]:
+        """What the model returns for the rows of each run."""
         if call == len(self.passes):
             tensors = [x for x in (*arguments, *keywords.values()) if isinstance(x, Tensor)]
             rows, runs = len(tensors[0]), len(self.views)
@@ -314,7 +361,7 @@ class StackedModel:
                 )
             if getattr(made, "loss", None) is not None:
                 raise Indivisible("the model makes the loss of all rows itself")
-            self.passes.append((made, rows * runs))
+            self.passes.append(blocks(made, runs, rows * runs))
         return self.passes[call]
 
 
@@ -333,9 +380,9 @@ class View:
         self.stacked, self.own, self.run, self.calls = stacked, own, run, 0
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        made, rows = self.stacked.outputs(self.calls, arguments, keywords)
+        made = self.stacked.outputs(self.calls, arguments, keywords)
         self.calls += 1
-        return block(made, self.run, len(self.stacked.views), rows)
+        return made[self.run]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.own, name)

@@ -31,8 +31,9 @@ SHARED = (
 # beside those, what says how much memory a run takes
 SIZED = ("init", "optimizer", "rank", "adapter", "train")
 DEVICES = ("auto", "cpu", "cuda")
-# tokens of a pass up to which more runs are assumed to make it cheaper for each; not measured
-FILLED = {"cpu": 256, "accelerator": 2048}
+# Tokens of a pass up to which more runs make it cheaper for each: measured on a CPU (`python -m
+# benchmarks packed`), assumed of accelerators.
+FILLED = {"cpu": 768, "accelerator": 2048}
 MOST = 16
 SPARE = 0.8  # of the memory that is free
 

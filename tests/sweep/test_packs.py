@@ -161,12 +161,12 @@ def test_auto_fills_a_pass_and_no_more_than_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = {"lr": [10.0**-i for i in range(1, 8)], "seed": 0}
-    one_row = [*TINY, "train.batch_size=1", "train.max_steps=2"]
-    assert [len(g) for g in grouped(tmp_path, "auto", grid=grid, base=one_row)[1]] == [7, 7]
+    three_rows = [*TINY, "train.batch_size=3", "train.max_steps=2"]
+    assert [len(g) for g in grouped(tmp_path, "auto", grid=grid, base=three_rows)[1]] == [7, 7]
     large = [*TINY, "train.batch_size=32", "train.max_steps=2"]
     assert {len(g) for g in grouped(tmp_path, "auto", grid=grid, base=large)[1]} == {1}
     monkeypatch.setattr(packs, "available_bytes", lambda _: Available(2**20, of_host=True))
-    assert {len(g) for g in grouped(tmp_path, "auto", grid=grid, base=one_row)[1]} == {1}
+    assert {len(g) for g in grouped(tmp_path, "auto", grid=grid, base=three_rows)[1]} == {1}
 
 
 def test_the_memory_is_looked_at_once_and_shared_by_the_workers_of_a_machine(
