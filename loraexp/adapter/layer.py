@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -208,12 +208,37 @@ class Layer:
         )
 
 
+class Initializer(Protocol):
+    """A method that `needs` has declared: its function, and what is asked of it before it runs."""
+
+    needs: frozenset[str]
+    request: Callable[..., dict[str, LeadingRequest | CurvatureRequest]]
+    trains: frozenset[str]
+    weighting: Weighting
+    settle: Callable[[dict[str, Any], Training], dict[str, Any]]
+
+    def __call__(
+        self,
+        layer: Layer,
+        *,
+        rank: int,
+        scaling: float,
+        generator: torch.Generator,
+        **hyper: Any,
+    ) -> Factors: ...
+
+
+def as_initializer(initializer: Callable[..., Any]) -> Initializer:
+    """The initializer as what its declaration made of it."""
+    return cast(Initializer, initializer)
+
+
 Method = TypeVar("Method", bound=Callable[..., Factors | None])
 
 
 def needs(
     *statistics: str,
-    request: Callable[..., dict[str, Any]] | None = None,
+    request: Callable[..., Any] | None = None,
     trains: Iterable[str] = ("A", "B"),
     weighting: Weighting = "tokens",
     settle: Callable[[dict[str, Any], Training], dict[str, Any]] | None = None,
@@ -236,11 +261,11 @@ def needs(
         )
 
     def declare(initializer: Method) -> Method:
-        initializer.needs = frozenset(statistics)  # type: ignore[attr-defined]
-        initializer.request = request or (lambda rank, **_: {})  # type: ignore[attr-defined]
-        initializer.trains = frozenset(trains)  # type: ignore[attr-defined]
-        initializer.weighting = weighting  # type: ignore[attr-defined]
-        initializer.settle = settle or (lambda hyper, training: hyper)  # type: ignore[attr-defined]
+        made = as_initializer(initializer)
+        made.needs, made.trains = frozenset(statistics), frozenset(trains)
+        made.request = request or (lambda rank, **_: {})
+        made.weighting = weighting
+        made.settle = settle or (lambda hyper, training: hyper)
         return initializer
 
     return declare

@@ -5,12 +5,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from loraexp import optimizers
 from loraexp.adapter.adapted import AdaptedLinear, Adapters
 
 Make = TypeVar("Make", bound=Callable[..., Any])
+
+
+class Rule(Protocol):
+    """A training rule that `rule` has declared."""
+
+    needs_trained: frozenset[str]
+    needs_frozen: frozenset[str]
+    plain_pair: bool
+
+
+def as_rule(make: Callable[..., Any]) -> Rule:
+    """The function as what its declaration made of it."""
+    return cast(Rule, make)
 
 
 def trained_factors(layer: AdaptedLinear) -> frozenset[str]:
@@ -46,17 +59,18 @@ def rule(
                 )
             return make(adapters, **keywords)
 
-        checked.needs_trained = frozenset(needs_trained)  # type: ignore[attr-defined]
-        checked.needs_frozen = frozenset(needs_frozen)  # type: ignore[attr-defined]
-        checked.plain_pair = plain_pair  # type: ignore[attr-defined]
-        return checked  # type: ignore[return-value]
+        made = as_rule(checked)
+        made.needs_trained, made.needs_frozen = frozenset(needs_trained), frozenset(needs_frozen)
+        made.plain_pair = plain_pair
+        return cast(Make, checked)
 
     return declare
 
 
 def misfit(make: Callable[..., Any], adapters: Adapters) -> str | None:
     """Why the rule `make` cannot train these adapters, or None where it can."""
-    trained, frozen = make.needs_trained, make.needs_frozen  # type: ignore[attr-defined]
+    rule = as_rule(make)
+    trained, frozen = rule.needs_trained, rule.needs_frozen
     wanted = f"needs {_names(trained)} to train" + (
         f" and {_names(frozen)} frozen" if frozen else ""
     )
@@ -65,7 +79,7 @@ def misfit(make: Callable[..., Any], adapters: Adapters) -> str | None:
     for layer in adapters:
         if not trained <= trained_factors(layer) or frozen & trained_factors(layer):
             return f"{wanted}, but layer {layer.name} trains {_names(trained_factors(layer))}"
-        if make.plain_pair and layer.lora_R is not None:  # type: ignore[attr-defined]
+        if rule.plain_pair and layer.lora_R is not None:
             return f"{wanted} and an update B A, but layer {layer.name} has B R A"
     return None
 

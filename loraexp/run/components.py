@@ -13,6 +13,7 @@ import torch
 
 from loraexp import config, models
 from loraexp.adapter.adapted import Adapters
+from loraexp.adapter.layer import as_initializer
 from loraexp.config.settings import Settings
 from loraexp.machine.device import choose_device
 from loraexp.machine.hub import SourceError, Unreachable
@@ -38,7 +39,7 @@ def check_model(settings: Settings, base: Base) -> None:
     try:
         targets = base.targets()
         initializer = config.Component.of(settings.init, "init")
-        asked = initializer.partial.func.request(settings.rank, **initializer.keywords)  # type: ignore[attr-defined]
+        asked = as_initializer(initializer.function).request(settings.rank, **initializer.keywords)
         models.check_rank(
             targets, settings.rank, max((getattr(ask, "k", 0) for ask in asked.values()), default=0)
         )

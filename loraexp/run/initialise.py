@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from loraexp.adapter.layer import Factors, Layer, Training
+from loraexp.adapter.layer import Factors, Layer, Training, as_initializer
 from loraexp.machine import measure
 from loraexp.machine.device import Runtime, numbers, to_device
 from loraexp.machine.measure import peak_bytes, reset_peak
@@ -134,7 +134,7 @@ def statistics_of(
 ) -> Collected:
     """Start collecting what the initializer needs from this process's share of the calibration
     batches."""
-    function: Any = initializer.func
+    function = as_initializer(initializer.func)
     own, examples = settings.calibration, task.splits["train"]
     rows = calibration_rows(len(examples), own, settings.seed)
     processes = runtime.processes
@@ -185,7 +185,7 @@ def training_of(settings: Settings, rows: int) -> Training:
 
 def settled(initializer: partial[Any], training: Training) -> partial[Any]:
     """The initializer with the hyper-parameters filled in that follow from the training."""
-    function: Any = initializer.func
+    function = as_initializer(initializer.func)
     return partial(function, **function.settle(initializer.keywords, training))
 
 
@@ -217,7 +217,7 @@ def initialize(
     initializer = settled(initializer, training_of(settings, len(task.splits["train"])))
     probe = partial(mean_loss, model, task, settings, runtime)
     before = probe()
-    asks: bool = bool(initializer.func.needs)  # type: ignore[attr-defined]
+    asks = bool(as_initializer(initializer.func).needs)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if asks:

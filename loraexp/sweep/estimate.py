@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from loraexp import config, models
 from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
-from loraexp.adapter.layer import Factors, Layer
+from loraexp.adapter.layer import Factors, Initializer, Layer, as_initializer
 from loraexp.config.settings import ModelSettings
 from loraexp.run.components import make
 from loraexp.statistics import Size
@@ -38,7 +38,7 @@ def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
     parts = json.loads(shape.settings)
     settings = ModelSettings(**parts["model"])
     initializer = config.Component.of(parts["init"], "init")
-    made: Any = initializer.function
+    made = as_initializer(initializer.function)
     trains, full = initializer.trains, initializer.full
     dtype = models.dtype_of(settings, parts["precision"], full=full)
     model = copy.deepcopy(
@@ -118,7 +118,7 @@ def cache_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     return int(2 * layers_of(model) * heads * width * dtype.itemsize)
 
 
-def has_offset(made: Any, node: Mapping[str, Any]) -> bool:
+def has_offset(made: Initializer, node: Mapping[str, Any]) -> bool:
     """Whether training starts from pretrained weights with factors whose product is not zero: a
     second pair is kept beside them.
 
@@ -185,7 +185,7 @@ def optimizer_bytes(adapters: Adapters, node: dict[str, Any]) -> int:
     return int(rule(adapters, lr=1e-3, weight_decay=0.0).state_bytes())
 
 
-def statistics_bytes(made: Any, parts: dict[str, Any], targets: Mapping[str, Any]) -> int:
+def statistics_bytes(made: Initializer, parts: dict[str, Any], targets: Mapping[str, Any]) -> int:
     """What the initializer's statistics hold at once, as the collection plans it within its
     budget."""
     if not made.needs:

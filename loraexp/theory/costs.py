@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
 
 from loraexp import config, models
-from loraexp.adapter.layer import Layer
+from loraexp.adapter.layer import CurvatureRequest, Layer, as_initializer
 from loraexp.config.settings import ModelSettings
 from loraexp.machine.device import to_device
 from loraexp.machine.progress import Progress
@@ -211,7 +211,8 @@ def parts(bench: Bench, meter: Meter) -> None:
     batches = bench.batches
     own = objective(bench.task, bench.runtime)
     initializer = make(bench.settings.init)
-    asked = initializer.func.request(bench.settings.rank, **initializer.keywords)["curvature"]  # type: ignore[attr-defined]
+    ask = as_initializer(initializer.func).request
+    asked = cast(CurvatureRequest, ask(bench.settings.rank, **initializer.keywords)["curvature"])
     calibration = replace(
         own,
         batches=batches,

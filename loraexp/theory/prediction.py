@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from loraexp import config
-from loraexp.adapter.layer import Curvature, Factors, Layer, Training
+from loraexp.adapter.layer import Curvature, Factors, Layer, Training, as_initializer
 from loraexp.config import ConfigError
 from loraexp.config.settings import CalibrationSettings
 from loraexp.machine.progress import Progress
@@ -198,7 +198,7 @@ def initializer(arm: str, given: Mapping[str, Any], lr: float) -> dict[str, Any]
     component = config.Component.of(node, "init")
     component.check()
     training = Training(lr=lr, factor=1.0, warmup_ratio=0.0, steps=1, epochs=1.0, rows=1)
-    function: Any = component.function
+    function = as_initializer(component.function)
     return function.settle(node, training)
 
 
@@ -208,7 +208,7 @@ def factors_of(
     """The factors that an initializer makes of the statistics collected from the network, or of
     exact curvature."""
     component = config.Component.of(node, "init")
-    made: Any = component.function
+    made = as_initializer(component.function)
     options = component.keywords
     first = given.model.get_submodule(TARGET)
     targets = {TARGET: first}
