@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from loraexp import config
-from loraexp.adapter.stacked import Draws, StackedModel
+from loraexp.adapter.draws import Draws
+from loraexp.adapter.stacked import StackedModel
 from loraexp.config.settings import Settings
 from loraexp.machine import progress, repository
 from loraexp.machine.device import autocast, choose_device, deterministic, unread_masks

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from loraexp.adapter.adapted import Adapters, attach
+from loraexp.adapter.draws import Draws, Indivisible
 from loraexp.adapter.layer import Factors
-from loraexp.adapter.stacked import Draws, Indivisible, StackedModel
+from loraexp.adapter.stacked import StackedModel
 
 WIDTH, ROWS, LENGTH = 12, 3, 5
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from loraexp import config
-from loraexp.adapter.stacked import Indivisible, StackedModel
+from loraexp.adapter.draws import Indivisible
+from loraexp.adapter.stacked import StackedModel
 from loraexp.machine import locks
 from loraexp.records import record
 from loraexp.run import experiment, packed, train
