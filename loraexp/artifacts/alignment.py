@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from loraexp.artifacts.figure import Line, Panel, Picture
+from loraexp.finished.findings import Alignment, Angles, Distance, KeptStep, Plane
 from loraexp.records.curves import Surface
 
 NEXT = 4  # the first style that the factors of two layer classes leave
 
 
-def picture(found: Mapping[str, Any]) -> Picture:
+def picture(found: Alignment) -> Picture:
     """Angles and overlap, predictions, and the loss, as far as `loraexp align` measured them."""
     panels = angle_panels(found["angles"]) if "angles" in found else []
     if "predictions" in found:
@@ -37,7 +37,7 @@ def picture(found: Mapping[str, Any]) -> Picture:
     return Picture(name="align", title=title, subtitle=f"init={found['init']}", panels=panels)
 
 
-def angle_panels(angles: Mapping[str, Any]) -> list[Panel]:
+def angle_panels(angles: Angles) -> list[Panel]:
     """The sine of the largest angle, and the overlap, over the steps."""
     return [
         Panel(
@@ -55,7 +55,7 @@ def angle_panels(angles: Mapping[str, Any]) -> list[Panel]:
     ]
 
 
-def prediction_panel(steps: Sequence[Mapping[str, Any]]) -> Panel:
+def prediction_panel(steps: Sequence[Distance]) -> Panel:
     line = Line(
         label="‖f_full − f‖",
         x=[s["step"] for s in steps],
@@ -71,7 +71,7 @@ def prediction_panel(steps: Sequence[Mapping[str, Any]]) -> Panel:
     )
 
 
-def by_factor(steps: Sequence[Mapping[str, Any]], what: str) -> list[Line]:
+def by_factor(steps: Sequence[KeptStep], what: str) -> list[Line]:
     """A line for A and for B of each class of layers, through the steps that have the value."""
     names = [name for name in steps[0]["classes"] if name != "mean"]
     lines = []
@@ -89,17 +89,17 @@ def by_factor(steps: Sequence[Mapping[str, Any]], what: str) -> list[Line]:
     return lines
 
 
-def plane_panel(plane: Mapping[str, Any]) -> Panel:
+def plane_panel(plane: Plane) -> Panel:
     labels = {"pretrained": "at W0", "run": "the run", "full": "full fine-tuning"}
     lines = [
         Line(label=labels[name], kind="points", x=[x], y=[y], style=NEXT + 2 + i)
         for i, (name, (x, y)) in enumerate(plane["points"].items())
     ]
     surface = Surface(panel="plane", x=plane["x"], y=plane["y"], z=plane["loss"], label="loss")
-    drawn: dict[str, Any] = {"lines": lines, "surfaces": [surface]}
     return Panel(
         title="loss over the plane",
         x_label="along the run (‖ΔW‖)",
         y_label="beside it, to full (‖ΔW‖)",
-        **drawn,
+        lines=lines,
+        surfaces=[surface],
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 from loraexp.artifacts.parts import Section, signed
 from loraexp.records.reading import number
@@ -14,7 +15,21 @@ from loraexp.results.units import printed
 from loraexp.sweep.schema import Claim
 
 
-def judge(found: Results, claim: Claim) -> dict[str, Any]:
+class Judged(TypedDict):
+    """A claim as it is printed, and stands in the JSON of a table."""
+
+    text: str
+    source: str | None
+    measured: float | None
+    verdict: str
+    interval: tuple[float, float] | None  # of the difference of two cells
+    visible: float | None  # the smallest difference that so many seeds would have kept apart from 0
+    printed: float | None  # the paper's own difference
+    above: float | None
+    below: float | None
+
+
+def judge(found: Results, claim: Claim) -> Judged:
     """A claim against what was measured: the value, the threshold and the verdict; where two cells
     differ, the interval too."""
     numbers = {
@@ -26,26 +41,27 @@ def judge(found: Results, claim: Claim) -> dict[str, Any]:
         numbers.get(name) if name else None for name in (claim.value, claim.minus, claim.over)
     )
     bound = claim.above if claim.above is not None else claim.below
-    said: dict[str, Any] = {
-        "text": claim.text,
-        "source": claim.source,
-        "measured": None,
-        "verdict": "not measured",
-        "interval": None,
-        "visible": None,
-        "printed": None,
-    }
-    said |= {"above": claim.above, "below": claim.below}
+    said = Judged(
+        text=claim.text,
+        source=claim.source,
+        measured=None,
+        verdict="not measured",
+        interval=None,
+        visible=None,
+        printed=None,
+        above=claim.above,
+        below=claim.below,
+    )
     if None in numbers.values() or value is None or over == 0 or bound is None:
         return said
     measured = (value - (minus or 0.0)) / (over if over is not None else 1.0)
     if (why := unjudged(found)) is not None:
-        return said | {"measured": measured, "verdict": f"not judged: {why}"}
+        return {**said, "measured": measured, "verdict": f"not judged: {why}"}
     holds = measured > bound if claim.above is not None else measured < bound
-    said |= {"measured": measured, "verdict": "holds" if holds else "does not hold"}
+    said["measured"], said["verdict"] = measured, "holds" if holds else "does not hold"
     compared = cells_apart(found, claim)
     if compared is not None and compared.t is not None:
-        said |= {"interval": compared.t, "visible": compared.visible}
+        said["interval"], said["visible"] = compared.t, compared.visible
         said["printed"] = printed_difference(found, claim)
         if compared.includes(bound):
             said["verdict"] += ", within noise"
@@ -89,16 +105,20 @@ def printed_difference(found: Results, claim: Claim) -> float | None:
     return None if first is None or second is None else first - second
 
 
-def beyond_sight(claim: dict[str, Any]) -> bool:
-    """Whether the paper's own difference is nearer to the claim's threshold than what these runs
-    would have seen."""
-    if claim["visible"] is None or claim["printed"] is None:
-        return False
+def unseen(claim: Judged) -> str | None:
+    """A sentence where the paper's own difference is nearer to the claim's threshold than what
+    these runs would have seen."""
+    visible, difference = claim["visible"], claim["printed"]
     bound = claim["above"] if claim["above"] is not None else claim["below"]
-    return bool(abs(claim["printed"] - bound) < claim["visible"])
+    if visible is None or difference is None or bound is None or abs(difference - bound) >= visible:
+        return None
+    return (
+        f"too few or too noisy seeds to test that {claim['text']}: the paper's own difference is"
+        f" {signed(difference, 2)}, {visible:.3g} would have been visible"
+    )
 
 
-def claimed(claims: list[dict[str, Any]]) -> Section:
+def claimed(claims: Sequence[Judged]) -> Section:
     """The paper's sentences against what was measured, and which of them so many seeds cannot
     tell."""
     section = Section(
@@ -117,16 +137,11 @@ def claimed(claims: list[dict[str, Any]]) -> Section:
         if power:
             row.insert(3, "—" if claim["visible"] is None else f"{claim['visible']:.3g}")
         section.rows.append(row)
-    section.lines += [
-        f"too few or too noisy seeds to test that {claim['text']}: the paper's own difference is"
-        f" {signed(claim['printed'], 2)}, {claim['visible']:.3g} would have been visible"
-        for claim in claims
-        if beyond_sight(claim)
-    ]
+    section.lines += [said for claim in claims if (said := unseen(claim)) is not None]
     return section
 
 
-def measured(claim: dict[str, Any]) -> str:
+def measured(claim: Judged) -> str:
     """The number in four digits; with the interval of a difference of two cells, all in as many
     decimals as give the largest of them four."""
     value, interval = claim["measured"], claim["interval"]
@@ -140,7 +155,7 @@ def measured(claim: dict[str, Any]) -> str:
     return f"{value:.{decimals}f}".replace("-", "−") + f" [{low}, {high}]"
 
 
-def expected(claim: dict[str, Any]) -> str:
+def expected(claim: Judged) -> str:
     where, bound = (
         ("above", claim["above"]) if claim["above"] is not None else ("below", claim["below"])
     )

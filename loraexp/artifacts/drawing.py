@@ -19,7 +19,10 @@ from loraexp.artifacts.panels import GREY, draw
 from loraexp.machine import files
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 FORMATS = ("png", "svg", "pdf")
 STYLE: dict[Any, Any] = {
@@ -92,7 +95,7 @@ def figure(picture: Picture) -> Figure:
 # the page
 
 
-def page(figure: Any, picture: Picture) -> None:
+def page(figure: Figure, picture: Picture) -> None:
     """Title on top, panels, one legend, notes at the foot; the height is what they need."""
     panels = [panel for panel in picture.panels if panel.lines or panel.surfaces]
     across = min(len(panels), 2 if len(panels) in (2, 4) else 3)
@@ -115,10 +118,12 @@ def page(figure: Any, picture: Picture) -> None:
     for ax in axes[: len(panels)]:  # a label longer than its axis goes on in a second line
         ax.set_xlabel(textwrap.fill(ax.get_xlabel(), int((width / across - 0.8) * 13)))
         ax.set_ylabel(textwrap.fill(ax.get_ylabel(), int((tall - 0.8) * 13)))
-    around(figure, picture, width, tall * down, legend_of(figure, axes[: len(panels)], width))
+    around(figure, picture, width, tall * down, legend_of(figure, list(axes[: len(panels)]), width))
 
 
-def around(figure: Any, picture: Picture, width: float, panels: float, legend: Any) -> None:
+def around(
+    figure: Figure, picture: Picture, width: float, panels: float, legend: Legend | None
+) -> None:
     """What stands above and below panels of that height in inches, and the room that it needs."""
     title = textwrap.wrap(picture.title, int(width * 9.4)) or [""]
     subtitle = textwrap.wrap(picture.subtitle, int(width * 14.5)) or [""]
@@ -160,10 +165,10 @@ def panel_height(panel: Panel, across: int) -> float:
     return {1: 4.0, 2: 3.3, 3: 2.8}[across]
 
 
-def legend_of(figure: Any, axes: Sequence[Any], width: float) -> Any:
+def legend_of(figure: Figure, axes: Sequence[Axes], width: float) -> Legend | None:
     """One legend for all panels, below them; none where there is one thing, or where the bars are
     named on their axis."""
-    handles: dict[str, Any] = {}
+    handles: dict[str, Artist] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)

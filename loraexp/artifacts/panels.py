@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from loraexp.artifacts.figure import Line, Panel, plain
 from loraexp.records.curves import Surface
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.container import BarContainer
 
 COLOURS = ("#332288", "#CC6677", "#117733", "#DDAA33", "#882255", "#44AA99", "#000000", "#88CCEE")
 DASHES: tuple[Any, ...] = (
@@ -28,7 +32,7 @@ HATCHES = ("", "///", "...", "\\\\\\", "xxx", "ooo", "+++", "---")
 GREY = "#555555"
 
 
-def draw(ax: Any, panel: Panel, *, inner: bool, above: bool) -> None:
+def draw(ax: Axes, panel: Panel, *, inner: bool, above: bool) -> None:
     """One panel; `inner` and `above` ones leave their axis labels to the panels beside and below
     them."""
     ax.set_title(panel.title, loc="left")
@@ -66,7 +70,7 @@ def draw(ax: Any, panel: Panel, *, inner: bool, above: bool) -> None:
         for x in line.x
         if x is not None and math.isfinite(x)
     ):
-        ax.xaxis.get_major_locator().set_params(integer=True)  # a step is not halved
+        ax.locator_params(axis="x", integer=True)  # a step is not halved
     if panel.ticks:
         set_ticks(ax, panel.ticks, panel.x_scale)
 
@@ -95,7 +99,7 @@ def numbers(values: Sequence[float | None] | None) -> list[float]:
     return [math.nan if value is None else float(value) for value in values or []]
 
 
-def draw_line(ax: Any, line: Line) -> None:
+def draw_line(ax: Axes, line: Line) -> None:
     """A line or points with a band or error bars; few marks on a long line, staggered so that lines
     on each other stay apart."""
     x, y = numbers(line.x), numbers(line.y)
@@ -149,7 +153,7 @@ def thinned(
     return tuple([values[j] for j in sorted(kept)] for values in (x, y, *others))
 
 
-def ended(ax: Any, x: Sequence[float], y: Sequence[float], colour: str) -> None:
+def ended(ax: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> None:
     """The last finite point of a line that diverged."""
     last = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)][-1:]
     for a, b in last:
@@ -166,19 +170,19 @@ def ended(ax: Any, x: Sequence[float], y: Sequence[float], colour: str) -> None:
         )
 
 
-def draw_level(ax: Any, line: Line) -> None:
+def draw_level(ax: Axes, line: Line) -> None:
     ax.axhline(
         numbers(line.y)[0], color=GREY, linestyle=(0, (1, 1)), linewidth=1.4, label=line.label
     )
 
 
-def draw_front(ax: Any, line: Line) -> None:
+def draw_front(ax: Axes, line: Line) -> None:
     ax.plot(
         line.x, line.y, color=GREY, linestyle=(0, (4, 2)), linewidth=1.2, label=line.label, zorder=1
     )
 
 
-def draw_trajectory(ax: Any, line: Line) -> None:
+def draw_trajectory(ax: Axes, line: Line) -> None:
     """A way through the plane: a ring where it starts, a star where it ends (a cross where it
     diverged), arrows between."""
     x, y = numbers(line.x), numbers(line.y)
@@ -209,7 +213,7 @@ def arrows(x: Sequence[float], y: Sequence[float]) -> list[tuple[int, int]]:
     return found
 
 
-def draw_surface(ax: Any, surface: Surface) -> None:
+def draw_surface(ax: Axes, surface: Surface) -> None:
     """Level lines with their values over pale shading; spaced by ratio where the surface is
     positive and spans decades."""
     import numpy
@@ -240,7 +244,7 @@ def draw_surface(ax: Any, surface: Surface) -> None:
     ax.grid(False)
 
 
-def draw_histograms(ax: Any, lines: Sequence[Line]) -> None:
+def draw_histograms(ax: Axes, lines: Sequence[Line]) -> None:
     """Samples over common bins, the bars of several samples side by side."""
     import numpy
 
@@ -255,11 +259,12 @@ def draw_histograms(ax: Any, lines: Sequence[Line]) -> None:
     if ax.get_xscale() == "log":
         edges = [math.exp(edge) for edge in edges]
     _, _, drawn = ax.hist(samples, edges, label=[line.label for line in lines], linewidth=0.8)
-    for line, bars in zip(lines, drawn if len(lines) > 1 else [drawn], strict=True):
+    containers: list[BarContainer] = cast("Any", drawn if len(lines) > 1 else [drawn])
+    for line, bars in zip(lines, containers, strict=True):
         for bar in bars:
             bar.set(**filled(line))
     if all(float(count).is_integer() for count in ax.get_yticks()) or ax.get_ylim()[1] < 6:
-        ax.yaxis.get_major_locator().set_params(integer=True)
+        ax.locator_params(axis="y", integer=True)
 
 
 def filled(line: Line) -> dict[str, Any]:
@@ -274,7 +279,7 @@ def filled(line: Line) -> dict[str, Any]:
     }
 
 
-def draw_bars(ax: Any, panel: Panel) -> None:
+def draw_bars(ax: Axes, panel: Panel) -> None:
     """Lying bars, the first on top, their numbers at the right; the published value as a
     diamond."""
     lines = [line for line in panel.lines if line.kind == "bar"]
@@ -301,7 +306,7 @@ def draw_bars(ax: Any, panel: Panel) -> None:
                 if math.isfinite(value)
             ),
         )
-        place = {
+        place: dict[str, Any] = {
             "xycoords": ax.get_yaxis_transform(),
             "ha": "right",
             "va": "center",
@@ -323,7 +328,7 @@ def short(value: float, like: float | None = None) -> str:
     return f"{value:.{min(decimals, 6)}f}"
 
 
-def set_ticks(ax: Any, ticks: Sequence[float], scale: str) -> None:
+def set_ticks(ax: Axes, ticks: Sequence[float], scale: str) -> None:
     """Ticks at the values that were run, leaving out labels that would touch their neighbours."""
     if (
         scale == "linear"

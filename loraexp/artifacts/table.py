@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from loraexp.artifacts.claims import claimed, judge
+from loraexp.artifacts.claims import Judged, claimed, judge
 from loraexp.artifacts.parts import Entry, Section, signed
 from loraexp.results import grid, provenance, significance
 from loraexp.results.assumptions import assumptions
@@ -29,7 +28,7 @@ class Table:
     entries: dict[PLACE, Entry]
     legend: str
     sections: list[Section]
-    claims: list[dict[str, Any]]
+    claims: list[Judged]
 
     @property
     def sweep(self) -> Sweep:

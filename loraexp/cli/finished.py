@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +18,10 @@ from loraexp.machine.progress import first
 from loraexp.machine.words import shorten
 
 if TYPE_CHECKING:
+    from loraexp.finished.findings import Alignment, KeptStep
     from loraexp.finished.opened import FinishedRun
+
+T = TypeVar("T")
 
 
 def verify(arguments: Sequence[str]) -> int:
@@ -187,7 +190,7 @@ def align(arguments: Sequence[str]) -> int:
 SHOWN = 13  # lines of a printed table
 
 
-def show_alignment(found: Mapping[str, Any]) -> None:
+def show_alignment(found: Alignment) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if "angles" in found:
         seen = found["angles"]
@@ -204,15 +207,13 @@ def show_alignment(found: Mapping[str, Any]) -> None:
     else:
         console.print("\ninit=full: no factors, so no angles")
     if "predictions" in found:
-        seen = found["predictions"]
+        apart = found["predictions"]
         console.print(
             "\n‖f_full − f‖ on held-out inputs, rms per logit; pretrained"
-            f" {seen['pretrained_rms']:.4g} (relative 1)"
+            f" {apart['pretrained_rms']:.4g} (relative 1)"
         )
-        for line in some(seen["steps"]):
-            console.print(
-                f"  step {line['step']:<7} {line['rms']:.4g}  relative {line['relative']:.3f}"
-            )
+        for at in some(apart["steps"]):
+            console.print(f"  step {at['step']:<7} {at['rms']:.4g}  relative {at['relative']:.3f}")
     loss, line = found["loss"], found["loss"]["line"]
     console.print(
         f"\nloss on {loss['rows']} rows of {loss['split']} from the pretrained weights (t = 0) to"
@@ -222,7 +223,7 @@ def show_alignment(found: Mapping[str, Any]) -> None:
         console.print(f"  t {t:5.2f}   {value:.4f}")
 
 
-def angle_table(steps: Sequence[Mapping[str, Any]], what: str = "") -> Table:
+def angle_table(steps: Sequence[KeptStep], what: str = "") -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     classes = list(steps[0]["classes"])
     for column in ["step", *(f"{name} {factor}" for name in classes for factor in "AB")]:
@@ -235,7 +236,7 @@ def angle_table(steps: Sequence[Mapping[str, Any]], what: str = "") -> Table:
     return table
 
 
-def some(lines: Sequence[Any]) -> list[Any]:
+def some(lines: Sequence[T]) -> list[T]:
     """The lines, or of many evenly spread ones with the first and the last."""
     if len(lines) <= SHOWN:
         return list(lines)

@@ -4,10 +4,9 @@ full fine-tuning's, and the loss between the pretrained weights and its own."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from loraexp.adapter.layer import LeadingRequest, needs
 from loraexp.adapter.linalg import SVD
 from loraexp.config import ConfigError
 from loraexp.config.settings import Settings
+from loraexp.finished.findings import ByFactor, Distance, Losses, Plane, Predictions, Way
 from loraexp.finished.opened import RAW, FinishedRun, usable
 from loraexp.machine.device import autocast
 from loraexp.run.batches import count_labels
@@ -97,14 +97,12 @@ def kept_factors(subject: FinishedRun) -> Iterator[tuple[int, Path]]:
     yield from sorted(({subject.last_step: subject.folder / "adapter" / RAW} | kept).items())
 
 
-def angles(
-    subject: FinishedRun, gradient: Mapping[str, SVD], path: Path, k: int
-) -> dict[str, dict[str, float | None]]:
+def angles(subject: FinishedRun, gradient: Mapping[str, SVD], path: Path, k: int) -> ByFactor:
     """Layer → `A`, `B`: sine of the largest principal angle between the leading k directions of a
     factor and of the gradient; `A_mean`, `B_mean`: the mean over the k angles; `A_overlap`,
     `B_overlap`: ‖P_A P_G‖²_F / k, the mean squared cosine, 0 of orthogonal subspaces, 1 of equal
     ones, k/d of random ones. A meets the gradient's inputs, B its outputs; None where B is zero."""
-    found: dict[str, dict[str, float | None]] = {}
+    found: ByFactor = {}
     with usable(path), safe_open(path, framework="pt") as file:
         for name, seen in gradient.items():
             pairs = {
@@ -128,7 +126,7 @@ def layer_class(name: str) -> str:
 
 def by_class(
     layers: Mapping[str, Mapping[str, float | None]],
-) -> dict[str, dict[str, float | None]]:
+) -> ByFactor:
     """Means over the layers of each class, and over all of them under `mean`."""
     classes: dict[str, list[Mapping[str, float | None]]] = {}
     for name, values in layers.items():
@@ -149,7 +147,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 # predictions
 
 
-def prediction_distances(subject: FinishedRun, full: FinishedRun, rows: int) -> dict[str, Any]:
+def prediction_distances(subject: FinishedRun, full: FinishedRun, rows: int) -> Predictions:
     """`‖f_full − f‖` over held-out inputs, the quantity that CG-LoRA keeps small: at the pretrained
     weights and at every kept step.
 
@@ -161,8 +159,8 @@ def prediction_distances(subject: FinishedRun, full: FinishedRun, rows: int) -> 
     model = subject.base()
     head = head_of(model, subject.settings)
     states = list(kept_factors(subject))
-    sums = dict.fromkeys([None, *(step for step, _ in states)], 0.0)
-    count = 0
+    sums = dict.fromkeys((step for step, _ in states), 0.0)
+    start, count = 0.0, 0
     adapters = load_raw(model, states[-1][1])
     slider = Slider(adapters, head)
     with torch.no_grad():
@@ -170,17 +168,17 @@ def prediction_distances(subject: FinishedRun, full: FinishedRun, rows: int) -> 
             wanted = outputs(full, reference, batch)
             count += count_labels(batch) * wanted.shape[-1]
             slider.move(0.0)
-            sums[None] += float((outputs(subject, model, batch) - wanted).square().sum())
+            start += float((outputs(subject, model, batch) - wanted).square().sum())
             slider.move(1.0)
             for step, path in states:
                 put(adapters, path)
                 sums[step] += float((outputs(subject, model, batch) - wanted).square().sum())
-    start = sums.pop(None)
-    steps = [
-        {"step": step, "rms": (total / count) ** 0.5, "relative": (total / start) ** 0.5}
-        for step, total in sums.items()
-    ]
-    return {"pretrained_rms": (start / count) ** 0.5, "steps": steps}
+    steps = []
+    for step, total in sums.items():
+        rms, relative = (total / count) ** 0.5, (total / start) ** 0.5
+        steps.append(Distance(step=step, rms=rms, relative=relative))
+    pretrained_rms = (start / count) ** 0.5
+    return Predictions(pretrained_rms=pretrained_rms, steps=steps)
 
 
 def outputs(subject: FinishedRun, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -278,7 +276,7 @@ def mean_loss(
 
 def slices(
     subject: FinishedRun, full: FinishedRun | None, rows: int, line: int, plane: int
-) -> dict[str, Any]:
+) -> Losses:
     """The loss on held-out rows along `W0 → W_run` (t = 0 to 1, and as far again half), and over
     the plane with W_full.
 
@@ -300,17 +298,16 @@ def slices(
         return mean_loss(subject, model, batches)
 
     t = [float(x) for x in np.linspace(-0.5, 1.5, line)]
-    found: dict[str, Any] = {"split": split, "rows": sum(len(batch["labels"]) for batch in batches)}
-    found["line"] = {
-        "t": t,
-        "loss": [loss(x, 0.0) if subject.has_factors else loss(0.0, x) for x in t],
-    }
+    way = Way(t=t, loss=[loss(x, 0.0) if subject.has_factors else loss(0.0, x) for x in t])
+    found = Losses(split=split, rows=sum(len(batch["labels"]) for batch in batches), line=way)
     if full is not None and subject.has_factors:
         found["plane"] = over_plane(slider.products(), loss, plane)
     return found
 
 
-def over_plane(products: tuple[float, float, float], loss: Any, points: int) -> dict[str, Any]:
+def over_plane(
+    products: tuple[float, float, float], loss: Callable[[float, float], float], points: int
+) -> Plane:
     """The loss on a grid around W0 = (0, 0), W_run = (x, 0) and W_full."""
     run, inner, full = products
     along, aside = run**0.5, max(full - inner**2 / run, 0.0) ** 0.5

@@ -11,6 +11,7 @@ import yaml
 from loraexp import config
 from loraexp.config import ConfigError
 from loraexp.finished import angles
+from loraexp.finished.findings import Alignment, Angles, KeptStep, Predictions
 from loraexp.finished.opened import FinishedRun
 from loraexp.machine.progress import bar
 
@@ -81,7 +82,7 @@ def check(subject: FinishedRun, full: FinishedRun | None, directions: int | None
 # measuring
 
 
-def diagnose(subject: FinishedRun, full: FinishedRun | None, extent: Extent) -> dict[str, Any]:
+def diagnose(subject: FinishedRun, full: FinishedRun | None, extent: Extent) -> Alignment:
     """Angles to the one-step gradient at every kept step, distance of the predictions from full
     fine-tuning's, and the loss on the way from the pretrained weights to the run's."""
     stages = (
@@ -89,25 +90,32 @@ def diagnose(subject: FinishedRun, full: FinishedRun | None, extent: Extent) -> 
         + ["predictions"] * (full is not None)
         + ["loss between the weights"]
     )
-    found: dict[str, Any] = {
-        "run": subject.folder.name,
-        "init": subject.settings.init["name"],
-        "against": full.folder.name if full else None,
-    }
+    seen: Angles | None = None
+    apart: Predictions | None = None
     with bar("aligning", len(stages)) as advance:
         if subject.has_factors:
             k = extent.directions or subject.settings.rank
             gradient = angles.one_step_gradient(subject, subject.base(), extent.rows, k)
-            steps = []
+            steps: list[KeptStep] = []
             for step, path in angles.kept_factors(subject):
                 layers = angles.angles(subject, gradient, path, k)
                 steps.append({"step": step, "classes": angles.by_class(layers), "layers": layers})
             rows = min(extent.rows, len(subject.task.splits["train"]))
-            found["angles"] = {"directions": k, "rows": rows, "steps": steps}
+            seen = {"directions": k, "rows": rows, "steps": steps}
             advance()
         if full is not None:
-            found["predictions"] = angles.prediction_distances(subject, full, extent.held_out)
+            apart = angles.prediction_distances(subject, full, extent.held_out)
             advance()
-        found["loss"] = angles.slices(subject, full, extent.held_out, SHOWN, extent.points)
+        loss = angles.slices(subject, full, extent.held_out, SHOWN, extent.points)
         advance()
+    found = Alignment(
+        run=subject.folder.name,
+        init=subject.settings.init["name"],
+        against=full.folder.name if full else None,
+        loss=loss,
+    )
+    if seen is not None:
+        found["angles"] = seen
+    if apart is not None:
+        found["predictions"] = apart
     return found
