@@ -38,7 +38,7 @@ class Entry:
         return self.mean - given if self.mean is not None and given is not None else None
 
     def text(self, value: float) -> str:
-        return f"{value:.{self.report.digits}f}"
+        return f"{value:.{self.report.digits}f}".replace("-", "−")
 
     @property
     def value(self) -> str:

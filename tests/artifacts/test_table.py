@@ -362,3 +362,12 @@ def test_an_interval_has_the_decimals_of_its_value(
     value: float, interval: tuple[float, float] | None, text: str
 ) -> None:
     assert measured({"measured": value, "interval": interval}) == text
+
+
+def test_a_number_below_zero_has_the_sign_of_its_differences(tmp_path: Path) -> None:
+    """One minus in a table, in the cells as in the intervals; a CSV has the number."""
+    wanted = load(tmp_path, CONTENT.replace("unit: percent, digits: 1", "unit: nats, digits: 2"))
+    fill(wanted, lambda cell: (-0.5 - cell.point["seed"] / 10, 0.8))
+    built = table.build(gather(wanted))
+    assert "| **−0.60 ± 0.10** (3)<br>paper 70.00 ± 0.50, −70.60 |" in formats.markdown(built)
+    assert ",-0.6," in formats.comma_separated(built)
