@@ -139,6 +139,11 @@ class Agreement:
         self.asked_at, self.next = 0, 0
         self.name: str | None = None
 
+    @property
+    def told(self) -> bool:
+        """Whether one process, which asks nobody, was told to stop since it last looked."""
+        return self.processes.world == 1 and self.stop.name is not None
+
     def checkpointed(self) -> None:
         self.saved = time.monotonic()
 

@@ -135,7 +135,8 @@ def in_turn(members: Sequence[Member], stop: Stop, advance: Any) -> None:
         else:
             member.go_on()
     while waiting := [member for member in members if member.outcome is None]:
-        for member in passes.next(waiting):
+        # told to stop, they end where they stand: nobody makes a step by itself that it would share
+        for member in passes.next(waiting) if stop.name is None else waiting:
             member.go_on()
             if member.outcome is not None:
                 advance(1)

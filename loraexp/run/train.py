@@ -68,6 +68,8 @@ def train(run: Loop) -> Generator[Ahead, None, Progress]:
                 break
             made = batches.of(state.step)
             yield Ahead(run, state.step, made, clock, pace)
+            if made.loss is None and meeting.told:
+                continue  # told to stop while it stood here
             loss, norm = step(run, made, state.step, batches.total, clock)
             tokens = int(batches.examples.lengths[made.rows].sum())
             state.count(loss, rows=len(made.rows), tokens=tokens)

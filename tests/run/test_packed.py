@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from loraexp import config
 from loraexp.adapter.draws import Indivisible
 from loraexp.adapter.stacked import StackedModel
 from loraexp.machine import locks
+from loraexp.machine.signals import Interrupted
 from loraexp.records import record
 from loraexp.run import experiment, packed, train
 from tests.support.runs import metric_lines
@@ -120,6 +123,49 @@ def test_runs_end_select_and_stop_each_by_itself(tmp_path: Path) -> None:
         assert not (one.folder / "checkpoint").exists()
     assert len({one.record["adapter"]["step"] for one in packs}) > 1
     assert len(list((packs[2].folder / "factors").iterdir())) == 4
+
+
+def test_in_bfloat16_a_packed_run_is_as_near_as_its_products(tmp_path: Path) -> None:
+    """To a lone one in the same precision it is nearer than that is to one in float32."""
+    words = ("model=tiny-bert", "task=tweets", *TWENTY, *WITHOUT_DROPOUT)
+    each = [["init=lora", "lr=1e-3"], ["init=lora", "lr=5e-4", "rank=4"]]
+    packs = together(tmp_path / "together", (*words, "precision=bf16"), each)
+    lone = alone(tmp_path / "alone", (*words, "precision=bf16"), each)
+    exact = alone(tmp_path / "exact", words, each)
+    for one, other, whole in zip(packs, lone, exact, strict=True):
+        assert one.record["packed"] == 2 and one.record["config"]["precision"] == "bf16"
+        assert 0 < farthest(other.folder, whole.folder) < moved(whole.folder)
+        assert farthest(one.folder, other.folder) <= farthest(other.folder, whole.folder)
+
+
+@pytest.mark.parametrize("member", [0, 1])
+def test_runs_that_were_told_to_stop_go_on_to_the_same_bits(
+    member: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a turn, with dropout: none makes a step by itself that it would have shared,
+    and all stop after the same one."""
+    words = ("model=tiny-bert", "task=tweets", *TWENTY, "adapter.dropout=0.1")
+    each = [["lr=1e-3"], ["init=pissa"], ["lr=1e-2", "rank=4"]]
+    whole = together(tmp_path / "whole", words, each)
+    prepared = runs(tmp_path / "cut", words, each)
+    folders = [config.run_folder(plain) for _, plain in prepared]
+    step = train.step
+
+    def telling(run: Any, made: Any, number: int, *rest: Any) -> Any:
+        if number == 6 and run.record.folder == folders[member]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, made, number, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(train, "step", telling)
+        for outcome in packed.run(prepared):
+            raise outcome  # type: ignore[misc]
+    stopped = [record.read(folder) or {} for folder in folders]
+    assert [one["status"] for one in stopped] == ["interrupted"] * 3
+    for one, other in zip(together(tmp_path / "cut", words, each), whole, strict=True):
+        assert [entry["step"] for entry in one.record["resumed"]] == [7]
+        assert farthest(one.folder, other.folder) == 0.0
+        assert metric_lines(one.folder) == metric_lines(other.folder)
 
 
 def test_one_run_that_fails_leaves_the_others_to_themselves(
