@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from loraexp.machine.words import spoken
+from loraexp.machine.words import shorten, spoken
 from loraexp.sweep import computed, duration, sizes
 from loraexp.sweep.plan import GB, Costs
 from loraexp.sweep.schema import Sweep
@@ -18,12 +18,13 @@ def plan_of_computed(sweep: Sweep) -> None:
     computed.check(sweep)
     into = computed.folder(sweep, sweep.output_root)
     done = computed.load(into)
-    state = f"finished, in {into}" if done else "to do"
+    state = f"finished, in {shorten(into)}" if done else "to do"
     print(f"  one experiment without runs: {state}")
     if done:
         print(f"  time    {spoken(done[0]['cost']['seconds'])} (measured)")
     elif sweep.hours:
-        print(f"  time    {sweep.hours.hours:g} h on {sweep.hours.hardware} ({sweep.hours.how})")
+        hours = sweep.hours
+        print(f"  time    {spoken(3600 * hours.hours)} on {hours.hardware} ({hours.how})")
 
 
 def plan(sweep: Sweep, costs: Costs, budget: float | None) -> None:

@@ -204,6 +204,12 @@ def test_plan_counts_runs_and_takes_times_from_records(tmp_path: Path, capsys, m
     assert experiment.records.read(cells_of(path, out)[2].folder) is None
 
 
+def test_the_time_of_a_computed_sweep_is_said_as_one_says_it(tmp_path: Path, capsys) -> None:
+    before = said(capsys, "lora_one_slides_phase_portrait", f"output_root={tmp_path}")
+    assert "one experiment without runs: to do" in before
+    assert "  time    7.2 s on 2 CPU cores (measured)" in before  # 0.002 h in its yaml
+
+
 def test_plan_says_what_does_not_fit(tmp_path: Path, capsys) -> None:
     base = [
         "model=llama-2-7b",
