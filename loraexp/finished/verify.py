@@ -4,6 +4,7 @@ used."""
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +67,11 @@ def in_bf16(run: FinishedRun) -> dict[str, float]:
 def logits(model: nn.Module) -> Tensor:
     """Logits of a model on fixed random tokens, half of the rows padded."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(5, model.config.vocab_size, (8, 24), generator=generator)  # type: ignore[union-attr,arg-type]
+    config: Any = model.config
+    tokens = torch.randint(5, config.vocab_size, (8, 24), generator=generator)
     mask = torch.ones_like(tokens)
     mask[::2, 16:] = 0
-    decoder = model.config.is_encoder_decoder  # type: ignore[union-attr]
-    reads = {"decoder_input_ids": tokens[:, :8]} if decoder else {}
+    reads = {"decoder_input_ids": tokens[:, :8]} if config.is_encoder_decoder else {}
     with torch.inference_mode():
         found: Tensor = model.eval()(input_ids=tokens, attention_mask=mask, **reads).logits
     return found.float()

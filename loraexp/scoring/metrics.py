@@ -9,7 +9,8 @@ value is a finite number.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import datasets
 import evaluate
@@ -96,7 +97,9 @@ class Spearman(_Scores):
         return {"spearmanr": _correlation(stats.spearmanr, predictions, references)}
 
 
-def _correlation(correlate, predictions: Vector, references: Vector) -> float:  # type: ignore[no-untyped-def]
+def _correlation(
+    correlate: Callable[[Vector, Vector], Any], predictions: Vector, references: Vector
+) -> float:
     # A constant has no correlation (0/0). It is reported as 0, "explains nothing", as Matthews' is
     # by convention: a model that has not learnt yet is an honest result, and JSON has no NaN.
     if len(predictions) < 2 or np.ptp(predictions) == 0 or np.ptp(references) == 0:
