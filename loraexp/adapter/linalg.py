@@ -138,11 +138,12 @@ def randomized_svd_steps(
     the calibration batches alike. Takes `2 + 2·iterations` products.
     """
     width = min(k + oversample, d_out, d_in)
-    Y = yield Product("right", gaussian(d_in, width, generator, like))
-    Q = torch.linalg.qr(Y).Q
+    # one block is held beside the product that is asked for, and none of those before
+    Q = gaussian(d_in, width, generator, like)
+    Q = torch.linalg.qr((yield Product("right", Q))).Q
     for _ in range(iterations):
-        Z = torch.linalg.qr((yield Product("left", Q))).Q
-        Q = torch.linalg.qr((yield Product("right", Z))).Q
+        Q = torch.linalg.qr((yield Product("left", Q))).Q
+        Q = torch.linalg.qr((yield Product("right", Q))).Q
     projected = (yield Product("left", Q)).mT  # QᵀG (width, d_in)
     U, S, Vh = exact(torch.linalg.svd, projected, full_matrices=False)
     k = min(k, width)

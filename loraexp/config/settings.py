@@ -82,7 +82,7 @@ class CalibrationSettings:
     # the first rows of the training file, or rows drawn with the run's seed
     rows: Literal["head", "shuffled"]
     mode: Literal["eval", "train"]  # dropout off or on
-    # bytes for the statistics' own state; auto: half of what the device has free
+    # bytes for the statistics' own state; auto: a share of what the device has free beside a batch
     memory_budget: int | Literal["auto"] = number(least=0)
     cache: bool
     show: bool = False  # print what each layer's factors hold; init/ledger.json has it in any case
@@ -90,12 +90,12 @@ class CalibrationSettings:
     weighting: Literal["samples", "tokens"] | None = None
 
     def budget(self, free: int | None = None) -> int:
-        """`memory_budget` in bytes, where `free` are free on the device. The other half is for the
-        activations of a batch; 2 GB where nobody knows what is free (a plan) or others take of it
-        too (a host)."""
+        """`memory_budget` in bytes, where `free` are free on the device beside the weights and the
+        passes of a batch. A quarter stays: for what a layer is decomposed in, and the allocator's
+        gaps. 2 GB where nobody knows what is free (a plan) or others take of it too (a host)."""
         if self.memory_budget != "auto":
             return self.memory_budget
-        return 2_000_000_000 if free is None else free // 2
+        return 2_000_000_000 if free is None else max(0, 3 * free // 4)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import re
 import resource
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +99,17 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def bytes_beside(device: torch.device, work: Callable[[], None]) -> int | None:
+    """Bytes that stay free on a GPU while `work` is done; None elsewhere, where it is not done."""
+    free = free_bytes(device)
+    if free is None:
+        return None
+    reset_peak(device)
+    before = peak_bytes(device)
+    work()
+    return free - (peak_bytes(device) - before)
 
 
 def peak_bytes(device: torch.device) -> int:

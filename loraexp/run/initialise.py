@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from loraexp.adapter.layer import Factors, Layer, Training, as_initializer
-from loraexp.machine import measure
 from loraexp.machine.device import Runtime, numbers, to_device
 from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.machine.processes import Processes, gathered
@@ -159,7 +158,11 @@ def statistics_of(
         function.needs,
         function.request(settings.rank, **initializer.keywords),
         # one plan for all: every process sweeps with the others
-        budget=min(gathered(own.budget(measure.free_bytes(runtime.device)))),
+        budget=(
+            own.memory_budget
+            if own.memory_budget != "auto"
+            else lambda free: min(gathered(own.budget(free)))
+        ),
         rank=settings.rank,
         cache=cache,
     )

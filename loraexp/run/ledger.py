@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BF16_LOSS = 0.1
 
 
+ROWS = 1024  # of a weight that are looked at together in float32
 SHOWN = 8  # singular values of a layer's line
 
 
@@ -35,7 +36,7 @@ def describe(layer: Layer, made: Factors, scaling: float, settings: Settings) ->
     factors = {"A": made.A, "B": made.B} | ({} if made.R is None else {"R": made.R})
     held, bf16 = energy(layer, made, basis_A, basis_B), settings.precision == "bf16"
     wanted: dict[str, Tensor] = {name: x.isfinite().all().float() for name, x in factors.items()}
-    wanted |= {"W": torch.linalg.matrix_norm(layer.W.float()), "update": small.norm()}
+    wanted |= {"W": norm(layer.W), "update": small.norm()}
     wanted |= {} if held is None else {"share": held[1]}
     wanted |= {"bf16": bf16_loss(layer, made, scaling)} if bf16 else {}
     values = torch.cat([torch.stack(list(wanted.values())), small.flatten()]).cpu()
@@ -97,10 +98,22 @@ def energy(
 
 
 def bf16_loss(layer: Layer, made: Factors, scaling: float) -> Tensor:
-    """Share of the energy of `η B0 A0` that is lost when it is added to the weight in bf16."""
-    update = scaling * made.product().float()
-    exact = layer.W.float() + update
-    return (exact.bfloat16().float() - exact).square().sum() / update.square().sum()
+    """Share of the energy of `η B0 A0` that is lost when it is added to the weight in bf16; some
+    rows at a time, without the whole update in float32."""
+    A = made.A if made.R is None else made.R @ made.A
+    lost = whole = torch.zeros((), device=layer.W.device)
+    for W, B in zip(layer.W.split(ROWS), made.B.split(ROWS), strict=True):
+        update = scaling * (B @ A).float()
+        exact = W.float() + update
+        lost = lost + (exact.bfloat16().float() - exact).square().sum()
+        whole = whole + update.square().sum()
+    return lost / whole
+
+
+def norm(W: Tensor) -> Tensor:
+    """The Frobenius norm in float32, of a narrower matrix without a copy of it."""
+    size: Tensor = torch.linalg.vector_norm(W, dtype=torch.float32)
+    return size
 
 
 def warn_of_loss(layer: Layer, lost: float) -> None:

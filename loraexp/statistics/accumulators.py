@@ -3,7 +3,7 @@ pass brings them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from loraexp.adapter.linalg import double
 from loraexp.statistics.probes import Pass
+
+COPIED = 2**22  # numbers of a narrower activation that are copied at once
 
 
 @dataclass
@@ -40,6 +42,13 @@ class Side:
             self._tokens[dtype] = rows.to(dtype)
         return self._tokens[dtype]
 
+    def part(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        """Some of the unpadded rows."""
+        x = self.x.flatten(0, -2)
+        if self.mask is None:
+            return x[rows].to(dtype)
+        return x.index_select(0, self.mask.positions[rows]).to(dtype)
+
     def pooled(self, dtype: torch.dtype) -> Tensor:
         """The sums over each sample's unpadded tokens (samples, d)."""
         if dtype not in self._pooled:
@@ -54,6 +63,24 @@ class Side:
     def of(self, x: Tensor, mask: Mask | None) -> bool:
         """Whether these are the rows of `x`, and the same of them count."""
         return self.mask is mask and place(self.x) == place(x)
+
+
+def parts(dtype: torch.dtype, *sides: Side) -> Iterator[tuple[Tensor, ...]]:
+    """The unpadded rows of sides that have the same in one dtype; of narrower ones some at a time,
+    so that the copies are never as large as what they are of."""
+    if all(side.x.dtype == dtype for side in sides):
+        yield tuple(side.tokens(dtype) for side in sides)
+        return
+    first = sides[0]
+    count = first.x.shape[:-1].numel() if first.mask is None else len(first.mask.positions)
+    for rows in spans(count, max(side.x.shape[-1] for side in sides)):
+        yield tuple(side.part(rows, dtype) for side in sides)
+
+
+def spans(rows: int, columns: int) -> Iterator[slice]:
+    """Rows that are copied together."""
+    step = max(1, COPIED // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def place(x: Tensor) -> tuple[Any, ...]:
@@ -109,16 +136,25 @@ class Outer(Accumulator):
     def add(self, seen: Seen) -> None:
         dtype = self.sum.dtype
         if self.left is None and self.right is None:
-            self.sum.addmm_(seen.mu.tokens(dtype).mT, seen.h.tokens(dtype))
+            for mu, h in parts(dtype, seen.mu, seen.h):
+                self.sum.addmm_(mu.mT, h)
             return
-        mu, h = (side.x.flatten(0, -2).to(dtype) for side in (seen.mu, seen.h))
+        mu, h = (side.x.flatten(0, -2) for side in (seen.mu, seen.h))
+        keep = None if seen.h.mask is None else seen.h.mask.flags.reshape(-1, 1)
+        copied = mu.dtype != dtype or h.dtype != dtype
+        wide = max(mu.shape[1], h.shape[1])
+        for rows in spans(len(mu), wide) if copied else (slice(None),):
+            self._sketch(
+                mu[rows].to(dtype), h[rows].to(dtype), None if keep is None else keep[rows]
+            )
+
+    def _sketch(self, mu: Tensor, h: Tensor, keep: Tensor | None) -> None:
         if self.left is not None:
             mu = mu @ self.left
         if self.right is not None:
             h = h @ self.right
         # on the thinner of the two, which is no copy of a whole activation
-        if seen.h.mask is not None:
-            keep = seen.h.mask.flags.reshape(-1, 1)
+        if keep is not None:
             mu, h = (mu * keep, h) if mu.shape[1] < h.shape[1] else (mu, h * keep)
         self.sum.addmm_(mu.mT, h)
 
@@ -133,9 +169,9 @@ class Diagonal(Accumulator):
         self.sums = (self.sum, self.count)
 
     def add(self, seen: Seen) -> None:
-        mu = seen.mu.tokens(self.sum.dtype)
-        self.sum += mu.square().sum(0)
-        self.count += len(mu)
+        for (mu,) in parts(self.sum.dtype, seen.mu):
+            self.sum += mu.square().sum(0)
+            self.count += len(mu)
 
 
 class InputMoment(Accumulator):
@@ -148,9 +184,9 @@ class InputMoment(Accumulator):
         self.sums = (self.sum, self.count)
 
     def add(self, seen: Seen) -> None:
-        h = seen.h.tokens(self.sum.dtype)
-        self.sum.addmm_(h.mT, h)
-        self.count += len(h)
+        for (h,) in parts(self.sum.dtype, seen.h):
+            self.sum.addmm_(h.mT, h)
+            self.count += len(h)
 
 
 class Pooled(Accumulator):

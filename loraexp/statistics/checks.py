@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
@@ -20,7 +20,7 @@ def check(
     calibration: Calibration,
     needs: frozenset[str],
     request: Request,
-    budget: int,
+    budget: int | Callable[[int | None], int],
 ) -> None:
     unknown = needs - set(STATISTICS)
     if unknown:
@@ -35,7 +35,7 @@ def check(
             )
     if calibration.mode not in ("eval", "train"):
         raise ValueError(f"init.mode={calibration.mode!r}: expected eval or train")
-    if budget < 0:
+    if isinstance(budget, int) and budget < 0:
         raise ValueError(f"init.memory_budget={budget}: expected bytes, 0 or more")
     if not targets:
         raise ValueError("no target layers: expected at least one, set model.targets")

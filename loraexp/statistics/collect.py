@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from loraexp.statistics.checks import (
 from loraexp.statistics.curvature import cancelling, collect_curvature
 from loraexp.statistics.matrices import sketched_leading, whole_matrices
 from loraexp.statistics.plan import Size, plan
+from loraexp.statistics.room import free_beside_a_batch
 from loraexp.statistics.sweeps import Sweeper
 
 
@@ -72,7 +73,7 @@ def collect(
     needs: frozenset[str],
     request: Request,
     *,
-    budget: int,
+    budget: int | Callable[[int | None], int],
     rank: int = 1,
     cache: disk.Store | None = None,
 ) -> Collected:
@@ -84,9 +85,10 @@ def collect(
     `output_moment` `E[μ²]`: means over unpadded tokens, μ of the sample's own loss L_i. All in
     float32 or better, and none depends on padding, on how the samples are split into batches, or on
     the number of processes. `request` holds the sizes that `leading_gradient` and `curvature` are
-    asked for. `budget`: bytes for the statistics' own state, beyond model and activations; `plan`
-    says what it does. The model's flags and hooks and the global random state are as before
-    whenever no batch is being run. `rank`: of the factors that will be made.
+    asked for. `budget`: bytes for the statistics' own state, beyond model and activations (`plan`
+    says what it does), or what they are where so many bytes are free beside a batch's passes. The
+    model's flags and hooks and the global random state are as before whenever no batch is being
+    run. `rank`: of the factors that will be made.
 
     Warns for a layer that sees fewer tokens than the directions that its factors take of a
     gradient. Raises ValueError for an unknown statistic, a missing request, no batches, too few
@@ -129,7 +131,7 @@ def layers(
     sweeper: Sweeper,
     needs: frozenset[str],
     request: Request,
-    budget: int,
+    budget: int | Callable[[int | None], int],
     entry: disk.Entry | None,
     report: Report,
 ) -> Iterator[Layer]:
@@ -175,7 +177,11 @@ def recorded(
 
 
 def statistics(
-    sweeper: Sweeper, needs: frozenset[str], request: Request, budget: int, report: Report
+    sweeper: Sweeper,
+    needs: frozenset[str],
+    request: Request,
+    budget: int | Callable[[int | None], int],
+    report: Report,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every layer's statistics from sweeps, a group of layers at a time where whole matrices are
     held."""
@@ -184,6 +190,8 @@ def statistics(
     known = {
         n: Size(x.shape[0], x.shape[1], x.element_size(), n in unpooled) for n, x in likes.items()
     }
+    if not isinstance(budget, int):
+        budget = budget(free_beside_a_batch(sweeper, likes, needs, request))
     chosen = plan(known, needs, request, sweeper.samples, budget)
     report.way, report.state_bytes = str(chosen), chosen.bytes
 

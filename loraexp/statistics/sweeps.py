@@ -140,10 +140,10 @@ class Sweeper:
         missing, spare = self._to_keep_step(batches)
         with prepared(self.model, self.calibration.mode):
             for index, batch in enumerate(batches, first):
-                losses += self._batch(sums, passes, batch, index, sample, reached)
+                losses += self.batch(sums, passes, batch, index, sample, reached)
                 sample += samples_in(batch)
             for _ in range(missing):
-                self._batch({name: [] for name in sums}, passes, spare, 0, 0, set())
+                self.batch({name: [] for name in sums}, passes, spare, 0, 0, set())
         return losses, reached
 
     def _to_keep_step(self, batches: Sequence[Batch]) -> tuple[int, Batch]:
@@ -155,7 +155,7 @@ class Sweeper:
         spare: Batch = next((held[0] for _, held in shares if held), {})
         return max(count for count, _ in shares) - len(batches), spare
 
-    def _batch(
+    def batch(
         self,
         sums: Sums,
         passes: Sequence[Pass],
@@ -164,6 +164,8 @@ class Sweeper:
         first_sample: int,
         reached: set[str],
     ) -> int:
+        """The passes of one batch, whose calls go to the accumulators; the number of terms of the
+        loss."""
         batch = to_device(given, self.device)
         hooks = BatchHooks(sums, given, first_sample, passes, self.encoder_decoder)
         once = Once(self.model)

@@ -375,21 +375,30 @@ def test_frugal_and_fast_ways_give_the_same_factors(tmp_path: Path) -> None:
             )
 
 
-def test_auto_is_half_of_what_the_device_has_free(
+def test_auto_is_a_share_of_what_the_device_has_free_beside_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A number stays what it is, a host's memory is everybody's, and an accelerator's half is what
+    """A number stays what it is, a host's memory is everybody's, and an accelerator's share is what
     the statistics keep to: the same factors as with that number, in as many sweeps."""
     settings, _ = config.check(config.compose(["init=cg_lora"]))
     assert settings.calibration.memory_budget == "auto"
-    assert [settings.calibration.budget(free) for free in (None, 10**9)] == [2 * 10**9, 5 * 10**8]
+    shares = [settings.calibration.budget(free) for free in (None, 10**9, -5)]
+    assert shares == [2 * 10**9, 75 * 10**7, 0]
     one, _ = config.check(config.compose(["init=cg_lora", "init.memory_budget=7"]))
     assert [one.calibration.budget(free) for free in (None, 10**9)] == [7, 7]
     assert measure.free_bytes(torch.device("cpu")) is None
 
     words = ("init=lora_one", "init.cache=false", "train.max_steps=0")
-    monkeypatch.setattr(measure, "free_bytes", lambda device: 80_001)
+    taken: list[int] = []
+
+    def beside(device: torch.device, work: Any) -> int:
+        work()  # nothing of it may be seen in the statistics
+        taken.append(1)
+        return 53_334
+
+    monkeypatch.setattr(measure, "bytes_beside", beside)
     half = run(*words, out=tmp_path / "half")
+    assert taken == [1]
     monkeypatch.undo()
     typed = run(*words, "init.memory_budget=40000", out=tmp_path / "typed")
     plenty = run(*words, out=tmp_path / "plenty")

@@ -264,7 +264,7 @@ def test_initialising_waits_once_a_sweep_and_once_a_layer(
     model = base.load(dtype=torch.float32, head_seed=0, **components.labels(task)).to(DEVICE)
     targets = models.target_layers(model, settings.model.targets, models.head(model))
     sweeps = counted(device, Sweeper, "run", monkeypatch)
-    passes = counted(device, Sweeper, "_batch", monkeypatch)
+    passes = counted(device, Sweeper, "batch", monkeypatch)
     lines = counted(device, initialise, "describe", monkeypatch)
     initializer = components.make(settings.init)
     before = len(device.waits)

@@ -17,20 +17,32 @@ class Alive(TorchDispatchMode):
         super().__init__()
         self.held: dict[int, tuple[StorageWeakRef, int]] = {}
         self.now = self.peak = 0
+        self.recent = 0  # the peak since `reset`
 
     def note(self, value: Any) -> None:
         if not isinstance(value, torch.Tensor):
             return
         storage = value.untyped_storage()
-        if storage._cdata not in self.held:
+        if storage._cdata not in self.held:  # where one was, no other is while it is watched
             self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
             self.now += storage.nbytes()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for key in [key for key, (seen, _) in self.held.items() if seen.expired()]:
-            self.now -= self.held.pop(key)[1]
         for value in tree_leaves(result):
             self.note(value)
-        self.peak = max(self.peak, self.now)
+        if self.now > self.recent:  # unless some of it is gone by now
+            self.forget()
+            self.recent = max(self.recent, self.now)
+            self.peak = max(self.peak, self.now)
         return result
+
+    def reset(self) -> None:
+        """Begin a new peak beside that of all."""
+        self.forget()
+        self.recent = self.now
+
+    def forget(self) -> None:
+        """Storages that nobody holds count no more."""
+        for key in [key for key, (seen, _) in self.held.items() if seen.expired()]:
+            self.now -= self.held.pop(key)[1]
