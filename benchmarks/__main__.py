@@ -21,6 +21,7 @@ PARTS = (
     "initializers",
     "growth",
     "optimizers",
+    "packed",
     "decoding",
 )
 

@@ -22,9 +22,9 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -251,9 +251,11 @@ def costs(bench: Bench, work: Mapping[str, tuple[Callable[[], Any], int]]) -> di
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def time_of(subject: str) -> dict[str, float]:
+def time_of(subject: str, quick: bool = False) -> dict[str, float]:
     """Print and return the costs on one model, in sweeps and in PEFT's LoRA-GA."""
     about = SUBJECTS[subject]
+    if quick:
+        about = replace(about, batches=2, rounds=1, frugal=())
     bench = Bench(subject, about.batches)
     budget = settings_of(subject, "cg_lora").calibration.budget()
     tokens = sum(tokens_of(bench))
@@ -264,7 +266,7 @@ def time_of(subject: str) -> dict[str, float]:
     }
     # full has no factors to make
     others = [name for name in config.names("init") if name not in KEY and name != "full"]
-    for name in [*KEY, *others]:
+    for name in [*KEY, *(() if quick else others)]:
         settings_of(subject, name)  # composed before the clock starts
         work[name] = partial(bench.initialized, name, budget), about.rounds if name in KEY else 1
     # The frugal way that keeps pooled h and δ of every sample, and the most frugal one that keeps
@@ -378,7 +380,7 @@ def in_own_process(subject: str, initializer: str) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def memory_of(subject: str) -> dict[str, float]:
+def memory_of(subject: str, names: Sequence[str] = FRUGAL) -> dict[str, float]:
     """Print and return the extra memory of the frugal way on one model."""
     about = SUBJECTS[subject]
     print(
@@ -392,7 +394,7 @@ def memory_of(subject: str) -> dict[str, float]:
         f" {'twice the samples':>18} {'target':>8}"
     )
     figures: dict[str, float] = {}
-    for name in FRUGAL:
+    for name in names:
         found = in_own_process(subject, name)
         extra, strict, twice = (
             found["once"] / found["trained"] - 1,
@@ -411,15 +413,17 @@ def memory_of(subject: str) -> dict[str, float]:
     return figures
 
 
-def main() -> dict[str, float]:
+def main(quick: bool = False) -> dict[str, float]:
     """Print the costs of every initializer on both models; returns them by
-    `model/initializer/what`."""
+    `model/initializer/what`. `quick`: of those with a target, on few batches of one model."""
     torch.set_num_threads(THREADS)
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {THREADS} thread")
+    subjects = list(SUBJECTS)[: 1 if quick else None]
     figures: dict[str, float] = {}
-    for subject in SUBJECTS:
-        figures |= time_of(subject)
-    for subject in SUBJECTS:
-        figures |= memory_of(subject)
+    for subject in subjects:
+        figures |= time_of(subject, quick)
+    for subject in subjects:
+        figures |= memory_of(subject, FRUGAL[: 1 if quick else None])
     return figures
 
 

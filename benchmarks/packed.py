@@ -1,0 +1,248 @@
+"""Runs that share their passes over one base, beside the same runs one after another: how much
+faster, and in how much of the memory.
+
+The runs are whole ones, as a sweep makes them, stepped by hand: a lone run, two that share their
+passes and six that do take turns, so that a drift of the machine meets all of them; forward,
+backward and rule, without loading, evaluation or checkpoints, on rows of equal length, in one
+thread. Memory: a process of its own for each number of runs, above what it held before they began.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import gc
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks import verdict
+from loraexp import config
+from loraexp.machine.measure import available_bytes, peak_bytes, reset_peak
+from loraexp.machine.signals import watched
+from loraexp.run import packed
+from loraexp.sweep.packs import fitting
+from tests.support.helpers import REPOSITORY
+
+CPU = torch.device("cpu")
+RUNS = (2, 6)
+ROUNDS, WARM_UP, SECONDS = 7, 2, 1.0  # SECONDS: the least time of a lone run in a round
+ROWS = 2048
+LEAST_AT_ONE_ROW, LEAST = 1.3, 1.0
+NOISE = 0.03  # what two measurements of the same thing differ by
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Passes of a step, and of each its rows and their tokens."""
+
+    passes: int
+    rows: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.rows} × {self.tokens}"
+
+
+SHAPES = (Shape(4, 1, 64), Shape(1, 8, 16), Shape(1, 32, 16))
+MODELS = {"minilm": "MiniLM", "smollm2-135m": "SmolLM2-135M"}
+
+
+def table(folder: Path) -> Path:
+    """Rows that are longer than any shape, so that all are cut to its tokens."""
+    with (folder / "train.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["q", "a", "label"])
+        rows.writerows([f"say {i}", f"{i} " + "and then " * 40, i % 2] for i in range(ROWS))
+    return folder
+
+
+def words(model: str, shape: Shape, folder: Path) -> list[str]:
+    if model == "minilm":
+        task = ["task.text=[a]"]
+    else:
+        task = ["task.prompt='{q}:'", "task.response='{a}'", "task.held_out=8"]
+    never = [f"train.{key}=1000000" for key in ("max_steps", "eval_every", "log_every")]
+    return [
+        *(f"model={model}", "task=data", f"task.data_dir={folder}", *task),
+        *(
+            f"task.max_length={shape.tokens}",
+            "init=lora",
+            "init.samples=2",
+            "device=cpu",
+            "wandb.mode=disabled",
+        ),
+        *(f"train.batch_size={shape.passes * shape.rows}", f"train.micro_batches={shape.passes}"),
+        *(*never, "train.checkpoint_every=1000000"),
+    ]
+
+
+class Together:
+    """Runs that share their passes, or one alone, each before its next step."""
+
+    def __init__(self, name: str, common: Sequence[str], runs: int, stop: object) -> None:
+        self.members = []
+        for i in range(runs):
+            own = [*common, f"lr={1 + i}e-5", f"output_root={name}"]
+            settings, plain = config.check(config.compose(own))
+            self.members.append(packed.Member(settings, plain, stop))  # type: ignore[arg-type]
+        self.passes = packed.Passes()
+        for member in self.members:
+            member.go_on()
+            if member.ahead is None:
+                raise member.outcome  # type: ignore[misc]
+
+    def step(self) -> None:
+        if len(self.members) == 1:
+            next(self.members[0].story)  # as a run goes on that nobody shares the process with
+            return
+        if len(self.passes.next(self.members)) < len(self.members):
+            raise RuntimeError("the runs did not share their passes")
+        for member in self.members:
+            member.go_on()
+
+    def seconds(self, steps: int) -> tuple[float, float]:
+        """Of so many steps of every run, by the processor and by the clock."""
+        began, worked = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            self.step()
+        return time.process_time() - worked, time.perf_counter() - began
+
+    def end(self) -> None:
+        for member in self.members:
+            member.end(KeyboardInterrupt())
+
+
+def ratios(
+    model: str, shape: Shape, numbers: Sequence[int], rounds: int, least: float
+) -> dict[int, list[list[float]]]:
+    """Of every number of runs, by the processor and by the clock, in every round: the time of as
+    many lone ones in units of theirs."""
+    with tempfile.TemporaryDirectory() as place, watched() as stop:
+        folder = table(Path(place))
+        common = words(model, shape, folder)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            groups = {k: Together(f"{place}/{k}", common, k, stop) for k in (1, *numbers)}
+            for group in groups.values():
+                group.seconds(WARM_UP)
+            steps = max(1, round(least / groups[1].seconds(1)[0]))
+            found: dict[int, list[list[float]]] = {k: [[], []] for k in numbers}
+            before = groups[1].seconds(steps)
+            for _ in range(rounds):
+                for k in numbers:
+                    spent, after = groups[k].seconds(steps), groups[1].seconds(steps)
+                    for i in range(2):
+                        found[k][i].append(k * (before[i] + after[i]) / 2 / spent[i])
+                    before = after
+            for group in groups.values():
+                group.end()
+    return found
+
+
+def memory(model: str, shape: Shape, runs: int) -> int:
+    """Bytes at the peak of a few steps of so many runs, above what the process held before; runs in
+    a process of its own."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place, watched() as stop:
+        common = words(model, shape, table(Path(place)))
+        torch.nn.Linear(64, 64)(torch.zeros(64, 64)).sum().backward()
+        gc.collect()
+        reset_peak(CPU)
+        resting = peak_bytes(CPU)
+        group = Together(f"{place}/runs", common, runs, stop)
+        reset_peak(CPU)  # loading is not training
+        group.seconds(WARM_UP)
+        peak = peak_bytes(CPU) - resting
+        group.end()
+    return peak
+
+
+def in_own_process(model: str, shape: Shape, runs: int) -> int:
+    """`memory`, where the allocator gives every freed block back."""
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "MALLOC_ARENA_MAX": "1",
+    }
+    place = [model, str(SHAPES.index(shape)), str(runs)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.packed", "--memory", *place],
+        env=environment,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def automatic(model: str, shape: Shape) -> int:
+    """How many runs `sweep.pack=auto` lets share a pass of this shape."""
+    with tempfile.TemporaryDirectory() as place:
+        common = words(model, shape, table(Path(place)))
+        settings = config.check(config.compose([*common, "sweep.pack=auto"]))[0]
+        return fitting(settings, available_bytes(settings.device), sharing=1)
+
+
+def main(quick: bool = False) -> dict[str, float]:
+    """Print the ratios; returns them by `model/shape/runs`."""
+    shapes, numbers = (SHAPES[:1], RUNS[:1]) if quick else (SHAPES, RUNS)
+    rounds, least = (2, 0.0) if quick else (ROUNDS, SECONDS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    print(
+        f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, one thread, median of"
+        f" {rounds} rounds; memory in units of as many processes"
+    )
+    print(f"{'':26} {'runs':>4} {'processor':>21} {'clock':>6} {'memory':>7}")
+    figures: dict[str, float] = {}
+    for model, title in MODELS.items():
+        for shape in shapes:
+            most = automatic(model, shape)
+            found = ratios(model, shape, numbers, rounds, least)
+            lone = in_own_process(model, shape, 1)
+            target = LEAST_AT_ONE_ROW if shape.rows == 1 else LEAST - NOISE
+            for k in numbers:
+                by_processor, by_clock = found[k]
+                ratio = statistics.median(by_processor)
+                share = in_own_process(model, shape, k) / (k * lone)
+                spread = f"{ratio:.2f} ({min(by_processor):.2f} … {max(by_processor):.2f})"
+                said = verdict(ratio, least=target) if k <= most else f"auto packs {most}"
+                clock = statistics.median(by_clock)
+                print(
+                    f"{title + ', ' + str(shape):26} {k:4} {spread:>21} {clock:6.2f} {share:7.2f}"
+                    f"   {said}",
+                    flush=True,
+                )
+                figures |= {
+                    f"{model}/{shape}/{k}": ratio,
+                    f"{model}/{shape}/{k}/clock": clock,
+                    f"{model}/{shape}/{k}/memory": share,
+                }
+    torch.set_num_threads(threads)
+    return figures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--memory", nargs=3, metavar=("MODEL", "SHAPE", "RUNS"))
+    told = parser.parse_args()
+    if told.memory:
+        name, index, count = told.memory
+        with contextlib.redirect_stdout(io.StringIO()):
+            bytes_ = memory(name, SHAPES[int(index)], int(count))
+        print(json.dumps(bytes_))
+    else:
+        main()
