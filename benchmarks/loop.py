@@ -183,7 +183,7 @@ def trainer(
         data_collator=collate,
         callbacks=[clock],
     ).train()
-    rates = (steps * BATCH / seconds for seconds in clock.ended - clock.began)
+    rates = (steps * BATCH / seconds for seconds in (clock.ended - clock.began).tolist())
     return Measured(*rates, 1 - seen["tokens"] / seen["cells"])
 
 
@@ -248,7 +248,7 @@ def bare(bench: Bench, steps: int, seed: int) -> Measured:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    rates = (steps * BATCH / seconds for seconds in now() - began)
+    rates = (steps * BATCH / seconds for seconds in (now() - began).tolist())
     return Measured(*rates, 1 - tokens / cells)
 
 
