@@ -37,6 +37,31 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["LORAEXP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+# What holds a GPU without one, file by file: see tests/README.md.
+ACCELERATOR = {
+    "adapter/test_calls.py",
+    "machine/test_locks.py",
+    "optimizers/test_unread.py",
+    "run/test_autocast.py",
+    "run/test_host_memory.py",
+    "run/test_initialising_memory.py",
+    "run/test_lifetimes.py",
+    "run/test_seven_billion.py",
+    "run/test_sharding.py",
+    "run/test_signals.py",
+    "run/test_waits.py",
+    "scoring/test_waits.py",
+    "sweep/test_cards.py",
+    "sweep/test_memory.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "/".join(item.path.parts[-2:]) in ACCELERATOR:
+            item.add_marker(pytest.mark.accelerator)
+
+
 @pytest.fixture(autouse=True)
 def gpu_tests(request: pytest.FixtureRequest) -> None:
     if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():

@@ -15,7 +15,6 @@ from loraexp.statistics import accumulators
 from loraexp.statistics.probes import LOSS
 from tests.support.skeletons import Subject
 
-pytestmark = pytest.mark.accelerator
 MODEL = ("model=llama-2-7b", "task=metamath", "train.batch_size=1", "init.samples=1")
 LAYERS, TOKENS = 4, 4096  # as many activations as 16 layers have of 1,024 tokens
 

@@ -12,7 +12,6 @@ from transformers import cache_utils
 from tests.support.calls import Calls
 from tests.support.skeletons import Subject
 
-pytestmark = pytest.mark.accelerator
 GB = 10**9
 MODELS = ("llama-2-7b", "gemma-2-9b")
 FEW = 8  # rows, as many as the leading eigenvectors of CG-LoRA need
