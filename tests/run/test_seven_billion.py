@@ -13,7 +13,9 @@ from tests.support.calls import Calls
 from tests.support.skeletons import Subject
 
 GB = 10**9
-MODELS = ("llama-2-7b", "gemma-2-9b")
+# a step of one row of 512 tokens, in units of the weights; Gemma's norms keep float32 copies
+STEP = {"llama-2-7b": 1.3, "gemma-2-9b": 1.45}
+MODELS = tuple(STEP)
 FEW = 8  # rows, as many as the leading eigenvectors of CG-LoRA need
 
 
@@ -46,7 +48,7 @@ def test_a_whole_model_on_a_card_of_80_gb(model: str, cached: list[int]) -> None
     assert weights < initialising <= 80 * GB
     assert subject.made.cost["init_forward_sweeps"] <= 4
     stepping, evaluating = subject.trained(1).peak, subject.evaluated().peak
-    assert weights < evaluating < stepping < 1.3 * weights
+    assert weights < evaluating < stepping < STEP[model] * weights
     assert not cached
 
 
@@ -76,9 +78,10 @@ def test_what_keeps_keys_and_values_is_seen(cached: list[int]) -> None:
     assert cached
 
 
-@pytest.mark.parametrize("rule", ["adamw", "p_lora", "lora_pro"])
+@pytest.mark.parametrize("rule", ["adamw", "p_lora", "lora_pro_low_memory"])
 def test_a_rule_launches_as_much_for_three_layers_as_for_two(rule: str) -> None:
-    """It steps all factors of a shape at once."""
+    """It steps all factors of a shape at once. (Not lora_pro, whose state of whole matrices goes by
+    in pieces of a size.)"""
     counts = []
     for layers in (2, 3):
         subject = of("llama-2-7b", "lora", f"optimizer={rule}", lengths=(16,), layers=layers)
