@@ -174,6 +174,11 @@ def measured(path: str) -> bool:
     return any(t == "seconds" or (t.startswith("cost/") and t not in COUNTED) for t in terms)
 
 
+def initialising(path: str) -> bool:
+    """Whether a path reads what initialising took."""
+    return any(term.startswith("cost/init_") for term in path.split(" + "))
+
+
 def packed(record: RunRecord) -> int:
     """How many runs trained together with this one, itself among them."""
     return record.get("packed") or 1

@@ -50,7 +50,7 @@ def widened(sweep: Sweep, places: Iterable[Place]) -> Sweep | None:
 def decided(sweep: Sweep, place: Place) -> bool:
     """Whether every run that chooses has ended, and one of them was chosen."""
     choosing = [run for run in place.runs if sweep.select.chooses(run.cell.point)]
-    return place.mean is not None and all(run.status in ENDED for run in choosing)
+    return bool(place.chosen) and all(run.status in ENDED for run in choosing)
 
 
 def at_edge(sweep: Sweep, places: Iterable[Place]) -> list[str]:
@@ -73,7 +73,7 @@ def beyond(sweep: Sweep, place: Place, key: str) -> float | None:
     grid = sorted(
         value for value in sweep.grid_of(place.row, place.column).get(key, []) if is_number(value)
     )
-    if place.mean is None or len(grid) < 2 or not decided(sweep, place):
+    if len(grid) < 2 or not decided(sweep, place):
         return None
     chosen = place.chosen.get(key)
     if chosen == grid[-1]:

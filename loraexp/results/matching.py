@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraexp.config import Component
 from loraexp.records.reading import (
     Found,
     Lines,
     failure,
     flatten,
+    initialising,
     measured,
     number,
     packed,
@@ -45,6 +47,14 @@ class Run:
         return packed(self.record or {}) > 1
 
     @property
+    def cached(self) -> bool:
+        """Whether its initializer's statistics came from the cache, so that what it took to
+        initialise is not what initialising takes."""
+        if value_at(self.record or {}, "cost/init_forward_sweeps") != 0:
+            return False
+        return bool(Component.of(self.cell.plain["init"], "init").needs)
+
+    @property
     def reason(self) -> str:
         """Its status, and of a failed run why."""
         if self.status != "failed" or self.record is None:
@@ -60,7 +70,7 @@ class Run:
         them is not there. `steps_to/dev/accuracy/0.9`: the first step that logged at least 0.9, the
         last one that logged any where none did.
         """
-        if self.packed and measured(path):
+        if (self.packed and measured(path)) or (initialising(path) and self.cached):
             return None
         if path.startswith(STEPS_TO):
             return self.steps_to(*path.removeprefix(STEPS_TO).rsplit("/", 1))

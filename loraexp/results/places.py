@@ -192,6 +192,15 @@ def fill(place: Place) -> list[str]:
             f" themselves ({packed[0].where})"
         )
         without = [run for run in without if run not in packed]
+    cached = [run for run in without if reading.initialising(place.path or "") and run.cached]
+    if cached:
+        if place.mean is None:
+            place.note = place.note or f"{len(cached)} runs read their statistics from the cache"
+        problems.append(
+            f"{where}: {len(cached)} of {len(place.runs)} runs read their statistics from the cache"
+            f" and are left out of {place.path}; init.cache=false force=true runs them again"
+        )
+        without = [run for run in without if run not in cached]
     if without:
         when = f" at the end of epoch {place.epoch:g}" if place.epoch is not None else ""
         has = ", ".join(

@@ -9,6 +9,7 @@ from loraexp.config import ConfigError, Plain
 from loraexp.machine.notation import read_yaml
 from loraexp.sweep.reading import known_name, read
 from loraexp.sweep.schema import Sweep, key_of
+from loraexp.sweep.variants import narrowed
 
 EQUAL = "equal_conditions"
 
@@ -44,6 +45,9 @@ def comparison(
         task, first = words["task"].partition("=")[2], next(iter(content["columns"]))
         content["columns"] = columns_of(content["columns"], task)
         content["plots"] = plots_of(content.get("plots") or [], content["columns"], first, task)
+        for exception in content.get("cells") or []:
+            named = exception.get("columns") or []
+            exception["columns"] = [name.replace(first, task, 1) for name in named] or None
         for patch in content["variants"].values():
             kept_columns = [
                 name.replace(first, task, 1) for name in patch.get("keep_columns") or []
@@ -52,6 +56,7 @@ def comparison(
                 patch["keep_columns"] = [
                     name for name in kept_columns if name in content["columns"]
                 ]
+    content["cells"] = narrowed(content)
     return read(content, path, variant, list(overrides))
 
 

@@ -81,3 +81,22 @@ def test_the_page_and_the_list_mark_them(found: Results, capsys: pytest.CaptureF
     lines = capsys.readouterr().out.splitlines()
     assert sum(", 1 of 3" in line for line in lines) == 12
     assert lines[-1].startswith("1 of k: trained together")
+
+
+def test_statistics_from_the_cache_say_nothing_of_what_initialising_takes(tmp_path: Path) -> None:
+    content = CONTENT.replace(
+        "  second: {label",
+        "  time: {label: Time, overrides: [task.limit_train=64], value: cost/init_seconds}\n"
+        "  second: {label",
+    )
+    wanted = load(tmp_path, content)
+    for cell in fill(wanted, lambda cell: (0.7, 0.8)):
+        cost = {"init_seconds": 0.1, "init_forward_sweeps": 0.0}
+        if cell.row == "gradient" and cell.point["seed"] == 1:
+            cost = {"init_seconds": 9.0, "init_forward_sweeps": 2.0}
+        put(cell, 0.7, 0.8, cost=cost)
+    found = gather(wanted)
+    assert found.places["gradient", "time"].values == {1: 9.0}
+    assert found.places["plain", "time"].mean == pytest.approx(0.1)  # it asks for no statistics
+    [line] = [line for line in found.problems if "from the cache" in line]
+    assert line.startswith("gradient/time: ") and "init.cache=false" in line
