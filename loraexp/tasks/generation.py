@@ -95,7 +95,7 @@ def generation(keys: GenerationKeys, given: Given) -> GenerationTask:
         )
     made = chosen(TRAINING_SETS[keys.training_set], keys.trained_by, keys.rows)
     kind = cast(Kind, given.kind)
-    check_sizes(keys.held_out, keys.benchmarks, keys.max_length, kind, given.tokenizer)
+    check_sizes(keys.held_out, keys.max_length, kind, given.tokenizer)
     rows = training_rows(keys)  # found before the questions are read, and these before it is
     asked, questions, notes = reported(
         keys.wanted, keys.benchmarks, *keys.where, keys.limit_eval, keys.skip_bad
@@ -141,16 +141,9 @@ def trained(keys: GenerationKeys, recipe: Recipe, rows: Records, given: Given) -
     return encode_pairs(rows, how, given.tokenizer, cache_root=root, progress=given.progress)
 
 
-def check_sizes(
-    held_out: int, benchmarks: Sequence[str] | None, max_length: int, kind: Kind, tokenizer: Any
-) -> None:
+def check_sizes(held_out: int, max_length: int, kind: Kind, tokenizer: Any) -> None:
     if held_out < 0:
         raise ValueError(f"task.held_out={held_out}: expected a number of rows, 0 for none")
-    if not held_out and not benchmarks:
-        raise ValueError(
-            "task.benchmarks=[] with task.held_out=0: nothing would be scored; name a benchmark,"
-            " or hold rows out"
-        )
     if kind == "causal" and max_length > tokenizer.model_max_length:
         window = tokenizer.model_max_length
         raise ValueError(

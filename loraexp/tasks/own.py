@@ -193,7 +193,7 @@ def instructions(keys: OwnKeys, given: Given) -> GenerationTask:
             f"task={keys.name}: task.prompt needs a model that writes; choose one of kind causal or"
             " seq2seq"
         )
-    check_sizes(keys.held_out, keys.benchmarks, keys.max_length, kind, given.tokenizer)
+    check_sizes(keys.held_out, keys.max_length, kind, given.tokenizer)
     name = f"{keys.name} {keys.prompt!r} {keys.response!r}"
     pair = filled(str(keys.prompt), str(keys.response))
     how = Reading(

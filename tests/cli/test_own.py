@@ -64,7 +64,7 @@ def test_ones_own_initializer_stands_beside_the_others_in_a_comparison(
     words = ["my_init", "--against", "lora", "--variant", "smoke", *small]
     assert cli.main(["compare", *own, *words]) == 0
     text, said = capsys.readouterr()
-    assert re.search(r"^\| my_init \| \**-\d\.\d{4} ± ", text, re.M)
+    assert re.search(r"^\| my_init \| \**−\d\.\d{4} ± ", text, re.M)
     rates = text.partition("**lr chosen by best/value**")[2]
     assert re.search(r"^\| my_init \| 0\.0\d+ \| .* \| 3 \|$", rates, re.M)
     assert "the best is at the edge of its widened grid, lr=0.025; raise grid.extend.lr" in text

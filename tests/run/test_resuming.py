@@ -186,7 +186,7 @@ def test_a_run_that_takes_its_last_weights_keeps_no_others(
     again = run(*LONG, "train.select=best", out=tmp_path, notes=notes)
     assert notes[0].startswith(
         f"{best}/checkpoint/{weights(6)} is damaged; starting again from the first step: nothing"
-        " else has the weights of its best step ("
+        " else has the weights of its best step, perhaps the result ("
     )
     assert again.record["resumed"][0]["step"] == 0
     assert run(*LONG, "train.select=last", out=tmp_path).record["resumed"][0]["step"] == 12

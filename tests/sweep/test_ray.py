@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,21 +42,23 @@ def cluster(cores: int) -> Iterator[str]:
     ray = Path(sys.executable).with_name("ray")
     words = ["start", "--head", "--block", f"--port={port}", f"--num-cpus={cores}"]
     words += ["--include-dashboard=false", "--object-store-memory=80000000"]
-    head = subprocess.Popen(
-        [str(ray), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | OPEN,
-    )
-    try:
-        assert head.stdout is not None
-        while "Ray runtime started" not in (line := head.stdout.readline()):
-            assert line, f"ray start ended with {head.wait()}"
-        yield f"127.0.0.1:{port}"
-    finally:
-        head.terminate()
-        head.communicate(timeout=60)
+    # Ray writes the address of a cluster where the next command of this machine would look for one
+    with tempfile.TemporaryDirectory(prefix="ray") as own:
+        head = subprocess.Popen(
+            [str(ray), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | OPEN | {"RAY_TMPDIR": own},
+        )
+        try:
+            assert head.stdout is not None
+            while "Ray runtime started" not in (line := head.stdout.readline()):
+                assert line, f"ray start ended with {head.wait()}"
+            yield f"127.0.0.1:{port}"
+        finally:
+            head.terminate()
+            head.communicate(timeout=60)
 
 
 @needs_ray
@@ -120,7 +123,7 @@ def test_actors_have_a_card_keep_the_model_and_the_run_of_one_that_is_killed_goe
     init = "+hydra.launcher.ray.init"
     words = ["sweep", str(path), f"output_root={out}", "train.log_every=5"]
     words += ["train.checkpoint_every=20", "hydra/launcher=ray", f"{init}.num_cpus=2"]
-    words += [f"{init}.include_dashboard=false", f"{init}.num_gpus=2"]
+    words += [f"{init}.include_dashboard=false", f"{init}.num_gpus=2", f"{init}.address=local"]
     words += [f"{init}.runtime_env.worker_process_setup_hook=tests.support.ray_loads.note"]
     here = {"LOADS": str(loads)} | OPEN
     command = sweeping(words, **here)

@@ -443,10 +443,6 @@ def test_a_label_out_of_range_is_refused(tmp_path: Path) -> None:
             ["task.benchmarks=[]", "task.protocol=best", "task.recipe=lora_ga"],
             "task.protocol=best: expected one of ",
         ),
-        (
-            ["task.benchmarks=[]", "task.held_out=0"],
-            "task.benchmarks=[] with task.held_out=0: nothing would be scored; name a benchmark",
-        ),
         (["task.benchmarks=[arithmetic]"], "benchmark arithmetic: there is none of this name"),
         (
             ["task.data_dir=/nowhere"],
