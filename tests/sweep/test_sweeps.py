@@ -105,6 +105,8 @@ def check_value(found: Sweep, cell: Cell) -> None:
     column = found.columns[cell.column]
     value = found.rows[cell.row].value or column.value
     assert value is not None
+    if "cost/init_" in value:  # what is read from the cache is not what initialising takes
+        assert cell.plain["init"]["cache"] is False, f"{found.path.name}: init.cache"
     for path in value.split(" + "):
         check_path(
             path,
