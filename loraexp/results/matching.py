@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from loraexp.config import Component
 from loraexp.records.reading import (
@@ -23,6 +24,7 @@ from loraexp.records.reading import (
 from loraexp.records.sections import RunRecord
 from loraexp.sweep.cells import Cell
 
+Reason = Literal["packed", "cached"]
 STEPS_TO = "steps_to/"  # begins the path of a number of steps
 
 
@@ -62,6 +64,12 @@ class Run:
         where = " in evaluation" if self.record.get("phase") == "evaluation" else ""
         return f"failed{where}: {failure(self.record)}"
 
+    def not_its_own(self, path: str) -> Reason | None:
+        """Why the number at a path is no number of this run."""
+        if measured(path) and self.packed:
+            return "packed"
+        return "cached" if initialising(path) and self.cached else None
+
     def value(self, path: str, epoch: float | None = None) -> float | None:
         """The number at `split/metric`, `cost/init_seconds`, `best/value`, …; with `epoch`, as
         logged at the end of that epoch.
@@ -70,7 +78,7 @@ class Run:
         them is not there. `steps_to/dev/accuracy/0.9`: the first step that logged at least 0.9, the
         last one that logged any where none did.
         """
-        if (self.packed and measured(path)) or (initialising(path) and self.cached):
+        if self.not_its_own(path):
             return None
         if path.startswith(STEPS_TO):
             return self.steps_to(*path.removeprefix(STEPS_TO).rsplit("/", 1))

@@ -12,7 +12,7 @@ from typing import Any
 
 from loraexp.config import Plain
 from loraexp.records import reading
-from loraexp.results.matching import Run, describe
+from loraexp.results.matching import Reason, Run, describe
 from loraexp.sweep.schema import Select
 
 
@@ -168,6 +168,20 @@ def unequal(counts: dict[str, tuple[int, int]]) -> list[str]:
     return [f"the points of its grid were compared on unequal numbers of runs ({numbers})"]
 
 
+# Why a run has no number of its own at a path: what it did, and what follows from it.
+NOT_THEIRS: dict[Reason, tuple[str, str]] = {
+    "packed": (
+        "trained together with others",
+        " (sweep.pack), so {path} is not theirs alone; force=true sweep.pack=1 runs them again by"
+        " themselves ({where})",
+    ),
+    "cached": (
+        "read their statistics from the cache",
+        " and are left out of {path}; init.cache=false force=true runs them again",
+    ),
+}
+
+
 def fill(place: Place) -> list[str]:
     """Choose the grid point of a place and read its values; returns what a reader must know."""
     where = f"{place.row}/{place.column}"
@@ -183,24 +197,14 @@ def fill(place: Place) -> list[str]:
     place.report(place.by_seed(at))
     problems = [f"{where}: {said}"] if said else []
     without = [run for run in place.runs if run.status == "finished" and place.read(run) is None]
-    packed = [run for run in without if run.packed and reading.measured(place.path or "")]
-    if packed:
-        place.note = place.note or f"{len(packed)} runs trained together with others"
-        problems.append(
-            f"{where}: {len(packed)} runs trained together with others (sweep.pack), so"
-            f" {place.path} is not theirs alone; force=true sweep.pack=1 runs them again by"
-            f" themselves ({packed[0].where})"
-        )
-        without = [run for run in without if run not in packed]
-    cached = [run for run in without if reading.initialising(place.path or "") and run.cached]
-    if cached:
-        if place.mean is None:
-            place.note = place.note or f"{len(cached)} runs read their statistics from the cache"
-        problems.append(
-            f"{where}: {len(cached)} of {len(place.runs)} runs read their statistics from the cache"
-            f" and are left out of {place.path}; init.cache=false force=true runs them again"
-        )
-        without = [run for run in without if run not in cached]
+    for reason, (what, rest) in NOT_THEIRS.items():
+        left_out = [run for run in without if run.not_its_own(place.path or "") == reason]
+        if left_out:
+            if place.mean is None:
+                place.note = place.note or f"{len(left_out)} runs {what}"
+            told = rest.format(path=place.path, where=left_out[0].where)
+            problems.append(f"{where}: {len(left_out)} of {len(place.runs)} runs {what}{told}")
+            without = [run for run in without if run not in left_out]
     if without:
         when = f" at the end of epoch {place.epoch:g}" if place.epoch is not None else ""
         has = ", ".join(

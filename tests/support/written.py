@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.support.hub_models import T5
+
 SIZE = {
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -28,14 +30,7 @@ SIDES = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": SIZE | {"hidden_size": 32, "max_position_embeddings": 8192},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 1024},
-    "t5": {
-        "d_model": 32,
-        "d_kv": 8,
-        "d_ff": 64,
-        "num_layers": 2,
-        "num_heads": 4,
-        "decoder_start_token_id": 0,
-    },
+    "t5": T5,
     "bart": SIDES,
     "pegasus": SIDES,
     "marian": SIDES,
