@@ -25,6 +25,17 @@ _log: IO[str] | None = None  # run.log of the run that goes on
 _display: Any = None  # of the outermost bar: bars within it are lines of the same display
 
 
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Within: no bar and no line of one on this terminal."""
+    global enabled
+    before, enabled = enabled, False
+    try:
+        yield
+    finally:
+        enabled = before
+
+
 def whole(number: float) -> str:
     return f"{number:.0f}"
 

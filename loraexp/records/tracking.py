@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
+from weakref import WeakSet
 
 from loraexp.config import ConfigError, Plain
 from loraexp.machine.files import finite
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 class Open:
     """What W&B has going in this process, which serves the copies of several runs at once."""
 
-    copies: set[int] = set()
+    copies: WeakSet[Copy] = WeakSet()  # one that nobody holds any more holds nobody up
     failed = False  # a copy that nobody has told W&B the end of
 
 
@@ -56,7 +57,7 @@ class Copy:
             or self.error is not None
         ):
             return
-        Open.copies.add(id(self))
+        Open.copies.add(self)
         with self.second_to_disk():
             import wandb
 
@@ -115,7 +116,7 @@ class Copy:
     def close(self) -> None:
         """No longer one of those that W&B has going; after the last of them, one that failed is let
         go."""
-        Open.copies.discard(id(self))
+        Open.copies.discard(self)
         if Open.failed and not Open.copies:
             Open.failed = False
             let_go()

@@ -56,13 +56,12 @@ def run_group(
     if devices:
         cards.take(devices, each)
     warnings.simplefilter("ignore", FutureWarning)
-    progress.enabled = False
     told_off = [
         {"folder": str(config.run_folder(plain)), "outcome": "interrupted"} for _, plain in runs
     ]
     if time.monotonic() - Told.at < REST:
         return told_off
-    with watched() as stop:
+    with progress.unseen(), watched() as stop:
         try:
             return attempt(runs, before)
         except Interrupted as told:

@@ -89,3 +89,17 @@ def test_where_wandb_fails_for_one_the_others_keep_it(
     assert set(told) == {ids[0], ids[2]}
     same(told[ids[0]], folders[0])
     assert [line["step"] for line in told[ids[2]].lines()] == list(range(1, 9))
+
+
+def test_a_copy_that_nobody_holds_does_not_keep_one_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ended without a word to its copy, as one that was killed in a test."""
+    ended: list[int] = []
+    monkeypatch.setattr(tracking, "let_go", lambda: ended.append(1))
+    lost, failed = (tracking.Copy(None, tmp_path, name, {}) for name in ("lost", "failed"))
+    tracking.Open.copies.update((lost, failed))
+    del lost
+    with failed.second_to_disk():
+        raise OSError("no space left")
+    assert ended == [1] and failed.error == "OSError: no space left"

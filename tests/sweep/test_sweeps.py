@@ -403,6 +403,8 @@ def given(name: str, files: Path, out: Path) -> list[str]:
 def test_smoke_runs_from_sweep_to_table_and_picture(
     name: str, files: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if any("cost/init_" in str(column.value) for column in loaded(name).columns.values()):
+        out = out / "timed"  # not a run of another sweep that read its statistics from the cache
     words = [name, "--variant", "smoke", *given(name, files, out)]
     assert cli.main(["sweep", *words]) == 0, capsys.readouterr().err
     capsys.readouterr()
