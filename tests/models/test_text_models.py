@@ -12,6 +12,7 @@ import torch
 from loraexp import cli, config, models
 from loraexp.machine.hub import SourceError
 from loraexp.models import tokenizer as tokenizers
+from tests.support.calls import Calls
 from tests.support.checkpoints import settings_of
 from tests.support.helpers import shared_data
 from tests.support.runs import run
@@ -386,3 +387,23 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path) -> None:
     ids = tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():
         assert tokenizer.decode(model(**ids).logits[0, -1].argmax()) == " Paris"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-mistral", "tiny-gemma"])
+def test_the_vocabulary_is_multiplied_once_for_a_batch_of_several_rows(
+    name: str, dtype: torch.dtype
+) -> None:
+    model = models.open(settings_of(name)).load(dtype=dtype, head_seed=0).requires_grad_(False)
+    ids = torch.arange(3 * 9).view(3, 9) + 5
+    with torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits
+        with Calls() as calls:
+            kept = model(input_ids=ids, use_cache=False, logits_to_keep=4).logits
+    # a product row by row copies the matrix of the vocabulary for each of them
+    head = model.get_output_embeddings()
+    assert head.weight.shape[0] == kept.shape[-1] and kept.shape[:2] == (3, 4)
+    layers, eager = model.config.num_hidden_layers, model.config._attn_implementation == "eager"
+    assert calls.names["mm"] + calls.names["addmm"] == 7 * layers + 1
+    assert calls.names["bmm"] == (2 * layers if eager else 0)
+    assert torch.allclose(kept, whole[:, -4:], rtol=2**-6, atol=2**-6)
