@@ -184,9 +184,12 @@ def plan(arguments: Sequence[str]) -> int:
     if wanted.compute is not None:
         printed.plan_of_computed(wanted)
         return 0
+    from loraexp.results.gather import gather as of_records
     from loraexp.sweep.cells import expand
     from loraexp.sweep.plan import gather
 
+    if wanted.extend or wanted.select.judges:
+        wanted = of_records(wanted).sweep  # the grid as it has widened, the points that were chosen
     printed.plan(wanted, gather(wanted, expand(wanted.whole())), budget)
     return 0
 

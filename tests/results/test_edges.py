@@ -179,6 +179,31 @@ def test_one_seed_chooses_and_the_others_run_at_what_it_chose(tmp_path: Path) ->
     assert sorted(place.values) == [0, 1] and not last.problems
 
 
+def test_a_plan_counts_the_runs_that_a_sweep_would_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """First what there will be at least; then the rates beyond the edge too; then only seeds at the
+    rate that was chosen; then nothing."""
+    wanted = loaded(tmp_path, CHOOSING)
+
+    def counts() -> tuple[int, int]:
+        words = ["plan", str(tmp_path / "mine.yaml"), f"output_root={tmp_path / 'outputs'}"]
+        assert cli.main(words) == 0
+        line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("  runs"))
+        _, _, finished, _, todo, *_ = line.split()
+        return int(finished), int(todo)
+
+    places = len({(cell.row, cell.column) for cell in expand(wanted)})
+    assert counts() == (0, 3 * places)  # two rates of the seed that chooses, one of the other
+    run(wanted, 0.004)
+    assert counts() == (2 * places, 2 * places)  # the next rate, and the other seed
+    for _ in range(2):
+        run(gather(wanted).sweep, 0.004)
+    assert counts() == (4 * places, places)
+    run(gather(wanted).sweep, 0.004)
+    assert counts() == (5 * places, 0)
+
+
 def test_no_other_seed_runs_before_all_that_choose_have_ended(tmp_path: Path) -> None:
     wanted = loaded(tmp_path, CHOOSING.replace("extend: {lr: 2}", ""))
     every = run(wanted, 0.002)
