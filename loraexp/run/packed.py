@@ -208,7 +208,7 @@ class Passes:
             member.share = whole[0] / len(runs), whole[1] / len(runs)
             if len(group) > member.together:
                 member.together = len(group)
-                ahead.run.record.update(packed=max(len(group), packed(ahead)))
+                note(ahead, len(group))
 
     def model(self, group: Sequence[Member]) -> StackedModel:
         """The model of a group, made anew where it is another one."""
@@ -249,6 +249,11 @@ def ahead_of(member: Member) -> Ahead:
     return member.ahead
 
 
-def packed(ahead: Ahead) -> int:
-    """How many runs shared the passes of a run's earlier attempts."""
-    return int(ahead.run.record.content.get("packed") or 1)
+def note(ahead: Ahead, count: int) -> None:
+    """Into the record: how many runs shared a pass, the most of all attempts, and where this one
+    went on from an earlier one, the most of this."""
+    record = ahead.run.record
+    own = record.content.get("resumed") or []
+    if len(own) > len(record.before.get("resumed") or []):
+        own[-1]["packed"] = count
+    record.update(packed=max(count, record.content.get("packed") or 1))

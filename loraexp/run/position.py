@@ -83,10 +83,12 @@ def note(run: Loop, step: int, notes: list[str]) -> None:
     """Into the record: where this attempt began, when, on how many processes, and what of the one
     before is not there."""
     earlier = run.record.before.get("resumed") or []
-    entry = {
+    entry: dict[str, object] = {
         "step": step,
         "when": now(),
         "processes": run.runtime.processes.world,
         "notes": list(notes),
     }
+    if "packed" in run.record.before:
+        entry["packed"] = 1  # until others share its passes here too
     run.record.update(resumed=[*earlier, entry])
