@@ -8,8 +8,10 @@ import hashlib
 import json
 import math
 import os
+import pwd
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -180,6 +182,50 @@ def full_message(path: Path, key: str = "output_root") -> str:
     free = shutil.disk_usage(disk).free / 2**20
     remedy = f"make room, or set {key} to another disk; the same command then goes on"
     return f"{path}: no space left on the disk {disk} ({free:.0f} MiB free): {remedy}"
+
+
+def check_writable(folder: Path, key: str = "output_root") -> None:
+    """Raises: OSError in one line where nothing can be written to a folder, or where it is to be
+    made; leaves no trace."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with on_disk(folder, key), tempfile.TemporaryFile(dir=place):
+            pass
+    except DiskFull:
+        raise
+    except OSError as error:
+        raise refused(folder, "written", error, key) from error
+
+
+def refused(path: Path, what: str, error: OSError, key: str = "output_root") -> OSError:
+    """Why something could not be done to a path, as one line: where, what the system said, and what
+    to do."""
+    remedy = {
+        errno.EROFS: f"the disk takes no writes; set {key} to another",
+        errno.ENOENT: "the folder is gone; the same command makes it anew",
+        errno.ENOTDIR: f"a file stands where a folder is to be; set {key} to another place",
+        errno.ESTALE: "its server no longer knows it; when the disk is mounted again, the same"
+        " command goes on",
+    }.get(error.errno or 0, "")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        remedy = f"it belongs to {owner(path)}; set {key} to a folder of your own, or ask for the"
+        remedy += " right to write in this one"
+    said = f"{path}: cannot be {what}: {error.strerror or error}"
+    return OSError(error.errno, f"{said}; {remedy}" if remedy else said)
+
+
+def owner(path: Path) -> str:
+    """Who owns a file, or what of the folders above it can be looked at."""
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            number = place.stat().st_uid
+            try:
+                return pwd.getpwuid(number).pw_name
+            except KeyError:
+                return f"user {number}"
+    return "somebody else"
 
 
 def mount_of(path: Path) -> Path:

@@ -25,8 +25,10 @@ from loraexp.machine.files import (
     set_aside,
     write_json,
 )
-from loraexp.machine.locks import Lock, locked
+from loraexp.machine.locks import locked
 from loraexp.records import ranks
+from loraexp.records.claim import Busy as Busy
+from loraexp.records.claim import Claim, Lost
 from loraexp.records.content import METRICS, SCHEMA, Content, content, sealed, sound_lines
 from loraexp.records.environment import environment
 from loraexp.records.sections import Evaluation, RunRecord
@@ -43,10 +45,6 @@ class Mark(TypedDict):
 
     bytes: int
     sha256: str
-
-
-class Busy(RuntimeError):
-    """Another process is running this very run."""
 
 
 class Finished(RuntimeError):
@@ -93,7 +91,7 @@ class Record:
         self.main, self.forced, self.waits = main, forced, waits
         self.copy = Copy(wandb, folder, run_id, config)
         self.before: RunRecord = {}  # what an earlier attempt at this run had recorded
-        self.lock: Lock | None = None
+        self.claim: Claim | None = None
         self.metrics: IO[bytes] | None = None
         self.logged, self.digest = 0, hashlib.sha256()  # bytes of metrics.jsonl, and their digest
         self.content: RunRecord = {
@@ -120,15 +118,11 @@ class Record:
         if not self.main:
             return self
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = Lock(self.folder / ".lock")
-        if not self.lock.take(wait=self.waits):
-            raise Busy(
-                f"{self.folder}: another process is running this run; wait for it, or stop it"
-            )
+        self.claim = Claim(self.folder, waits=self.waits)
         try:
             self._begin()
         except BaseException:
-            self.lock.close()
+            self.claim.close()
             raise
         return self
 
@@ -140,7 +134,7 @@ class Record:
                 raise Finished(found.record or {})
             self.before = found.record or {}
         ranks.clear(self.folder, others=True)
-        clear_temporaries(self.folder)  # the lock is ours: whoever wrote them is dead
+        clear_temporaries(self.folder)  # the claim is ours: whoever wrote them is dead
         if found.error is not None:
             set_aside(self.folder / RECORD)
         self.content["environment"] = environment()
@@ -160,21 +154,27 @@ class Record:
             if isinstance(error, Exception):
                 ranks.leave(self.folder, error)
             return
+        lost = error if isinstance(error, Lost) else None
         try:
-            if error is not None:
-                self._end_with(error)
+            if error is not None and lost is None:
+                try:
+                    self._end_with(error)
+                except Lost as elsewhere:  # why it failed, and nobody's to write down
+                    lost = elsewhere
             ranks.clear(self.folder)
             if self.metrics is not None:
                 self.metrics.close()
             if isinstance(error, Exception):
                 self.copy.start()  # one that failed before its first step is told to W&B as well
             self.copy.finish(self.content)
-            if self.copy.error is not None and "wandb_error" not in self.content:
+            if self.copy.error is not None and "wandb_error" not in self.content and lost is None:
                 self.write()
         finally:
             self._reserve.unlink(missing_ok=True)
-            if self.lock is not None:
-                self.lock.close()
+            if self.claim is not None:
+                self.claim.close()
+        if lost is not None and lost is not error:
+            raise lost from error
 
     def _end_with(self, error: BaseException) -> None:
         """Record why a run ended before its end: told to stop, or failed and where."""
@@ -229,6 +229,8 @@ class Record:
         if not self.main:
             return
         path = self.folder / RECORD
+        if self.claim is not None:
+            self.claim.check()
         try:
             write_json(path, sealed(self.content))
         except DiskFull:

@@ -23,7 +23,7 @@ from loraexp.adapter.adapted import (
 from loraexp.config.settings import Settings
 from loraexp.machine import repository
 from loraexp.machine.device import Runtime, choose_device, deterministic, name_of, unread_masks
-from loraexp.machine.files import folder_written, write_json
+from loraexp.machine.files import check_writable, folder_written, write_json
 from loraexp.machine.processes import Processes, job_of_scheduler, misfit
 from loraexp.machine.progress import log, logged
 from loraexp.machine.signals import Interrupted, Stop, watched
@@ -86,6 +86,10 @@ def story(
     )
     if unfit is not None:
         raise config.ConfigError(unfit)
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise config.ConfigError(str(error.args[-1])) from error
     with repository.pins(Path(settings.output_root)):
         base = models.open(settings.model)
         check_model(settings, base)

@@ -31,8 +31,15 @@ def stamp(folder: Path) -> int:
 
 
 def held(folder: Path) -> bool:
-    """Whether a living process is running this run: the lock of a dead one is free."""
-    return locks.held(folder / ".lock")
+    """Whether a living process is running this run, or a group of which it is one: the lock of a
+    dead one is free."""
+    return locks.held(folder / ".lock") or locks.held(claim_of(folder))
+
+
+def claim_of(folder: Path) -> Path:
+    """The lock that a command has on a run from when its group begins; beside its folder, which is
+    made when the run begins."""
+    return folder.with_name(f".{folder.name}.claim")
 
 
 class Watch:

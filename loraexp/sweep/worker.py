@@ -8,17 +8,19 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from loraexp import config
 from loraexp.config import ConfigError, boundary
+from loraexp.machine.locks import Lock
 from loraexp.machine.signals import Interrupted, watched
 from loraexp.machine.words import reason_of
 from loraexp.records import record
 from loraexp.sweep import cards
-from loraexp.sweep.watch import stamp
+from loraexp.sweep.watch import claim_of, stamp
 
 REST = 60.0  # seconds in which a worker that was told to stop begins nothing
 
@@ -85,7 +87,9 @@ def attempt(runs: Sequence[Run], before: Mapping[str, int]) -> list[Report]:
 
     folders = [str(config.run_folder(plain)) for _, plain in runs]
     left = [i for i, folder in enumerate(folders) if not tried(Path(folder), before)]
-    ends: dict[int, Any] = dict(zip(left, run_all([runs[i] for i in left]), strict=True))
+    with claims([Path(folders[i]) for i in left]) as ours:
+        made = run_all([runs[i] for i in left]) if ours else [record.Busy()] * len(left)
+    ends: dict[int, Any] = dict(zip(left, made, strict=True))
     reports = [said(folder, ends.get(i), before) for i, folder in enumerate(folders)]
     failures = [e for e in ends.values() if isinstance(e, Exception)]
     unheard = (ConfigError, record.Busy)
@@ -95,6 +99,26 @@ def attempt(runs: Sequence[Run], before: Mapping[str, int]) -> list[Report]:
         failures.clear()
         release(everything=starved)
     return reports
+
+
+@contextmanager
+def claims(folders: Sequence[Path]) -> Iterator[bool]:
+    """Within: no other command makes a run of this group one of its own, if none has already.
+
+    A run's own lock is taken when its turn comes to begin, and the last of a group begins late:
+    without a claim to them all two commands would tear the group apart, and train less together.
+    """
+    with ExitStack() as around:
+        ours = len(folders) < 2 or all(claimed(folder, around) for folder in folders)
+        yield ours
+
+
+def claimed(folder: Path, around: ExitStack) -> bool:
+    """Whether a run is now of this command's group, for as long as `around` lasts."""
+    lock = Lock(claim_of(folder))
+    lock.path.parent.mkdir(parents=True, exist_ok=True)
+    around.callback(lock.close, remove=True)
+    return lock.take()
 
 
 def tried(folder: Path, before: Mapping[str, int]) -> bool:
