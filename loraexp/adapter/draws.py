@@ -54,7 +54,7 @@ class Draws(TorchFunctionMode):
         parts = zip(blocks(arguments, runs, rows), blocks(given, runs, rows), strict=True)
         return torch.cat([self.drawn(i, function, *part) for i, part in enumerate(parts)])
 
-    def thinned(self, x: Tensor, p: float = 0.5, *_: Any, **__: Any) -> Tensor:
+    def thinned(self, x: Tensor, p: float = 0.5, *_: object, **__: object) -> Tensor:
         """`functional.dropout` of the rows of all runs."""
         mask = torch.empty_like(x)
         if p == 1:
@@ -73,7 +73,7 @@ class Draws(TorchFunctionMode):
         is_causal: bool = False,
         *,
         scale: float | None = None,
-        **_: Any,
+        **_: object,
     ) -> Tensor:
         """`functional.scaled_dot_product_attention` of them."""
         scores = torch.matmul(q * (q.shape[-1] ** -0.5 if scale is None else scale), k.mT)
@@ -144,7 +144,7 @@ def plainly_drawn(x: Tensor) -> bool:
     )
 
 
-def blocks(value: Any, runs: int, rows: int) -> list[Any]:
+def blocks(value: object, runs: int, rows: int) -> list[Any]:
     """Each run's of a value that has `rows` rows of all `runs`; what has other rows is everybody's.
 
     Cut once for all: cut one by one, each would have a gradient of all rows, zero beside its own.

@@ -152,7 +152,7 @@ class Layer:
     W: Tensor  # (d_out, d_in)
     statistics: Mapping[str, Any] = field(default_factory=dict)
 
-    def __init__(self, *, name: str, W: Tensor, **statistics: Any) -> None:
+    def __init__(self, *, name: str, W: Tensor, **statistics: object) -> None:
         unknown = set(statistics) - set(STATISTICS)
         if unknown:
             raise TypeError(
@@ -224,7 +224,7 @@ class Initializer(Protocol):
         rank: int,
         scaling: float,
         generator: torch.Generator,
-        **hyper: Any,
+        **hyper: object,
     ) -> Factors: ...
 
 

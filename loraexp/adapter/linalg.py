@@ -86,7 +86,7 @@ def check_choice(*expected: str, **values: str) -> None:
             )
 
 
-def exact(decompose: Callable[..., Any], matrix: Tensor, **how: Any) -> Any:
+def exact(decompose: Callable[..., Any], matrix: Tensor, **how: object) -> Any:
     """`decompose(matrix)`, such as `torch.linalg.svd` or `torch.linalg.eigh`; where the device's
     library does not converge, in float64 by LAPACK on the CPU, with a warning that says so.
 

@@ -229,7 +229,7 @@ class View:
     def __init__(self, stacked: StackedModel, own: nn.Module, run: int) -> None:
         self.stacked, self.own, self.run, self.calls = stacked, own, run, 0
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+    def __call__(self, *arguments: object, **keywords: object) -> Any:
         made = self.stacked.outputs(self.calls, arguments, keywords)
         self.calls += 1
         return made[self.run]

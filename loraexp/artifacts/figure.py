@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import statistics
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraexp.records.curves import Surface
 from loraexp.results.significance import half_width
@@ -143,7 +143,7 @@ class Drawn:
         return found
 
 
-def point_label(point: dict[str, Any]) -> str:
+def point_label(point: Mapping[str, object]) -> str:
     """A grid point as a reader takes it in: `learning rate 5e-5`."""
     return ", ".join(
         f"{NAMES.get(key, key)} {plain(value) if isinstance(value, (int, float)) else value}"

@@ -29,7 +29,7 @@ Values = dict[str, Any]
 def page(
     parts: Sequence[Part],
     overrides: Sequence[str],
-    runs: Sequence[Mapping[str, Any]] = (),
+    runs: Sequence[Mapping[str, object]] = (),
     root: str = "",
 ) -> str:
     """The whole document: every sweep with data, all runs, and the state of the rest."""
@@ -54,7 +54,7 @@ def page(
     )
 
 
-def shown(value: Any) -> Any:
+def shown(value: object) -> Any:
     """A value as text that cannot steer what shows it; markup stays what it is."""
     return value if isinstance(value, Markup) else printable(str(value))
 

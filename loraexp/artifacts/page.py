@@ -114,7 +114,7 @@ def of_record(record: RunRecord) -> dict[str, Any]:
     )
 
 
-def mebibytes(count: Any) -> float | None:
+def mebibytes(count: object) -> float | None:
     return count / 2**20 if isinstance(count, (int, float)) else None
 
 

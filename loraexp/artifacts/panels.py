@@ -89,7 +89,7 @@ def marker(line: Line) -> dict[str, Any]:
     )
 
 
-def dotted(shape: str, size: float, **more: Any) -> dict[str, Any]:
+def dotted(shape: str, size: float, **more: object) -> dict[str, Any]:
     return {"marker": shape, "markersize": size, **more}
 
 

@@ -4,7 +4,7 @@ and values against a key, are here, the others in `charts`."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from loraexp.artifacts.charts import bars, histograms, scatter
@@ -116,7 +116,7 @@ def grid_points(drawn: Drawn, column: str) -> list[dict[str, Any]]:
     return [point for point, _ in points(runs, keys)]
 
 
-def runs_at(place: Place, point: dict[str, Any] | None) -> list[Run]:
+def runs_at(place: Place, point: Mapping[str, object] | None) -> list[Run]:
     """The runs of a place at a grid point; at the chosen one without."""
     if point is None:
         return runs_of(place)

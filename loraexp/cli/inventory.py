@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def rows(root: Path) -> list[dict[str, Any]]:
     return sorted(lines, key=when)
 
 
-def when(line: dict[str, Any]) -> str:
+def when(line: Mapping[str, object]) -> str:
     """The time that a run ended or else began, as text that sorts; empty where it says neither."""
     times = (line.get("ended"), line.get("started"))
     return next((time for time in times if isinstance(time, str)), "")
@@ -98,7 +98,7 @@ def table(lines: Sequence[dict[str, Any]]) -> Table:
     return shown
 
 
-def metric(line: dict[str, Any]) -> str:
+def metric(line: Mapping[str, object]) -> str:
     """The value of the task's metric on the first reported split: what a table would print."""
     name = line.get("task.metric")
     values = {
@@ -110,7 +110,7 @@ def metric(line: dict[str, Any]) -> str:
     return f"{key} {values[key]:.4f}" if key else "—"
 
 
-def age(line: dict[str, Any]) -> str:
+def age(line: Mapping[str, object]) -> str:
     time = when(line)
     if not time:
         return "—"

@@ -52,7 +52,7 @@ def time_of(seconds: float | None, together: int) -> str:
     return spoken(seconds) + (f", 1 of {together}" if together > 1 else "")
 
 
-def lines_of(runs: Iterable[tuple[Mapping[str, Any], Path]]) -> list[Line]:
+def lines_of(runs: Iterable[tuple[Mapping[str, object], Path]]) -> list[Line]:
     """The runs in their folders, each with what names it in the grid."""
     return [Line(point, record.read(folder) or {}) for point, folder in runs]
 

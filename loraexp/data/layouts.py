@@ -131,7 +131,7 @@ def _object(line: str) -> Row | BadRow:
     return _row(value)
 
 
-def _row(value: Any) -> Row | BadRow:
+def _row(value: object) -> Row | BadRow:
     if not isinstance(value, dict):
         return BadRow(f"holds {type(value).__name__}, expected a JSON object")
     return value

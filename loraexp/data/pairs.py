@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from loraexp.data.tokens import (
     unknown_share,
 )
 from loraexp.machine.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LAYOUT = 3  # of the arrays in a cache entry
 BATCH = 512  # pairs that the tokenizer sees at once
@@ -125,7 +128,7 @@ class Reading:
 def encode_pairs(
     records: Records,
     how: Reading,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     cache_root: Path,
     progress: Progress | None = None,
@@ -170,7 +173,7 @@ def encode_pairs(
     )
 
 
-def _key(records: Records, how: Reading, tokenizer: Any) -> str:
+def _key(records: Records, how: Reading, tokenizer: PreTrainedTokenizerBase) -> str:
     """What the tokens of these rows, read this way, are found under."""
     recipe = [
         how.name,
@@ -219,7 +222,9 @@ class _Writer:
     """Tokenises rows in batches into arrays that grow: a row is text only until its batch is
     done."""
 
-    def __init__(self, how: Reading, tokenizer: Any, progress: Progress | None) -> None:
+    def __init__(
+        self, how: Reading, tokenizer: PreTrainedTokenizerBase, progress: Progress | None
+    ) -> None:
         self.how, self.tokenizer, self.progress = how, tokenizer, progress
         self.tokens, self.offsets, self.prompts, self.digests = (
             array("i"),

@@ -115,7 +115,7 @@ def label_parser(problem: Problem, names: Sequence[str], also: Mapping[str, str]
         word: index[name] for word, name in also.items() if name in index and word not in index
     }
 
-    def parse(value: Any) -> float:
+    def parse(value: object) -> float:
         word = plain(value)
         if word not in index:
             indices = "" if numeric else f" or 0 to {len(names) - 1}"
@@ -125,7 +125,7 @@ def label_parser(problem: Problem, names: Sequence[str], also: Mapping[str, str]
     return parse
 
 
-def plain(label: Any) -> str:
+def plain(label: object) -> str:
     """A label as text: 3 and 3.0 are one, and true is true."""
     if isinstance(label, bool):
         return str(label).lower()
@@ -142,7 +142,7 @@ def by_name(parse: Parse, names: Sequence[str] | None) -> Parse:
     if names is None:
         return parse
 
-    def parsed(value: Any) -> float:
+    def parsed(value: object) -> float:
         if isinstance(value, int) and not isinstance(value, bool):
             if not 0 <= value < len(names):
                 raise ValueError(
@@ -222,7 +222,7 @@ def labelled(records: Source, columns: Columns) -> Rows:
     return Rows.of(texts, labels, records.name, *notes, *([mark] if unreadable else []))
 
 
-def _label(parse: Parse, value: Any) -> float:
+def _label(parse: Parse, value: object) -> float:
     try:
         return parse(value)
     except ValueError as error:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from loraexp.data.tables import Problem, Rows
 from loraexp.machine.files import DiskFull, folder_once, sha256
 from loraexp.machine.notation import read_json
 from loraexp.machine.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LAYOUT = 1  # of the files in a cache entry
 BATCH = 1024  # rows that the tokenizer sees at once
@@ -55,7 +58,7 @@ class Examples:
 
 def encode(
     rows: Rows,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     tokenizer_key: str,
     problem: Problem,
@@ -91,7 +94,7 @@ def encode(
     )
 
 
-def unknown_share(tokens: NDArray[np.int32], tokenizer: Any) -> float:
+def unknown_share(tokens: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase) -> float:
     """Of the tokens that stand for text, the share that stands for a piece that the vocabulary does
     not have."""
     unknown = tokenizer.unk_token_id
@@ -106,7 +109,9 @@ def unknown_share(tokens: NDArray[np.int32], tokenizer: Any) -> float:
     return missing / max(len(tokens) - added, 1)
 
 
-def said_of_unknown(unknown: float, empty: float, tokenizer: Any, source: str) -> tuple[str, ...]:
+def said_of_unknown(
+    unknown: float, empty: float, tokenizer: PreTrainedTokenizerBase, source: str
+) -> tuple[str, ...]:
     """A note, and a warning, where many tokens are unknown; `empty`: the share of rows without any
     token of their text.
 
@@ -129,7 +134,11 @@ def said_of_unknown(unknown: float, empty: float, tokenizer: Any, source: str) -
 
 
 def _tokenise(
-    rows: Rows, tokenizer: Any, problem: Problem, max_length: int, progress: Progress | None
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    problem: Problem,
+    max_length: int,
+    progress: Progress | None,
 ) -> Arrays:
     ids: list[NDArray[np.int32]] = []
     types: list[NDArray[np.int8]] = []
@@ -153,7 +162,7 @@ def _tokenise(
     return arrays | ({"types": np.concatenate(types)} if types else {})
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 over what the tokenizer does to a text, leaving out the padding and truncation that
     its last call set.
 

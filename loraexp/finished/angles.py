@@ -25,6 +25,7 @@ from loraexp.finished.opened import RAW, FinishedRun, usable
 from loraexp.machine.device import autocast
 from loraexp.run.batches import count_labels
 from loraexp.run.initialise import statistics_of
+from loraexp.scoring.passes import each
 
 ITERATIONS = 8  # subspace iterations for the gradient's leading singular vectors
 
@@ -159,22 +160,30 @@ def prediction_distances(subject: FinishedRun, full: FinishedRun, rows: int) -> 
     model = subject.base()
     head = head_of(model, subject.settings)
     states = list(kept_factors(subject))
-    sums = dict.fromkeys((step for step, _ in states), 0.0)
-    start, count = 0.0, 0
     adapters = load_raw(model, states[-1][1])
     slider = Slider(adapters, head)
-    with torch.no_grad():
-        for batch in batches:
-            wanted = outputs(full, reference, batch)
-            count += count_labels(batch) * wanted.shape[-1]
-            slider.move(0.0)
-            start += float((outputs(subject, model, batch) - wanted).square().sum())
-            slider.move(1.0)
-            for step, path in states:
-                put(adapters, path)
-                sums[step] += float((outputs(subject, model, batch) - wanted).square().sum())
+
+    def squares(batch: dict[str, Tensor]) -> tuple[int, list[float]]:
+        """The logits of a batch, and ‖f_full − f‖² over them: of the pretrained weights, and of
+        every kept step."""
+        wanted = outputs(full, reference, batch)
+
+        def square_now() -> float:
+            return square(outputs(subject, model, batch) - wanted)
+
+        slider.move(0.0)
+        found = [square_now()]
+        slider.move(1.0)
+        for _, path in states:
+            put(adapters, path)
+            found.append(square_now())
+        return count_labels(batch) * wanted.shape[-1], found
+
+    parts = each(model, batches, squares)
+    count = sum(logits for logits, _ in parts)
+    start, *totals = (sum(column) for column in zip(*(found for _, found in parts), strict=True))
     steps = []
-    for step, total in sums.items():
+    for (step, _), total in zip(states, totals, strict=True):
         rms, relative = (total / count) ** 0.5, (total / start) ** 0.5
         steps.append(Distance(step=step, rms=rms, relative=relative))
     pretrained_rms = (start / count) ** 0.5
@@ -266,12 +275,13 @@ def square(x: Tensor) -> float:
 def mean_loss(
     subject: FinishedRun, model: nn.Module, batches: Sequence[dict[str, Tensor]]
 ) -> float:
-    total, count = 0.0, 0
-    with torch.no_grad(), autocast(subject.device, subject.settings.precision):
-        for batch in batches:
-            loss, labels = subject.task.loss_sum(model, batch)
-            total, count = total + float(loss), count + labels
-    return total / count
+    def loss(batch: dict[str, Tensor]) -> tuple[float, int]:
+        total, labels = subject.task.loss_sum(model, batch)
+        return float(total), labels
+
+    with autocast(subject.device, subject.settings.precision):
+        parts = each(model, batches, loss)
+    return sum(total for total, _ in parts) / sum(labels for _, labels in parts)
 
 
 def slices(

@@ -134,7 +134,7 @@ def command(run: FinishedRun) -> str:
     return " ".join(["loraexp", *groups, *(more if composed else [])])
 
 
-def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(node: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
     """Dotted keys and values, without those that say only where or how."""
     found: dict[str, Any] = {}
     for key, value in node.items():
@@ -147,7 +147,7 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def word(value: Any) -> str:
+def word(value: object) -> str:
     """A value as the command line takes it."""
     if isinstance(value, str):
         return (

@@ -35,6 +35,7 @@ from loraexp.records.content import CHANGED, METRICS, content, sound_lines
 from loraexp.records.reading import flatten
 from loraexp.records.sections import RunRecord
 from loraexp.run import components, kept, sources
+from loraexp.scoring.passes import in_batches
 
 RAW = formats.FACTORS
 AGAIN = "put it back, or train again with force=true"
@@ -50,7 +51,7 @@ class FinishedRun:
 
     @classmethod
     def of(
-        cls, folder: Path, record: RunRecord, changed: Mapping[str, Any] | None = None
+        cls, folder: Path, record: RunRecord, changed: Mapping[str, object] | None = None
     ) -> FinishedRun:
         """`changed`: keys of its configuration that do not say what was trained."""
         plain = replaced(stored_config(folder, record["config"]), changed or {})
@@ -185,8 +186,8 @@ class FinishedRun:
         examples = self.task.splits[split]
         size = self.settings.train.eval_batch_size
         order = np.argsort(examples.lengths[:rows], kind="stable")
-        parts = [order[i : i + size] for i in range(0, len(order), size)]
-        return split, [to_device(self.task.collate(examples, part), self.device) for part in parts]
+        parts = [self.task.collate(examples, part) for part in in_batches(order, size)]
+        return split, [to_device(part, self.device) for part in parts]
 
 
 def replaced(plain: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,7 +237,7 @@ def is_refused(error: BaseException) -> bool:
     return ran_out(error) or getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
 
 
-def stored_config(folder: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
+def stored_config(folder: Path, recorded: Mapping[str, object]) -> dict[str, Any]:
     """The configuration of a run as it is in its folder, with every key of the one in its record;
     what has another value there is said.
 
@@ -294,6 +295,6 @@ def find_run(word: str) -> tuple[Path, RunRecord]:
     return folder, found.record
 
 
-def open_run(word: str, changed: Mapping[str, Any] | None = None) -> FinishedRun:
+def open_run(word: str, changed: Mapping[str, object] | None = None) -> FinishedRun:
     """The finished run that `word` names, with some keys of its configuration changed."""
     return FinishedRun.of(*find_run(word), changed)

@@ -103,7 +103,7 @@ class Batch(dict[str, Any]):
 
     def __init__(
         self,
-        tensors: Mapping[str, Any] = MappingProxyType({}),
+        tensors: Mapping[str, object] = MappingProxyType({}),
         *,
         count: int | None = None,
         most: int | None = None,
@@ -114,7 +114,7 @@ class Batch(dict[str, Any]):
         self.count, self.most, self.first, self.lengths = count, most, first, lengths
 
 
-def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def to_device(batch: Mapping[str, object], device: torch.device) -> dict[str, Any]:
     """A batch on `device`, copied while the host goes on where that is an accelerator; what is no
     tensor stays as it is."""
     if not is_accelerator(device):

@@ -97,22 +97,33 @@ def folder_written(path: Path) -> Iterator[Path]:
         raise
 
 
+class Fresh:
+    """A folder to fill, that `place` then puts at `path` at once and whole; where another process
+    was first, its content, which is as good, stays: somebody may be reading it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.folder = path, path.parent / f".writing-{uuid.uuid4().hex}"
+
+    def place(self) -> None:
+        with suppress(OSError):  # the folder is there already
+            os.replace(self.folder, self.path)
+        self.discard()
+
+    def discard(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 @contextmanager
 def folder_once(path: Path) -> Iterator[Path]:
-    """A folder to fill that then stands at `path` at once and whole; where another process was
-    first, its content, which is as good, stays: somebody may be reading it.
-
-    Raises: DiskFull.
-    """
-    fresh = path.parent / f".writing-{uuid.uuid4().hex}"
+    """A fresh folder to fill that is in its place afterwards. Raises: DiskFull."""
+    fresh = Fresh(path)
     try:
         with on_disk(path, "cache_root"):
-            fresh.mkdir(parents=True)
-            yield fresh
-        with suppress(OSError):  # the folder is there already
-            os.replace(fresh, path)
+            fresh.folder.mkdir(parents=True)
+            yield fresh.folder
+        fresh.place()
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.discard()
 
 
 def cache_home() -> Path:

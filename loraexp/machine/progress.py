@@ -222,7 +222,7 @@ def alone() -> Iterator[None]:
 
     draws = tqdm.__init__
 
-    def draws_nothing(self: Any, *arguments: Any, **options: Any) -> None:
+    def draws_nothing(self: object, *arguments: object, **options: object) -> None:
         draws(self, *arguments, **options | {"disable": True})
 
     tqdm.__init__ = draws_nothing

@@ -90,7 +90,7 @@ class Base:
             setattr(own, key, value)
         return own
 
-    def bare(self, dtype: torch.dtype | None = None, **labels: Any) -> nn.Module:
+    def bare(self, dtype: torch.dtype | None = None, **labels: object) -> nn.Module:
         """The model without its weights (on the meta device): names and shapes in a fraction of a
         second."""
         architecture = self.configured(**labels)  # of a GGUF it may be made here, with numbers
@@ -120,7 +120,7 @@ class Base:
         return tokenizer
 
     def load(
-        self, *, dtype: torch.dtype, head_seed: int, full: bool = False, **labels: Any
+        self, *, dtype: torch.dtype, head_seed: int, full: bool = False, **labels: object
     ) -> nn.Module:
         """The pretrained model, its new head drawn from `head_seed`, in `dtype`, on the CPU, in
         evaluation mode; `full`: for training every weight."""

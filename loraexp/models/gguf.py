@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from contextlib import redirect_stderr
 from functools import cache
 from pathlib import Path
 
+from loraexp.machine import files
 from loraexp.machine.files import cache_home, folder_once
 from loraexp.machine.hub import SourceError, verify
 from loraexp.machine.progress import notice
@@ -35,8 +35,7 @@ def converted(
             " expected causal"
         )
     verify(file, sha256, key="model.sha256")
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = files.sha256(file)
     folder = (root or cache_home() / "models") / f"{file.stem}-{digest[:16]}"
     if (folder / MARK).exists():
         return folder

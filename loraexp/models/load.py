@@ -75,7 +75,7 @@ def built(base: Base, config: PretrainedConfig, dtype: torch.dtype | None) -> An
 
 
 def load_model(
-    base: Base, *, dtype: torch.dtype, head_seed: int, full: bool = False, **labels: Any
+    base: Base, *, dtype: torch.dtype, head_seed: int, full: bool = False, **labels: object
 ) -> nn.Module:
     """The pretrained model, its new head drawn from `head_seed`, in `dtype`, on the CPU, in
     evaluation mode.

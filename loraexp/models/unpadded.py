@@ -119,7 +119,7 @@ class Unpadded:
         padded = hidden.new_zeros(rows * layout.width, hidden.shape[-1])
         return padded.index_copy(0, layout.slots, hidden[0]).view(rows, layout.width, -1)
 
-    def _first_tokens(self, hidden: Tensor, *_: Any, layout: Layout, **__: Any) -> Tensor:
+    def _first_tokens(self, hidden: Tensor, *_: object, layout: Layout, **__: object) -> Tensor:
         """The last layer of an encoder for each row's first token (B, 1, d)."""
         layer: Any = self.layers[-1]
         own, tokens = layer.attention.self, hidden[0]
@@ -145,7 +145,7 @@ def attention(
     layout: Layout,
     scaling: float,
     dropout: float = 0.0,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor, None]:
     """As transformers calls it: (1, H, T, d) → (1, T, H, d)."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, TypedDict, cast
+from typing import IO, TYPE_CHECKING, TypedDict, cast
 
 import yaml
 
@@ -214,7 +214,7 @@ class Record:
         yield
         self.content["phase"] = before
 
-    def update(self, **sections: Any) -> None:
+    def update(self, **sections: object) -> None:
         """Set sections of the record; a mapping is merged into what is there. Written at once."""
         own = cast(Plain, self.content)
         for name, value in sections.items():

@@ -232,7 +232,7 @@ def project(source: str) -> Iterator[Copied]:
         )
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """W&B's dict-like objects as dicts, all the way down."""
     if hasattr(value, "items"):
         return {str(key): plain(v) for key, v in value.items()}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from loraexp.machine.device import Batch, Runtime, is_accelerator, to_device
 from loraexp.machine.processes import Processes
+from loraexp.scoring.passes import in_batches
 
 if TYPE_CHECKING:
     from loraexp.config.settings import TrainSettings
@@ -34,12 +35,12 @@ def epoch_batches(
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
     if not length_buckets:
-        return [order[i : i + size] for i in range(0, len(order), size)]
+        return in_batches(order, size)
     batches = []
     for start in range(0, len(order), size * BLOCK):
         block = order[start : start + size * BLOCK]
         block = block[np.argsort(lengths[block], kind="stable")]
-        batches += [block[i : i + size] for i in range(0, len(block), size)]
+        batches += in_batches(block, size)
     return [batches[i] for i in generator.permutation(len(batches))]
 
 

@@ -147,7 +147,7 @@ class Checkpoint:
     # ----------------------------------------------------------------------------------------------
     # the first step
 
-    def save_factors(self, factors: dict[str, Factors], extra: dict[str, Any]) -> None:
+    def save_factors(self, factors: dict[str, Factors], extra: Mapping[str, object]) -> None:
         """The initial factors and what the record says of initialising: a resumed run does not
         initialise again."""
         plain = {

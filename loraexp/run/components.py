@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,12 +17,17 @@ from loraexp.adapter.layer import as_initializer
 from loraexp.config.settings import Settings
 from loraexp.machine.device import choose_device
 from loraexp.machine.hub import SourceError, Unreachable
-from loraexp.machine.progress import tally
+from loraexp.machine.progress import Progress, tally
 from loraexp.machine.signals import Interrupted, watched
 from loraexp.models import Base
 from loraexp.models.unpadded import layers
 from loraexp.run import kept
 from loraexp.run.initialise import settled, training_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from loraexp.run.task import Task
 
 
 def check_model(settings: Settings, base: Base) -> None:
@@ -68,7 +73,7 @@ def check_data(settings: Settings, base: Base) -> None:
         return  # likewise, with what to lower
 
 
-def tokenise(settings: Settings, base: Base) -> Any:
+def tokenise(settings: Settings, base: Base) -> Task:
     """The task in the tokens of the model's tokenizer, which the model reads to the last one."""
     with tally("tokenising") as progress:
         task = make_task(settings, base.tokenizer, progress)
@@ -85,21 +90,24 @@ def tokenise(settings: Settings, base: Base) -> Any:
     return task
 
 
-def make_task(settings: Settings, tokenizer: Any, progress: Any = None) -> Any:
+def make_task(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase, progress: Progress | None = None
+) -> Task:
     """The task, tokenised; it is told the model's kind and how it is evaluated, where it takes
     that."""
     made = make(settings.task)
     told = {"kind": settings.model.kind} | vars(settings.evaluate)
     taken = inspect.signature(made.func).parameters
-    return made(
+    task: Task = made(
         tokenizer=tokenizer,
         cache_root=Path(settings.cache_root),
         progress=progress,
         **{key: value for key, value in told.items() if key in taken},
     )
+    return task
 
 
-def make(node: Mapping[str, Any]) -> partial[Any]:
+def make(node: Mapping[str, object]) -> partial[Any]:
     """`functools.partial` of the function behind `_target_` with the keys of its node."""
     return config.Component.of(node, "config").partial
 
@@ -121,7 +129,7 @@ def optimizer_of(settings: Settings, adapters: Adapters) -> torch.optim.Optimize
     return optimizer
 
 
-def labels(task: Any) -> dict[str, Any]:
+def labels(task: Task) -> dict[str, Any]:
     """What the model's head must know of the task."""
     if task.num_labels is None:
         return {}

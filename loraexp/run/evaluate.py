@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from torch import nn
 
 from loraexp.machine.device import Runtime, to_device
 from loraexp.machine.progress import bar
 from loraexp.run.sharding import gathered_root
+from loraexp.scoring.passes import each, in_batches
 
 if TYPE_CHECKING:
     from loraexp.run.task import Task
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 
-@torch.inference_mode()
 def of_batches(
     model: nn.Module,
     task: Task,
@@ -30,34 +29,27 @@ def of_batches(
     batch_size: int,
     runtime: Runtime,
 ) -> list[tuple[np.ndarray, Value]]:
-    """The rows of every batch of a split, and what `function` makes of it, on every process in the
-    same order.
+    """The rows of every batch of a split, and what `function` makes of it in one forward pass, on
+    every process in the same order.
 
     Rows are batched by length, longest first (a batch that does not fit the memory fails at once).
-    Every process runs the same number of batches, the last one again where they do not divide:
-    wrapped models stay in step.
     """
     examples = task.splits[split]
-    order = np.argsort(-examples.lengths, kind="stable")
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    processes = runtime.processes
-    rank, world = processes.rank, processes.world
-    found: dict[int, Value] = {}
-    training = model.training
-    model.eval()
-    try:
-        with bar(f"eval {split}", -(-len(batches) // world)) as advance:
-            for first in range(0, len(batches), world):
-                index = min(first + rank, len(batches) - 1)
-                batch = to_device(task.collate(examples, batches[index]), runtime.device)
-                with runtime.autocast():
-                    found[index] = function(batch)
-                advance()
-    finally:
-        model.train(training)
-    for share in processes.gather(found):
-        found |= share
-    return [(rows, found[index]) for index, rows in enumerate(batches)]
+    batches = in_batches(np.argsort(-examples.lengths, kind="stable"), batch_size)
+
+    def work(rows: np.ndarray) -> tuple[np.ndarray, Value]:
+        batch = to_device(task.collate(examples, rows), runtime.device)
+        with runtime.autocast():
+            return rows, function(batch)
+
+    with bar(f"eval {split}", len(examples)) as advance:
+        return each(
+            model,
+            batches,
+            work,
+            processes=runtime.processes,
+            told=lambda _, value, of: advance(len(value[0]), total=of),
+        )
 
 
 def predict(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -44,6 +44,9 @@ from loraexp.run.observer import SILENT, Observer, Outcome
 from loraexp.run.phases import Phases
 from loraexp.run.sharding import spread
 from loraexp.run.train import train
+
+if TYPE_CHECKING:
+    from loraexp.run.task import Task
 
 Result = TypeVar("Result")
 Story = Generator[Ahead, None, Result]  # stands before each step until it is asked to go on
@@ -241,7 +244,7 @@ class Experiment:
             log(line, said=True)
             self.observer.note(line)
 
-    def model(self, task: Any) -> nn.Module:
+    def model(self, task: Task) -> nn.Module:
         """The base with the task's head, on the device."""
         settings = self.settings
         dtype = models.dtype_of(settings.model, settings.precision, full=self.full)
@@ -259,7 +262,7 @@ class Experiment:
             self.say(f"model {settings.model.name}: {note}")
         return model
 
-    def spread(self, dtype: torch.dtype, labels: dict[str, Any]) -> nn.Module:
+    def spread(self, dtype: torch.dtype, labels: Mapping[str, object]) -> nn.Module:
         """The base with the task's head, in pieces over the processes; a new head that trains
         beside adapters is whole on all of them."""
         kept.MODEL.clear()
@@ -271,7 +274,7 @@ class Experiment:
             self.runtime.device,
         )
 
-    def start(self, model: nn.Module, task: Any) -> Adapters:
+    def start(self, model: nn.Module, task: Task) -> Adapters:
         """Where training starts: the initializer's factors in their layers, or those of the
         interrupted run."""
         if self.full:
@@ -308,7 +311,7 @@ class Experiment:
         self.runtime.processes.wait()
         return adapters
 
-    def training(self, model: nn.Module, task: Any, adapters: Adapters) -> Loop:
+    def training(self, model: nn.Module, task: Task, adapters: Adapters) -> Loop:
         """The model as the loop calls it, and its optimizer."""
         settings = self.settings
         self.runtime.processes.share([p for p in adapters.trainable() if not shared_out(p)])

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loraexp.adapter.layer import Factors, Layer, Training, as_initializer
 from loraexp.machine.device import Runtime, numbers, to_device
@@ -25,6 +24,7 @@ from loraexp.machine.progress import bar
 from loraexp.run.batches import schedule, total_steps
 from loraexp.run.ledger import describe
 from loraexp.run.sharding import gathered_root
+from loraexp.scoring.passes import each, in_batches
 from loraexp.statistics import (
     Calibration,
     Collected,
@@ -82,7 +82,7 @@ def objective(task: Task, runtime: Runtime) -> Calibration:
     """The task's loss and outputs in the precision of the run; over no rows yet."""
 
     def precisely(function: Callable[..., Any]) -> Callable[..., Any]:
-        def within(model: Any, batch: Any) -> Any:
+        def within(model: Any, batch: object) -> Any:
             with runtime.autocast():
                 return function(model, batch)
 
@@ -115,11 +115,12 @@ def mean_loss(model: nn.Module, task: Task, settings: Settings, runtime: Runtime
     batches = [
         task.collate(examples, part) for part in np.array_split(rows, -(-count // rows_at_once))
     ]
-    training = model.training
-    model.eval()
-    with torch.no_grad(), gathered_root(model):
-        parts = [loss_sum(model, to_device(batch, runtime.device)) for batch in batches]
-    model.train(training)
+
+    def loss(batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        return loss_sum(model, to_device(batch, runtime.device))
+
+    with gathered_root(model):
+        parts = each(model, batches, loss)
     return sum(numbers([total for total, _ in parts])) / sum(count for _, count in parts)
 
 
@@ -138,7 +139,7 @@ def statistics_of(
     rows = calibration_rows(len(examples), own, settings.seed)
     processes = runtime.processes
     size = rows_of_a_pass(settings, processes)
-    batches = [task.collate(examples, rows[i : i + size]) for i in range(0, len(rows), size)]
+    batches = [task.collate(examples, part) for part in in_batches(rows, size)]
     first_of = [len(batches) * i // processes.world for i in range(processes.world + 1)]
     calibration = dataclasses.replace(
         objective(task, runtime),
@@ -277,7 +278,7 @@ def said(caught: list[warnings.WarningMessage]) -> list[str]:
     )
 
 
-def checked(layer: Layer, made: Any, settings: Settings) -> Factors:
+def checked(layer: Layer, made: object, settings: Settings) -> Factors:
     """What the initializer returned, refused where it is not a pair of factors of the layer's
     shape."""
     name = settings.init["name"]

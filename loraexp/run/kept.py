@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class Kept:
         self.value: Any = None
         self.read: dict[str, str] = {}  # the commits of the hub that it was made from
 
-    def get(self, made_from: Any, make: Callable[[], Any]) -> Any:
+    def get(self, made_from: object, make: Callable[[], Any]) -> Any:
         key = json.dumps(made_from, sort_keys=True, default=str)
         if self.key != key:
             self.clear()
@@ -78,7 +78,7 @@ def model(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    labels: dict[str, Any],
+    labels: Mapping[str, object],
     own: bool,
     full: bool,
 ) -> nn.Module:

@@ -29,7 +29,7 @@ class File(NamedTuple):
 
 
 def write_model(
-    model: nn.Module, folder: Path | None, processes: Processes, **options: Any
+    model: nn.Module, folder: Path | None, processes: Processes, **options: object
 ) -> None:
     """What `save_pretrained(folder, **options)` writes, whether one process has the weights or
     several hold them in pieces. Every process must ask; the main one has the folder.

@@ -77,7 +77,7 @@ def restore(
 class Pieces(Mapping[str, Any]):
     """A parameter's state, each tensor cut to the piece of this process when it is asked for."""
 
-    def __init__(self, parameter: nn.Parameter, values: Mapping[str, Any]) -> None:
+    def __init__(self, parameter: nn.Parameter, values: Mapping[str, object]) -> None:
         self.parameter, self.whole = parameter, values
 
     def __getitem__(self, key: str) -> Any:
@@ -105,7 +105,7 @@ def piece(parameter: Any, value: Any) -> Any:
     return shared.to_local()[None] if blocked else shared
 
 
-def copied(value: Any) -> Any:
+def copied(value: object) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 

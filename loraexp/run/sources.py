@@ -32,7 +32,7 @@ NAMES = {
 Sources = dict[str, dict[str, Any]]
 
 
-def of(settings: Settings, base: Base, described: Mapping[str, Any]) -> Sources:
+def of(settings: Settings, base: Base, described: Mapping[str, object]) -> Sources:
     """Each file by its path: what it is to the run, its size, when it was changed, and the digest
     of its content."""
     sources: Sources = {}

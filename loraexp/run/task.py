@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from loraexp.machine.device import Runtime
+    from loraexp.scoring.prompts import Tokenizer
 
 Problem = Literal["single_label_classification", "regression", "generation"]
 Kind = Literal["encoder", "seq2seq", "causal"]
@@ -81,7 +82,7 @@ class Task(ABC):
     def evaluate(
         self,
         model: nn.Module,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         split: str,
         *,
         batch_size: int,
@@ -103,7 +104,7 @@ class Task(ABC):
         """What the evaluation of several splits, of one and the same model, is done within."""
         return nullcontext()
 
-    def label_counts(self, split: str, rows: Any) -> dict[str, int]:
+    def label_counts(self, split: str, rows: slice | Sequence[int] | np.ndarray) -> dict[str, int]:
         """How many of these rows of a split have each class, by name; nothing where there are no
         classes."""
         examples = self.splits[split]

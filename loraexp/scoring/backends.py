@@ -25,8 +25,8 @@ from loraexp.machine.device import autocast
 from loraexp.scoring import generate
 from loraexp.scoring.likelihood import continuations, score_rows
 from loraexp.scoring.merged import write_merged
-from loraexp.scoring.prompts import bare, is_seq2seq
-from loraexp.scoring.sharing import Sharing
+from loraexp.scoring.passes import Sharing
+from loraexp.scoring.prompts import Tokenizer, bare, is_seq2seq
 
 Backend = Literal["hf", "vllm"]
 Told = Callable[[Any, Any, int], None]
@@ -70,7 +70,7 @@ class Answering:
 @contextmanager
 def language_model(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     how: Answering,
     told: Told | None = None,
     shorter: Mapping[str, str] = MappingProxyType({}),
@@ -156,7 +156,7 @@ class _Asking:
         return self._inner.generate_until(requests)
 
 
-def _asking(served: Any, shorter: Mapping[str, str]) -> Any:
+def _asking(served: object, shorter: Mapping[str, str]) -> Any:
     return _Asking(served, shorter) if shorter else served
 
 
@@ -183,7 +183,11 @@ def _live_class() -> Any:
 
 
 def live(
-    model: nn.Module, tokenizer: Any, how: Answering, told: Told | None, shorter: Mapping[str, str]
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    how: Answering,
+    told: Told | None,
+    shorter: Mapping[str, str],
 ) -> Any:
     with quiet():
         answering = _live_class()(
@@ -200,7 +204,7 @@ def live(
 
 def _generate(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     requests: list[Any],
     how: Answering,
     told: Told | None,
@@ -253,7 +257,11 @@ def decoding_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _likelihoods(
-    model: nn.Module, tokenizer: Any, requests: list[Any], how: Answering, told: Told | None
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    requests: list[Any],
+    how: Answering,
+    told: Told | None,
 ) -> list[tuple[float, bool]]:
     """lm-eval's pairs of a context and its continuation; those of one row side by side, its context
     read once.

@@ -3,7 +3,7 @@ values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,8 @@ def decode(
     encoded: Sequence[Sequence[int]],
     rules: Rules,
     answers: Sequence[Answer],
-    finished: Callable[[Answer], None],
-) -> None:
-    """Grow the answers to their ends; `finished` is told of each."""
+) -> Iterator[Answer]:
+    """Grow the answers to their ends."""
     ids, mask = padded(model, [encoded[answer.prompt] for answer in answers], pad_token(tokenizer))
     before = 1 if is_seq2seq(model) else ids.shape[1]
     loop = Loop(answers, rules, before, model.device)
@@ -49,7 +48,7 @@ def decode(
     check_number(int(loop.broken))
     for answer, row in zip(answers, rows[:, before:].tolist(), strict=True):
         any(rules.take(answer, token) for token in row)  # to its end
-        finished(answer)
+        yield answer
 
 
 class Loop:
@@ -80,7 +79,7 @@ class Loop:
         """Whether the host looks after this step: every few, and after the last."""
         return self._steps % self._every == 0 or self._steps >= self._rules.how.max_new_tokens
 
-    def stopped(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
+    def stopped(self, ids: Tensor, scores: object, **_: object) -> Tensor:
         """Which rows hold a stop string. Where it decides which beam is best, the host looks at
         every step."""
         how, stops = self._rules.how, self._rules.stops
@@ -104,7 +103,7 @@ class Loop:
         inner: Any = model
         unfinished, loop = inner._beam_search_has_unfinished_sequences, self
 
-        def searching(*state: Any) -> Tensor | bool:
+        def searching(*state: object) -> Tensor | bool:
             return unfinished(*state) & (loop.broken == 0) if loop.due() else True
 
         class Check(utils.StopCheck):

@@ -20,12 +20,12 @@ class Roomy(DynamicLayer):
     """Keys and values as views of buffers with room behind: a step writes a column, where a
     concatenation copies all."""
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **given: object) -> None:
         super().__init__(**given)  # type: ignore[no-untyped-call]
         self._buffers: list[Tensor] = []
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

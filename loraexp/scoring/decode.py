@@ -10,7 +10,7 @@ has too many by then is cut.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -204,13 +204,9 @@ def decode(
     fill: int,
     batch_size: int,
     answers: Sequence[Answer],
-    finished: Callable[[Answer], None],
-) -> None:
+) -> Iterator[Answer]:
     """Grow the answers to their ends, `batch_size` at a time, those of one prompt from one reading
-    of it.
-
-    `finished` is told of each as it ends.
-    """
+    of it; each as it ends."""
     causal = not model.config.is_encoder_decoder
     waiting, active = list(answers), list[Answer]()
     state: Any = None
@@ -229,7 +225,7 @@ def decode(
             for answer, token in zip(active, column, strict=True):
                 if not answer.done and rules.take(answer, token):
                     answer.done = True
-                    finished(answer)
+                    yield answer
         going = [number for number, answer in enumerate(active) if not answer.done]
         if not going:
             active = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,17 +11,16 @@ from torch import nn
 from loraexp.scoring import beams
 from loraexp.scoring.cache import can_decode
 from loraexp.scoring.decode import Answer, Rules, Stops, decode
+from loraexp.scoring.passes import Sharing, in_batches, over
 from loraexp.scoring.prompts import (
     Tokenizer,
     bare,
     encode_prompts,
     end_tokens,
-    evaluating,
     is_seq2seq,
     pad_token,
 )
 from loraexp.scoring.sampling import Sampling
-from loraexp.scoring.sharing import Sharing, of_all, parts_of
 
 Told = Callable[[int, int, str, int], None]
 CONTEXT = 16  # tokens of a prompt that are decoded with its answer
@@ -57,24 +56,22 @@ def generate(
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
     encoded = encode_prompts(model, tokenizer, prompts, sampling.max_new_tokens)
     own = sampling.beams == 1 and can_decode(bare(model))
-    parts = batched(encoded, sampling.samples, batch_size, joined=own)
-    mine = parts_of(processes, model, len(parts))
-    count = sum(len(parts[number]) for number in mine)
-    texts: dict[tuple[int, int], str] = {}
-
-    def finished(answer: Answer) -> None:
-        before = [] if is_seq2seq(model) else encoded[answer.prompt]
-        text = cut(continuation(tokenizer, before, answer.tokens), sampling.stop)
-        texts[answer.prompt, answer.sample] = text
-        if told is not None:
-            told(answer.prompt, answer.sample, text, count)
-
     grow = _grower(model, tokenizer, encoded, sampling, batch_size if own else None)
     seeds, first = sampling.seeds(prompts), _first_equal(encoded)
-    with evaluating(model):
-        for number in mine:
-            grow(_answers(parts[number], first, sampling, seeds), finished)
-    whole, samples = of_all(processes, model, texts), range(sampling.samples)
+
+    def answered(_: int, part: Part) -> Iterator[tuple[tuple[int, int], str]]:
+        for answer in grow(_answers(part, first, sampling, seeds)):
+            before = [] if is_seq2seq(model) else encoded[answer.prompt]
+            text = cut(continuation(tokenizer, before, answer.tokens), sampling.stop)
+            yield (answer.prompt, answer.sample), text
+
+    def heard(answer: tuple[int, int], text: str, of: int) -> None:
+        if told is not None:
+            told(*answer, text, of)
+
+    parts = batched(encoded, sampling.samples, batch_size, joined=own)
+    whole = over(model, parts, answered, processes=processes, told=heard)
+    samples = range(sampling.samples)
     return [[whole[prompt, sample] for sample in samples] for prompt in range(len(prompts))]
 
 
@@ -87,7 +84,7 @@ def _grower(
     encoded: Sequence[Sequence[int]],
     sampling: Sampling,
     batch_size: int | None,
-) -> Callable[[list[Answer], Callable[[Answer], None]], None]:
+) -> Callable[[list[Answer]], Iterator[Answer]]:
     """What grows answers to their ends: our own loop, `batch_size` at a time, or (None) that of
     transformers, all at once."""
     ends, stops = frozenset(end_tokens(model, tokenizer)), Stops(tokenizer, sampling.stop)
@@ -121,7 +118,7 @@ def batched(
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), first[i], i))
     everything = [(prompt, sample) for prompt in order for sample in range(samples)]
     size = max(batch_size, min(4 * batch_size, -(-len(everything) // 8))) if joined else batch_size
-    return [everything[start : start + size] for start in range(0, len(everything), size)]
+    return in_batches(everything, size)
 
 
 def _first_equal(encoded: Sequence[Sequence[int]]) -> list[int]:

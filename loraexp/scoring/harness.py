@@ -19,7 +19,7 @@ from loraexp.scoring import sandbox
 from loraexp.scoring.backends import Answering, language_model, listener
 from loraexp.scoring.evaluator import lm_evaluate
 from loraexp.scoring.likelihood import score_choices
-from loraexp.scoring.prompts import bare, encode_prompts
+from loraexp.scoring.prompts import Tokenizer, bare, encode_prompts
 from loraexp.scoring.protocols import Protocol, find
 from loraexp.scoring.samples import (
     Marks,
@@ -33,7 +33,7 @@ from loraexp.scoring.samples import (
 
 def score(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     protocol: Protocol,
     questions: Sequence[Question],
     how: Answering,
@@ -75,7 +75,7 @@ def score(
         with language_model(model, tokenizer, how, marks.told) as live:
             samples = _through_lm_eval(live, protocol, questions, marks)
     if protocol.kind == "code":
-        run_tests(samples, questions, how, model)
+        run_tests(samples, questions, how)
     write_samples(folder, samples)
     return metrics_of(protocol, samples)
 
@@ -207,7 +207,7 @@ def _samples(
 
 def _alone(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     protocol: Protocol,
     questions: Sequence[Question],
     how: Answering,
@@ -247,9 +247,9 @@ def _alone(
 
 def run_task(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     protocol: Protocol,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, object]],
     how: Answering,
     folder: Path | None = None,
     advance: Advance | None = None,
@@ -273,14 +273,14 @@ def run_task(
     return metrics_of(protocol, samples)
 
 
-def prompts_of(protocol: Protocol, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def prompts_of(protocol: Protocol, rows: Sequence[Mapping[str, object]]) -> list[str]:
     """What lm-eval's own task asks about these rows, its examples included."""
     prompts: dict[int, str] = {}
     _on_rows(listener(prompts), protocol, rows)
     return [prompts[index] for index in range(len(rows))]
 
 
-def _on_rows(live: Any, protocol: Protocol, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _on_rows(live: Any, protocol: Protocol, rows: Sequence[Mapping[str, object]]) -> dict[str, Any]:
     """lm-eval's own task on rows that it reads from a file."""
     if protocol.kind != "harness" or protocol.task is None:
         raise ValueError(

@@ -12,7 +12,7 @@ import ast
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -99,7 +99,7 @@ def _verdict(examiner: Cell) -> dict[str, Any]:
     return verdict if isinstance(verdict, dict) else {}
 
 
-def _why(verdict: dict[str, Any], program: Cell, examiner: Cell) -> str:
+def _why(verdict: Mapping[str, object], program: Cell, examiner: Cell) -> str:
     if not verdict:
         return f"the tests did not end: {sandbox.last_line(examiner)}"
     if verdict["ended"] in ("gone", "not loaded"):

@@ -3,7 +3,7 @@ processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,16 +12,15 @@ from torch import Tensor, nn
 
 from loraexp.adapter.linalg import at_least_float32
 from loraexp.machine.device import on_device
+from loraexp.scoring.passes import Sharing, in_batches, over
 from loraexp.scoring.prompts import (
     Tokenizer,
     bare,
     encode_prompts,
-    evaluating,
     is_seq2seq,
     pad_token,
     padded,
 )
-from loraexp.scoring.sharing import Sharing, of_all, parts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,22 +72,17 @@ def score_rows(
     Raises: FloatingPointError where one is not finite.
     """
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i][1]), -len(rows[i][0]), i))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    mine = parts_of(processes, model, len(batches))
-    count = sum(len(batches[number]) for number in mine)
-    found: dict[int, list[float]] = {}
     score, fill = _seq2seq if is_seq2seq(model) else _causal, pad_token(tokenizer)
-    with evaluating(model):
-        for batch in (batches[number] for number in mine):
-            parts = _same_number([rows[i] for i in batch], batch)
-            logs = [score(bare(model), fill, [rows[i] for i in part]) for part in parts]
-            values = torch.cat([x.flatten() for x in logs]).cpu().double()
-            values = values.split([x.numel() for x in logs])
-            for part, x, value in zip(parts, logs, values, strict=True):
-                found |= dict(zip(part, value.view(x.shape).sum(-1).tolist(), strict=True))
-            for i in batch if told is not None else ():
-                told(i, found[i], count)  # type: ignore[misc]
-    whole = of_all(processes, model, found)
+
+    def scored(_: int, batch: list[int]) -> Iterator[tuple[int, list[float]]]:
+        parts = _same_number([rows[i] for i in batch], batch)
+        logs = [score(bare(model), fill, [rows[i] for i in part]) for part in parts]
+        values = torch.cat([x.flatten() for x in logs]).cpu().double()
+        values = values.split([x.numel() for x in logs])
+        for part, x, value in zip(parts, logs, values, strict=True):
+            yield from zip(part, value.view(x.shape).sum(-1).tolist(), strict=True)
+
+    whole = over(model, in_batches(order, batch_size), scored, processes=processes, told=told)
     scores = [whole[i] for i in range(len(rows))]
     if not all(np.isfinite(row).all() for row in scores):
         raise FloatingPointError(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from loraexp.adapter.adapted import AdaptedLinear
 from loraexp.adapter.linalg import at_least_float32
-from loraexp.scoring.prompts import bare
+from loraexp.scoring.prompts import Tokenizer, bare
 
 
-def write_merged(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+def write_merged(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
     """The adapted model as a plain checkpoint: every update added to its weight once, in float32.
     The live one stays as it is.
 

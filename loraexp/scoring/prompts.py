@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from loraexp.machine.device import on_device, unread_masks
+from loraexp.machine.device import on_device
 from loraexp.machine.reach import positions
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class Tokenizer(Protocol):
         clean_up_tokenization_spaces: bool = False,
     ) -> str: ...
 
+    def save_pretrained(self, folder: Path, /) -> object: ...
+
 
 # --------------------------------------------------------------------------------------------------
 # the model
@@ -48,19 +50,6 @@ def bare(model: nn.Module) -> PreTrainedModel:
 
 def is_seq2seq(model: nn.Module) -> bool:
     return bool(bare(model).config.is_encoder_decoder)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, without gradients and without waits for its masks, and as it
-    was afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), unread_masks(bare(model).device):
-            yield
-    finally:
-        model.train(training)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from loraexp.machine.escapes import printable
 from loraexp.machine.files import replace
 from loraexp.machine.progress import Advance, tally
 from loraexp.scoring import judge
 from loraexp.scoring.backends import Answering
+from loraexp.scoring.passes import joined, part_of
 from loraexp.scoring.protocols import Protocol
-from loraexp.scoring.sharing import of_all, parts_of
 
 
 @dataclass(frozen=True)
@@ -109,13 +108,11 @@ def metrics_of(protocol: Protocol, samples: Sequence[Sample]) -> dict[str, float
     )
 
 
-def run_tests(
-    samples: list[Sample], questions: Sequence[Question], how: Answering, model: nn.Module
-) -> None:
+def run_tests(samples: list[Sample], questions: Sequence[Question], how: Answering) -> None:
     """Run each answer against its question's tests, this process's part of them on its part of the
     CPUs."""
     runnable = [number for number, sample in enumerate(samples) if sample.answer is not None]
-    mine = [runnable[k] for k in parts_of(how.processes, model, len(runnable))]
+    mine = [runnable[k] for k in part_of(how.processes, len(runnable))]
     cases = [
         case(questions[samples[number].index], samples[number].answer or "") for number in mine
     ]
@@ -129,7 +126,7 @@ def run_tests(
         number: (outcome.passed, f"{outcome.status}: {outcome.detail}".rstrip(": "), outcome.inside)
         for number, outcome in zip(mine, outcomes, strict=True)
     }
-    for number, verdict in of_all(how.processes, model, found).items():
+    for number, verdict in joined(how.processes, found).items():
         samples[number].right, samples[number].detail, samples[number].inside = verdict
 
 

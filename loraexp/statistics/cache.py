@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from loraexp.adapter.adapted import whole
 from loraexp.adapter.layer import Curvature
 from loraexp.adapter.linalg import SVD
-from loraexp.machine.files import DiskFull, on_disk
+from loraexp.machine.files import DiskFull, Fresh, on_disk
 from loraexp.machine.notation import read_json
 from loraexp.statistics.calibration import Batch
 
@@ -117,7 +116,7 @@ class Entry:
 
     def __init__(self, root: Path, digest: str, limit: int) -> None:
         self.folder, self.limit = root / digest, limit
-        self.building = root / f".{digest}.{os.getpid()}"
+        self.fresh = Fresh(self.folder)
         self.manifest: dict[str, Any] = {}
         self.size = 0
 
@@ -154,14 +153,14 @@ class Entry:
         file = f"{len(self.manifest):05d}.safetensors"
         try:
             with on_disk(self.folder, "cache_root"):
-                self.building.mkdir(parents=True, exist_ok=True)
-                save_file(tensors, self.building / file)
+                self.fresh.folder.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, self.fresh.folder / file)
         except DiskFull as error:
             return str(error)
         self.manifest[name] = {
             "file": file,
             "rest": rest,
-            "checksum": _checksum(self.building / file),
+            "checksum": _checksum(self.fresh.folder / file),
         }
         return None
 
@@ -170,18 +169,12 @@ class Entry:
         than the limit; why not, where the disk is full."""
         try:
             with on_disk(self.folder, "cache_root"):
-                (self.building / MANIFEST).write_text(json.dumps(self.manifest))
+                (self.fresh.folder / MANIFEST).write_text(json.dumps(self.manifest))
         except DiskFull as error:
             return str(error)
         self._make_room()
-        try:
-            os.rename(self.building, self.folder)
-        except OSError:  # another process was first, with the same statistics
-            self.discard()
+        self.fresh.place()
         return None
-
-    def discard(self) -> None:
-        shutil.rmtree(self.building, ignore_errors=True)
 
     def _make_room(self) -> None:
         entries = [path.parent for path in self.folder.parent.glob(f"[!.]*/{MANIFEST}")]

@@ -167,13 +167,13 @@ def recorded(
             if writing and (refused := entry.add(name, values)) is not None:
                 report.cache_note = f"not cached: {refused}"
                 writing = False
-                entry.discard()
+                entry.fresh.discard()
             yield name, values
             del values
         if writing and (refused := entry.commit()) is not None:
             report.cache_note = f"not cached: {refused}"
     finally:
-        entry.discard()
+        entry.fresh.discard()
 
 
 def statistics(

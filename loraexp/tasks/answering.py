@@ -22,7 +22,7 @@ from loraexp.run.task import Given
 from loraexp.scoring import backends, harness, judge, protocols, sandbox
 from loraexp.scoring.answers import COMMONSENSE_WORDS
 from loraexp.scoring.backends import Answering
-from loraexp.scoring.prompts import shortened, tokens_beyond
+from loraexp.scoring.prompts import Tokenizer, shortened, tokens_beyond
 from loraexp.scoring.protocols import Protocol
 from loraexp.scoring.samples import Question
 from loraexp.tasks.recipes import VERSION
@@ -140,7 +140,7 @@ class GenerationTask(TextTask):
     def evaluate(
         self,
         model: nn.Module,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         split: str,
         *,
         batch_size: int,
@@ -167,7 +167,12 @@ class GenerationTask(TextTask):
         return self.found[split]
 
     def _scored(
-        self, model: nn.Module, tokenizer: Any, split: str, how: Answering, folder: Path | None
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        split: str,
+        how: Answering,
+        folder: Path | None,
     ) -> dict[str, float]:
         """The metrics of a benchmark under its protocol."""
         benchmark, protocol = self.asked[split]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from loraexp.data.tables import Problem, Rows, plain
 from loraexp.data.tokens import Examples, encode, tokenizer_fingerprint
 from loraexp.machine.device import Batch
 from loraexp.run.task import Given, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 METRICS: dict[Problem, tuple[str, ...]] = {
     "single_label_classification": ("accuracy", "matthews_correlation", "f1", "macro_f1"),
@@ -152,7 +155,7 @@ class Classification(Task):
         self.metrics, self.protocol = tuple(keys.metrics), keys.protocol
         self._pad = int(given.tokenizer.pad_token_id)
 
-    def _check(self, keys: LabelledKeys, tokenizer: Any) -> None:
+    def _check(self, keys: LabelledKeys, tokenizer: PreTrainedTokenizerBase) -> None:
         if keys.problem not in METRICS:
             raise ValueError(f"task.problem={keys.problem}: expected {' or '.join(METRICS)}")
         if keys.protocol not in ("held_out", "paper"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from loraexp.config import HUB
 from loraexp.data import benchmarks
@@ -18,6 +18,9 @@ from loraexp.scoring import protocols
 from loraexp.scoring.protocols import Protocol
 from loraexp.tasks.answering import GenerationTask
 from loraexp.tasks.recipes import TRAINING_SETS, VERSION, Recipe, chosen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 EACH = "{benchmark}"  # in a file's name: of every benchmark, one file after another
 # by split its benchmark and protocol, the benchmarks' rows, notes
@@ -141,7 +144,9 @@ def trained(keys: GenerationKeys, recipe: Recipe, rows: Records, given: Given) -
     return encode_pairs(rows, how, given.tokenizer, cache_root=root, progress=given.progress)
 
 
-def check_sizes(held_out: int, max_length: int, kind: Kind, tokenizer: Any) -> None:
+def check_sizes(
+    held_out: int, max_length: int, kind: Kind, tokenizer: PreTrainedTokenizerBase
+) -> None:
     if held_out < 0:
         raise ValueError(f"task.held_out={held_out}: expected a number of rows, 0 for none")
     if kind == "causal" and max_length > tokenizer.model_max_length:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loraexp.run.task import Task
+from loraexp.scoring.prompts import Tokenizer
 
 IGNORED = -100
 Shown = list[tuple[str, bool]]
@@ -44,14 +45,14 @@ def row_of(task: Task, examples: Any, index: int) -> Shown:
     return asked + [(piece, True) for piece in pieces(task.tokenizer, answer)]
 
 
-def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """The text that each token adds to what stands before it; joined they are the text of them
     all."""
     found: list[str] = []
     before = ""
     for end in range(1, len(ids) + 1):
         whole = tokenizer.decode(
-            ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         same = next(
             (i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b),

@@ -81,7 +81,7 @@ def inference_macs(
     )
 
 
-def architecture(name: str, given: Mapping[str, Any]) -> ModelSettings:
+def architecture(name: str, given: Mapping[str, object]) -> ModelSettings:
     """The settings of a model that is its architecture alone."""
     everything = yaml.safe_load((config.folder("conf") / "config.yaml").read_text())
     return config.build(ModelSettings, everything["model"] | {"name": name} | dict(given), "model")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -197,7 +196,7 @@ def descend(
     *,
     every: int = 1,
     progress: Callable[[int], None] = lambda step: None,
-    **options: Any,
+    **options: object,
 ) -> Trace:
     """Train every layer of the batch by `steps` full-batch steps of a rule, and measure at step 0,
     each `every`, and last.
@@ -249,7 +248,7 @@ def size(gradients: Mapping[str, Tensor]) -> Tensor:
 # the measures
 
 
-def thin_norms(left: Tensor, right: Tensor, order: Any = "fro") -> Tensor:
+def thin_norms(left: Tensor, right: Tensor, order: object = "fro") -> Tensor:
     """Norms (m,) of `left @ right` from the triangles of both, which lose nothing to cancellation
     as Gram matrices do."""
     return torch.linalg.matrix_norm(torch.linalg.qr(left).R @ torch.linalg.qr(right.mT).R.mT, order)

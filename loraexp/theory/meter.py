@@ -48,7 +48,7 @@ class Alive(TorchDispatchMode):
         self.most = max(self.most, self.now)
         return made
 
-    def meet(self, thing: Any, counted: bool) -> None:
+    def meet(self, thing: object, counted: bool) -> None:
         if not isinstance(thing, Tensor):
             return
         storage = thing.untyped_storage()

@@ -5,7 +5,7 @@ digits.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -79,7 +79,7 @@ class DigitTask(Task):
         )
 
     def collate(
-        self, examples: Images, rows: Any, *, pad_to: int | None = None
+        self, examples: Images, rows: Sequence[int] | np.ndarray, *, pad_to: int | None = None
     ) -> dict[str, Tensor]:
         return {"x": examples.x[rows], "labels": examples.labels[rows]}
 
@@ -94,7 +94,7 @@ class DigitTask(Task):
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
         return self.sample_losses(model, batch).sum(), len(batch["labels"])
 
-    def label_counts(self, split: str, rows: Any) -> dict[str, int]:
+    def label_counts(self, split: str, rows: slice | Sequence[int] | np.ndarray) -> dict[str, int]:
         counts = torch.bincount(self.splits[split].labels[rows], minlength=CLASSES)
         return {str(digit): int(count) for digit, count in enumerate(counts)}
 

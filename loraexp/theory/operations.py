@@ -5,7 +5,6 @@ print.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ def pair(d_in: int, d_out: int, rank: int) -> tuple[Tensor, Tensor, Tensor, Tens
     return A, B, grad_A, grad_B
 
 
-def batched(_: Sequence[int], left: Sequence[int], right: Sequence[int], **unused: Any) -> int:
+def batched(_: Sequence[int], left: Sequence[int], right: Sequence[int], **unused: object) -> int:
     """Operations of a batch of products of those shapes, added to what is there."""
     count, rows, inner = left
     return 2 * count * rows * inner * right[-1]

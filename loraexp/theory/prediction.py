@@ -203,7 +203,7 @@ def initializer(arm: str, given: Mapping[str, Any], lr: float) -> dict[str, Any]
 
 
 def factors_of(
-    node: Mapping[str, Any], given: Problem, rank: int, seed: int, exact: bool
+    node: Mapping[str, object], given: Problem, rank: int, seed: int, exact: bool
 ) -> Factors | None:
     """The factors that an initializer makes of the statistics collected from the network, or of
     exact curvature."""
@@ -302,7 +302,7 @@ def bounds_of_spectrum(given: Problem, kind: str) -> dict[str, float]:
 
 
 def gaps(
-    values: Mapping[str, list[float]], arms: Mapping[str, Mapping[str, Any]], trained: set[str]
+    values: Mapping[str, list[float]], arms: Mapping[str, Mapping[str, object]], trained: set[str]
 ) -> dict[str, float]:
     """How far the objectives are from what Theorem 5.3, the bound (10) and K-FAC's exactness
     say."""

@@ -15,7 +15,7 @@ from loraexp import models
 from loraexp.adapter.adapted import attach
 from loraexp.adapter.layer import Factors
 from loraexp.scoring import beams, cache, decode, generate
-from loraexp.scoring.prompts import evaluating
+from loraexp.scoring.passes import evaluating
 from loraexp.scoring.sampling import Sampling
 from tests.support.calls import Calls
 from tests.support.checkpoints import settings_of
@@ -219,7 +219,7 @@ def test_a_token_launches_two_kernels_a_layer_more_than_a_merged_model(
         rules = decode.Rules(Sampling(most), frozenset(), decode.Stops(tokenizer, ()))
         answers = [decode.Answer(number, 0, number) for number in range(len(prompts))]
         with evaluating(model), Calls() as counted:
-            decode.decode(model, prompts, rules, 0, 4, answers, lambda answer: None)
+            list(decode.decode(model, prompts, rules, 0, 4, answers))
         return [answer.tokens for answer in answers], counted.total
 
     grown(model, 1)  # factors are cast and joined once
