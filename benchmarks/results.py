@@ -109,9 +109,10 @@ def overview(text: str, built: Table, seconds: float) -> str:
     """The sweep's line of the first table: its time, and how many claims hold."""
     title = heading(built.sweep)
     holding = sum(claim["verdict"].startswith("holds") for claim in built.claims)
+    claims = f"{holding} of {len(built.claims)}" if built.claims else "none made"
     line = (
         f"| [{title}](#{title.replace(' ', '-')}) | {built.sweep.title} | {spoken(seconds)} |"
-        f" {holding} of {len(built.claims)} |\n"
+        f" {claims} |\n"
     )
     found = re.search(rf"^\| \[{re.escape(title)}\]\([^|]*\| (?P<what>[^|]*) \|.*\n", text, re.M)
     if found:

@@ -58,6 +58,11 @@ def grid(argv: Sequence[str]) -> int:
         return search_space(argv, sweeper[-1])
     cells = config.expand(overrides)
     folders = [folder_of(cell) for cell in cells]
+    if len(cells) == 1:
+        print(
+            "loraexp: -m: no key has several values, so this is one run; a grid is -m KEY=A,B,...",
+            file=sys.stderr,
+        )
     statuses: list[int] = []
 
     def task(cfg: Any) -> None:

@@ -197,26 +197,33 @@ def _sound(path: Path, protocol: Protocol) -> Protocol:
     return protocol
 
 
-def _all() -> dict[tuple[str, str], Protocol]:
-    files = [config.file_of("protocol", name) for name in config.names("protocol")]
-    made = [protocol for path in files for protocol in of_file(path)]
-    return {(protocol.benchmark, protocol.name): protocol for protocol in made}
+PROTOCOLS: dict[tuple[str, str], Protocol] = {}
+_read: set[Path] = set()  # the files that they are of
 
 
-PROTOCOLS: dict[tuple[str, str], Protocol] = _all()
+def known() -> list[tuple[str, str]]:
+    """Benchmark and name of every protocol; a user's own files may have come since the last
+    time."""
+    for name in config.names("protocol"):
+        path = config.file_of("protocol", name).absolute()
+        if path not in _read:
+            for protocol in of_file(path):
+                PROTOCOLS.setdefault((protocol.benchmark, protocol.name), protocol)
+            _read.add(path)
+    return list(PROTOCOLS)
+
+
+known()
 
 
 def benchmarks() -> list[str]:
     """The benchmarks that have a protocol."""
-    return sorted({of for of, _ in PROTOCOLS})
+    return sorted({of for of, _ in known()})
 
 
 def names(benchmark: str) -> list[str]:
     """The protocols of a benchmark. Raises: ValueError where there is no such benchmark."""
-    found = [name for of, name in PROTOCOLS if of == benchmark]
-    if not found:  # a user's own files may have come since
-        PROTOCOLS.update(_all())
-        found = [name for of, name in PROTOCOLS if of == benchmark]
+    found = [name for of, name in known() if of == benchmark]
     if not found:
         raise ValueError(
             f"benchmark {benchmark}: there is none of this name; expected {', '.join(benchmarks())}"
@@ -226,11 +233,7 @@ def names(benchmark: str) -> list[str]:
 
 def find(benchmark: str, name: str) -> Protocol:
     """A protocol by name. Raises: ValueError that lists the names there are."""
-    if (benchmark, name) not in PROTOCOLS:
-        PROTOCOLS.update(
-            {key: protocol for key, protocol in _all().items() if key not in PROTOCOLS}
-        )
-    if name not in names(benchmark):
+    if (benchmark, name) not in PROTOCOLS and name not in names(benchmark):
         raise ValueError(f"task.protocol={name}: {benchmark} has {', '.join(names(benchmark))}")
     return PROTOCOLS[benchmark, name]
 

@@ -241,8 +241,8 @@ def asked(settings: Settings) -> list[tuple[str, protocols.Protocol]]:
     wanted = [word.strip() for word in names.split(",")] if isinstance(names, str) else list(names)
     found = []
     for benchmark in settings.task.get("benchmarks") or []:
-        there = {name for of, name in protocols.PROTOCOLS if of == benchmark}
-        found += [(benchmark, protocols.find(benchmark, name)) for name in wanted if name in there]
+        there = [name for name in wanted if (benchmark, name) in protocols.known()]
+        found += [(benchmark, protocols.find(benchmark, name)) for name in there]
     return found
 
 

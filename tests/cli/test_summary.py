@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from loraexp.cli import show
+from loraexp import cli
+from loraexp.cli import show, start
 from loraexp.sweep import reading
 from loraexp.sweep.watch import Watch
 from tests.support.measured import CONTENT, cells_of
@@ -28,3 +29,18 @@ def test_a_reason_that_many_runs_share_is_said_once(
     assert ("seed=0 and 3 more: Unreachable: no hub" in shared[0]) == (alike == 4)
     assert sum(": other " in line for line in said) == 5 - alike
     assert said[0] == "mine: 0 of 5 runs finished, 5 failed"
+
+
+@pytest.mark.parametrize(("words", "told"), [([], True), (["seed=0,1"], False)])
+def test_a_grid_of_one_run_says_that_nothing_varies(
+    words: list[str],
+    told: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(start, "attempt", lambda cfg: 0)
+    cli.main(["-m", "experiment=smoke", f"output_root={tmp_path}", *words])
+    said = capsys.readouterr().err
+    assert ("loraexp: -m: no key has several values" in said) == told
+    assert said.count("--- run") == (1 if told else 2)

@@ -69,6 +69,20 @@ def test_a_sweep_says_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_smoke_variant_reads_what_pip_installs_or_says_what_it_reads(name: str) -> None:
+    found = loaded(name, "smoke")
+    said = {"$LORAEXP_DATA", "task.data_dir=DIR"}
+    asked = set()
+    for cell in expand(thin(found)) if found.compute is None else ():
+        task = cell.plain["task"]
+        if not task["source"].startswith("package:"):
+            asked.add("task.data_dir=DIR" if task["data_dir"] is None else "$LORAEXP_DATA")
+    assert {word for word in said if word in str(found.means)} == asked
+    if found.compute is not None and "data_dir" in found.compute:
+        assert found.compute["data_dir"] is None  # what is packaged, unless a folder is named
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_cell_of_every_variant_composes(name: str) -> None:
     for variant in variants(name):
         found = loaded(name, variant)
