@@ -9,6 +9,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+EXPIRED = torch.UntypedStorage._expired  # what StorageWeakRef asks, thousands of times a call here
+
 
 class Alive(TorchDispatchMode):
     """Within: every storage that an operation makes counts from then on until nobody holds it."""
@@ -32,7 +34,7 @@ class Alive(TorchDispatchMode):
         for value in tree_leaves(result):
             self.note(value)
         if self.now > self.recent:  # unless some of it is gone by now
-            self.forget()
+            self.forget(until=self.recent)
             self.recent = max(self.recent, self.now)
             self.peak = max(self.peak, self.now)
         return result
@@ -42,7 +44,12 @@ class Alive(TorchDispatchMode):
         self.forget()
         self.recent = self.now
 
-    def forget(self) -> None:
-        """Storages that nobody holds count no more."""
-        for key in [key for key, (seen, _) in self.held.items() if seen.expired()]:
-            self.now -= self.held.pop(key)[1]
+    def forget(self, until: int = -1) -> None:
+        """Storages that nobody holds count no more; the youngest go first, and as soon as no more
+        than `until` bytes are left, the others may stay."""
+        for key, (seen, size) in reversed(list(self.held.items())):
+            if EXPIRED(seen.cdata):
+                del self.held[key]
+                self.now -= size
+                if self.now <= until:
+                    return

@@ -18,7 +18,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+
+from tests.support.leaves import leaves, mapped
 
 KEY, NAME = "AutocastXLA", "xla"
 PARSED = torch._C._parse_dispatch_key(KEY)
@@ -41,7 +42,7 @@ def eligible(x: Any) -> bool:
 
 
 def cast(given: Any, dtype: torch.dtype) -> Any:
-    return tree_map(lambda x: x.to(dtype) if eligible(x) else x, given)
+    return mapped(lambda x: x.to(dtype) if eligible(x) else x, given)
 
 
 def lower(operation: Any, given: tuple[Any, ...], how: dict[str, Any]) -> Any:
@@ -73,7 +74,7 @@ def norm(operation: Any, given: tuple[Any, ...], how: dict[str, Any]) -> Any:
 
 
 def widest(operation: Any, given: tuple[Any, ...], how: dict[str, Any]) -> Any:
-    types = {x.dtype for x in tree_flatten((given, how))[0] if eligible(x)}
+    types = {x.dtype for x in leaves((given, how)) if eligible(x)}
     dtype = torch.float32 if torch.float32 in types else torch.get_autocast_dtype(NAME)
     return operation(*cast(given, dtype), **cast(how, dtype))
 

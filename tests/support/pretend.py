@@ -23,11 +23,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 from loraexp.machine import measure
 from tests.support import autocast
 from tests.support.helpers import REPOSITORY
+from tests.support.leaves import leaves, mapped
 
 # a name that torch knows and that nothing is built for; backward passes run on the host's thread
 DEVICE = torch.device("lazy", 0)
@@ -165,8 +165,7 @@ def computed(
     function: Any, arguments: Any, keywords: dict[str, Any], mode: Mode | None = None
 ) -> Any:
     """Run a call on what the tensors hold."""
-    flat = tree_flatten((arguments, keywords))[0]
-    tensors = [x for x in flat if isinstance(x, Tensor)]
+    tensors = [x for x in leaves((arguments, keywords)) if isinstance(x, Tensor)]
     ours = [x for x in tensors if isinstance(x, Pretend)]
     wanted = keywords.get("device")
     wanted = None if wanted is None else torch.device(wanted)
@@ -190,7 +189,7 @@ def computed(
         return x.held if isinstance(x, Pretend) else x
 
     kept = {id(x.held): x for x in ours}
-    result = function(*tree_map(under, arguments), **tree_map(under, keywords))
+    result = function(*mapped(under, arguments), **mapped(under, keywords))
 
     def over(x: Any) -> Any:
         if not isinstance(x, Tensor) or isinstance(x, Pretend) or not there:
@@ -199,7 +198,7 @@ def computed(
 
     if name == "_to_copy" and there and not ours:
         result = result.clone()  # the host's copy is another
-    return tree_map(over, result)
+    return mapped(over, result)
 
 
 def refuse_mix(name: str, tensors: list[Tensor], keywords: dict[str, Any]) -> None:
