@@ -21,6 +21,7 @@ from loraexp.config.compose import names, read_yaml, resolved
 from loraexp.config.errors import ConfigError
 from loraexp.config.fit import build
 from loraexp.config.paths import HUB
+from loraexp.config.placement import check_device
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,6 +41,7 @@ def checked(composed: Mapping[str, object]) -> tuple[schema.Settings, schema.Pla
     plain = placed(composed)
     if not Component.of(plain["init"], "init").trains:  # one_step is evaluated as it is
         plain = still(plain)
+    check_device(plain.get("device"))
     settings = typed(plain)
     task, initializer, optimizer = (
         Component.of(getattr(settings, group), group) for group in ("task", "init", "optimizer")

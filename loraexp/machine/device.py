@@ -15,6 +15,8 @@ import torch
 from loraexp.machine.processes import Processes
 from loraexp.machine.words import first_line
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
@@ -159,9 +161,22 @@ def choose_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"device={name}: not available here ({first_line(error)[:100]}); expected auto or cpu"
+            f"device={name}: not available here ({first_line(error)[:100]}); {instead(name)}"
         ) from error
     if device.type == "cuda":
         # libraries that load onto "the" device, and the generator of a checkpoint, go by it
         torch.cuda.set_device(device)
     return device
+
+
+def instead(name: str) -> str:
+    """What to do about a device that is not there: the ones that are, and what hides the others."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    seen = os.environ.get(VISIBLE)
+    hidden = f"; {VISIBLE}={seen!r} hides all others" if seen is not None else ""
+    if not count:
+        return f"expected auto or cpu{hidden.replace('all others', 'every card')}"
+    cards = "1 card, cuda:0" if count == 1 else f"{count} cards, cuda:0 to cuda:{count - 1}"
+    if name == f"cuda:{os.environ.get('LOCAL_RANK')}":
+        return f"here are {cards}: expected at most {count} processes{hidden}"
+    return f"expected auto, cpu, cuda or one of the {cards}{hidden}"

@@ -7,22 +7,24 @@ two sweeps on one node share its cards too, and a worker that dies leaves its ca
 
 from __future__ import annotations
 
+import ctypes
 import getpass
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from loraexp.config import ConfigError
+from loraexp.machine.device import VISIBLE
 from loraexp.machine.locks import Lock
 from loraexp.machine.signals import Interrupted, to_children, watched
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 AGAIN = 1.0  # seconds between two looks for free cards
 
 
@@ -30,7 +32,34 @@ def of_node() -> list[str]:
     """The cards that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
-    return (named or [str(number) for number in range(count)])[:count]
+    if count and all(sliced(name) for name in named):
+        return list(dict.fromkeys(named)) or [str(number) for number in range(count)]
+    return named[:count]
+
+
+def sliced(name: str) -> bool:
+    """Whether a card is a slice of one (MIG), of which a process sees the first alone, whatever
+    number it is given; another process may have the next."""
+    return name.startswith("MIG-")
+
+
+def identities(names: Sequence[str]) -> dict[str, str]:
+    """What cards are called wherever they are named, by the names that they have here: the driver's
+    UUID, also of one that is a number here and may be another elsewhere."""
+    cards = dict(zip(names, names, strict=True))
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return cards
+    number, own = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    if any(sliced(name) for name in names) or driver.cuInit(0):
+        return cards
+    for i, name in enumerate(names):
+        asked = driver.cuDeviceGet(ctypes.byref(number), i)
+        if asked or driver.cuDeviceGetUuid_v2(ctypes.byref(own), number):
+            return dict(zip(names, names, strict=True))  # all or none: two must not be one
+        cards[name] = f"GPU-{uuid.UUID(bytes=bytes(own))}"
+    return cards
 
 
 def launcher_of(hydra: Sequence[str]) -> str:
@@ -52,6 +81,11 @@ def asked(hydra: Sequence[str], cards: Sequence[str], each: int) -> list[str]:
         return [*hydra, *([f"{node}={each}"] if each > 1 and node not in keys else [])]
     if not cards or launcher == "ray":  # the cluster's cards are not this node's
         return list(hydra)
+    if each > 1 and any(sliced(card) for card in cards):
+        raise ConfigError(
+            f"train.gpus_per_run={each}: {VISIBLE} names slices of cards, of which a process sees"
+            " one; expected 1, or whole cards"
+        )
     if each > len(cards):
         raise ConfigError(
             f"train.gpus_per_run={each}: this node has {len(cards)}; expected at most that"
@@ -101,11 +135,12 @@ class Held:
     locks: list[Lock] = []
 
 
-def take(cards: Sequence[str], each: int, place: Path | None = None) -> list[str]:
+def take(cards: Mapping[str, str], each: int, place: Path | None = None) -> list[str]:
     """Make `each` of the cards this worker's own, the only ones that it sees; waits until as many
     are free.
 
-    `place`: where the locks lie; None: one folder of this user on this machine.
+    `cards`: by their names here, what they are called everywhere; `place`: where the locks lie;
+    None: one folder of this user on this machine.
     """
     if Held.locks:
         return os.environ[VISIBLE].split(",")
@@ -113,8 +148,8 @@ def take(cards: Sequence[str], each: int, place: Path | None = None) -> list[str
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         own: list[str] = []
-        for card in cards:
-            lock = Lock(folder / card.replace("/", "_"))
+        for card, identity in cards.items():
+            lock = Lock(folder / identity.replace("/", "_"))
             if len(own) < each and lock.take():
                 own.append(card)
                 Held.locks.append(lock)

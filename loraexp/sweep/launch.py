@@ -242,7 +242,7 @@ def launcher(
             others=others,
             before={str(folder): when for folder, when in before.items()},
             parent=os.getpid(),
-            devices=devices if cards.launcher_of(hydra) == "joblib" else [],
+            devices=cards.identities(devices) if cards.launcher_of(hydra) == "joblib" else {},
             each=each,
         )
         made: Any = Plugins.instance().instantiate_launcher(

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from loraexp import config
@@ -35,14 +36,14 @@ def run_group(
     before: dict[str, int],
     parent: int,
     others: Mapping[str, Sequence[dict[str, Any]]],
-    devices: Sequence[str] = (),
+    devices: Mapping[str, str] = MappingProxyType({}),
     each: int = 1,
 ) -> list[Report]:
     """One run, and those that train together with it, in this process or in a worker, which when
     told to stop says so and begins nothing for a while; what became of each.
 
-    `devices`: of the node, of which a worker takes `each` as its own, the most that any of the runs
-    is to have, for as long as it lasts.
+    `devices`: of the node, by name what each is called everywhere, of which a worker takes `each`
+    as its own, the most that any of the runs is to have, for as long as it lasts.
     """
     from loraexp.machine import progress
 

@@ -68,3 +68,34 @@ def test_a_device_is_where_and_not_what(tmp_path: Path) -> None:
         for device in ("cpu", "cuda", "cuda:0", "cuda:1")
     }
     assert len(folders) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "visible", "rank", "said"),
+    [
+        ("cuda:7", 2, None, None, "expected auto, cpu, cuda or one of the 2 cards, cuda:0 to cuda"),
+        ("cuda:7", 1, "3", None, "the 1 card, cuda:0; CUDA_VISIBLE_DEVICES='3' hides all others"),
+        ("cuda", 2, None, "5", "here are 2 cards, cuda:0 to cuda:1: expected at most 2 processes"),
+        ("cuda:7", 0, "", None, "expected auto or cpu; CUDA_VISIBLE_DEVICES='' hides every card"),
+        ("cuda:7", 0, "-1", None, "auto or cpu; CUDA_VISIBLE_DEVICES='-1' hides every card"),
+        ("cuda:7", 0, "GPU-no", None, "auto or cpu; CUDA_VISIBLE_DEVICES='GPU-no' hides every"),
+        ("cuda:7", 0, None, None, "expected auto or cpu$"),
+    ],
+)
+def test_what_is_there_instead_is_said(
+    name: str,
+    count: int,
+    visible: str | None,
+    rank: str | None,
+    said: str,
+    two_cards: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    for key, value in (("CUDA_VISIBLE_DEVICES", visible), ("LOCAL_RANK", rank)):
+        monkeypatch.delenv(key, raising=False)
+        if value is not None:
+            monkeypatch.setenv(key, value)
+    with pytest.raises(ValueError, match=f"device=cuda:[57]: not available here .*{said}"):
+        choose_device(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from loraexp import config
 from loraexp.config import ConfigError
+from loraexp.machine import locks
 from loraexp.sweep import cards, worker
 from tests.support.small_sweep import go, written
 
@@ -20,7 +22,7 @@ FOUR = ["0", "1", "2", "3"]
 
 def hold(place: Path, each: int, mine: Any) -> None:
     cards.Held.locks = []
-    mine.put(cards.take(FOUR, each, place))
+    mine.put(cards.take(dict(zip(FOUR, FOUR, strict=True)), each, place))
     time.sleep(120)
 
 
@@ -105,6 +107,16 @@ def test_more_than_there_are_is_refused(hydra: list[str], each: int, said: str) 
         (None, 2, ["0", "1"]),
         ("2,3", 2, ["2", "3"]),
         ("GPU-1a, GPU-2b", 2, ["GPU-1a", "GPU-2b"]),
+        (" 1 , 0 ", 2, ["1", "0"]),
+        ("0,-1,1", 1, ["0"]),  # CUDA reads no further than to what is no card
+        ("-1", 0, []),
+        ("NoDevFiles", 0, []),
+        (
+            "MIG-1a,MIG-2b, MIG-1a",
+            1,
+            ["MIG-1a", "MIG-2b"],
+        ),  # a process sees one slice, the next one another
+        ("MIG-1a", 0, []),
         ("", 0, []),
     ],
 )
@@ -117,6 +129,71 @@ def test_cards_have_the_names_that_the_scheduler_gave(
     if visible is not None:
         monkeypatch.setenv(cards.VISIBLE, visible)
     assert cards.of_node() == names
+
+
+class Driver:
+    """Two cards, of which the system's order is not CUDA's, as ctypes calls the driver."""
+
+    def __init__(self, first: int = 0, broken: str = "") -> None:
+        self.order, self.broken = ([7, 9] if first == 0 else [9, 7]), broken
+
+    def cuInit(self, flags: int) -> int:
+        return int(self.broken == "cuInit")
+
+    def cuDeviceGet(self, number: Any, i: int) -> int:
+        number._obj.value = self.order[i]
+        return 0
+
+    def cuDeviceGetUuid_v2(self, own: Any, number: Any) -> int:
+        own._obj[:] = bytes([number.value]) * 16
+        return int(self.broken == "uuid" and number.value == 9)
+
+
+NINE = "GPU-09090909-0909-0909-0909-090909090909"
+
+
+def test_a_card_is_the_same_by_its_number_and_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sweeps on one node: whoever names it first has it, whatever the other calls it."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver())
+    by_number = cards.identities(["0", "1"])
+    assert by_number["1"] == NINE and len(set(by_number.values())) == 2
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver(first=1))  # CUDA_VISIBLE_DEVICES=GPU-09,…
+    assert cards.identities(["GPU-09", "GPU-07"])["GPU-09"] == NINE
+    assert cards.identities(["1"]) == {"1": NINE}  # CUDA_VISIBLE_DEVICES=1: its number there is 0
+    monkeypatch.setattr(cards.Held, "locks", [])
+    monkeypatch.setenv(cards.VISIBLE, "0,1")
+    assert cards.take(by_number, 2, tmp_path) == ["0", "1"]
+    first, cards.Held.locks = cards.Held.locks, []
+    assert all(locks.held(tmp_path / name) for name in by_number.values())
+    first[0].close()  # of card 0, which is GPU-07 to the other sweep
+    other = {"GPU-09": NINE, "GPU-07": by_number["0"]}
+    assert cards.take(other, 1, tmp_path) == ["GPU-07"]
+    for lock in [*first, *cards.Held.locks]:
+        lock.close()
+
+
+@pytest.mark.parametrize("broken", ["cuInit", "uuid"])
+def test_cards_that_the_driver_does_not_name_keep_the_names_that_they_have(
+    broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver(broken=broken))
+    assert cards.identities(["0", "1"]) == {"0": "0", "1": "1"}
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver())
+    assert cards.identities(["MIG-1a"]) == {"MIG-1a": "MIG-1a"}
+
+    def absent(_: str) -> Any:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    assert cards.identities(["0"]) == {"0": "0"} and cards.identities([]) == {}
+
+
+def test_slices_of_a_card_are_not_put_together() -> None:
+    with pytest.raises(ConfigError, match="train.gpus_per_run=2: CUDA_VISIBLE_DEVICES names sl"):
+        cards.asked(["hydra/launcher=joblib"], ["MIG-1a", "MIG-2b"], 2)
+    assert cards.asked(["hydra/launcher=joblib"], ["MIG-1a", "MIG-2b"], 1)[1].endswith("n_jobs=2")
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "ray"])
@@ -156,5 +233,5 @@ def test_a_worker_keeps_as_many_cards_as_its_largest_run(
     monkeypatch.setattr(cards, "take", lambda _, each: taken.append(each))
     monkeypatch.setattr(worker, "attempt", lambda *_: [])
     cfg = config.compose([f"output_root={tmp_path}", "train.gpus_per_run=1"])
-    worker.run_group(cfg, before={}, parent=-1, others={}, devices=FOUR, each=2)
+    worker.run_group(cfg, before={}, parent=-1, others={}, devices={"0": "0"}, each=2)
     assert taken == [2]
