@@ -1,18 +1,25 @@
-"""A model in one .gguf file, turned once into a folder that loads like any other."""
+"""A model in one .gguf file, turned once into a folder that loads like any other, and that is
+proven to be what it was turned into before it is used."""
 
 from __future__ import annotations
 
 import io
-from contextlib import redirect_stderr
+import os
+import shutil
+import uuid
+from contextlib import redirect_stderr, suppress
 from functools import cache
 from pathlib import Path
 
 from loraexp.machine import files
-from loraexp.machine.files import cache_home, folder_once
+from loraexp.machine.files import Damaged, cache_home, folder_once, write_json
 from loraexp.machine.hub import SourceError, verify
+from loraexp.machine.notation import read_json
 from loraexp.machine.progress import notice
+from loraexp.models.place import file_digest
 
-MARK = "converted.txt"  # written last: a folder without it is not complete
+# written last: the digest of the .gguf file, and of every file that was made of it
+MARK = "converted.json"
 
 
 @cache
@@ -24,7 +31,8 @@ def converted(
 
     The weights are what the quantised ones stand for, so nothing is lost; the quantisation's entry
     in the configuration is left out, because the folder holds plain weights. The folder's name is
-    the file's sha256, which is `sha256` where one is given: about 0.1 s in each process.
+    the file's sha256, which is `sha256` where one is given; a folder of which any file is not what
+    it was when it was made is made anew. That reads both once in each process.
 
     Raises: SourceError where the package that reads the format is missing, the file is another one
     than expected, or it holds no causal model.
@@ -35,15 +43,48 @@ def converted(
             " expected causal"
         )
     verify(file, sha256, key="model.sha256")
-    digest = files.sha256(file)
+    digest = digest_now(file)
     folder = (root or cache_home() / "models") / f"{file.stem}-{digest[:16]}"
-    if (folder / MARK).exists():
+    wrong = damage(folder, digest) if folder.exists() else None
+    if folder.exists() and wrong is None:
         return folder
-    notice(f"converting {file.name} to {folder}, once")
+    if wrong is not None:
+        notice(f"{folder}: {wrong}; converting {file.name} again")
+        aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        with suppress(FileNotFoundError):  # another process saw it first
+            os.replace(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        notice(f"converting {file.name} to {folder}, once")
     with folder_once(folder) as fresh:
         _convert(file, fresh)
-        (fresh / MARK).write_text(f"{file} sha256 {digest}\n")
+        digests = {path.name: files.sha256(path) for path in sorted(fresh.iterdir())}
+        write_json(fresh / MARK, {"source": str(file), "sha256": digest, "files": digests})
     return folder
+
+
+def damage(folder: Path, source: str) -> str | None:
+    """What of a folder is not as it was made of a .gguf file with this digest; None: nothing."""
+    try:
+        said = read_json(folder / MARK, dict)
+        written: dict[str, str] = said["files"]
+        if said["sha256"] != source:
+            return f"it was made of another file, with sha256 {said['sha256']}"
+        for name, digest in written.items():
+            if digest_now(folder / name) != digest:
+                return f"{name} is not what was written there, by its checksum"
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        return f"{name} is missing" if name != MARK else "it has no checksums"
+    except (Damaged, KeyError, TypeError, AttributeError):
+        return f"{MARK} cannot be read"
+    return None
+
+
+def digest_now(path: Path) -> str:
+    """The sha256 of a file, which is read again when it changes."""
+    info = path.stat()
+    return file_digest(path, info.st_size, info.st_mtime_ns)
 
 
 def _convert(file: Path, folder: Path) -> None:
