@@ -50,7 +50,8 @@ def missing() -> str | None:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin"
     absent = [name for name in DAEMONS if shutil.which(name, path=path) is None]
     if absent:
-        return f"no {', '.join(absent)} (Debian: slurmctld, slurmd, slurm-client, munge)"
+        packages = "slurmctld slurmd slurm-client munge"
+        return f"no {', '.join(absent)}: apt-get install {packages}"
     return None if os.geteuid() == 0 else "Slurm's daemons want to be root's"
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +17,47 @@ from tests.support.small_sweep import go, written
 MISSING = slurm.missing()
 
 
-@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+needs_slurm = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+STEPS = 400
+
+
+@needs_slurm
 def test_a_preempted_task_is_requeued_and_its_run_goes_on(tmp_path: Path) -> None:
-    steps = 400
-    path = written(tmp_path, steps, rows={"lora": {"label": "LoRA"}}, grid={"seed": [0, 1, 2]})
+    path = written(tmp_path, STEPS, rows={"lora": {"label": "LoRA"}}, grid={"seed": [0, 1, 2]})
+    found, [first] = preempted(tmp_path, path)
+    assert len(found) == 3 and not any("packed" in record for record in found.values())
+    assert len({name.partition("_")[0] for name in jobs(found.values())}) == 1
+    assert jobs(found[folder] for folder in found if folder != first).isdisjoint(
+        jobs([found[first]])
+    )
+    assert went_on(found) == {first}
+    assert go(path, tmp_path / "out") == 0  # nothing is left to do
+
+
+@needs_slurm
+def test_a_preempted_task_of_runs_that_train_together_goes_on_together(tmp_path: Path) -> None:
+    """A task a group: both runs of the one that is told to stop leave a checkpoint, and go on from
+    the same step in one task again."""
+    grid = {"lr": [1e-3, 1e-4], "seed": [0, 1]}
+    path = written(tmp_path, STEPS, rows={"lora": {"label": "LoRA"}}, grid=grid)
+    found, stopped = preempted(tmp_path, path, "sweep.pack=2")
+    assert [record["packed"] for record in found.values()] == [2] * 4
+    assert len(jobs(found.values())) == 2 and len(stopped) == 2
+    assert went_on(found) == stopped
+    [own] = jobs(found[folder] for folder in stopped)
+    assert own not in jobs(found[folder] for folder in found.keys() - stopped)
+    entries = [entry for folder in stopped for entry in found[folder]["resumed"]]
+    assert entries[0]["step"] == entries[1]["step"] and all(e["packed"] == 2 for e in entries)
+    assert go(path, tmp_path / "out", "sweep.pack=2") == 0
+
+
+def preempted(
+    tmp_path: Path, path: Path, *more: str
+) -> tuple[dict[Path, dict[str, Any]], set[Path]]:
+    """The records of a sweep that ran as a job array, and the folders of the runs of the task that
+    was told to stop, and requeued, after some steps."""
     out = tmp_path / "out"
-    words = ["sweep", str(path), f"output_root={out}", "train.log_every=5"]
+    words = ["sweep", str(path), f"output_root={out}", "train.log_every=5", *more]
     words += ["hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=20"]
     words += [
         "hydra.launcher.cpus_per_task=1",
@@ -36,16 +73,27 @@ def test_a_preempted_task_is_requeued_and_its_run_goes_on(tmp_path: Path) -> Non
         slurm.until(lambda: list(out.rglob("metrics.jsonl")), "a run", seconds=150)
         first = next(iter(out.rglob("metrics.jsonl"))).parent
         slurm.until(lambda: len((first / "metrics.jsonl").read_text().splitlines()) >= 5, "steps")
-        job = str(json.loads((first / "record.json").read_text())["environment"]["job"])
+        before = records(out)
+        job = before[first]["environment"]["job"]
         slurm.asked(["scontrol", "requeue", job], environment)
         _, said = command.communicate(timeout=400)
     assert command.returncode == 0, said[-3000:]
-    found = {p.parent: json.loads(p.read_text()) for p in out.rglob("record.json")}
-    assert [record["status"] for record in found.values()] == ["finished"] * 3
-    others = [r["environment"]["job"] for folder, r in found.items() if folder != first]
-    assert {name.partition("_")[0] for name in (job, *others)} == {job.partition("_")[0]}
-    assert all("_" in name for name in (job, *others))  # tasks of one array
-    [entry] = found[first]["resumed"]
-    assert 0 < entry["step"] < steps
-    assert not any(record.get("resumed") for folder, record in found.items() if folder != first)
-    assert go(path, out) == 0  # nothing is left to do
+    found = records(out)
+    assert {record["status"] for record in found.values()} == {"finished"}
+    assert all("_" in name for name in jobs(found.values()))  # tasks of an array
+    return found, {folder for folder, record in before.items() if jobs([record]) == {job}}
+
+
+def records(out: Path) -> dict[Path, dict[str, Any]]:
+    return {path.parent: json.loads(path.read_text()) for path in out.rglob("record.json")}
+
+
+def jobs(found: Iterable[dict[str, Any]]) -> set[str]:
+    return {str(record["environment"].get("job")) for record in found}
+
+
+def went_on(found: dict[Path, dict[str, Any]]) -> set[Path]:
+    """The runs that went on once, from a step between the first and the last."""
+    several = {folder: record["resumed"] for folder, record in found.items() if "resumed" in record}
+    assert all(0 < entry["step"] < STEPS for [entry] in several.values())
+    return set(several)
