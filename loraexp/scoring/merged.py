@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from loraexp.adapter.adapted import AdaptedLinear
 from loraexp.adapter.linalg import at_least_float32
+from loraexp.machine.files import DiskFull, full_message
+from loraexp.machine.progress import log
+from loraexp.machine.tensors import Entry, write_tensors
+from loraexp.machine.weight_files import planned
 from loraexp.scoring.prompts import Tokenizer, bare
 
 
 def write_merged(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
-    """The adapted model as a plain checkpoint: every update added to its weight once, in float32.
-    The live one stays as it is.
+    """The adapted model as a plain checkpoint: every update added to its weight once, in float32,
+    when its turn comes to be written. The live one stays as it is.
 
-    Raises: ValueError for a quantised base, whose weights take no update.
+    Raises: ValueError for a quantised base, whose weights take no update; DiskFull.
     """
-    from transformers.utils.logging import disable_progress_bar, enable_progress_bar
-
-    inner = bare(model)
-    state: dict[str, Tensor] = dict(inner.state_dict())
+    inner: Any = bare(model)
+    state: dict[str, Tensor] = dict(inner.state_dict(keep_vars=True))
+    sums: dict[str, Callable[[], Tensor]] = {}
     for name, layer in [
         (name, module)
         for name, module in inner.named_modules()
@@ -39,11 +45,36 @@ def write_merged(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
             for key, x in own.items()
             if key.startswith(f"{name}.base.")
         }
-        with torch.no_grad():
-            state[f"{name}.weight"] = (at_least_float32(weight) + layer.update()).to(weight.dtype)
-    disable_progress_bar()
+        # in its place one that is no other layer's, whatever its weight is tied to
+        state[f"{name}.weight"] = torch.empty_like(weight, device="meta")
+        sums[f"{name}.weight"] = partial(added, layer, weight)
     try:
-        inner.save_pretrained(folder, state_dict=state)
-    finally:
-        enable_progress_bar()
+        write(inner, state, sums, folder)
+    except DiskFull as error:
+        raise DiskFull(error.errno, full_message(folder, "TMPDIR")) from error
     tokenizer.save_pretrained(folder)
+
+
+def write(
+    inner: Any, state: dict[str, Tensor], sums: dict[str, Callable[[], Tensor]], folder: Path
+) -> None:
+    """The weights, one of the sums at a time; all of them where transformers makes new tensors of
+    them (experts that it keeps apart on the disk)."""
+    files = planned(inner, state, folder, {})
+    if files is None:
+        log("  the model's tensors have another form on the disk: all are merged at once")
+        inner.save_pretrained(folder, state_dict=state | {name: sums[name]() for name in sums})
+        return
+    for file in files:
+        entries = {
+            new: Entry(tuple(x.shape), x.dtype, sums.get(name, partial(x.detach)))
+            for new, name in sorted(file.tensors.items())
+            for x in [state[name]]
+        }
+        write_tensors(folder / file.name, entries, file.metadata)
+
+
+def added(layer: AdaptedLinear, weight: Tensor) -> Tensor:
+    """The weight of a layer with its update."""
+    with torch.no_grad():
+        return (at_least_float32(weight) + layer.update()).to(weight.dtype)
