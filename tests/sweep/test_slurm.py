@@ -27,6 +27,7 @@ def test_a_preempted_task_is_requeued_and_its_run_goes_on(tmp_path: Path) -> Non
     found, [first] = preempted(tmp_path, path)
     assert len(found) == 3 and not any("packed" in record for record in found.values())
     assert len({name.partition("_")[0] for name in jobs(found.values())}) == 1
+    assert all("_" in name for name in jobs(found.values()))
     assert jobs(found[folder] for folder in found if folder != first).isdisjoint(
         jobs([found[first]])
     )
@@ -37,7 +38,7 @@ def test_a_preempted_task_is_requeued_and_its_run_goes_on(tmp_path: Path) -> Non
 @needs_slurm
 def test_a_preempted_task_of_runs_that_train_together_goes_on_together(tmp_path: Path) -> None:
     """A task a group: both runs of the one that is told to stop leave a checkpoint, and go on from
-    the same step in one task again."""
+    the same step in one job again, the one that was requeued or another that the command sent."""
     grid = {"lr": [1e-3, 1e-4], "seed": [0, 1]}
     path = written(tmp_path, STEPS, rows={"lora": {"label": "LoRA"}}, grid=grid)
     found, stopped = preempted(tmp_path, path, "sweep.pack=2")
@@ -80,7 +81,7 @@ def preempted(
     assert command.returncode == 0, said[-3000:]
     found = records(out)
     assert {record["status"] for record in found.values()} == {"finished"}
-    assert all("_" in name for name in jobs(found.values()))  # tasks of an array
+    assert all("_" in name for name in jobs(before.values()))  # tasks of an array
     return found, {folder for folder, record in before.items() if jobs([record]) == {job}}
 
 
