@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from loraexp.config import ConfigError
+from loraexp.machine.progress import notice
 from loraexp.machine.signals import Stop, undisturbed
 from loraexp.machine.words import reason_of
 
 DIED = [{"outcome": "died"}]  # of a cell, and those with it, whose worker went without a word
 CARDS = "GPU"  # what Ray calls them
 LOOK = 0.5  # seconds between two looks whether the sweep was told to stop
+ANSWER = 5.0  # seconds in which a cluster answers
 STORE = 78_643_200  # bytes for what workers return, the least that Ray takes: they return a line
 
 
@@ -115,16 +118,57 @@ def started(init: Any) -> None:
     if ray.is_initialized():
         return
     asked: Any = OmegaConf.to_container(init, resolve=True) if init else {}
+    alone = {"object_store_memory": STORE} | asked | {"address": "local"}
+    left = None
     if not (asked.get("address") or os.environ.get("RAY_ADDRESS")):
-        asked = {"object_store_memory": STORE} | asked
+        left = left_behind(asked.get("_temp_dir"))
+        if left is None:
+            asked = alone
+        elif not answers(left):
+            say_gone(left)
+            left, asked = None, alone
     try:
         with undisturbed():  # Ray would end this process, and whatever its workers do
-            ray.init(**asked)
+            try:
+                ray.init(**asked)
+            except ConnectionError:
+                if left is None:
+                    raise
+                say_gone(left)
+                ray.init(**alone)
     except ConnectionError as error:
         raise ConfigError(
             f"{reason_of(error)}: expected the address of a cluster (ray start --head prints it);"
             " where it asks for a token, RAY_AUTH_MODE=token gives it that of this machine"
         ) from error
+
+
+def left_behind(folder: str | None) -> str | None:
+    """The address of the cluster that was begun last on this machine, which Ray connects to where
+    none is named; it stays on disk when the cluster is killed."""
+    try:
+        from ray._private.services import find_bootstrap_address
+    except ImportError:  # no part of what Ray promises
+        return None
+    address: str | None = find_bootstrap_address(folder)
+    return address or None
+
+
+def answers(address: str) -> bool:
+    """Whether anybody listens at an address; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def say_gone(address: str) -> None:
+    notice(
+        f"Ray: the cluster at {address} is gone, and only the note of its address is left (ray stop"
+        " removes it); starting one here"
+    )
 
 
 def told(process: int) -> None:

@@ -6,11 +6,12 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,16 @@ needs_ray = pytest.mark.skipif(
 
 
 @contextmanager
-def cluster(cores: int) -> Iterator[str]:
-    """Within: a Ray cluster that nobody's command has started, at this address."""
+def cluster(cores: int, own: str | None = None) -> Iterator[str]:
+    """Within: a Ray cluster that nobody's command has started, at this address; `own`: where it
+    writes what it leaves."""
     [port] = free_ports(1)
     ray = Path(sys.executable).with_name("ray")
     words = ["start", "--head", "--block", f"--port={port}", f"--num-cpus={cores}"]
     words += ["--include-dashboard=false", "--object-store-memory=80000000"]
     # Ray writes the address of a cluster where the next command of this machine would look for one
-    with tempfile.TemporaryDirectory(prefix="ray") as own:
+    with ExitStack() as around:
+        own = own or around.enter_context(tempfile.TemporaryDirectory(prefix="ray"))
         head = subprocess.Popen(
             [str(ray), *words],
             stdout=subprocess.PIPE,
@@ -53,8 +56,10 @@ def cluster(cores: int) -> Iterator[str]:
         )
         try:
             assert head.stdout is not None
+            said = ""
             while "Ray runtime started" not in (line := head.stdout.readline()):
-                assert line, f"ray start ended with {head.wait()}"
+                said += line
+                assert line, f"ray start ended with {head.wait()}: {said}"
             yield f"127.0.0.1:{port}"
         finally:
             head.terminate()
@@ -100,6 +105,80 @@ def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match=line):
         actors.started(OmegaConf.create({"address": "here:1"}))
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.parametrize("there", [True, False])
+@needs_ray
+def test_a_cluster_that_nobody_named_is_used_while_it_answers(
+    there: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray refuses to be told of memory where it only connects."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", lambda **how: asked.append(how))
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{own.getsockname()[1]}"
+        monkeypatch.setattr(actors, "left_behind", lambda _: address)
+        if there:
+            own.listen()
+        actors.started(OmegaConf.create({"num_cpus": 2}))
+    local = {"num_cpus": 2, "address": "local", "object_store_memory": actors.STORE}
+    assert asked == [{"num_cpus": 2} if there else local]
+    assert (f"the cluster at {address} is gone" in capsys.readouterr().err) is not there
+
+
+@needs_ray
+def test_one_that_listens_and_is_no_cluster_is_gone_as_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another program has its port by now."""
+    asked: list[dict[str, Any]] = []
+
+    def init(**how: Any) -> None:
+        asked.append(how)
+        if "address" not in how:
+            raise ConnectionError("Ray is trying to start at here:1, but is already running")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(actors, "left_behind", lambda _: "here:1")
+    monkeypatch.setattr(actors, "answers", lambda _: True)
+    actors.started(OmegaConf.create({}))
+    assert asked == [{}, {"address": "local", "object_store_memory": actors.STORE}]
+    assert "the cluster at here:1 is gone" in capsys.readouterr().err
+
+
+@needs_ray
+def test_the_address_of_a_cluster_that_was_killed_keeps_nobody_from_a_sweep(tmp_path: Path) -> None:
+    path, out = (
+        written(tmp_path, rows={"lora": {"label": "LoRA"}}, grid={"seed": 0}),
+        tmp_path / "out",
+    )
+    with tempfile.TemporaryDirectory(prefix="ray") as own, killed(own) as address:
+        left = actors.left_behind(f"{own}/ray")  # by another name of this machine
+        assert left is not None and left.rpartition(":")[2] == address.rpartition(":")[2]
+        words = ["sweep", str(path), f"output_root={out}", "hydra/launcher=ray"]
+        words += ["+hydra.launcher.ray.init.num_cpus=1"]
+        words += ["+hydra.launcher.ray.init.include_dashboard=false"]
+        command = sweeping(words, **OPEN, RAY_TMPDIR=own)
+        _, said = command.communicate(timeout=250)
+    assert command.returncode == 0, said[-3000:]
+    assert f"Ray: the cluster at {left} is gone, and only the note of its address" in said
+    assert [json.loads(p.read_text())["status"] for p in out.rglob("record.json")] == ["finished"]
+
+
+@contextmanager
+def killed(own: str) -> Iterator[str]:
+    """Within: what a cluster leaves that was begun in a folder, and killed with all its parts."""
+    with cluster(cores=1, own=own) as address:
+        [head] = [c for c in psutil.Process().children() if "--head" in c.cmdline()]
+        parts = [*head.children(recursive=True), head]
+        for part in parts:
+            with suppress(psutil.Error):
+                part.kill()
+        psutil.wait_procs(parts, timeout=30)
+        yield address
 
 
 def sweeping(words: Sequence[str], **environment: str) -> subprocess.Popen[str]:
