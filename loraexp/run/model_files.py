@@ -3,16 +3,15 @@ memory at a time."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from loraexp.adapter.adapted import in_pieces, whole
 from loraexp.machine.processes import Processes
 from loraexp.machine.progress import log
-from loraexp.machine.tensors import Entry, read_along, write_tensors
-from loraexp.machine.weight_files import planned
+from loraexp.machine.tensors import read_along, write_tensors
+from loraexp.machine.weight_files import Turns, planned
 from loraexp.run.sharding import gathered_state
 
 
@@ -23,8 +22,8 @@ def write_model(
     several hold them in pieces. Every process must ask; the main one has the folder.
 
     transformers says which names go into which files, of a model without numbers; then each tensor
-    is gathered and written in its turn. Where it makes new tensors of those of the model (experts
-    that it keeps apart on the disk), it is given all of them at once, as it asks for.
+    is gathered and written in its turn, one of the model's at a time also where it makes several of
+    it (experts that are apart on the disk). Where it makes one of several, it is given all at once.
     """
     own = model.state_dict(keep_vars=True)
     files = planned(model, own, folder, options) if folder is not None else None
@@ -35,13 +34,10 @@ def write_model(
         if folder is not None:
             model.save_pretrained(folder, state_dict=state, **options)  # type: ignore[operator]
         return
+    turns = Turns(model, own, lambda name: whole(own[name].detach()))
     for file in files:
-        entries = {new: entry_of(own[name]) for new, name in sorted(file.tensors.items())}
+        entries = turns.entries(file)
         if folder is not None:
             write_tensors(folder / file.name, entries, file.metadata)
         else:
             read_along(entries)
-
-
-def entry_of(value: Tensor) -> Entry:
-    return Entry(tuple(value.shape), value.dtype, partial(whole, value.detach()))

@@ -14,8 +14,8 @@ from loraexp.adapter.adapted import AdaptedLinear
 from loraexp.adapter.linalg import at_least_float32
 from loraexp.machine.files import DiskFull, full_message
 from loraexp.machine.progress import log
-from loraexp.machine.tensors import Entry, write_tensors
-from loraexp.machine.weight_files import planned
+from loraexp.machine.tensors import write_tensors
+from loraexp.machine.weight_files import Turns, planned
 from loraexp.scoring.prompts import Tokenizer, bare
 
 
@@ -58,20 +58,16 @@ def write_merged(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
 def write(
     inner: Any, state: dict[str, Tensor], sums: dict[str, Callable[[], Tensor]], folder: Path
 ) -> None:
-    """The weights, one of the sums at a time; all of them where transformers makes new tensors of
-    them (experts that it keeps apart on the disk)."""
+    """The weights, one of the sums at a time; all of them where transformers makes one tensor of
+    several."""
     files = planned(inner, state, folder, {})
     if files is None:
         log("  the model's tensors have another form on the disk: all are merged at once")
         inner.save_pretrained(folder, state_dict=state | {name: sums[name]() for name in sums})
         return
+    turns = Turns(inner, state, lambda name: sums.get(name, state[name].detach)())
     for file in files:
-        entries = {
-            new: Entry(tuple(x.shape), x.dtype, sums.get(name, partial(x.detach)))
-            for new, name in sorted(file.tensors.items())
-            for x in [state[name]]
-        }
-        write_tensors(folder / file.name, entries, file.metadata)
+        write_tensors(folder / file.name, turns.entries(file), file.metadata)
 
 
 def added(layer: AdaptedLinear, weight: Tensor) -> Tensor:

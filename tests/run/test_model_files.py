@@ -3,13 +3,14 @@ time."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loraexp.machine.processes import Processes
 from loraexp.run import model_files
@@ -92,4 +93,42 @@ def test_the_files_are_those_of_save_pretrained(
     assert [name for name in theirs if ours[name] != theirs[name]] == []
     weights = [name for name in theirs if name.endswith(".safetensors")]
     assert (len(weights) > 1) == (size == "20KB")
-    assert sorted(written) == ([] if kind == "experts" else weights)
+    assert sorted(written) == weights
+
+
+def test_experts_are_gathered_a_layer_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are two tensors of a layer in the model, and twelve on the disk: what a layer's become
+    is gone before the next one's are made."""
+    from loraexp.machine import weight_files
+
+    model: Any = built("experts")
+    alive: list[tuple[str, list[weakref.ref[Tensor]]]] = []
+    real = weight_files.pieces
+
+    def watched(model: Any, name: str, value: Tensor) -> dict[str, Tensor]:
+        made = real(model, name, value)
+        if value.device.type != "meta":
+            alive.append((name, [weakref.ref(x) for x in made.values()]))
+            layers = {name for name, there in alive if any(one() is not None for one in there)}
+            assert len({name.split(".")[2] for name in layers}) == 1
+        return made
+
+    monkeypatch.setattr(weight_files, "pieces", watched)
+    write_model(model, tmp_path, Processes("cpu"))
+    assert sorted(len(made) for _, made in alive) == [4, 4, 8, 8]
+    assert all(one() is None for _, made in alive for one in made)
+
+
+def test_what_is_made_of_several_is_written_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loraexp.machine import weight_files
+
+    model: Any = built("experts")
+    model.save_pretrained(tmp_path / "theirs")
+    monkeypatch.setattr(weight_files, "makers_of", lambda *_: None)
+    (tmp_path / "ours").mkdir()
+    write_model(model, tmp_path / "ours", Processes("cpu"))
+    assert files(tmp_path / "ours") == files(tmp_path / "theirs")
