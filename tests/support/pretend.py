@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from loraexp.config import placement
 from loraexp.machine import measure
 from tests.support import autocast
 from tests.support.helpers import REPOSITORY
@@ -31,6 +32,8 @@ from tests.support.leaves import leaves, mapped
 
 # a name that torch knows and that nothing is built for; backward passes run on the host's thread
 DEVICE = torch.device("lazy", 0)
+# a word that a configuration takes, of which a real one knows nothing
+placement.WORD = re.compile(f"{placement.WORD.pattern}|{DEVICE.type}")
 HIDDEN = re.compile(r"tests.support|torch._dynamo|torch._compile|torch._ops")
 READS = {
     "_local_scalar_dense": "a value",
