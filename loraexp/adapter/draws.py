@@ -89,7 +89,7 @@ class Draws(TorchFunctionMode):
         return self.thinned(shares, dropout_p) @ v
 
     def drawn(
-        self, run: int, function: Callable[..., Any], arguments: Any, keywords: Mapping[str, Any]
+        self, run: int, function: Callable[..., Any], arguments: Any, keywords: Mapping[str, object]
     ) -> Any:
         """What a function returns that draws from a run's generator."""
         self.generator.set_state(self.states[run])

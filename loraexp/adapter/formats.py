@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -46,7 +45,7 @@ def save_peft(
         tensors[f"base_model.model.{name}"] = parameter.detach().cpu().contiguous()
     rank = max(set(ranks.values()), key=list(ranks.values()).count)
     alpha = alphas[next(name for name in ranks if ranks[name] == rank)]
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "peft_type": "LORA",
         "task_type": task_type,
         "base_model_name_or_path": base,

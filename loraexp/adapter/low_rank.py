@@ -77,7 +77,7 @@ class LowRank(nn.Module):
         apart = () if R is None else (B.to(dtype), R.detach().to(dtype))
         return Pair(A.to(dtype), folded.to(dtype), *apart)
 
-    def _apply(self, *arguments: object, **keywords: object) -> Any:
+    def _apply(self, *arguments: object, **keywords: object) -> object:
         """Moved or cast: what was joined before is of another place."""
         self._cast = None
         return super()._apply(*arguments, **keywords)  # type: ignore[no-untyped-call]

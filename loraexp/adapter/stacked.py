@@ -185,7 +185,7 @@ class StackedModel:
             memo[id(own[0])] = StackedModule(own, draws)
         self.model: nn.Module = copy.deepcopy(first.model, memo).train()
         self.views = [View(self, run.model, i) for i, run in enumerate(runs)]
-        self.passes: list[list[Any]] = []  # of the batch at hand: each run's outputs
+        self.passes: list[list[object]] = []  # of the batch at hand: each run's outputs
 
     def begin(self) -> None:
         """Another batch."""
@@ -194,14 +194,14 @@ class StackedModel:
             view.calls = 0
 
     def outputs(
-        self, call: int, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+        self, call: int, arguments: tuple[Any, ...], keywords: Mapping[str, object]
     ) -> list[Any]:
         """What the model returns for the rows of each run."""
         if call == len(self.passes):
             tensors = [x for x in (*arguments, *keywords.values()) if isinstance(x, Tensor)]
             rows, runs = len(tensors[0]), len(self.views)
 
-            def repeated(x: Any) -> Any:
+            def repeated(x: Any) -> object:
                 own = isinstance(x, Tensor) and x.dim() > 0 and len(x) == rows
                 return x.repeat(runs, *[1] * (x.dim() - 1)) if own else x
 
@@ -229,10 +229,10 @@ class View:
     def __init__(self, stacked: StackedModel, own: nn.Module, run: int) -> None:
         self.stacked, self.own, self.run, self.calls = stacked, own, run, 0
 
-    def __call__(self, *arguments: object, **keywords: object) -> Any:
+    def __call__(self, *arguments: object, **keywords: object) -> object:
         made = self.stacked.outputs(self.calls, arguments, keywords)
         self.calls += 1
         return made[self.run]
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.own, name)

@@ -7,7 +7,6 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from typing import Any
 
 from loraexp.artifacts.latex import latex
 from loraexp.artifacts.parts import Entry
@@ -70,7 +69,7 @@ def escaped(text: str) -> str:
 # CSV and JSON
 
 
-def record_of(table: Table, row: str, column: str) -> dict[str, Any]:
+def record_of(table: Table, row: str, column: str) -> dict[str, object]:
     """A place as plain values, in the table's unit."""
     sweep, one = table.sweep, table.entries[row, column]
     compared = one.compared
@@ -101,7 +100,7 @@ def record_of(table: Table, row: str, column: str) -> dict[str, Any]:
     }
 
 
-def places(table: Table) -> list[dict[str, Any]]:
+def places(table: Table) -> list[dict[str, object]]:
     """Every place as plain values; of a computed sweep without places, every value by its name."""
     lines = [record_of(table, row, column) for row, column in table.entries]
     if not lines and table.results.computed is not None:

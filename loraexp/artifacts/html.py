@@ -54,7 +54,7 @@ def page(
     )
 
 
-def shown(value: object) -> Any:
+def shown(value: object) -> object:
     """A value as text that cannot steer what shows it; markup stays what it is."""
     return value if isinstance(value, Markup) else printable(str(value))
 

@@ -54,7 +54,7 @@ class Part:
         )
 
 
-def all_runs(root: Path, beside: Path) -> list[dict[str, Any]]:
+def all_runs(root: Path, beside: Path) -> list[dict[str, object]]:
     """Every run under a folder, of a sweep or of none, as flat numbers and words; links as they are
     from a page in `beside`."""
     rows = []
@@ -62,7 +62,7 @@ def all_runs(root: Path, beside: Path) -> list[dict[str, Any]]:
         if path.parent.parent.name == "computed":
             continue
         found = content(path.parent)
-        row: dict[str, Any] = {
+        row: dict[str, object] = {
             "run": path.parent.name,
             "href": link(path.parent, beside),
             "status": "unreadable",
@@ -75,7 +75,7 @@ def all_runs(root: Path, beside: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def of_record(record: RunRecord) -> dict[str, Any]:
+def of_record(record: RunRecord) -> dict[str, object]:
     """What a reader filters, sorts and draws runs by; names as they stand in a configuration, costs
     with their unit."""
     plain, cost, parameters = (

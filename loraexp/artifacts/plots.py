@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from loraexp.artifacts.charts import bars, histograms, scatter
 from loraexp.artifacts.figure import (
@@ -109,7 +108,7 @@ def curves(drawn: Drawn) -> list[Panel]:
     return panels
 
 
-def grid_points(drawn: Drawn, column: str) -> list[dict[str, Any]]:
+def grid_points(drawn: Drawn, column: str) -> list[dict[str, object]]:
     """Every grid point but for the seed that some row of a column has, in order."""
     runs = [run for row in drawn.rows for run in drawn.results.places[row, column].runs]
     keys = list(dict.fromkeys(key for run in runs for key in run.cell.point if key != "seed"))

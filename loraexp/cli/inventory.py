@@ -66,7 +66,7 @@ def rows(root: Path) -> list[dict[str, Any]]:
 
     if not root.is_dir():
         raise reading.no_runs(root)
-    lines: list[dict[str, Any]] = []
+    lines: list[dict[str, object]] = []
     for place in reading.roots(root):
         lines += reading.load_records(place).to_dict("records")
     return sorted(lines, key=when)

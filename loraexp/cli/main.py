@@ -110,7 +110,10 @@ def status_of(argv: list[str]) -> int:
 def verb(name: str) -> Callable[[Sequence[str]], int]:
     """The function of a verb, whose module is imported only when it is asked for."""
     module, function = VERBS[name]
-    return getattr(importlib.import_module(f"loraexp.cli.{module}"), function)  # type: ignore[no-any-return]
+    found: Callable[[Sequence[str]], int] = getattr(
+        importlib.import_module(f"loraexp.cli.{module}"), function
+    )
+    return found
 
 
 def help_of(words: Sequence[str]) -> int:

@@ -82,7 +82,7 @@ def describe(hint: Any) -> str:
     return words.get(origin or hint, str(hint))
 
 
-def fit(key: str, value: Any, hint: object) -> Any:
+def fit(key: str, value: Any, hint: object) -> object:
     """`value` as the type `hint`, or ConfigError; whole floats are integers, integers are floats,
     nothing else moves."""
     origin = get_origin(hint)

@@ -48,7 +48,8 @@ class Benchmark:
     def row(self) -> Callable[[Row], Row]:
         """Checks a row and puts it into the columns that protocols read."""
         if self.target is not None:
-            return _function(self.target, self.name)  # type: ignore[no-any-return]
+            function: Callable[[Row], Row] = _function(self.target, self.name)
+            return function
         return lambda row: {name: _word(row, of) for name, of in self.columns.items()}
 
     def hub(self, split: str | None = None) -> Hub:

@@ -34,7 +34,8 @@ def form_of(path: Path) -> Form:
     """The form of a file by the end of its name; JSON, an array or lines, where it tells
     nothing."""
     suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix
-    return {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}.get(suffix, "json")  # type: ignore[return-value]
+    forms: dict[str, Form] = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+    return forms.get(suffix, "json")
 
 
 def read(path: Path, form: Form, columns: Sequence[str]) -> Iterator[tuple[str, Row | BadRow]]:

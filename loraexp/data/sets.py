@@ -80,7 +80,7 @@ class Split:
         names = getattr(self.table.features.get(column), "names", None)
         return list(names) if names else None
 
-    def _local(self, folder: Path) -> Any:
+    def _local(self, folder: Path) -> object:
         import datasets
 
         with silent():

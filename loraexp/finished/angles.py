@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from loraexp import models
 from loraexp.adapter.adapted import Adapters
 from loraexp.adapter.formats import load_raw
-from loraexp.adapter.layer import LeadingRequest, needs
+from loraexp.adapter.layer import Factors, LeadingRequest, needs
 from loraexp.adapter.linalg import SVD
 from loraexp.config import ConfigError
 from loraexp.config.settings import Settings
@@ -69,7 +69,8 @@ def one_step_gradient(subject: FinishedRun, model: nn.Module, rows: int, k: int)
         "leading_gradient",
         request=lambda rank, **_: {"leading_gradient": LeadingRequest(k, max(k, 8), ITERATIONS)},
     )
-    def gradient() -> None: ...
+    def gradient() -> Factors:
+        raise NotImplementedError  # it is asked for its statistic alone
 
     own = dataclasses.replace(
         subject.settings.calibration, samples=rows, rows="shuffled", mode="eval"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from loraexp import config
 from loraexp.config import ConfigError
@@ -134,9 +133,9 @@ def command(run: FinishedRun) -> str:
     return " ".join(["loraexp", *groups, *(more if composed else [])])
 
 
-def flat(node: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
+def flat(node: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Dotted keys and values, without those that say only where or how."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, value in node.items():
         if key in ELSEWHERE or key in ("hydra", "method", "experiment"):
             continue

@@ -190,7 +190,7 @@ class FinishedRun:
         return split, [to_device(part, self.device) for part in parts]
 
 
-def replaced(plain: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+def replaced(plain: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, object]:
     """A stored configuration with other values at some dotted keys."""
     whole = copy.deepcopy(dict(plain))
     for key, value in changed.items():

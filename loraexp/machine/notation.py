@@ -134,7 +134,7 @@ def read_yaml(path: Path, kind: type[Kind]) -> Kind:
         raise Damaged(f"{path}: {' '.join(str(error).split())[:200]}") from None
 
 
-def yaml_value(text: str) -> Any:
+def yaml_value(text: str) -> object:
     """The value that a YAML text spells, in safe types alone. Raises: YAMLError, RecursionError."""
     many = sum(1 for _ in LEVELS.finditer(text)) > 5000
     return yaml.load(text, Loader=yaml.SafeLoader if many else FAST)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from loraexp.machine.device import full_precision
 from loraexp.models.dropout import multiplier
 
 
@@ -191,7 +192,7 @@ def attend(
         bias = layout.bias
         if bias is not None:
             bias = bias.to(q.dtype).expand(-1, heads, -1, -1).flatten(0, 1)
-        with torch.autocast("cpu", enabled=False):  # its own backward pass is without, too
+        with full_precision(q.device):  # its own backward pass is without, too
             out = DroppedAttention.apply(*(x.flatten(0, 1) for x in given), bias, scale, p)  # type: ignore[no-untyped-call]
     else:
         # padding stands behind every token, where none of a causal model looks

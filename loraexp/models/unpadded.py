@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loraexp.machine.device import Batch
 from loraexp.models.attention import Layout, attend
 from loraexp.models.dropout import short_dropout
 
@@ -64,9 +65,9 @@ class Unpadded:
 
     def of(self, batch: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """The same for the rows of a batch that knows their lengths."""
-        lengths: Sequence[int] = batch.lengths  # type: ignore[attr-defined]
+        assert isinstance(batch, Batch) and batch.lengths is not None
         ids = batch["input_ids"]
-        return self.rows(lengths, ids.shape[1], ids.device)
+        return self.rows(batch.lengths, ids.shape[1], ids.device)
 
     @contextmanager
     def rows(self, lengths: Sequence[int], width: int, device: torch.device) -> Iterator[None]:

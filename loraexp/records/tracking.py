@@ -10,9 +10,10 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 from weakref import WeakSet
@@ -24,6 +25,8 @@ from loraexp.records.blocks import chunks
 from loraexp.records.sections import Evaluation, Line, RunRecord
 
 if TYPE_CHECKING:
+    import wandb
+
     from loraexp.config.settings import WandbSettings
 
 
@@ -228,8 +231,12 @@ def project(source: str) -> Iterator[Copied]:
             state=run.state,
             config=plain(run.config),
             record=plain(run.summary).get("record"),
-            lines=lambda run=run: merged([line(row) for row in run.scan_history()]),  # type: ignore[misc]
+            lines=partial(history_of, run),
         )
+
+
+def history_of(run: wandb.apis.public.Run) -> list[Line]:
+    return merged([line(row) for row in run.scan_history()])
 
 
 def plain(value: object) -> Any:
@@ -263,8 +270,12 @@ def offline(folder: Path) -> Iterator[Copied]:
             state=last["state"],
             config=last["config"],
             record=last["summary"].get("record"),
-            lines=lambda paths=paths: joined([log_file(path)["history"] for path in paths]),  # type: ignore[misc]
+            lines=partial(histories_of, paths),
         )
+
+
+def histories_of(paths: Sequence[Path]) -> list[Line]:
+    return joined([log_file(path)["history"] for path in paths])
 
 
 def joined(histories: list[list[Line]]) -> list[Line]:

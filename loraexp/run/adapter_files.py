@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from loraexp import models
 from loraexp.adapter.adapted import Adapters
@@ -28,7 +27,7 @@ def write_adapter(
     )
 
 
-def described(folder: Path, step: int) -> dict[str, Any]:
+def described(folder: Path, step: int) -> dict[str, object]:
     """What the record says of a run's weights: their step, a digest of each file, their size."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     weights = [path for path in files if path.suffix == ".safetensors" and path.name != FACTORS]

@@ -261,7 +261,7 @@ def contents(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 def states() -> dict[str, Any]:
     """The state of every global random generator, as each library gives it."""
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state(),
         "python": random.getstate(),

@@ -52,7 +52,7 @@ class Made:
     factors: dict[str, Factors]
     cost: dict[str, Any]
     ledger: dict[str, Any]
-    probe: Any = field(repr=False)  # () → mean loss on the probe rows
+    probe: Callable[[], float] = field(repr=False)  # () → mean loss on the probe rows
 
     def finish(self) -> dict[str, Any]:
         """The ledger, with the loss on the same rows now that the factors are in place."""
@@ -82,7 +82,7 @@ def objective(task: Task, runtime: Runtime) -> Calibration:
     """The task's loss and outputs in the precision of the run; over no rows yet."""
 
     def precisely(function: Callable[..., Any]) -> Callable[..., Any]:
-        def within(model: Any, batch: object) -> Any:
+        def within(model: Any, batch: object) -> object:
             with runtime.autocast():
                 return function(model, batch)
 
@@ -127,7 +127,7 @@ def mean_loss(model: nn.Module, task: Task, settings: Settings, runtime: Runtime
 def statistics_of(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
-    initializer: partial[Any],
+    initializer: partial[Factors],
     task: Task,
     settings: Settings,
     runtime: Runtime,
@@ -187,7 +187,7 @@ def training_of(settings: Settings, rows: int) -> Training:
     )
 
 
-def settled(initializer: partial[Any], training: Training) -> partial[Any]:
+def settled(initializer: partial[Factors], training: Training) -> partial[Factors]:
     """The initializer with the hyper-parameters filled in that follow from the training."""
     function = as_initializer(initializer.func)
     return partial(function, **function.settle(initializer.keywords, training))
@@ -204,7 +204,7 @@ def initialize(
     model: nn.Module,
     targets: Mapping[str, nn.Module],
     task: Task,
-    initializer: partial[Any],
+    initializer: partial[Factors],
     *,
     scaling: float,
     settings: Settings,
@@ -255,7 +255,7 @@ def initialize(
 def every_layer(
     collected: Collected,
     count: int,
-    initializer: partial[Any],
+    initializer: partial[Factors],
     scaling: float,
     settings: Settings,
 ) -> tuple[dict[str, Factors], dict[str, Any]]:

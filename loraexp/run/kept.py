@@ -28,7 +28,7 @@ class Kept:
 
     def __init__(self) -> None:
         self.key: str | None = None
-        self.value: Any = None
+        self.value: object = None
         self.read: dict[str, str] = {}  # the commits of the hub that it was made from
 
     def get(self, made_from: object, make: Callable[[], Any]) -> Any:

@@ -36,7 +36,7 @@ def spread(
 
     `kept_whole`: names of modules that every process holds whole, such as a new head.
     """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     model = sent(read)
     apart = [model.get_submodule(name) for name in kept_whole(model)]
@@ -51,8 +51,9 @@ def spread(
     with gathered_root(model):
         for block in blocks(model):
             # Memory that an evaluation is the first to take could never be differentiated through.
-            block.unshard()  # type: ignore[operator]
-            block.reshard()  # type: ignore[operator]
+            assert isinstance(block, FSDPModule)
+            block.unshard()
+            block.reshard()
     return model
 
 
@@ -95,7 +96,7 @@ class Weightless(pickle.Pickler):
         super().__init__(file)
         self.parameters = parameters
 
-    def persistent_id(self, thing: Any) -> Any:
+    def persistent_id(self, thing: Any) -> object:
         if id(thing) not in self.parameters:
             return None
         return tuple(thing.shape), thing.dtype, thing.requires_grad, self.parameters[id(thing)]

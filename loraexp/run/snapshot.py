@@ -23,12 +23,12 @@ def weights(adapters: Adapters) -> dict[str, Entry]:
     }
 
 
-def moments(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Entry], dict[str, Any]]:
+def moments(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Entry], dict[str, object]]:
     """An optimizer's state as one process would have it: (tensors by `number of the
     parameter.name`, all the rest of its state_dict); every process must read along."""
     parameters, state = numbered(optimizer), optimizer.state_dict()
     entries: dict[str, Entry] = {}
-    rest: dict[int, dict[str, Any]] = {}
+    rest: dict[int, dict[str, object]] = {}
     for index, values in state["state"].items():
         for key, value in values.items():
             if isinstance(value, Tensor):
@@ -80,7 +80,7 @@ class Pieces(Mapping[str, Any]):
     def __init__(self, parameter: nn.Parameter, values: Mapping[str, object]) -> None:
         self.parameter, self.whole = parameter, values
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> object:
         return piece(self.parameter, self.whole[key])
 
     def __iter__(self) -> Iterator[str]:
@@ -90,7 +90,7 @@ class Pieces(Mapping[str, Any]):
         return len(self.whole)
 
 
-def piece(parameter: Any, value: Any) -> Any:
+def piece(parameter: Any, value: Any) -> object:
     if not shared_out(parameter) or not isinstance(value, Tensor):
         return value
     from torch.distributed.tensor import distribute_tensor

@@ -124,7 +124,7 @@ class Task(ABC):
         task has to say besides."""
         return {split: self.described(split) | self.facts_of(split) for split in self.splits}
 
-    def described(self, split: str) -> dict[str, Any]:
+    def described(self, split: str) -> dict[str, object]:
         """What the record says of the rows of a split, whatever the task."""
         examples = self.splits[split]
         parts = {
@@ -144,7 +144,7 @@ class Task(ABC):
             **({"labels": labels} if labels else {}),
         }
 
-    def facts_of(self, split: str) -> dict[str, Any]:
+    def facts_of(self, split: str) -> dict[str, object]:
         """What the record says of a split beside that."""
         return {}
 

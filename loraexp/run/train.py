@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -274,7 +274,7 @@ def measure(run: Loop, state: Progress, clock: Stopwatch) -> None:
     state.peak = max(state.peak, peak_bytes(run.runtime.device))
 
 
-def cost(state: Progress) -> dict[str, Any]:
+def cost(state: Progress) -> dict[str, object]:
     """Seconds of the clock and of the processor, tokens and samples a second of the clock, and the
     peak of memory, of all attempts."""
     seconds = max(state.seconds, 1e-9)

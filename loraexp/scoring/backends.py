@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -28,8 +28,20 @@ from loraexp.scoring.merged import write_merged
 from loraexp.scoring.passes import Sharing
 from loraexp.scoring.prompts import Tokenizer, bare, is_seq2seq
 
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
 Backend = Literal["hf", "vllm"]
-Told = Callable[[Any, Any, int], None]
+Told = Callable[["Asked", str | list[float], int], None]
+
+
+class Asked(Protocol):
+    """What is known of a row that is answered: lm-eval's request, or as much of one."""
+
+    doc: dict[str, Any]
+    doc_id: int | None
+
+
 VLLM_SHARE = 0.9  # of the device's free memory
 
 
@@ -124,7 +136,7 @@ def _vllm(place: str, how: Answering) -> Iterator[Any]:
     """vLLM on a folder of weights, ended afterwards."""
     from lm_eval.models.vllm_causallms import VLLM
 
-    room: dict[str, Any] = {}
+    room: dict[str, object] = {}
     if torch.cuda.is_available():  # what the live model holds is not there for vLLM
         free, total = torch.cuda.mem_get_info()
         room = {"gpu_memory_utilization": VLLM_SHARE * free / total}
@@ -146,17 +158,17 @@ class _Asking:
     def __init__(self, inner: Any, shorter: Mapping[str, str]) -> None:
         self._inner, self._shorter = inner, shorter
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> object:
         for request in requests:
             prompt, *rest = request.args
             request.arguments = (self._shorter.get(prompt, prompt), *rest)
         return self._inner.generate_until(requests)
 
 
-def _asking(served: object, shorter: Mapping[str, str]) -> Any:
+def _asking(served: object, shorter: Mapping[str, str]) -> object:
     return _Asking(served, shorter) if shorter else served
 
 
@@ -171,11 +183,11 @@ def _live_class() -> Any:
     from lm_eval.models.huggingface import HFLM
 
     class Live(HFLM):
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
             return self.written(requests)
 
         def loglikelihood(
-            self, requests: list[Any], disable_tqdm: bool = False
+            self, requests: list[Instance], disable_tqdm: bool = False
         ) -> list[tuple[float, bool]]:
             return self.likely(requests)
 
@@ -205,7 +217,7 @@ def live(
 def _generate(
     model: nn.Module,
     tokenizer: Tokenizer,
-    requests: list[Any],
+    requests: list[Instance],
     how: Answering,
     told: Told | None,
     shorter: Mapping[str, str],
@@ -241,7 +253,7 @@ def _generate(
     return answers
 
 
-def decoding_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def decoding_of(kwargs: Mapping[str, Any]) -> dict[str, object]:
     """lm-eval's settings of a generation as ours."""
     until = kwargs.get("until") or []
     return {
@@ -259,7 +271,7 @@ def decoding_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _likelihoods(
     model: nn.Module,
     tokenizer: Tokenizer,
-    requests: list[Any],
+    requests: list[Instance],
     how: Answering,
     told: Told | None,
 ) -> list[tuple[float, bool]]:
@@ -320,18 +332,18 @@ def quiet() -> Iterator[None]:
             os.environ.pop("TOKENIZERS_PARALLELISM", None)
 
 
-def listener(prompts: dict[int, str]) -> Any:
+def listener(prompts: dict[int, str]) -> object:
     """A model for lm-eval that answers nothing, and notes what it is asked by the number of the
     row."""
     from lm_eval.api.model import LM
 
     class Listener(LM):
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
             prompts.update({request.doc_id: str(request.args[0]) for request in requests})
             return [""] * len(requests)
 
         def loglikelihood(
-            self, requests: list[Any], disable_tqdm: bool = False
+            self, requests: list[Instance], disable_tqdm: bool = False
         ) -> list[tuple[float, bool]]:
             prompts.update({request.doc_id: "".join(request.args) for request in requests})
             return [(0.0, False)] * len(requests)

@@ -188,11 +188,8 @@ def _multiline_strings(tree: ast.Module) -> set[int]:
     """The numbers of the lines that begin inside a string: their spaces are its characters."""
     inside: set[int] = set()
     for node in ast.walk(tree):
-        text = (
-            isinstance(node, ast.JoinedStr)
-            or isinstance(node, ast.Constant)
-            and isinstance(node.value, (str, bytes))
-        )
-        if text and node.end_lineno is not None:  # type: ignore[attr-defined]
-            inside.update(range(node.lineno + 1, node.end_lineno + 1))  # type: ignore[attr-defined]
+        if not isinstance(node, (ast.JoinedStr, ast.Constant)) or node.end_lineno is None:
+            continue
+        if isinstance(node, ast.JoinedStr) or isinstance(node.value, (str, bytes)):
+            inside.update(range(node.lineno + 1, node.end_lineno + 1))
     return inside

@@ -25,7 +25,7 @@ def task_manager(folder: Path) -> Any:
 
 
 def lm_evaluate(
-    live: Any, task: str, overrides: Mapping[str, Any], benchmark: str | None = None
+    live: Any, task: str, overrides: Mapping[str, object], benchmark: str | None = None
 ) -> dict[str, Any]:
     """lm-eval on one task of ours, or of its own for a benchmark, with some keys replaced; quietly
     and without its bootstrap.

@@ -113,7 +113,7 @@ def _through_lm_eval(
 
 
 def _row(protocol: Protocol, index: int, question: Question) -> dict[str, Any]:
-    truth: Any = question.truth
+    truth: object = question.truth
     if protocol.kind == "choices":
         if truth not in protocol.choices:
             raise ValueError(
@@ -134,7 +134,7 @@ def _row(protocol: Protocol, index: int, question: Question) -> dict[str, Any]:
 def _decoding(protocol: Protocol) -> dict[str, Any]:
     assert protocol.decoding is not None
     how = protocol.decoding
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "until": list(how.stop),
         "max_gen_toks": how.max_new_tokens,
         "do_sample": how.temperature > 0,
@@ -280,7 +280,9 @@ def prompts_of(protocol: Protocol, rows: Sequence[Mapping[str, object]]) -> list
     return [prompts[index] for index in range(len(rows))]
 
 
-def _on_rows(live: Any, protocol: Protocol, rows: Sequence[Mapping[str, object]]) -> dict[str, Any]:
+def _on_rows(
+    live: Any, protocol: Protocol, rows: Sequence[Mapping[str, object]]
+) -> dict[str, object]:
     """lm-eval's own task on rows that it reads from a file."""
     if protocol.kind != "harness" or protocol.task is None:
         raise ValueError(

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from loraexp.machine.escapes import printable
 from loraexp.scoring import jail, sandbox
@@ -90,7 +89,7 @@ def _apart(case: Case, limits: Limits, *, walled: bool) -> Outcome:
     return Outcome(status, printable(detail), sandbox.text_of(program), seconds, inside=False)
 
 
-def _verdict(examiner: Cell) -> dict[str, Any]:
+def _verdict(examiner: Cell) -> dict[str, object]:
     """What the judge found; nothing where it came to no verdict."""
     try:
         verdict = json.loads(examiner.report)
@@ -141,8 +140,8 @@ def needs_itself(test: str, entry: str) -> str:
         node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
     }
     for node in ast.walk(tree):
-        if reason := _reason(node, names, functions):
-            return f"line {node.lineno}: {reason}"  # type: ignore[attr-defined]
+        if isinstance(node, (ast.stmt, ast.expr)) and (reason := _reason(node, names, functions)):
+            return f"line {node.lineno}: {reason}"
     return ""
 
 

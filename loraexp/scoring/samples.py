@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from loraexp.machine.escapes import printable
 from loraexp.machine.files import replace
 from loraexp.machine.progress import Advance, tally
 from loraexp.scoring import judge
-from loraexp.scoring.backends import Answering
+from loraexp.scoring.backends import Answering, Asked
 from loraexp.scoring.passes import joined, part_of
 from loraexp.scoring.protocols import Protocol
 
@@ -73,12 +72,14 @@ class Marks:
             )
         return self._known[key]
 
-    def told(self, request: Any, found: str | Sequence[float], of: int) -> None:
+    def told(self, request: Asked, found: str | Sequence[float], of: int) -> None:
         """Hear of an answer of lm-eval's request: a text, or a log-probability of each choice."""
         if self._advance is None:
             return
         self._done += 1
-        truth = self._truths[request.doc.get("index", request.doc_id)]
+        number = request.doc.get("index", request.doc_id)
+        assert number is not None
+        truth = self._truths[number]
         if isinstance(found, str):
             answer, right = self.mark(found, truth)
         else:

@@ -247,5 +247,5 @@ class Classification(Task):
             logits, labels
         )
 
-    def facts_of(self, split: str) -> dict[str, Any]:
+    def facts_of(self, split: str) -> dict[str, object]:
         return {"protocol": self.protocol, "tokens": int(self.splits[split].offsets[-1])}

@@ -291,5 +291,5 @@ class GlueText(TextTask):
             logits, labels
         )
 
-    def facts_of(self, split: str) -> dict[str, Any]:
+    def facts_of(self, split: str) -> dict[str, object]:
         return super().facts_of(split) | {"protocol": self.protocol, "scoring": self.scoring}

@@ -205,7 +205,7 @@ class TextTask(Task):
     # ----------------------------------------------------------------------------------------------
     # the record
 
-    def facts_of(self, split: str) -> dict[str, Any]:
+    def facts_of(self, split: str) -> dict[str, object]:
         """Tokens, and the rows that are not there."""
         examples = self.splits[split]
         unseen = 0 if self.learn_prompt else examples.prompts
