@@ -57,7 +57,7 @@ def converted(
     else:
         notice(f"converting {file.name} to {folder}, once")
     with folder_once(folder) as fresh:
-        _convert(file, fresh)
+        convert(file, fresh)
         digests = {path.name: files.sha256(path) for path in sorted(fresh.iterdir())}
         write_json(fresh / MARK, {"source": str(file), "sha256": digest, "files": digests})
     return folder
@@ -87,7 +87,7 @@ def digest_now(path: Path) -> str:
     return file_digest(path, info.st_size, info.st_mtime_ns)
 
 
-def _convert(file: Path, folder: Path) -> None:
+def convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging

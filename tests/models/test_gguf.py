@@ -26,7 +26,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path
         (folder / "model.safetensors").write_bytes(WEIGHTS + file.read_bytes())
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr(gguf, "_convert", convert)
+    monkeypatch.setattr(gguf, "convert", convert)
     file = tmp_path / "tiny.gguf"
     file.write_bytes(b"quantised")
     fresh()
