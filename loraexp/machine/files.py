@@ -4,6 +4,7 @@ seen."""
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -312,6 +313,17 @@ def sha256(path: Path) -> str:
     """The digest of a file's content in hexadecimals."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def file_digest(path: Path, size: int, changed: int) -> str:
+    return sha256(path)
+
+
+def digest_now(path: Path) -> str:
+    """The same of a file that is read again only when it changes."""
+    info = path.stat()
+    return file_digest(path, info.st_size, info.st_mtime_ns)
 
 
 def set_aside(path: Path) -> Path:

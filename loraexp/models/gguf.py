@@ -16,7 +16,6 @@ from loraexp.machine.files import Damaged, cache_home, folder_once, write_json
 from loraexp.machine.hub import SourceError, verify
 from loraexp.machine.notation import read_json
 from loraexp.machine.progress import notice
-from loraexp.models.place import file_digest
 
 # written last: the digest of the .gguf file, and of every file that was made of it
 MARK = "converted.json"
@@ -43,7 +42,7 @@ def converted(
             " expected causal"
         )
     verify(file, sha256, key="model.sha256")
-    digest = digest_now(file)
+    digest = files.digest_now(file)
     folder = (root or cache_home() / "models") / f"{file.stem}-{digest[:16]}"
     wrong = damage(folder, digest) if folder.exists() else None
     if folder.exists() and wrong is None:
@@ -71,7 +70,7 @@ def damage(folder: Path, source: str) -> str | None:
         if said["sha256"] != source:
             return f"it was made of another file, with sha256 {said['sha256']}"
         for name, digest in written.items():
-            if digest_now(folder / name) != digest:
+            if files.digest_now(folder / name) != digest:
                 return f"{name} is not what was written there, by its checksum"
     except FileNotFoundError as error:
         name = Path(error.filename).name
@@ -79,12 +78,6 @@ def damage(folder: Path, source: str) -> str | None:
     except (Damaged, KeyError, TypeError, AttributeError):
         return f"{MARK} cannot be read"
     return None
-
-
-def digest_now(path: Path) -> str:
-    """The sha256 of a file, which is read again when it changes."""
-    info = path.stat()
-    return file_digest(path, info.st_size, info.st_mtime_ns)
 
 
 def convert(file: Path, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraexp.machine import progress, repository
-from loraexp.machine.files import Damaged, sha256
+from loraexp.machine.files import Damaged, digest_now
 from loraexp.machine.hub import SourceError, resolve
 from loraexp.machine.notation import read_json
 from loraexp.machine.repository import Repository
@@ -50,15 +49,10 @@ def weights_digest(folder: Path) -> str | None:
     """sha256 of a folder's weights: of the file, or of the digests of several; a file is read again
     when it changes."""
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    digests = [file_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    digests = [digest_now(path) for path in files]
     if len(digests) < 2:
         return digests[0] if digests else None
     return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-@functools.cache
-def file_digest(path: Path, size: int, changed: int) -> str:
-    return sha256(path)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from loraexp.machine import files
 from loraexp.machine.hub import SourceError
-from loraexp.models import gguf, place
+from loraexp.models import gguf
 
 WEIGHTS = b"weights" * 1000
 
@@ -37,7 +38,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path
 def fresh() -> None:
     """As in another process."""
     gguf.converted.cache_clear()
-    place.file_digest.cache_clear()
+    files.file_digest.cache_clear()
 
 
 def converted(file: Path) -> Path:
