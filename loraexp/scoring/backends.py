@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -26,22 +26,13 @@ from loraexp.scoring import generate
 from loraexp.scoring.likelihood import continuations, score_rows
 from loraexp.scoring.merged import write_merged
 from loraexp.scoring.passes import Sharing
-from loraexp.scoring.prompts import Tokenizer, bare, is_seq2seq
+from loraexp.scoring.prompts import Asked, Tokenizer, bare, is_seq2seq
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 Backend = Literal["hf", "vllm"]
-Told = Callable[["Asked", str | list[float], int], None]
-
-
-class Asked(Protocol):
-    """What is known of a row that is answered: lm-eval's request, or as much of one."""
-
-    doc: dict[str, Any]
-    doc_id: int | None
-
-
+Told = Callable[[Asked, str | list[float], int], None]
 VLLM_SHARE = 0.9  # of the device's free memory
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,13 @@ class Tokenizer(Protocol):
     ) -> str: ...
 
     def save_pretrained(self, folder: Path, /) -> object: ...
+
+
+class Asked(Protocol):
+    """What is known of a row that is answered: lm-eval's request, or as much of one."""
+
+    doc: dict[str, Any]
+    doc_id: int | None
 
 
 # --------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from loraexp.machine.escapes import printable
 from loraexp.machine.files import replace
 from loraexp.machine.progress import Advance, tally
 from loraexp.scoring import judge
-from loraexp.scoring.backends import Answering, Asked
+from loraexp.scoring.backends import Answering
 from loraexp.scoring.passes import joined, part_of
+from loraexp.scoring.prompts import Asked
 from loraexp.scoring.protocols import Protocol
 
 
