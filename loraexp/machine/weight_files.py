@@ -120,28 +120,30 @@ def makers_of(
 @contextmanager
 def unwritten() -> Iterator[list[tuple[Path, dict[str, str], dict[str, Tensor]]]]:
     """Within: what transformers would write into a file of weights is noted instead."""
-    from huggingface_hub.serialization import _torch
+    import huggingface_hub
     from transformers import modeling_utils
     from transformers.utils import logging
 
     inner: Any = modeling_utils
-    split: Any = _torch
     found: list[tuple[Path, dict[str, str], dict[str, Tensor]]] = []
-    before, identity = inner.safe_save_file, split.get_torch_storage_id
+    before = inner.safe_save_file, inner.split_torch_state_dict_into_shards
 
     def note(tensors: dict[str, Tensor], path: str, metadata: dict[str, str]) -> None:
         found.append((Path(path), metadata, tensors))
 
-    def storage(x: Tensor) -> object:
+    def split(state: dict[str, Tensor], **how: Any) -> Any:
         """Pieces of one tensor stay in one file, as those with numbers do."""
-        return x.untyped_storage()._cdata if x.device.type == "meta" else identity(x)
+        size = huggingface_hub.get_torch_storage_size
+        return huggingface_hub.split_state_dict_into_shards_factory(
+            state, get_storage_size=size, get_storage_id=lambda x: x.untyped_storage()._cdata, **how
+        )
 
-    split.get_torch_storage_id = storage
+    inner.split_torch_state_dict_into_shards = split
     inner.safe_save_file, bars = note, logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield found
     finally:
-        inner.safe_save_file, split.get_torch_storage_id = before, identity
+        inner.safe_save_file, inner.split_torch_state_dict_into_shards = before
         if bars:
             logging.enable_progress_bar()
