@@ -13,7 +13,7 @@ from loraexp import __version__, config
 from loraexp.cli.start import DONE, INTERRUPTED, WRONG, grid, is_override, single, trace
 from loraexp.config import ConfigError, boundary, search
 from loraexp.config.paths import spelled
-from loraexp.machine import progress
+from loraexp.machine import collector, progress
 from loraexp.machine.escapes import printable
 from loraexp.machine.words import reason_of
 
@@ -196,6 +196,7 @@ def entry() -> None:
     """The console script: whatever goes wrong is one line; what libraries announce for their next
     version is no concern."""
     warnings.simplefilter("ignore", FutureWarning)
+    collector.rest()
     try:
         status = main()
         sys.stdout.flush()

@@ -21,7 +21,7 @@ from loraexp.adapter.adapted import (
     train_everything,
 )
 from loraexp.config.settings import Settings
-from loraexp.machine import repository
+from loraexp.machine import collector, repository
 from loraexp.machine.device import Runtime, choose_device, deterministic, name_of, unread_masks
 from loraexp.machine.files import check_writable, folder_written, write_json
 from loraexp.machine.processes import Processes, job_of_scheduler, misfit
@@ -189,6 +189,7 @@ class Experiment:
                 log(f"  {name} ({which}) on {self.runtime.device}")
         if self.runtime.processes.main:
             record.update(sources=sources.of(settings, self.base, record.content["data"]))
+        collector.work()  # what is imported is here
         with self.phase("initialisation"):
             adapters = self.start(model, task)
             record.update(parameters=adapters.count())
