@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import subprocess
@@ -16,6 +15,7 @@ import torch
 
 from loraexp import cli, config
 from loraexp.records.content import digest
+from tests.support import forks
 from tests.support.runs import SMOKE, folder_of, metric_lines, run, without_times
 
 
@@ -171,8 +171,7 @@ def killed_at(step: int, context, out: Path, folder: Path) -> None:
 
 
 def test_kill_9_three_times_and_resume_is_bitwise_the_uninterrupted_run(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["loraexp.run.experiment", "tests.support.runs", "transformers"])
+    context = forks.context()
     whole = run(*LONG, out=tmp_path / "whole")
     folder = folder_of(*LONG, out=tmp_path / "cut")
     for step in sorted(random.Random(os.getpid()).sample(range(4, 36), 3)):

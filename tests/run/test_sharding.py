@@ -4,10 +4,7 @@ one process, in its losses, checkpoint and saved model, and nobody but the first
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,9 +17,10 @@ from safetensors.torch import load_file
 from loraexp import cli, config
 from loraexp.machine.processes import misfit
 from loraexp.run.experiment import run as run_one
+from tests.support import sharded
+from tests.support.forks import torchrun
 from tests.support.text_data import overrides, write_all
 
-SCRIPT = Path(__file__).parents[1] / "support" / "sharded.py"
 COMMON = [
     "experiment=smoke",
     "device=cpu",
@@ -64,16 +62,15 @@ def composed(more: list[str], out: Path) -> tuple[Any, dict[str, Any]]:
     return config.check(config.compose([*COMMON, *more, f"output_root={out}"]))
 
 
-def torchrun(
+def shared(
     data: Path, out: Path, runs: list[list[str]], world: int, **more: str
-) -> subprocess.CompletedProcess:
-    """The runs by the command in `world` processes, their weights in pieces."""
+) -> tuple[int | None, str]:
+    """The runs by the command in `world` processes, their weights in pieces; the status of torchrun
+    and what they all said."""
     listed = data / f"runs{world}.json"
     listed.write_text(json.dumps([[*COMMON, *more] for more in runs]))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    command = [sys.executable, *launcher, str(SCRIPT), str(listed), str(out), "train.shard=full"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])} | more
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
+    how: dict[str, Any] = {"world": world, "log": out.with_suffix(".log")}
+    return torchrun(sharded.main, str(listed), str(out), "train.shard=full", **how, **more)
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +86,15 @@ def one(data: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def two(data: Path) -> Path:
-    done = torchrun(data, data / "two", list(words(data).values()), 2)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    status, said = shared(data, data / "two", list(words(data).values()), 2)
+    assert status == 0, said[-5000:]
     return data / "two"
 
 
 @pytest.fixture(scope="module")
 def four(data: Path) -> Path:
-    done = torchrun(data, data / "four", [words(data)[name] for name in FOUR], 4)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    status, said = shared(data, data / "four", [words(data)[name] for name in FOUR], 4)
+    assert status == 0, said[-5000:]
     return data / "four"
 
 
@@ -144,18 +141,18 @@ def test_the_process_that_raises_is_named_and_one_or_two_go_on_from_their_checkp
 ) -> None:
     """The second of two breaks at its third step, after a checkpoint of both."""
     more = [*words(data)["encoder full"], "train.checkpoint_every=2"]
-    done = torchrun(data, tmp_path / "two", [more], 2, BREAK="1:2")
+    status, said = shared(data, tmp_path / "two", [more], 2, BREAK="1:2")
     folder = config.run_folder(composed(more, tmp_path / "two")[1])
     record = json.loads((folder / "record.json").read_text())
-    assert done.returncode != 0 and record["status"] == "failed", done.stderr[-2000:]
+    assert status and record["status"] == "failed", said[-2000:]
     error = record["error"]
     assert (error["type"], error["rank"]) == ("ValueError", 1)
     assert error["message"] == "process 1 broke at step 2"
     assert "broke at step 2" in (folder / "error.txt").read_text()
     assert not list(folder.glob(".rank*"))
     shutil.copytree(tmp_path / "two", tmp_path / "alone")
-    done = torchrun(data, tmp_path / "two", [more], 2)
-    assert done.returncode == 0, done.stderr[-2000:]
+    status, said = shared(data, tmp_path / "two", [more], 2)
+    assert status == 0, said[-2000:]
     run_one(*composed(more, tmp_path / "alone"))
     for out in (tmp_path / "two", tmp_path / "alone"):
         own = config.run_folder(composed(more, out)[1])

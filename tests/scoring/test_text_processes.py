@@ -4,29 +4,24 @@ result is one process's."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import text_processes
+from tests.support.forks import alone, torchrun
 from tests.support.text_data import overrides, write_all
-
-SCRIPT = Path(__file__).parents[1] / "support" / "text_processes.py"
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def run(
-    data: Path, out: Path, *launcher: str, steps: int = 0, names: Sequence[str] = ()
+    data: Path, out: Path, world: int, *, steps: int = 0, names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The record of each task, by name."""
-    command = [sys.executable, *launcher, str(SCRIPT), str(data), str(out), str(steps), *names]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
+    """The record of each task, by name, by so many processes."""
+    given, log = (text_processes.main, data, out, steps, tuple(names)), out.with_suffix(".log")
+    status, said = alone(*given, log=log) if world == 1 else torchrun(*given, world=world, log=log)
+    assert status == 0, said[-6000:]
     records = {path.parent: json.loads(path.read_text()) for path in out.rglob("record.json")}
     return {
         record["config"]["task"]["name"]: record | {"folder": folder}
@@ -42,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def both(data: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(records of one process, records of two)."""
-    return run(data, data / "of1"), run(data, data / "of2", *TORCHRUN)
+    return run(data, data / "of1", 1), run(data, data / "of2", 2)
 
 
 @pytest.mark.parametrize("name", overrides(Path()))
@@ -62,7 +57,7 @@ def test_two_processes_score_what_one_scores(
 
 
 def test_a_run_that_two_processes_trained_is_scored_too(data: Path) -> None:
-    records = run(data, data / "trained", *TORCHRUN, steps=2, names=("gsm8k", "cola_t5"))
+    records = run(data, data / "trained", 2, steps=2, names=("gsm8k", "cola_t5"))
     assert [records[name]["status"] for name in ("gsm8k", "cola_t5")] == ["finished"] * 2
     assert set(records["gsm8k"]["metrics"]) == {
         "held_out",

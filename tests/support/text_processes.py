@@ -4,6 +4,7 @@ of every text task, by the command."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def short_answers() -> None:
             )
 
 
-def main(data: Path, out: Path, steps: str, names: list[str]) -> int:
+def main(data: Path, out: Path, steps: int, names: Sequence[str]) -> int:
     """`names`: of the tasks, or none for all of them."""
     torch.set_num_threads(1)
     short_answers()
@@ -49,7 +50,3 @@ def main(data: Path, out: Path, steps: str, names: list[str]) -> int:
             print(f"{name}: status {status}", file=sys.stderr)
             return status
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:]))

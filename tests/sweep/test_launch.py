@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -23,6 +22,7 @@ from loraexp.machine import measure
 from loraexp.records import record
 from loraexp.run import experiment, kept
 from loraexp.sweep import launch, watch, worker
+from tests.support import forks
 from tests.support.runs import SMOKE, metric_lines, without_times
 from tests.support.small_sweep import TINY, cells_of, go, written
 
@@ -291,11 +291,7 @@ def sweeping(path: str, out: str, log: str) -> None:
 
 @pytest.fixture(scope="module")
 def context() -> Any:
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(
-        ["loraexp.run.experiment", "tests.sweep.test_launch", "transformers"]
-    )
-    return made
+    return forks.context()
 
 
 def begun(log: Path) -> list[str]:

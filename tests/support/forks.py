@@ -1,0 +1,122 @@
+"""Processes that begin with everything imported: they are forked from one that has done so, once
+for all tests of a worker. A start is a tenth of a second, where one of Python, torch and
+transformers takes six."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+IMPORTED = [
+    "loraexp.run.experiment",
+    "loraexp.run.model_files",
+    "loraexp.scoring.metrics",
+    "loraexp.cli.main",
+    "loraexp.cli.show",
+    "transformers.modeling_utils",
+    "transformers.models.bert.modeling_bert",
+    "torch.distributed.launcher.api",
+    "tests.support.runs",
+    "tests.support.small_sweep",
+]
+
+
+def context() -> ForkServerContext:
+    """For processes of the functions of a test; the first that asks starts the server."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(IMPORTED)
+    return made
+
+
+def spoken(log: Path) -> None:
+    """What this process writes, whoever started it, goes to the end of a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+
+def rank(function: Callable[..., int], arguments: tuple[Any, ...]) -> None:
+    """One of torchrun's processes, which ends with the status that its function returns."""
+    status = function(*arguments)
+    sys.stdout.flush()
+    if status:
+        sys.exit(status)
+
+
+def agent(
+    function: Callable[..., int],
+    arguments: tuple[Any, ...],
+    world: int,
+    environment: dict[str, str],
+    log: Path,
+) -> None:
+    """What `torchrun --standalone --nproc-per-node=WORLD` does, but for starting Python anew."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    spoken(log)
+    os.environ.clear()
+    os.environ.update(environment)
+    how = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=world,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork",
+    )
+    elastic_launch(how, rank)(function, arguments)
+
+
+def alone(
+    function: Callable[..., int], *arguments: Any, log: Path, seconds: float = 400
+) -> tuple[int | None, str]:
+    """(status, what it said) of a function in a process of its own."""
+    return ended(said_by, (function, arguments, dict(os.environ), log), log, seconds)
+
+
+def said_by(
+    function: Callable[..., int],
+    arguments: tuple[Any, ...],
+    environment: dict[str, str],
+    log: Path,
+) -> None:
+    spoken(log)
+    os.environ.clear()
+    os.environ.update(environment)
+    rank(function, arguments)
+
+
+def torchrun(
+    function: Callable[..., int],
+    *arguments: Any,
+    world: int,
+    log: Path,
+    seconds: float = 400,
+    **environment: str,
+) -> tuple[int | None, str]:
+    """(status, what they said) of a function in so many processes under torchrun's own agent, each
+    with the rank, the local rank and the meeting place that torchrun gives."""
+    given = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return ended(agent, (function, arguments, world, given, log), log, seconds)
+
+
+def ended(
+    target: Callable[..., None], arguments: tuple[Any, ...], log: Path, seconds: float
+) -> tuple[int | None, str]:
+    process = context().Process(target=target, args=arguments)
+    process.start()
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    return process.exitcode, log.read_text() if log.exists() else ""
