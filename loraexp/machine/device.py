@@ -4,6 +4,7 @@ that share it."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -144,9 +145,10 @@ def numbers(values: Sequence[torch.Tensor]) -> list[float]:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first accelerator there is, else the CPU; a device that is not there is
-    refused."""
+    """`auto` is the first accelerator there is, else the CPU, unless a card was named that is not
+    there; a device that is not there is refused."""
     if name == "auto":
+        check_named()
         name = (
             "cuda"
             if torch.cuda.is_available()
@@ -167,6 +169,18 @@ def choose_device(name: str) -> torch.device:
         # libraries that load onto "the" device, and the generator of a checkpoint, go by it
         torch.cuda.set_device(device)
     return device
+
+
+def check_named() -> None:
+    """Raises: ValueError where CUDA_VISIBLE_DEVICES names a card and none is there: who named it
+    wants no CPU in its place."""
+    seen = os.environ.get(VISIBLE, "")
+    named = re.match(r"\s*(\d|GPU-|MIG-)", seen) is not None
+    if named and torch.version.cuda is not None and not torch.cuda.is_available():
+        raise ValueError(
+            f"device=auto: {VISIBLE}={seen!r} names a card, and there is none of that name; set it"
+            " to one that nvidia-smi -L lists, or device=cpu"
+        )
 
 
 def instead(name: str) -> str:

@@ -99,3 +99,33 @@ def test_what_is_there_instead_is_said(
             monkeypatch.setenv(key, value)
     with pytest.raises(ValueError, match=f"device=cuda:[57]: not available here .*{said}"):
         choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("visible", "cuda", "refused"),
+    [
+        ("GPU-no", "12.8", True),
+        (" 7", "12.8", True),
+        ("MIG-no", "12.8", True),
+        ("", "12.8", False),
+        ("-1", "12.8", False),
+        ("NoDevFiles", "12.8", False),
+        (None, "12.8", False),
+        ("0", None, False),  # torch is built for the CPU
+    ],
+)
+def test_a_card_that_was_named_is_not_replaced_by_the_cpu(
+    visible: str | None, cuda: str | None, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if not refused:
+        assert choose_device("auto") == torch.device("cpu")
+        return
+    with pytest.raises(ValueError, match=f"device=auto: CUDA_VISIBLE_DEVICES='{visible}' names"):
+        choose_device("auto")
+    assert choose_device("cpu") == torch.device("cpu")
