@@ -24,7 +24,7 @@ run: $(READY) ## one real run of the default configuration, from nothing to a re
 	$(BIN)/loraexp
 
 test: $(READY) ## the tests, in two processes (about 8 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 10
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 slow: $(READY) ## the tests that train for minutes
 	$(BIN)/python -m pytest -m slow

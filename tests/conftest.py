@@ -46,6 +46,7 @@ ACCELERATOR = {
     "run/test_host_memory.py",
     "run/test_initialising_memory.py",
     "run/test_lifetimes.py",
+    "run/test_other_models_without_numbers.py",
     "run/test_seven_billion.py",
     "run/test_sharding.py",
     "run/test_signals.py",
@@ -56,10 +57,44 @@ ACCELERATOR = {
 }
 
 
+# Files of more than half a minute: begun last, one of them would leave the other worker without
+# anything to do. Those that start processes take turns with those that do not.
+LONG = (
+    "run/test_sharding.py",
+    "sweep/test_sweeps.py",
+    "sweep/test_ray.py",
+    "run/test_waits.py",
+    "sweep/test_launch.py",
+    "sweep/test_plan.py",
+    "run/test_signals.py",
+    "run/test_initialise.py",
+    "run/test_run.py",
+    "run/test_packed.py",
+    "cli/test_own.py",
+    "run/test_seven_billion.py",
+    "scoring/test_text_processes.py",
+    "theory/test_theory.py",
+    "sweep/test_slurm.py",
+    "scoring/test_waits.py",
+    "run/test_resuming.py",
+    "house/test_outputs.py",
+    "run/test_campaign.py",
+    "sweep/test_cards.py",
+    "sweep/test_packs.py",
+)
+
+
+def file_of(item: pytest.Item) -> str:
+    """`package/test_file.py` of a test."""
+    return "/".join(item.path.parts[-2:])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "/".join(item.path.parts[-2:]) in ACCELERATOR:
+        if file_of(item) in ACCELERATOR:
             item.add_marker(pytest.mark.accelerator)
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(file_of(item), len(LONG)))  # stable: files stay whole
 
 
 @pytest.fixture(autouse=True)

@@ -8,20 +8,7 @@ import re
 import pytest
 
 from loraexp.sweep import reading
-from tests.support.helpers import REPOSITORY
-
-SWEEPS = REPOSITORY / "sweeps"
-TEXT = (SWEEPS / "RESULTS.md").read_text()
-SECTION = re.compile(r"^## (?P<title>[^\n]+)\n(?P<body>.*?)(?=^##? |\Z)", re.M | re.S)
-SECTIONS = {found["title"]: found["body"] for found in SECTION.finditer(TEXT)}
-LINE = re.compile(
-    r"^\| \[(?P<title>[^]]+)\]\(#(?P<anchor>[^)]+)\) \| (?P<what>[^|]+) \| (?P<time>[^|]+) \|"
-    r" (?:(?P<holds>\d+) of (?P<claims>[1-9]\d*)|none made) \|$",
-    re.M,
-)
-OVERVIEW = {found["title"]: found for found in LINE.finditer(TEXT)}
-COMMAND = re.compile(r"`loraexp sweep ([^`]+)`(?: · (\d[\d. a-z]*))?")
-VERDICT = re.compile(r"\| (holds|does not hold|not measured|not judged)[^|]*\|$", re.M)
+from tests.support.results_page import COMMAND, OVERVIEW, SECTIONS, SWEEPS, TEXT, VERDICT
 
 
 def test_every_line_of_the_overview_is_read() -> None:

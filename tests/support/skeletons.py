@@ -54,7 +54,8 @@ class Answers(TorchDispatchMode):
         from_meta = isinstance(source, Tensor) and source.device == META
         if from_meta and name in ("_local_scalar_dense", "item", "is_nonzero", "equal"):
             return WHOLE.get(source.dtype, torch.ones((), dtype=source.dtype).item())
-        if from_meta and name == "_to_copy" and torch.device(keywords.get("device", META)) != META:
+        copied = name in ("_to_copy", "to")  # the latter in inference mode
+        if from_meta and copied and torch.device(keywords.get("device", META)) != META:
             return torch.ones(source.shape, dtype=keywords.get("dtype") or source.dtype)
         if from_meta and name == "copy_" and arguments[0].device != META:
             return arguments[0].fill_(1)
@@ -170,7 +171,7 @@ def task_of(settings: Settings, lengths: tuple[int, ...], answer: int) -> Task:
         own = {"problem": "single_label_classification", "metric": "accuracy", "num_labels": 2}
         named = own | {"label_names": ["no", "yes"], "tokenizer": Padding()}
         Task.__init__(task, name="made", version=1, reports=("dev",), splits={}, **named)
-        task.splits, task._pad = {"train": rows, "dev": rows}, 0
+        task.splits, task.metrics, task._pad = {"train": rows, "dev": rows}, ("accuracy",), 0
         return task
     prompts = np.array([length - answer for length in lengths], dtype=np.int32)
     digests = np.zeros((len(lengths), 2), dtype=np.uint64)
