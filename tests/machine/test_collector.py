@@ -18,6 +18,7 @@ from tests.support.runs import SMOKE
 def test_it_rests_until_a_run_initialises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    collector.work()  # where a command of another test began no run
     usual, seen = gc.get_threshold(), {}
     made, base = experiment.initialize, experiment.models.open
 
