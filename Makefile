@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY) ## one real run of the default configuration, from nothing to a result (about 3 minutes on 2 cores)
 	$(BIN)/loraexp
 
-test: $(READY) ## the tests, in two processes (about 8 minutes on 2 cores)
+test: $(READY) ## the tests, in two processes (about a quarter of an hour on 2 cores)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 slow: $(READY) ## the tests that train for minutes
