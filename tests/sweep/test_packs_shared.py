@@ -88,7 +88,7 @@ def test_two_commands_share_a_packed_sweep_and_train_nothing_twice(tmp_path: Pat
     path, out = written(tmp_path, base=base, rows=LORA, grid=grid), tmp_path / "out"
     both = [command(path, out) for _ in range(2)]
     claims: dict[int, set[Path]] = {process.pid: set() for process in both}
-    end = time.monotonic() + 250
+    end = time.monotonic() + 500
     while any(process.poll() is None for process in both):
         assert time.monotonic() < end
         for process in both:
