@@ -175,6 +175,16 @@ def double(x: Tensor) -> Tensor:
     return x.to("cpu", torch.float64) if x.device.type == "mps" else x.double()
 
 
+def cholesky_in_place(matrix: Tensor, *, check: bool = False) -> tuple[Tensor, Tensor]:
+    """The lower Cholesky factor of a symmetric positive matrix, in its own memory, and whether it
+    failed (0: it did not), on its device; `check` reads that and raises LinAlgError. Reference:
+    `torch.linalg.cholesky_ex`."""
+    columns = matrix.mT  # the same matrix, stored as LAPACK and cuSOLVER write a factor
+    info = torch.empty(matrix.shape[:-2], dtype=torch.int32, device=matrix.device)
+    factor, failed = torch.linalg.cholesky_ex(columns, check_errors=check, out=(columns, info))
+    return factor, failed
+
+
 def inverse_square_root(matrix: Tensor, floor: float) -> Tensor:
     """A root `X` (m, k) of the pseudo-inverse of a symmetric positive matrix: `X Xᵀ = matrix⁺`, `Xᵀ
     matrix X = I`.

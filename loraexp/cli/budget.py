@@ -103,23 +103,23 @@ def show_memory(sweep: Sweep, costs: Costs, budget: float | None) -> None:
     table.add_column("  memory, GiB", max_width=50)
     for name in [*names, *["recorded"] * bool(costs.recorded), *["fits"] * (budget is not None)]:
         table.add_column(
-            {"train": "training", "init": "initialising", "write": "answering"}.get(name, name),
+            {"train": "training", "init": "initialising", "write": "evaluating"}.get(name, name),
             justify="right",
         )
     for row, places in alike.items():
         table.add_row(Padding(places_said(sweep, places), (0, 0, 0, 2)), *row)
     Console(highlight=False, width=150).print(table)
     print(
-        "  counted for batches of the longest rows (the recipe's, or task.max_length); activations:"
-        " what autograd keeps of a forward pass,"
+        "  counted for batches of the longest rows (the recipe's, or task.max_length), by the run's"
+        " own passes and steps without numbers;"
     )
     print(
-        "  attention fused unless device=cpu; initialising: weights, activations of its batch and"
-        " statistics within init.memory_budget"
+        "  attention fused unless device=cpu; initialising: where training just fits, statistics"
+        " within init.memory_budget"
     )
     print(
-        "  temporaries of the backward pass and the allocator come on top: peaks measured on a CPU"
-        " were 1.2 to 1.5 times the count"
+        "  what a device keeps for itself (its context, workspaces of its libraries, gaps of the"
+        " allocator) comes on top"
     )
     if budget is not None:
         show_fit(sweep, costs, budget)

@@ -91,11 +91,15 @@ class CalibrationSettings:
 
     def budget(self, free: int | None = None) -> int:
         """`memory_budget` in bytes, where `free` are free on the device beside the weights and the
-        passes of a batch. A quarter stays: for what a layer is decomposed in, and the allocator's
-        gaps. 2 GB where nobody knows what is free (a plan) or others take of it too (a host)."""
-        if self.memory_budget != "auto":
-            return self.memory_budget
-        return 2_000_000_000 if free is None else max(0, 3 * free // 4)
+        passes of a batch."""
+        return self.memory_budget if self.memory_budget != "auto" else default_budget(free)
+
+
+def default_budget(free: int | None) -> int:
+    """Bytes for statistics where so many are free beside the passes of a batch. A quarter stays:
+    for what a layer is decomposed in, and the allocator's gaps. 2 GB where others take of it too (a
+    host)."""
+    return 2_000_000_000 if free is None else max(0, 3 * free // 4)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,15 +173,17 @@ class Facts(NamedTuple):
 def _step(layer: Layer, damping: float, mode: str, *, fisher: bool) -> tuple[Step, Facts]:
     """The step Δ of a layer, with damped Fisher factors, or with the identity in their place; what
     is singular of them too, so that all can be computed before it is refused."""
-    G, Z, y = (linalg.double(x) for x in (layer.gradient, layer.input_moment, layer.output_moment))
+    G, y = linalg.double(layer.gradient), linalg.double(layer.output_moment)
     facts = Facts(layer.name, damping, mode, [G.abs().max()])
     if not fisher:
         return Step(G, torch.ones_like(y)[:, None], None), facts
     median, relative = y.median(), mode == "relative"
     y = y + (damping * median if relative else damping)
-    damped = Z.clone()
-    damped.diagonal().add_(damping * Z.diagonal().mean() if relative else damping)
-    C, failed = torch.linalg.cholesky_ex(damped)
+    damped = linalg.double(layer.input_moment)
+    if damped is layer.input_moment:
+        damped = damped.clone()
+    damped.diagonal().add_(damping * damped.diagonal().mean() if relative else damping)
+    C, failed = linalg.cholesky_in_place(damped)
     facts.numbers.extend([median, failed.double(), y.min()])
     C = C.masked_fill_(failed > 0, 0.0)
     C.diagonal().add_(failed > 0)

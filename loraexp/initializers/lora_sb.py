@@ -109,7 +109,7 @@ def first_update(
                 f"layer {layer.name}: its gradient is zero and makes no step; drop it from"
                 " model.targets"
             )
-        update = -step_size * torch.sign(G)
+        update = torch.sign(G).mul_(-step_size)
     else:
         like = linalg.at_least_float32(layer.W)
         update = (2 / layer.d_in) ** 0.5 * linalg.gaussian(layer.d_out, layer.d_in, generator, like)

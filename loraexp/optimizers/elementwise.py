@@ -71,7 +71,7 @@ class AdamW:
             "amsgrad": False,
             "maximize": False,
         }
-        if all(v.device.type in ("cpu", "cuda") for v in values):
+        if all(v.device.type in ("cpu", "cuda", "meta") for v in values):
             # PyTorch's kernel as it is: what stands before it in `adamw` takes longer than a step
             torch._foreach_add_(steps, 1)
             torch._fused_adamw_(values, gradients, *moments, [], steps, **rates)

@@ -64,6 +64,8 @@ def draw(like: Tensor, which: Pass, seed: int, first_sample: int, normal: bool) 
 
     So a token's numbers do not depend on how far its batch is padded.
     """
+    if like.is_meta:
+        return torch.empty_like(like)  # of outputs without numbers
     rows = []
     for sample in range(first_sample, first_sample + len(like)):
         name = f"{which.kind} {which.number} {sample}"

@@ -3,7 +3,7 @@ measured on one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -35,6 +35,13 @@ def free_beside_a_batch(
 ) -> int | None:
     """Bytes that stay free on a GPU while the widest batch is swept; None elsewhere, where it is
     not."""
+    return measure.bytes_beside(sweeper.device, widest_sweep(sweeper, likes, needs, request))
+
+
+def widest_sweep(
+    sweeper: Sweeper, likes: Mapping[str, Tensor], needs: frozenset[str], request: Request
+) -> Callable[[], None]:
+    """The passes of the widest batch, whose sums are none: what they need is beside any."""
     asked = request.get("curvature") if "curvature" in needs else None
     passes: tuple[Pass, ...] = () if needs <= {"input_moment"} else (LOSS,)
     if isinstance(asked, CurvatureRequest):  # every probe needs the same
@@ -50,7 +57,7 @@ def free_beside_a_batch(
             }
             sweeper.batch(copies, sorted(passes), batch, 0, 0, set())
 
-    return measure.bytes_beside(sweeper.device, sweep)
+    return sweep
 
 
 def widest(sweeper: Sweeper) -> Batch | None:

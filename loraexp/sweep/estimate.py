@@ -1,8 +1,8 @@
 """What a run will need before it is started: memory of its parts, disk, FLOPs, from the model's
 skeleton on the meta device.
 
-Nothing is downloaded and no weight is loaded. Activations are counted, not guessed: the forward
-pass runs without numbers, and what autograd would keep for the backward pass is added up.
+Nothing is downloaded and no weight is loaded. Memory is counted, not guessed: the passes of a run
+are made without numbers (`peaks`), and so is what a layer is initialised with (`work`).
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from loraexp import config, models
-from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
-from loraexp.adapter.layer import Factors, Initializer, Layer, as_initializer
-from loraexp.config.settings import ModelSettings
+from loraexp.adapter.adapted import Adapters, train_everything
+from loraexp.adapter.layer import Initializer, Layer, as_initializer
+from loraexp.config.settings import ModelSettings, default_budget
 from loraexp.run.components import make
+from loraexp.run.sharding import blocks
 from loraexp.statistics import Size
 from loraexp.statistics import plan as plan_statistics
+from loraexp.sweep.peaks import Kind, hollow_adapters, passes
 from loraexp.sweep.shapes import Memory, Shape
-
-ANSWER = 16  # tokens of the decoder of an encoder-decoder: its tasks answer with a class in words
-COUNTED: dict[tuple[Any, ...], int] = {}  # activations of models and batches counted before
-SVD_WORK = 3  # copies in float32 of the largest layer that a decomposition of it holds at once
+from loraexp.sweep.work import work_of
 
 
 @cache
@@ -38,51 +36,107 @@ def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
     parts = json.loads(shape.settings)
     settings = ModelSettings(**parts["model"])
     initializer = config.Component.of(parts["init"], "init")
-    made = as_initializer(initializer.function)
-    trains, full = initializer.trains, initializer.full
+    made, full = as_initializer(initializer.function), initializer.full
+    model, targets, adapters = adapted(parts, initializer)
     dtype = models.dtype_of(settings, parts["precision"], full=full)
-    model = copy.deepcopy(
-        skeleton(json.dumps(parts["model"], sort_keys=True), dtype, parts["labels"])
-    )
+    shards = parts["shards"]
+    gathered = cut(model, adapters, shards, full=full) if shards > 1 else 0
+    weights = weight_bytes(model, settings, adapters)
+    sizes = {n: Size(m.out_features, m.in_features) for n, m in targets.items()}
+    offset = not full and has_offset(made, parts["init"])
+    trainable = adapters.trainable()
+    numbers = parameters(shape)
+    found = passes(kind_of(parts, shape, dtype, initializer, offset=offset))
+    adapter, gradients = (1 + offset) * 4 * numbers["adapter"], sum(map(nbytes, trainable))
+    optimizer = optimizer_bytes(adapters, parts["optimizer"]) if trainable else 0
+    once = dequantised(settings, sizes, dtype)
+    training = {
+        "weights": weights,
+        "adapter": adapter,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        # gradients of weights in pieces are let go of as they are counted
+        "activations": max(0, found.trained - gradients * (shards == 1 or not full)) + once,
+        "gathered": gathered,
+    }
+    swept = found.swept + once
+    room = sum(training.values()) - weights - gathered - swept if shape.fused else None
+    return Memory(
+        **training,
+        init_activations=swept,
+        statistics=0 if full else statistics_bytes(made, parts, sizes, room),
+        work=0 if full else work_of(parts, sizes, dtype) + 4 * numbers["adapter"],
+        evaluation=found.evaluated + once,
+        written=shape.written[0] * shape.written[1] * cache_bytes(model, dtype),
+    ), numbers
+
+
+@cache
+def parameters(shape: Shape) -> dict[str, int]:
+    """Numbers of parameters: trainable, total, adapter, products (in linear layers); and layers."""
+    parts = json.loads(shape.settings)
+    model, _, adapters = adapted(parts, config.Component.of(parts["init"], "init"))
+    products = sum(linear_sizes(base for base in model.modules()))
+    return adapters.count() | {"products": products, "layers": layers_of(model)}
+
+
+def adapted(
+    parts: Mapping[str, Any], initializer: config.Component
+) -> tuple[nn.Module, dict[str, Any], Adapters]:
+    """The model without numbers, the layers that are adapted, and what trains in it."""
+    settings = ModelSettings(**parts["model"])
+    dtype = models.dtype_of(settings, parts["precision"], full=initializer.full)
+    described = json.dumps(parts["model"], sort_keys=True)
+    model = copy.deepcopy(skeleton(described, dtype, parts["labels"]))
     head = models.new_modules(model, settings.kind)
     targets = models.target_layers(model, settings.targets, head)
-    weights = weight_bytes(model, settings)
-    statistics = statistics_bytes(made, parts, targets)
-    # every initializer that trains the same factors keeps the same
-    alike = (
-        *map(str, (parts["model"], dtype, parts["labels"], parts["rank"], sorted(trains))),
-        shape.length,
-        shape.fused,
+    if initializer.full:
+        return model, targets, train_everything(model)
+    adapters = hollow_adapters(model, targets, head, parts["rank"], initializer.trains)
+    return model, targets, adapters
+
+
+def kind_of(
+    parts: Mapping[str, Any],
+    shape: Shape,
+    dtype: torch.dtype,
+    initializer: config.Component,
+    *,
+    offset: bool,
+) -> Kind:
+    """What the passes of a run depend on; runs that agree in it are counted once."""
+    names = tuple(map(str, range(parts["labels"]))) if parts["model"]["kind"] == "encoder" else ()
+    asks = bool(as_initializer(initializer.function).needs)
+    return Kind(
+        settings=json.dumps(parts["model"], sort_keys=True),
+        dtype=dtype,
+        precision=parts["precision"],
+        classes=names,
+        rank=parts["rank"],
+        trains=frozenset(initializer.trains),
+        full=initializer.full,
+        offset=offset,
+        optimizer=json.dumps(parts["optimizer"], sort_keys=True),
+        length=shape.length,
+        batch=parts["batch"],
+        parts=parts["parts"],
+        evaluated=parts["evaluated"],
+        fused=shape.fused,
+        shards=parts["shards"],
+        init=json.dumps(parts["init"], sort_keys=True) if asks else "",
     )
 
-    def kept(batch: int) -> int:
-        if (*alike, batch) not in COUNTED:
-            COUNTED[*alike, batch] = activations(
-                model, settings=settings, batch=batch, length=shape.length, fused=shape.fused
-            )
-        return COUNTED[*alike, batch]
 
-    products = sum(linear_sizes(model.modules()))
-    work = 0 if full else SVD_WORK * 4 * max(linear_sizes(targets.values()))
-    adapters = (
-        train_everything(model)
-        if full
-        else attached(model, targets, head, parts["rank"], trains, settings)
-    )
-    trainable = adapters.trainable()
-    numbers = adapters.count() | {"products": products, "layers": layers_of(model)}
-    offset = 2 if not full and has_offset(made, parts["init"]) else 1
-    memory = Memory(
-        weights=weights,
-        adapter=offset * 4 * numbers["adapter"],
-        gradients=sum(p.numel() * p.element_size() for p in trainable),
-        optimizer=optimizer_bytes(adapters, parts["optimizer"]) if trainable else 0,
-        activations=kept(parts["batch"]),
-        init_activations=kept(min(parts["calibration"][:2])) if made.needs else 0,
-        statistics=statistics + work,
-        written=shape.written[0] * shape.written[1] * cache_bytes(model, dtype),
-    )
-    return memory, numbers
+def nbytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def dequantised(settings: ModelSettings, sizes: Mapping[str, Size], dtype: torch.dtype) -> int:
+    """The weight of the largest layer as it is multiplied, where weights are stored in fewer
+    bits."""
+    if not settings.quantise:
+        return 0
+    return dtype.itemsize * max((s.d_out * s.d_in for s in sizes.values()), default=0)
 
 
 def linear_sizes(modules: Iterable[nn.Module]) -> list[int]:
@@ -90,14 +144,51 @@ def linear_sizes(modules: Iterable[nn.Module]) -> list[int]:
     return [m.in_features * m.out_features for m in modules if isinstance(m, nn.Linear)]
 
 
-def weight_bytes(model: nn.Module, settings: ModelSettings) -> int:
-    """Of all frozen parameters, each once however many modules share it."""
+def weight_bytes(
+    model: nn.Module, settings: ModelSettings, adapters: Adapters | None = None
+) -> int:
+    """Of all parameters but factors, each once however many modules share it."""
+    factors = factors_of(adapters)
     held = {
         id(p): stored_bytes(p, module, settings)
         for module in model.modules()
         for p in module.parameters(recurse=False)
+        if id(p) not in factors
     }
     return sum(held.values())
+
+
+def factors_of(adapters: Adapters | None) -> set[int]:
+    return {id(p) for layer in adapters or () for p in layer.factors.parameters()}
+
+
+def cut(model: nn.Module, adapters: Adapters, shards: int, *, full: bool) -> int:
+    """Leave of the weights what the first of so many processes holds (`train.shard=full`), a share
+    of their first dimension rounded up; the bytes that stand beside them while a block computes.
+
+    That is what is in no block, whole from the forward pass to the end of the backward, and two
+    blocks, of which one is on its way; where weights train, as much again for gradients that are
+    whole before they are summed over processes, and the copy of a block's that is sent.
+    """
+    kept = factors_of(adapters) | ({id(p) for p in adapters.others.values()} - full_of(full, model))
+    inside: dict[int, int] = {}
+    largest = 0
+    for block in blocks(model):
+        own = {id(p): nbytes(p) for p in block.parameters() if id(p) not in kept}
+        largest = max(largest, sum(own.values()))
+        inside |= own
+    outside = sum(
+        nbytes(p) for p in model.parameters() if id(p) not in inside and id(p) not in kept
+    )
+    for p in model.parameters():
+        if id(p) not in kept:
+            p.data = p.new_empty(-(-p.shape[0] // shards), *p.shape[1:]) if p.dim() else p.data
+    return (2 if full else 1) * (outside + 2 * largest)
+
+
+def full_of(full: bool, model: nn.Module) -> set[int]:
+    """The weights that train in pieces: all, or none."""
+    return {id(p) for p in model.parameters()} if full else set()
 
 
 def layers_of(model: nn.Module) -> int:
@@ -156,87 +247,21 @@ def stored_bytes(parameter: Tensor, module: nn.Module, settings: ModelSettings) 
     return parameter.numel() * parameter.element_size()
 
 
-def attached(
-    model: nn.Module,
-    targets: Mapping[str, Any],
-    head: list[str],
-    rank: int,
-    trains: Any,
-    settings: ModelSettings,
-) -> Adapters:
-    """Factors without numbers in their layers."""
-    with torch.device("meta"):
-        factors = {
-            name: Factors(
-                A=torch.zeros(rank, m.in_features),
-                B=torch.zeros(m.out_features, rank),
-                R=torch.zeros(rank, rank) if "R" in trains else None,
-                start="shifted",
-                train=frozenset(trains),
-            )
-            for name, m in targets.items()
-        }
-        return attach(model, factors, scaling_factor("lora", rank, rank), head)
-
-
 def optimizer_bytes(adapters: Adapters, node: dict[str, Any]) -> int:
     """Moments, masters and counters of the rule itself, made for parameters without numbers."""
     rule: Any = make(node)
     return int(rule(adapters, lr=1e-3, weight_decay=0.0).state_bytes())
 
 
-def statistics_bytes(made: Initializer, parts: dict[str, Any], targets: Mapping[str, Any]) -> int:
-    """What the initializer's statistics hold at once, as the collection plans it within its
-    budget."""
+def statistics_bytes(
+    made: Initializer, parts: dict[str, Any], sizes: Mapping[str, Size], room: int | None
+) -> int:
+    """What the initializer's statistics hold at once, as the collection plans it within its budget:
+    on a card that has `room` beside the passes of a batch."""
     if not made.needs:
         return 0
-    samples, _, budget = parts["calibration"]
-    hyper = {k: v for k, v in parts["init"].items() if k not in ("_target_", "_partial_", "name")}
-    sizes = {name: Size(m.out_features, m.in_features) for name, m in targets.items()}
-    return plan_statistics(
-        sizes, made.needs, made.request(parts["rank"], **hyper), samples, budget
-    ).bytes
-
-
-def activations(
-    model: nn.Module, *, settings: ModelSettings, batch: int, length: int, fused: bool
-) -> int:
-    """Bytes that autograd keeps of one forward pass of (batch, length) tokens and its loss, and the
-    gradient of the largest.
-
-    With gradient checkpointing: the hidden state of every layer, and one layer whole. Parameters
-    are not counted. Attention is counted as its fused kernels keep it: queries, keys, values and
-    outputs, never the (length, length) products.
-    """
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(x: Tensor) -> Tensor:
-        if x.untyped_storage()._cdata not in parameters:
-            kept[x.untyped_storage()._cdata] = x
-        return x
-
-    model.train()
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        tokens = torch.zeros(batch, length, dtype=torch.long)
-        answer = {"decoder_input_ids": tokens[:, :ANSWER]} if settings.kind == "seq2seq" else {}
-        logits = model(input_ids=tokens, **answer).logits.float()
-        functional.cross_entropy(
-            logits.flatten(0, -2),
-            torch.zeros(logits.shape[:-1], dtype=torch.long).flatten(),
-            reduction="sum",
-        )
-    sizes = {
-        x: x.untyped_storage().nbytes() for x in kept.values() if not (fused and squares(x, length))
-    }
-    total, largest = sum(sizes.values()), max(sizes.values(), default=0)
-    if settings.gradient_checkpointing:
-        cfg: Any = model.config
-        hidden = batch * length * cfg.hidden_size * next(model.parameters()).element_size()
-        total = cfg.num_hidden_layers * hidden + total // cfg.num_hidden_layers
-    return total + largest
-
-
-def squares(x: Tensor, length: int) -> bool:
-    """Whether a tensor holds scores of every token for every other, of each head."""
-    return x.dim() >= 3 and tuple(x.shape[-2:]) == (length, length)
+    samples, budget = parts["calibration"]
+    if budget == "auto":
+        budget = default_budget(room)
+    asked = made.request(parts["rank"], **config.Component.of(parts["init"], "init").keywords)
+    return plan_statistics(sizes, made.needs, asked, samples, budget).bytes

@@ -61,8 +61,11 @@ def shape_of(settings: Settings, *, length: int | None = None) -> Shape:
         "problem": settings.task.get("problem"),
         "rank": settings.rank,
         "precision": settings.precision,
-        "batch": settings.micro_batch,
-        "calibration": [calibration.samples, settings.micro_batch, calibration.budget()],
+        "batch": -(-settings.micro_batch // train.gpus_per_run),
+        "shards": train.gpus_per_run if train.shard == "full" else 1,
+        "parts": train.gradient_accumulation * min(train.equal_parts, train.batch_size),
+        "evaluated": scored_rows(settings),
+        "calibration": [calibration.samples, calibration.memory_budget],
     }
     fused = settings.device != "cpu" and settings.model.attention != "eager"
     return Shape(
@@ -71,6 +74,13 @@ def shape_of(settings: Settings, *, length: int | None = None) -> Shape:
         fused=fused,
         written=(train.eval_batch_size, duration.written_tokens(settings)),
     )
+
+
+def scored_rows(settings: Settings) -> int:
+    """Rows of a batch whose scores or likelihood is looked at; 0 where only answers are written."""
+    task = settings.task
+    answers = bool(task.get("benchmarks")) and not task.get("held_out")
+    return 0 if answers else settings.train.eval_batch_size
 
 
 NOTES: dict[str, Notes] = {}  # by the root of the cache

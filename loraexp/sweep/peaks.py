@@ -1,0 +1,283 @@
+"""Bytes at the peak of the passes of a run, counted on its model without numbers by the code that
+trains, evaluates and collects statistics.
+
+A model is the same block again and again: what a pass needs is counted at two small depths and
+goes on in a line to the model's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loraexp import config, models
+from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
+from loraexp.adapter.layer import Factors, as_initializer
+from loraexp.config.settings import ModelSettings
+from loraexp.machine.alive import Alive
+from loraexp.machine.device import to_device
+from loraexp.run.components import make
+from loraexp.run.task import Task
+from loraexp.statistics import Calibration
+from loraexp.statistics.collect import like
+from loraexp.statistics.room import widest_sweep
+from loraexp.statistics.sweeps import Sweeper
+from loraexp.sweep.hollow import META, Answers, Autocast, checkpointed, on_a_card, task_of
+
+ANSWER = 16  # tokens of the decoder of an encoder-decoder: its tasks answer with a class in words
+FEW = 2  # blocks, or periods of them, of the smaller of two models
+DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """Bytes beside the weights, the factors and the optimizer's state."""
+
+    trained: int  # of a step: passes with their gradients, or the rule's own work
+    evaluated: int  # of a batch of an evaluation
+    swept: int  # of a batch of statistics; the loss alone where there are none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What of a run its passes depend on."""
+
+    settings: str  # of the model, json
+    dtype: torch.dtype
+    precision: str
+    classes: tuple[str, ...]
+    rank: int
+    trains: frozenset[str]
+    full: bool
+    offset: bool
+    optimizer: str  # json
+    length: int
+    batch: int  # rows of a pass of one process
+    parts: int  # passes of a step
+    evaluated: int  # rows of a batch of an evaluation
+    fused: bool
+    shards: int  # processes that hold the weights in pieces
+    init: str  # json; of one that needs no statistics ""
+
+    @property
+    def model(self) -> ModelSettings:
+        return ModelSettings(**json.loads(self.settings))
+
+
+def passes(kind: Kind) -> Passes:
+    """At the depth of the model, from two depths where all of its blocks are alike."""
+    bare = models.open(kind.model).config
+    depth = int(getattr(bare, "num_hidden_layers", 0) or 0)
+    small = FEW * period(bare)
+    if not depth or 2 * small >= depth or not alike(kind, small, depth):
+        return at(kind, None)
+    one, two = at(kind, small), at(kind, 2 * small)
+    further = (depth - 2 * small) / small
+
+    def goes_on(name: str) -> int:
+        first, second = getattr(one, name), getattr(two, name)
+        return int(second + further * (second - first))
+
+    return Passes(**{field.name: goes_on(field.name) for field in fields(Passes)})
+
+
+def period(architecture: Any) -> int:
+    """After how many blocks their kinds repeat: Gemma's attention alternates."""
+    kinds: Sequence[str] = getattr(architecture, "layer_types", None) or ()
+    for step in range(1, len(kinds)):
+        if all(kinds[i] == kinds[i % step] for i in range(len(kinds))):
+            return step
+    return 1
+
+
+@cache
+def alike(kind: Kind, small: int, depth: int) -> bool:
+    """Whether the numbers of weights grow in a line with the depth."""
+    first, second, whole = (
+        sum(p.numel() for p in of_depth(kind, layers).parameters())
+        for layers in (small, 2 * small, depth)
+    )
+    return (whole - first) * small == (second - first) * (depth - small)
+
+
+def of_depth(kind: Kind, layers: int | None) -> nn.Module:
+    """The model without numbers, with so many blocks; None: its own."""
+    base = models.open(kind.model)
+    own = base.config
+    fewer: dict[str, Any] = {}
+    if layers is not None:
+        fewer = {name: layers for name in DEPTHS if getattr(own, name, None)}
+        kinds = getattr(own, "layer_types", None)
+        fewer |= {"layer_types": list(kinds)[:layers]} if kinds else {}
+    labels = {"num_labels": len(kind.classes)} if kind.classes else {}
+    return base.bare(kind.dtype, **labels, **fewer)
+
+
+@cache
+def at(kind: Kind, layers: int | None) -> Passes:
+    """What is counted at one depth."""
+    model = of_depth(kind, layers)
+    model.requires_grad_(kind.full)
+    if kind.model.gradient_checkpointing:
+        checkpointed(model, lower=kind.precision == "bf16", fused=kind.fused)
+    model.eval()
+    head = models.new_modules(model, kind.model.kind)
+    targets = models.target_layers(model, kind.model.targets, head)
+    rows = (kind.length,) * max(kind.batch, kind.evaluated)
+    answer = ANSWER if kind.model.kind == "seq2seq" else kind.length - 1
+    task = task_of(kind.model, rows, min(answer, kind.length - 1), kind.classes)
+    swept = of_statistics(kind, model, targets, task)
+    adapters = (
+        train_everything(model)
+        if kind.full
+        else hollow_adapters(model, targets, head, kind.rank, kind.trains, offset=kind.offset)
+    )
+    return Passes(
+        swept=swept,
+        trained=of_training(kind, model, task, adapters),
+        evaluated=of_evaluation(kind, model, task),
+    )
+
+
+def precisely(kind: Kind) -> AbstractContextManager[Any]:
+    return Autocast() if kind.precision == "bf16" else nullcontext()
+
+
+def resident(model: nn.Module, *others: Tensor) -> Alive:
+    """A count that begins with what stays: weights, factors, the optimizer's state."""
+    alive = Alive()
+    for tensor in (*model.parameters(), *model.buffers(), *others):
+        alive.note(tensor)
+    alive.reset()
+    return alive
+
+
+def batch_of(task: Task, rows: int) -> dict[str, Any]:
+    return to_device(task.collate(task.splits["train"], range(rows)), META)
+
+
+# --------------------------------------------------------------------------------------------------
+# statistics
+
+
+def of_statistics(
+    kind: Kind, model: nn.Module, targets: Mapping[str, nn.Module], task: Task
+) -> int:
+    """The passes of a batch, with the inputs and output gradients that sums are made of."""
+
+    def precise(function: Any) -> Any:
+        def within(*given: Any) -> Any:
+            with precisely(kind):
+                return function(*given)
+
+        return within
+
+    alive = resident(model)
+    before = alive.now
+    loss_sum, outputs = precise(task.loss_sum), precise(task.outputs)
+    if not kind.init:
+        with on_a_card(fused=kind.fused), torch.no_grad(), alive:
+            loss_sum(model, batch_of(task, kind.batch))
+        return alive.recent - before
+    initializer = config.Component.of(json.loads(kind.init), "init")
+    made = as_initializer(initializer.function)
+    asked = made.request(kind.rank, **initializer.keywords)
+    calibration = Calibration(
+        batches=(task.collate(task.splits["train"], range(kind.batch)),),
+        loss_sum=loss_sum,
+        outputs=lambda model, batch: outputs(model, batch).float(),
+        population=1,
+        sample_losses=precise(task.sample_losses) if task.several_labels else None,
+        weighting=made.weighting,
+    )
+    sweeper = Sweeper(model, targets, calibration, "squared")
+    likes = {name: like(module, META) for name, module in targets.items()}
+    sweep = widest_sweep(sweeper, likes, made.needs, asked)
+    with on_a_card(fused=kind.fused), alive:
+        sweep()
+    return alive.recent - before
+
+
+# --------------------------------------------------------------------------------------------------
+# training and evaluation
+
+
+def hollow_adapters(
+    model: nn.Module,
+    targets: Mapping[str, Any],
+    head: list[str],
+    rank: int,
+    trains: Any,
+    *,
+    offset: bool = False,
+) -> Adapters:
+    """Factors without numbers in their layers; with `offset`, a second pair beside each."""
+    with torch.device("meta"):
+        factors = {
+            name: Factors(
+                A=torch.zeros(rank, m.in_features),
+                B=torch.zeros(m.out_features, rank),
+                R=torch.zeros(rank, rank) if "R" in trains else None,
+                start="shifted",
+                train=frozenset(trains),
+            )
+            for name, m in targets.items()
+        }
+        adapters = attach(model, factors, scaling_factor("lora", rank, rank), head)
+        for layer in adapters if offset else ():
+            layer.factors.offset_A = torch.zeros_like(layer.lora_A.data)
+            layer.factors.offset_B = torch.zeros_like(layer.lora_B.data)
+    return adapters
+
+
+def of_training(kind: Kind, model: nn.Module, task: Task, adapters: Adapters) -> int:
+    """A step: its passes, one after another, with gradients as they come; then the rule."""
+    trainable = adapters.trainable()
+    if not trainable:
+        return 0
+    rule: Any = make(json.loads(kind.optimizer))
+    optimizer = rule(adapters, lr=1e-3, weight_decay=0.0)
+    state = [x for held in optimizer.state.values() for x in held.values()]
+    alive = resident(model, *state)
+    before = alive.now
+    batches = [
+        batch_of(task, kind.batch) for _ in range(min(kind.parts, 2))
+    ]  # from the 2nd on alike
+    model.train()
+    with on_a_card(fused=kind.fused), Answers(), alive:  # type: ignore[no-untyped-call]
+        for batch in batches:
+            with precisely(kind):
+                loss, _ = task.loss_sum(model, batch)
+                loss.backward()
+            del loss
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    model.eval()
+    return alive.recent - before
+
+
+def let_go(parameter: Tensor) -> None:
+    """Of a gradient in pieces, what is left is counted apart."""
+    parameter.grad = None
+
+
+def of_evaluation(kind: Kind, model: nn.Module, task: Task) -> int:
+    """The loss, or the scores, of a batch."""
+    if not kind.evaluated:
+        return 0
+    model.eval()
+    alive = resident(model)
+    before = alive.now
+    measure = task.scores if kind.model.kind == "encoder" else task.loss_sum
+    batch = batch_of(task, kind.evaluated)
+    with on_a_card(fused=kind.fused), torch.no_grad(), alive, precisely(kind):
+        measure(model, batch)
+    return alive.recent - before
