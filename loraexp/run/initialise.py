@@ -7,24 +7,25 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
+from loraexp.adapter.adapted import in_pieces
 from loraexp.adapter.layer import Factors, Layer, Training, as_initializer
-from loraexp.machine.device import Runtime, numbers, to_device
+from loraexp.machine.device import Runtime
 from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.machine.processes import Processes, gathered
 from loraexp.machine.progress import bar
 from loraexp.run.batches import schedule, total_steps
 from loraexp.run.ledger import describe
-from loraexp.run.sharding import gathered_root
-from loraexp.scoring.passes import each, in_batches
+from loraexp.run.start_loss import StartLoss
+from loraexp.scoring.passes import in_batches
 from loraexp.statistics import (
     Calibration,
     Collected,
@@ -35,6 +36,8 @@ from loraexp.statistics import (
     layer_generator,
     weight,
 )
+from loraexp.statistics.calibration import Batch
+from loraexp.statistics.room import width
 
 if TYPE_CHECKING:
     from loraexp.config.settings import CalibrationSettings, Settings
@@ -52,11 +55,12 @@ class Made:
     factors: dict[str, Factors]
     cost: dict[str, Any]
     ledger: dict[str, Any]
-    probe: Callable[[], float] = field(repr=False)  # () → mean loss on the probe rows
+    probe: StartLoss | Callable[[], float] = field(repr=False)  # () → mean loss on the probe rows
 
     def finish(self) -> dict[str, Any]:
         """The ledger, with the loss on the same rows now that the factors are in place."""
-        after = self.probe()
+        probe = self.probe
+        after = probe.after(self.factors) if isinstance(probe, StartLoss) else probe()
         self.ledger["loss"]["after"] = after
         shifted = any(f.start == "shifted" for f in self.factors.values())
         before = self.ledger["loss"]["before"]
@@ -104,10 +108,8 @@ def rows_of_a_pass(settings: Settings, processes: Processes) -> int:
     return -(-settings.micro_batch // processes.world)
 
 
-def mean_loss(model: nn.Module, task: Task, settings: Settings, runtime: Runtime) -> float:
-    """The loss, dropout off, on the first rows of the training set, those of like length
-    together."""
-    loss_sum = objective(task, runtime).loss_sum
+def start_loss(model: nn.Module, task: Task, settings: Settings, runtime: Runtime) -> StartLoss:
+    """The loss on the first rows of the training set, those of like length together."""
     rows_at_once = rows_of_a_pass(settings, runtime.processes)
     examples = task.splits["train"]
     count = min(PROBE_ROWS, settings.calibration.samples, len(examples))
@@ -115,13 +117,25 @@ def mean_loss(model: nn.Module, task: Task, settings: Settings, runtime: Runtime
     batches = [
         task.collate(examples, part) for part in np.array_split(rows, -(-count // rows_at_once))
     ]
+    return StartLoss(model, objective(task, runtime).loss_sum, batches, runtime)
 
-    def loss(batch: dict[str, Tensor]) -> tuple[Tensor, int]:
-        return loss_sum(model, to_device(batch, runtime.device))
 
-    with gathered_root(model):
-        parts = each(model, batches, loss)
-    return sum(numbers([total for total, _ in parts])) / sum(count for _, count in parts)
+def longest_first(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The rows in an order in which those of a batch have about one length, so that next to nothing
+    is padded.
+
+    Statistics are of all rows in any order: only probes and dropout are drawn for a sample's place.
+    """
+    return rows[np.argsort(-lengths[rows], kind="stable")]
+
+
+def shares(batches: Sequence[Batch], world: int, equal: bool) -> list[int]:
+    """Where each process's run of batches begins, and the end: as many tokens for each, padding
+    among them, or as many batches where all have to make their passes together."""
+    ends = np.cumsum([1.0 if equal else float(width(batch)) for batch in batches])
+    middles = (ends + np.concatenate([[0.0], ends[:-1]])) / 2
+    cuts = np.searchsorted(middles, ends[-1] * np.arange(1, world) / world)
+    return [0, *cuts.tolist(), len(batches)]
 
 
 def statistics_of(
@@ -136,11 +150,12 @@ def statistics_of(
     batches."""
     function = as_initializer(initializer.func)
     own, examples = settings.calibration, task.splits["train"]
-    rows = calibration_rows(len(examples), own, settings.seed)
+    drawn = calibration_rows(len(examples), own, settings.seed)
+    rows = longest_first(drawn, np.asarray(examples.lengths))
     processes = runtime.processes
     size = rows_of_a_pass(settings, processes)
     batches = [task.collate(examples, part) for part in in_batches(rows, size)]
-    first_of = [len(batches) * i // processes.world for i in range(processes.world + 1)]
+    first_of = shares(batches, processes.world, equal=in_pieces(model.parameters()))
     calibration = dataclasses.replace(
         objective(task, runtime),
         batches=batches[first_of[processes.rank] : first_of[processes.rank + 1]],
@@ -219,8 +234,8 @@ def initialize(
     began, worked = time.perf_counter(), time.process_time()
     reset_peak(runtime.device)
     initializer = settled(initializer, training_of(settings, len(task.splits["train"])))
-    probe = partial(mean_loss, model, task, settings, runtime)
-    before = probe()
+    probe = start_loss(model, task, settings, runtime)
+    before = probe.start()
     asks = bool(as_initializer(initializer.func).needs)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -4,6 +4,7 @@ saved adapter."""
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,12 +20,14 @@ from loraexp.initializers.lora_sb import lora_sb
 from loraexp.machine import measure
 from loraexp.machine.device import Runtime
 from loraexp.machine.processes import Processes
-from loraexp.run import components
+from loraexp.run import components, initialise
 from loraexp.run.initialise import (
     Made,
     calibration_rows,
     initialize,
+    longest_first,
     settled,
+    shares,
     statistics_of,
     training_of,
 )
@@ -330,6 +333,82 @@ def test_a_pass_has_the_rows_of_training_and_statistics_are_the_same(
         statistics = statistics_of(model, targets, initializer, task, settings, runtime)
         found.append(statistics.report.samples)
     assert max(sizes) == most and sum(sizes) == 64 * world and sum(found) == 64
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_processes_share_batches_by_their_tokens_or_by_their_number(equal: bool) -> None:
+    """In one run of batches each, so that a sample keeps its place; nobody has more than half a
+    batch beside a fair share."""
+    batches = [{"x": torch.zeros(4, n)} for n in (40, 31, 22, 13, 8, 5, 4, 3, 2, 1)]
+    sizes = [1 if equal else batch["x"].numel() for batch in batches]
+    for world in (1, 2, 3, 12):
+        first = shares(batches, world, equal)
+        assert first == sorted(first) and (first[0], first[-1], len(first)) == (0, 10, world + 1)
+        own = [sum(sizes[a:b]) for a, b in pairwise(first)]
+        assert max(own) <= sum(sizes) / world + max(sizes)
+    if not equal:
+        assert shares(batches, 2, equal) == [0, 2, 10]
+
+
+def test_calibration_rows_of_a_batch_have_about_one_length() -> None:
+    """The longest first; rows of one length as they were drawn."""
+    lengths = np.array([3, 9, 5, 9, 1, 7])
+    assert longest_first(np.array([4, 3, 0, 1, 5]), lengths).tolist() == [3, 1, 5, 0, 4]
+
+
+def test_the_order_of_the_calibration_rows_is_nothing_to_a_statistic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ("model=tiny-bert", "init=lora_da", "init.mode=eval", "train.batch_size=16")
+    settings, task, model, _, targets = prepared(*words, "init.cache=false")
+    runtime = Runtime(device=torch.device("cpu"), precision="fp32", processes=Processes("cpu"))
+    found = []
+    for order in (longest_first, lambda rows, lengths: rows):
+        monkeypatch.setattr(initialise, "longest_first", order)
+        made = components.make(settings.init)
+        collected = statistics_of(model, targets, made, task, settings, runtime)
+        found.append({layer.name: layer.statistics for layer in collected.layers})
+    assert list(found[0]) == list(found[1]) == list(targets)
+    for statistic in ("gradient", "input_moment", "output_moment"):
+        one, other = ([of[name][statistic] for name in targets] for of in found)
+        assert one[0].abs().max() > 0
+        rounding = 1e-5 * max(float(x.abs().max()) for x in one)
+        pairs = zip(one, other, strict=True)
+        assert all(torch.allclose(x, y, rtol=1e-4, atol=rounding) for x, y in pairs)
+
+
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        (("init=lora",), 1),
+        (("init=cg_lora",), 1),
+        (("init=cg_lora", "init.start=shifted"), 4),
+    ],
+    ids=["zero", "taken off again", "shifted"],
+)
+def test_a_start_that_leaves_the_function_alone_is_seen_on_one_batch(
+    words: tuple[str, ...], again: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are run only where it moves, or where it should not have."""
+    settings, task, model, head, targets = prepared(
+        "model=tiny-bert", *words, "init.samples=64", "train.batch_size=16"
+    )
+    scaling, made = made_for(settings, task, model, targets)
+    adapters = attach(model, made.factors, scaling, head)
+    passes = []
+    sums = made.probe.sums
+    monkeypatch.setattr(made.probe, "sums", lambda b: passes.append(len(b)) or sums(b))
+    loss = made.finish()["loss"]
+    assert passes == ([4] if again == 4 else [1])
+    assert loss["after"] == pytest.approx(made.probe(), rel=1e-6)
+    if words == ("init=lora",):
+        assert loss["after"] == loss["before"]
+    with torch.no_grad():
+        for layer in adapters:
+            layer.lora_B.add_(1.0)  # what no start says it does
+    passes.clear()
+    assert made.finish()["loss"]["after"] == made.probe() != loss["before"]
+    assert passes == ([4, 4] if again == 4 else [1, 4, 4])
 
 
 def test_calibration_rows() -> None:
