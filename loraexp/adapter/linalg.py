@@ -270,14 +270,15 @@ class Krylov:
                 self.grow()
         return self.pairs()
 
-    def settled(self) -> Eigenpairs:
-        """After as many products as it takes, read between them."""
-        due = max(self.k, len(self.T) + len(self.T) // 4)
+    def settled(self, first: int = 0) -> Eigenpairs:
+        """After as many products as it takes, looked at when `first` of them are there, and from
+        then on as often as costs no more than a few."""
+        due = max(self.k, first * self.Q.shape[1], len(self.T) + len(self.T) // 8)
         while self.fits():
             self.grow()
             if len(self.T) >= due:
                 found = self.pairs()
                 if found.excess <= 0:
                     return found
-                due = len(self.T) + len(self.T) // 4  # the cost of all checks is that of a few
+                due = len(self.T) + len(self.T) // 8
         return self.dense()

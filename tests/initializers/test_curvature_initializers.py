@@ -3,6 +3,7 @@ exact."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import warnings
@@ -556,6 +557,19 @@ def test_damping_above_the_fisher_warns_once_with_the_remedy() -> None:
         warnings.simplefilter("error")
         adapt(layer)
         adapt(layer, damping=1e-2, damping_mode="relative")
+
+
+@pytest.mark.parametrize("flavour", ["paper", "released"])
+@pytest.mark.parametrize("shape", [(24, 48), (160, 160)])
+def test_products_decided_ahead_give_what_looking_gives(
+    flavour: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An accelerator is given its products ahead, a CPU looks after each few."""
+    layer = fisher_layer(0, *shape)
+    looked = adapt(layer, flavour=flavour, damping_mode="relative", damping=1e-3)
+    monkeypatch.setattr(importlib.import_module(lora_da.__module__), "is_accelerator", bool)
+    ahead = adapt(layer, flavour=flavour, damping_mode="relative", damping=1e-3)
+    assert close(ahead.product(), looked.product(), 1e-6)
 
 
 def test_lora_da_errors_name_layer_value_and_remedy() -> None:
