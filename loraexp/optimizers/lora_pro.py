@@ -144,27 +144,33 @@ class LoRAPro(AdapterOptimizer):
         """`BᵀĜ` and `Ĝ Aᵀ` of the direction Ĝ that AdamW takes from `G̃ = left · right`.
 
         One pass over d_out × d_in, in pieces that stay in the cache from the product to the way
-        back; narrower moments are moved in the precision of A and B and rounded once.
+        back, each in the memory of the one before; narrower moments are moved in the precision of A
+        and B and rounded once.
         """
-        plain_A, plain_B = torch.zeros_like(A), torch.empty_like(B)
+        plain_A = torch.zeros_like(A)
+        plain_B = torch.empty_like(B.mT, memory_format=torch.contiguous_format)
         before, count = state["step"].clone(), state["step"].clone()
         moments = state["exp_avg"], state["exp_avg_sq"]
-        for part in parts(moments[0].shape, A.device.type):
-            layers = part[0]
-            gradient = torch.bmm(left[part], right[layers])
+        pieces = list(parts(moments[0].shape, A.device.type))
+        room = A.new_empty(2, max(moments[0][part].numel() for part in pieces))
+        for part in pieces:
+            layers, rows = part
             own = [x[part] for x in moments]
+            gradient, moved = (x[: own[0].numel()].view(own[0].shape) for x in room)
+            torch.bmm(left[part], right[layers], out=gradient)
             wide = [x.to(gradient.dtype) for x in own]  # themselves, where they are not narrower
             # AdamW on a weight of zeros, which it leaves at −Ĝ
-            moved = torch.zeros_like(gradient)
+            moved.zero_()
             held = {"step": count.copy_(before), "exp_avg": wide[0], "exp_avg_sq": wide[1]}
             self.base.update([moved], [gradient], [held], lr=1.0, weight_decay=0.0)
             for narrow, value in zip(own, wide, strict=True):
                 if narrow.dtype != value.dtype:
                     narrow.copy_(value)
             plain_A[layers].baddbmm_(B[part].mT, moved, alpha=-1)
-            plain_B[part] = torch.bmm(moved, A[layers].mT).neg_()
+            # A Ĝᵀ, which takes a CPU three fifths of the time of Ĝ Aᵀ
+            plain_B[layers, :, rows] = torch.bmm(A[layers], moved.mT)
         state["step"] += 1
-        return plain_A, plain_B
+        return plain_A, plain_B.mT.neg()
 
 
 def parts(shape: Sequence[int], device: str) -> Iterator[tuple[slice, slice]]:
