@@ -270,15 +270,15 @@ class Krylov:
                 self.grow()
         return self.pairs()
 
-    def settled(self, first: int = 0) -> Eigenpairs:
-        """After as many products as it takes, looked at when `first` of them are there, and from
-        then on as often as costs no more than a few."""
-        due = max(self.k, first * self.Q.shape[1], len(self.T) + len(self.T) // 8)
+    def settled(self, first: int = 0, part: int = 4) -> Eigenpairs:
+        """After as many products as it takes, looked at when `first` of them are there, and then
+        whenever there is a `part`-th more of the space: all looks cost as a few products do."""
+        due = max(self.k, first * self.Q.shape[1], len(self.T) + len(self.T) // part)
         while self.fits():
             self.grow()
             if len(self.T) >= due:
                 found = self.pairs()
                 if found.excess <= 0:
                     return found
-                due = len(self.T) + len(self.T) // 8
+                due = len(self.T) + len(self.T) // part
         return self.dense()

@@ -223,8 +223,8 @@ def _directions(
 
     if not is_accelerator(step.G.device):
         facts.check(*numbers(facts.numbers))
-        found = guidance.settled(FIRST)
-        own = size(found).settled(THEN) if normalised else None
+        found = guidance.settled(FIRST, part=8)
+        own = size(found).settled(THEN, part=8) if normalised else None
         return found.vectors, 1.0 if own is None else own.values[0].sqrt()
     found = guidance.ahead(PRODUCTS)
     length = size(found) if normalised else None

@@ -44,11 +44,13 @@ class StartLoss:
         Where they begin as nothing, or are taken off again, the function is the pretrained one: the
         first batch says whether that is so, and the others are run only where it is not.
         """
-        kept, nothing = zip(*(kept_function(each) for each in factors.values()), strict=True)
-        if all(kept):
+        made = list(factors.values())
+        products = numbers([(f.A.any() & f.B.any()).float() for f in made])
+        pairs = zip(made, products, strict=True)
+        if all(f.start == "pretrained" or not product for f, product in pairs):
             sums, _ = self.sums(self.batches[:1])
             moved = sums[0] - self.before[0]
-            most = 0.0 if all(nothing) else ROUNDING * abs(self.before[0])
+            most = ROUNDING * abs(self.before[0]) if any(products) else 0.0
             if all(gathered(abs(moved) <= most)):
                 return (sum(self.before) + moved) / sum(self.counts)
         return self()
@@ -62,10 +64,3 @@ class StartLoss:
         with gathered_root(self.model):
             parts = each(self.model, batches, loss)
         return numbers([total for total, _ in parts]), [count for _, count in parts]
-
-
-def kept_function(factors: Factors) -> tuple[bool, bool]:
-    """Whether the adapter begins as the zero map, exactly or up to rounding, and whether it is so
-    because it is nothing."""
-    nothing = not factors.has_product()
-    return nothing or factors.start == "pretrained", nothing
