@@ -9,7 +9,7 @@ def verdict(
 ) -> str:
     """The target beside a figure, and whether the figure reaches it."""
     if least is not None:
-        return f"target ≥ {least:g}{unit}: {'met' if value >= least else 'MISSED'}"
+        return f"target ≥ {least:.4g}{unit}: {'met' if value >= least else 'MISSED'}"
     if most is not None:
-        return f"target ≤ {most:g}{unit}: {'met' if value <= most else 'MISSED'}"
+        return f"target ≤ {most:.4g}{unit}: {'met' if value <= most else 'MISSED'}"
     return ""

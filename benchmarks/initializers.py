@@ -6,7 +6,9 @@ over all calibration batches, timed right before and right after what is counted
 machine that slows down slows both. An initializer's time runs from the batches to the model with
 its adapters attached; PEFT's from `preprocess_loraga` to the end of `get_peft_model`. "bare" is
 what PyTorch alone takes for the passes that a method reads, without a hook or a statistic: the
-limit that an initializer can come near to. Memory: a process of its own for each model and
+limit that an initializer can come near to. "by length": over the batches of a run, which sweeps the
+same rows the longest first; everything else, the sweep too, over batches in the order of the file.
+Memory: a process of its own for each model and
 initializer, see `memory`.
 """
 
@@ -38,7 +40,8 @@ from loraexp.adapter.layer import Factors, Layer
 from loraexp.config.settings import Settings
 from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.run.components import labels, make
-from loraexp.run.initialise import settled, training_of
+from loraexp.run.initialise import longest_first, settled, training_of
+from loraexp.scoring.passes import in_batches
 from loraexp.statistics import Calibration, collect, layer_generator, weight
 from tests.support.helpers import REPOSITORY
 
@@ -128,9 +131,11 @@ class Bench:
         examples = self.task.splits["train"]
         width = int(np.diff(examples.offsets[: len(rows) + 1]).max()) if equal_width else None
         self.batches: list[dict[str, Tensor]] = [
-            self.task.collate(examples, rows[i : i + BATCH], pad_to=width)
-            for i in range(0, len(rows), BATCH)
+            self.task.collate(examples, part, pad_to=width) for part in in_batches(rows, BATCH)
         ]
+        # as a run sweeps the same rows
+        ordered = longest_first(rows, np.asarray(examples.lengths))
+        self.own_batches = [self.task.collate(examples, x) for x in in_batches(ordered, BATCH)]
 
     def targets(self) -> dict[str, nn.Module]:
         return {name: self.model.get_submodule(name) for name in self.names}
@@ -141,7 +146,7 @@ class Bench:
             for batch in self.batches:
                 self.task.outputs(self.model, batch)
 
-    def factors(self, initializer: str, budget: int) -> dict[str, Factors]:
+    def factors(self, initializer: str, budget: int, own: bool = False) -> dict[str, Factors]:
         """The factors of every target layer, from nothing but model and batches; no cache, dropout
         off."""
         settings, rows = settings_of(self.subject, initializer), len(self.task.splits["train"])
@@ -151,11 +156,11 @@ class Bench:
             Layer(name=n, W=weight(m, CPU)) for n, m in self.targets().items()
         )
         if function.needs:
-            task = self.task
+            task, batches = self.task, self.own_batches if own else self.batches
             layers = collect(
                 self.model,
                 self.targets(),
-                Calibration(self.batches, task.loss_sum, task.outputs, population=rows),
+                Calibration(batches, task.loss_sum, task.outputs, population=rows),
                 function.needs,
                 function.request(self.rank, **made.keywords),
                 budget=budget,
@@ -168,9 +173,10 @@ class Bench:
         }
 
     @contextmanager
-    def initialized(self, initializer: str, budget: int) -> Iterator[None]:
+    def initialized(self, initializer: str, budget: int, own: bool = False) -> Iterator[None]:
         """Within: the adapters are attached; the model is as before afterwards."""
-        adapters = attach(self.model, self.factors(initializer, budget), self.scaling, self.head)
+        factors = self.factors(initializer, budget, own)
+        adapters = attach(self.model, factors, self.scaling, self.head)
         yield
         for name, layer in adapters.layers.items():
             parent, _, child = name.rpartition(".")
@@ -269,6 +275,8 @@ def time_of(subject: str, quick: bool = False) -> dict[str, float]:
     for name in [*KEY, *(() if quick else others)]:
         settings_of(subject, name)  # composed before the clock starts
         work[name] = partial(bench.initialized, name, budget), about.rounds if name in KEY else 1
+    for name in KEY:
+        work[f"{name}, by length"] = partial(bench.initialized, name, budget, True), about.rounds
     # The frugal way that keeps pooled h and δ of every sample, and the most frugal one that keeps
     # sketches alone.
     pooled = int(
@@ -280,7 +288,9 @@ def time_of(subject: str, quick: bool = False) -> dict[str, float]:
     found = costs(bench, work)
     print(
         f"\n{about.title}; {bench.task.name}, {about.batches * BATCH} samples as {about.batches}"
-        f" batches of {BATCH}, {tokens} tokens; {len(bench.names)} layers, rank {bench.rank}"
+        f" batches of {BATCH}, {tokens} tokens"
+        f" ({cells(bench.batches)} with padding, {cells(bench.own_batches)} by length);"
+        f" {len(bench.names)} layers, rank {bench.rank}"
     )
     heads = f"{'initializer':22} {'sweeps':>8} {'target':>8} {'of bare':>8}"
     print(f"{heads} {'of PEFT LoRA-GA':>16} {'target':>8}")
@@ -300,6 +310,11 @@ def time_of(subject: str, quick: bool = False) -> dict[str, float]:
 def tokens_of(bench: Bench) -> list[int]:
     """The tokens of every sample."""
     return [int(row.sum()) for batch in bench.batches for row in batch["attention_mask"]]
+
+
+def cells(batches: Sequence[Mapping[str, Tensor]]) -> int:
+    """Tokens with their padding."""
+    return sum(batch["attention_mask"].numel() for batch in batches)
 
 
 def within(value: float, target: float | None) -> str:

@@ -289,6 +289,7 @@ RATIOS: list[tuple[str, str, float | None]] = [
     ("unpadded", "bare", 1.1),
     ("plain_unpadded", "unpadded", 1 / 1.15),
     ("plain_unpadded", "trainer_dynamic", None),
+    ("auto", "buckets", 1 / 1.15),
     ("auto", "plain", 1.0),
     ("buckets", "trainer_dynamic", 1.5),
     ("buckets", "trainer_grouped", 1.05),
