@@ -115,11 +115,11 @@ def _side_by_side(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, .
     return (first.contiguous() if first.device.type == "cpu" else first, *others)
 
 
-def recompute(model: Any) -> None:
+def recompute(model: Any, **how: Any) -> None:
     """Have each layer's activations computed again in the backward pass, by the name that this
-    version of transformers has for it."""
+    version of transformers has for it; `how`: more of what torch's checkpoint takes."""
     new = getattr(model, "activation_checkpointing_enable", None)
-    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False} | how)
 
 
 def head(model: Any) -> list[str]:

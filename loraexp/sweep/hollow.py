@@ -18,6 +18,7 @@ from loraexp.config.settings import ModelSettings
 from loraexp.data.pairs import TextExamples
 from loraexp.data.tokens import Examples
 from loraexp.machine.device import unread_masks
+from loraexp.models.load import recompute
 from loraexp.run.task import Task
 from loraexp.tasks.classification import Classification
 from loraexp.tasks.text import TextTask
@@ -161,16 +162,20 @@ def checkpointed(model: nn.Module, *, lower: bool, fused: bool = True) -> None:
     """Let blocks be computed again in the backward pass, as a card would: modes end where it
     begins."""
 
-    @contextlib.contextmanager
-    def again() -> Iterator[None]:
-        with (
-            Fused() if fused else contextlib.nullcontext(),
-            Autocast() if lower else contextlib.nullcontext(),
-        ):
-            yield
+    class Again:
+        """Entered anew for every backward pass through a block: statistics make several."""
 
-    how = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), again())}
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)  # type: ignore[operator]
+        def __enter__(self) -> None:
+            self.modes = contextlib.ExitStack()
+            if fused:
+                self.modes.enter_context(Fused())
+            if lower:
+                self.modes.enter_context(Autocast())
+
+        def __exit__(self, *_: object) -> None:
+            self.modes.close()
+
+    recompute(model, context_fn=lambda: (contextlib.nullcontext(), Again()))
 
 
 # --------------------------------------------------------------------------------------------------

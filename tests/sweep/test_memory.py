@@ -63,7 +63,7 @@ def test_the_plan_is_what_a_run_needs(
     assert evaluating == pytest.approx(one.evaluated().peak, rel=NEAR)
 
 
-@pytest.mark.parametrize("init", ["lora_one", "corda"])
+@pytest.mark.parametrize("init", ["lora_one", "corda", "cg_lora"])
 def test_so_it_is_where_layers_are_computed_again(init: str) -> None:
     one = subject("llama-2-7b", init, 5, 1, 2048, "model.gradient_checkpointing=true")
     memory = planned(one, 2048)
