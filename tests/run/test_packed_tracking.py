@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,14 @@ WORDS = ("model=tiny-bert", "task=tweets", *TWENTY, "wandb.mode=offline", "optim
 
 
 def copies(out: Path) -> dict[str, tracking.Copied]:
-    """What the offline folders of W&B hold, by the id of the run."""
-    found = list(tracking.read(str(out)))
+    """What the offline folders of W&B hold, by the id of the run: W&B's own process may write the
+    end of one a moment after it was told."""
+    until = time.monotonic() + 20
+    while True:
+        found = list(tracking.read(str(out)))
+        if all(one.record for one in found) or time.monotonic() > until:
+            break
+        time.sleep(0.05)
     assert len({one.run_id for one in found}) == len(found)
     return {one.run_id: one for one in found}
 

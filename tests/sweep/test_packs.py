@@ -184,8 +184,9 @@ def test_the_memory_is_looked_at_once_and_shared_by_the_workers_of_a_machine(
         [f"output_root={tmp_path}/out", "sweep.pack=auto"],
     )
     cells = expand(sweep)
-    settings = config.typed(cells[0].plain)
-    memory, _ = sizes.counted(sizes.shape_of(sizes.offline(settings)), settings.cache_root)
+    each = {cell.row: config.typed(cell.plain) for cell in cells}.values()
+    memories = [sizes.counted(sizes.shape_of(sizes.offline(x)), x.cache_root)[0] for x in each]
+    memory = max(memories, key=lambda memory: memory.train)
     four = int((memory.weights + 4.5 * (memory.train - memory.weights)) / packs.SPARE)
     looked = iter([Available(four, of_host=True)])
     monkeypatch.setattr(packs, "available_bytes", lambda _: next(looked))
