@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import cache_utils
 
 from loraexp.scoring.decode import CausalState, DecoderState
 from loraexp.sweep import estimate
@@ -21,20 +20,6 @@ KINDS = {
     "encoder": ("roberta-large", "sst2", 24, 2),  # query and value
     "T5": ("t5-base", "cola_t5", 12, 6 + 10),  # with those of a decoder's cross-attention
 }
-
-
-@pytest.fixture
-def cached(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every time that keys and values are kept."""
-    found: list[int] = []
-    original = cache_utils.Cache.update
-
-    def noted(*given: Any, **how: Any) -> Any:
-        found.append(1)
-        return original(*given, **how)
-
-    monkeypatch.setattr(cache_utils.Cache, "update", noted)
-    return found
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import cache_utils
 
 from tests.support.calls import Calls
 from tests.support.skeletons import Subject
@@ -17,20 +16,6 @@ GB = 10**9
 STEP = {"llama-2-7b": 1.3, "gemma-2-9b": 1.45}
 MODELS = tuple(STEP)
 FEW = 8  # rows, as many as the leading eigenvectors of CG-LoRA need
-
-
-@pytest.fixture
-def cached(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every time that keys and values are kept."""
-    found: list[int] = []
-    original = cache_utils.Cache.update
-
-    def noted(*given: Any, **how: Any) -> Any:
-        found.append(1)
-        return original(*given, **how)
-
-    monkeypatch.setattr(cache_utils.Cache, "update", noted)
-    return found
 
 
 def of(model: str, init: str, *words: str, **how: Any) -> Subject:

@@ -34,13 +34,16 @@ def context() -> ForkServerContext:
     return made
 
 
-def spoken(log: Path) -> None:
-    """What this process writes, whoever started it, goes to the end of a file."""
+def begun(environment: dict[str, str], log: Path) -> None:
+    """This process as if it were started with an environment, whoever forked it; what it writes
+    goes to the end of a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def rank(function: Callable[..., int], arguments: tuple[Any, ...]) -> None:
@@ -61,9 +64,7 @@ def agent(
     """What `torchrun --standalone --nproc-per-node=WORLD` does, but for starting Python anew."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    spoken(log)
-    os.environ.clear()
-    os.environ.update(environment)
+    begun(environment, log)
     how = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -90,9 +91,7 @@ def said_by(
     environment: dict[str, str],
     log: Path,
 ) -> None:
-    spoken(log)
-    os.environ.clear()
-    os.environ.update(environment)
+    begun(environment, log)
     rank(function, arguments)
 
 

@@ -29,6 +29,7 @@ from loraexp.run.batches import Batches
 from loraexp.run.experiment import make
 from loraexp.sweep import sizes
 from loraexp.sweep.hollow import META, Answers, Autocast, checkpointed, on_a_card, task_of
+from loraexp.sweep.peaks import DEPTHS
 from loraexp.tasks.text import TextTask
 
 
@@ -95,8 +96,7 @@ def of_depth(settings: Settings, layers: int | None) -> Settings:
     architecture = settings.model.config
     if layers is None or architecture is None:
         return settings
-    names = ("num_hidden_layers", "num_layers", "num_decoder_layers")
-    fewer = {name: layers for name in names if name in architecture}
+    fewer = {name: layers for name in DEPTHS if name in architecture}
     return replace(settings, model=replace(settings.model, config=architecture | fewer))
 
 
