@@ -23,14 +23,14 @@ class Alive(TorchDispatchMode):
         self.now = self.peak = 0
         self.recent = 0  # the peak since `reset`
 
-    def note(self, value: Any) -> None:
-        """Count what is alive already, such as weights."""
+    def note(self, value: Any, *, counted: bool = True) -> None:
+        """Count what is alive already, such as weights; or know it, as of no size."""
         if not isinstance(value, torch.Tensor):
             return
         storage = value.untyped_storage()
         key = storage._cdata
         if key not in self.held:
-            size = storage.nbytes()
+            size = storage.nbytes() if counted else 0
             self.held.add(key)
             self.now += size
             weakref.finalize(storage, self.gone, key, size).atexit = False
@@ -51,3 +51,13 @@ class Alive(TorchDispatchMode):
     def reset(self) -> None:
         """Begin a new peak beside that of all."""
         self.recent = self.now
+
+
+class MadeWithin(Alive):
+    """Of what is made within alone: what an operation is given, and did not come of one, was there
+    before."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in tree_leaves((args, kwargs)):
+            self.note(value, counted=False)
+        return super().__torch_dispatch__(func, types, args, kwargs)

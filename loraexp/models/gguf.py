@@ -42,7 +42,7 @@ def converted(
             " expected causal"
         )
     verify(file, sha256, key="model.sha256")
-    digest = files.digest_now(file)
+    digest = sha256 or files.digest_now(file)
     folder = (root or cache_home() / "models") / f"{file.stem}-{digest[:16]}"
     wrong = damage(folder, digest) if folder.exists() else None
     if folder.exists() and wrong is None:

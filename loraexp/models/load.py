@@ -110,7 +110,7 @@ def load_model(
 def _side_by_side(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """On a CPU, the states that the vocabulary reads without gaps. Of a slice, the last tokens of
     each row, PyTorch takes the product row by row, in bf16 with a copy of the whole vocabulary for
-    each: a third of a step of SmolLM2-135M."""
+    each: a fifth of a step of SmolLM2-135M."""
     first, *others = arguments
     return (first.contiguous() if first.device.type == "cpu" else first, *others)
 

@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -82,12 +83,12 @@ def calibration_rows(rows: int, settings: CalibrationSettings, seed: int) -> np.
     return np.random.default_rng([seed, 20]).permutation(rows)[:count]
 
 
-def objective(task: Task, runtime: Runtime) -> Calibration:
+def objective(task: Task, autocast: Callable[[], AbstractContextManager[None]]) -> Calibration:
     """The task's loss and outputs in the precision of the run; over no rows yet."""
 
     def precisely(function: Callable[..., Any]) -> Callable[..., Any]:
         def within(model: Any, batch: object) -> object:
-            with runtime.autocast():
+            with autocast():
                 return function(model, batch)
 
         return within
@@ -117,7 +118,7 @@ def start_loss(model: nn.Module, task: Task, settings: Settings, runtime: Runtim
     batches = [
         task.collate(examples, part) for part in np.array_split(rows, -(-count // rows_at_once))
     ]
-    return StartLoss(model, objective(task, runtime).loss_sum, batches, runtime)
+    return StartLoss(model, objective(task, runtime.autocast).loss_sum, batches, runtime)
 
 
 def longest_first(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -157,7 +158,7 @@ def statistics_of(
     batches = [task.collate(examples, part) for part in in_batches(rows, size)]
     first_of = shares(batches, processes.world, equal=in_pieces(model.parameters()))
     calibration = dataclasses.replace(
-        objective(task, runtime),
+        objective(task, runtime.autocast),
         batches=batches[first_of[processes.rank] : first_of[processes.rank + 1]],
         weighting=own.weighting or function.weighting,
         mode=own.mode,

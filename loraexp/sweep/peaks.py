@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,8 +24,8 @@ from loraexp.config.settings import ModelSettings
 from loraexp.machine.alive import Alive
 from loraexp.machine.device import to_device
 from loraexp.run.components import make
+from loraexp.run.initialise import objective as objective_of
 from loraexp.run.task import Task
-from loraexp.statistics import Calibration
 from loraexp.statistics.collect import like
 from loraexp.statistics.room import widest_sweep
 from loraexp.statistics.sweeps import Sweeper
@@ -172,29 +172,19 @@ def of_statistics(
 ) -> int:
     """The passes of a batch, with the inputs and output gradients that sums are made of."""
 
-    def precise(function: Any) -> Any:
-        def within(*given: Any) -> Any:
-            with precisely(kind):
-                return function(*given)
-
-        return within
-
     alive = resident(model)
     before = alive.now
-    loss_sum, outputs = precise(task.loss_sum), precise(task.outputs)
+    objective = objective_of(task, partial(precisely, kind))
     if not kind.init:
         with on_a_card(fused=kind.fused), torch.no_grad(), alive:
-            loss_sum(model, batch_of(task, kind.batch))
+            objective.loss_sum(model, batch_of(task, kind.batch))
         return alive.recent - before
     initializer = config.Component.of(json.loads(kind.init), "init")
     made = as_initializer(initializer.function)
     asked = made.request(kind.rank, **initializer.keywords)
-    calibration = Calibration(
+    calibration = replace(
+        objective,
         batches=(task.collate(task.splits["train"], range(kind.batch)),),
-        loss_sum=loss_sum,
-        outputs=lambda model, batch: outputs(model, batch).float(),
-        population=1,
-        sample_losses=precise(task.sample_losses) if task.several_labels else None,
         weighting=made.weighting,
     )
     sweeper = Sweeper(model, targets, calibration, "squared")
@@ -262,11 +252,6 @@ def of_training(kind: Kind, model: nn.Module, task: Task, adapters: Adapters) ->
         optimizer.zero_grad(set_to_none=True)
     model.eval()
     return alive.recent - before
-
-
-def let_go(parameter: Tensor) -> None:
-    """Of a gradient in pieces, what is left is counted apart."""
-    parameter.grad = None
 
 
 def of_evaluation(kind: Kind, model: nn.Module, task: Task) -> int:

@@ -16,6 +16,7 @@ import yaml
 from loraexp import config, models
 from loraexp.adapter.layer import CurvatureRequest, Layer, as_initializer
 from loraexp.config.settings import ModelSettings
+from loraexp.machine.alive import MadeWithin
 from loraexp.machine.device import to_device
 from loraexp.machine.progress import Progress
 from loraexp.records.curves import Computed, Curve, Values
@@ -26,7 +27,7 @@ from loraexp.statistics.collect import like
 from loraexp.statistics.curvature import cancelling, collect_curvature
 from loraexp.statistics.sweeps import Sweeper
 from loraexp.theory.keywords import keywords
-from loraexp.theory.meter import Alive, Bench, Meter, MeteredSweeper, Subject
+from loraexp.theory.meter import Bench, Meter, MeteredSweeper, Subject
 
 GIGA = 1e9
 
@@ -161,7 +162,7 @@ def every_gradient(bench: Bench) -> float:
     paper's peak agrees (weights, gradients and activations). Returns the backward passes over all
     samples.
     """
-    loss_sum = objective(bench.task, bench.runtime).loss_sum
+    loss_sum = objective(bench.task, bench.runtime.autocast).loss_sum
     initializer = make(bench.settings.init)
     trained = [(parameter, parameter.requires_grad) for parameter in bench.model.parameters()]
     samples = 0
@@ -200,7 +201,7 @@ def measure(
 
     once(Meter(device))
     runs = [once(Meter(device)).seconds for _ in range(repeats)]
-    with Alive() as alive:
+    with MadeWithin() as alive:
         held = once(Meter(device, alive)).bytes
     return {part: statistics.median(run[part] for run in runs) for part in runs[0]}, held
 
@@ -209,7 +210,7 @@ def parts(bench: Bench, meter: Meter) -> None:
     """One initialisation by CG-LoRA through its own functions, with the meter switched between its
     parts."""
     batches = bench.batches
-    own = objective(bench.task, bench.runtime)
+    own = objective(bench.task, bench.runtime.autocast)
     initializer = make(bench.settings.init)
     ask = as_initializer(initializer.func).request
     asked = cast(CurvatureRequest, ask(bench.settings.rank, **initializer.keywords)["curvature"])

@@ -8,6 +8,7 @@ from torch import nn
 
 from loraexp.adapter.adapted import Adapters, attach
 from loraexp.adapter.layer import Factors
+from loraexp.machine.alive import MadeWithin
 from loraexp.machine.device import to_device
 from loraexp.machine.measure import Stopwatch
 from loraexp.machine.progress import Progress
@@ -16,7 +17,7 @@ from loraexp.run.batches import count_labels
 from loraexp.run.components import make
 from loraexp.run.train import accumulate_gradient
 from loraexp.theory.keywords import keywords
-from loraexp.theory.meter import Alive, Bench, Subject
+from loraexp.theory.meter import Bench, Subject
 
 
 def one_step(bench: Bench, adapters: Adapters) -> None:
@@ -65,16 +66,16 @@ def initialisation_memory(
     factors: dict[str, Factors] = {}
     for done, (name, budget) in enumerate(budgets.items(), 1):
         own = subject.bench("method=lora_sb", f"init.memory_budget={budget}", like=bench)
-        with Alive() as alive:
+        with MadeWithin() as alive:
             factors = own.initialise().factors
-        values[f"{name}/peak"] = float(weights + alive.most)
+        values[f"{name}/peak"] = float(weights + alive.recent)
         progress(done, len(budgets) + 1)
     adapters = attach(bench.model, factors, bench.scaling, [])
     bench.model.train()
-    with Alive() as alive:
+    with MadeWithin() as alive:
         one_step(bench, adapters)
     detach(bench.model, adapters)
-    training = float(weights + alive.most + sum(p.nbytes for p in adapters.trainable()))
+    training = float(weights + alive.recent + sum(p.nbytes for p in adapters.trainable()))
     values["training/peak"] = training
     values |= {f"{name}/ratio": values[f"{name}/peak"] / training for name in budgets}  # type: ignore[operator]
     progress(len(budgets) + 1, len(budgets) + 1)

@@ -5,7 +5,6 @@ run.
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,54 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from loraexp import config, models
 from loraexp.adapter.adapted import scaling_factor
 from loraexp.config.settings import Settings
+from loraexp.machine.alive import MadeWithin
 from loraexp.machine.device import Runtime, choose_device
 from loraexp.machine.processes import Processes
 from loraexp.run.components import labels, make, make_task
 from loraexp.run.initialise import Made, calibration_rows, initialize
 from loraexp.statistics.hooks import Sums
 from loraexp.statistics.sweeps import Sweeper
-
-
-class Alive(TorchDispatchMode):
-    """Bytes of the tensors that were made within and are still alive, now and at most: the same on
-    every device.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.most = 0
-        # storages by identity, which is theirs for as long as they live
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for given in tree_leaves((args, kwargs)):
-            self.meet(given, counted=False)  # made before: a weight, a batch
-        made = func(*args, **(kwargs or {}))
-        for result in tree_leaves(made):
-            self.meet(result, counted=True)
-        self.most = max(self.most, self.now)
-        return made
-
-    def meet(self, thing: object, counted: bool) -> None:
-        if not isinstance(thing, Tensor):
-            return
-        storage = thing.untyped_storage()
-        if id(storage) in self.known:
-            return
-        size = storage.nbytes() if counted else 0
-        self.known.add(id(storage))
-        self.now += size
-        weakref.finalize(storage, self.gone, id(storage), size)
-
-    def gone(self, identity: int, size: int) -> None:
-        self.known.discard(identity)
-        self.now -= size
 
 
 @dataclass
@@ -71,7 +33,7 @@ class Meter:
     """
 
     device: torch.device
-    alive: Alive | None = None
+    alive: MadeWithin | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     part: str | None = None
@@ -87,10 +49,11 @@ class Meter:
             self.seconds[self.part] = self.seconds.get(self.part, 0.0) + now - self.since
             if self.alive is not None:
                 self.bytes[self.part] = max(
-                    self.bytes.get(self.part, 0), self.alive.most - self.held
+                    self.bytes.get(self.part, 0), self.alive.recent - self.held
                 )
         if self.alive is not None:
-            self.alive.most = self.held = self.alive.now
+            self.alive.reset()
+            self.held = self.alive.now
         self.part, self.since = part, time.perf_counter()
 
     @contextmanager

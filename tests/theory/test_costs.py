@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from loraexp.config import ConfigError
+from loraexp.machine.alive import MadeWithin
 from loraexp.sweep import reading
 from loraexp.theory import costs, meter
 
@@ -97,7 +98,7 @@ def test_the_printed_counts_agree_but_for_gemma() -> None:
 
 def test_alive_counts_tensors_once_and_lets_them_go() -> None:
     weight = nn.Parameter(torch.ones(100, 100))
-    with meter.Alive() as alive:
+    with MadeWithin() as alive:
         view = weight.detach()[:10]  # nothing new
         assert alive.now == 0
         one = torch.ones(1000)
@@ -109,13 +110,13 @@ def test_alive_counts_tensors_once_and_lets_them_go() -> None:
         assert alive.now == 8000
         two.mul_(2)
         del two, other
-        assert alive.now == 0 and alive.most == 8000
+        assert alive.now == 0 and alive.recent == 8000
         (weight * 2).sum().backward()
-    assert weight.grad is not None and alive.most >= 40_000  # the backward pass is seen too
+    assert weight.grad is not None and alive.recent >= 40_000  # the backward pass is seen too
 
 
 def test_the_meter_ends_a_part_when_it_begins_another() -> None:
-    with meter.Alive() as alive:
+    with MadeWithin() as alive:
         metered = meter.Meter(torch.device("cpu"), alive)
         kept = []
         with metered.during("first"):
