@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("LORAEXP_CONFIG_DIR", None)  # the user's own things are none of a test's
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # A test run begun by nohup, or in the background of a script, ignores these, and so would the
@@ -23,6 +25,7 @@ if threading.current_thread() is threading.main_thread():
 import pytest
 import torch
 
+from tests.support import process
 from tests.support.hub import hub, server  # noqa: F401 - fixtures
 
 
@@ -35,6 +38,24 @@ def one_thread() -> None:
 def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tokens and statistics are cached for the session, in a folder of its own."""
     os.environ["LORAEXP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def process_of_a_file(
+    caches: None, one_thread: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """What the fixtures of a file set ends with it."""
+    with process.put_back(tmp_path_factory.getbasetemp()):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def process_of_a_test(
+    process_of_a_file: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """What a test sets ends with it: the next one finds the process as this one did."""
+    with process.put_back(tmp_path_factory.getbasetemp()):
+        yield
 
 
 # What holds a GPU without one, file by file: see tests/README.md.

@@ -220,7 +220,7 @@ def alone() -> Iterator[None]:
     """Within, these bars are the only ones: tqdm draws none, whatever library calls it."""
     from tqdm import tqdm
 
-    draws = tqdm.__init__
+    draws, before = tqdm.__init__, vars(tqdm)["__init__"]  # which may be a partial: new when asked
 
     def draws_nothing(self: object, *arguments: object, **options: object) -> None:
         draws(self, *arguments, **options | {"disable": True})
@@ -229,7 +229,7 @@ def alone() -> Iterator[None]:
     try:
         yield
     finally:
-        tqdm.__init__ = draws
+        tqdm.__init__ = before
 
 
 @contextmanager

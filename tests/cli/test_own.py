@@ -14,18 +14,13 @@ import pytest
 
 from loraexp import cli
 from loraexp.cli.main import VERBS
-from loraexp.config import search
 from loraexp.records.reading import load_records
 from tests.support.helpers import REPOSITORY
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a folder of one's own in it; the search path of this process is put
-    back."""
-    monkeypatch.setenv(search.VARIABLE, "")
-    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    """A working directory with a folder of one's own in it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path / "my things"
 
@@ -50,8 +45,6 @@ def test_new_things_run_as_they_are_written_alone_and_in_a_grid(folder: Path, ca
     assert cli.main(["verify", *own, str(runs[0].parent)]) == 0
     assert cli.main([*own, *quick, "init=my_ini"]) == 2
     assert capsys.readouterr().err.strip().endswith("nearest: my_init")
-    sys.modules.pop("my_init", None)
-    sys.modules.pop("my_optimizer", None)
 
 
 def test_ones_own_initializer_stands_beside_the_others_in_a_comparison(
@@ -75,7 +68,6 @@ def test_ones_own_initializer_stands_beside_the_others_in_a_comparison(
     again, said = capsys.readouterr()
     assert again.partition("### ")[2] == text.rpartition("### ")[2]
     assert "8 runs, 8 finished already" in said and "[1/" not in said
-    sys.modules.pop("my_init", None)
 
 
 def test_a_class_of_torch_optim_is_a_rule(folder: Path, capsys) -> None:
@@ -112,7 +104,6 @@ def test_every_verb_looks_in_the_same_folders(folder: Path, capsys) -> None:
     assert cli.main(["list", "sweeps"]) == 0 and "mine " in capsys.readouterr().out
     assert cli.main(["plan", "min", *own]) == 2
     assert "nearest: mine" in capsys.readouterr().err
-    sys.modules.pop("my_init", None)
 
 
 def test_a_folder_that_is_not_there_or_takes_a_name_is_one_line(folder: Path, capsys) -> None:

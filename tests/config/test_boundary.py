@@ -1,7 +1,5 @@
 """What a file from elsewhere may name: a stranger's module is not even imported."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,15 +22,6 @@ columns: {{tweets: {{label: Tweets, overrides: [task=tweets], value: dev/accurac
 """
 
 
-@pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(search.VARIABLE, "")
-    path = list(sys.path)
-    with boundary.command(trust=False):
-        yield
-    sys.path[:] = path
-
-
 @pytest.fixture
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module that can be imported and leaves a mark when it is."""
@@ -44,7 +33,6 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "from loraexp.initializers.lora import lora as evil\n"
     )
     monkeypatch.syspath_prepend(str(place))
-    sys.modules.pop("stranger_code", None)
     return mark
 
 

@@ -4,9 +4,7 @@ own beside ours."""
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ import yaml
 
 from loraexp import config
 from loraexp.cli.main import main
-from loraexp.config import search
 from loraexp.data import benchmarks
 from loraexp.scoring import protocols
 
@@ -85,9 +82,6 @@ def test_one_of_ones_own_is_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyP
     train = [{"question": f"Land {i}", "answer": f"#### {i}"} for i in range(8)]
     (tmp_path / "d" / "train.jsonl").write_text("\n".join(map(json.dumps, train)))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(search.VARIABLE, "")
-    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(protocols, "PROTOCOLS", dict(protocols.PROTOCOLS))
     command = [
         "--config-dir=mine",
