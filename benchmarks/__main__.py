@@ -39,10 +39,11 @@ def main(words: list[str]) -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for name in names or PARTS:
         print(f"== {name}", flush=True)
-        began = time.perf_counter()
+        began, load = time.perf_counter(), os.getloadavg()[0]
         part = importlib.import_module(f"benchmarks.{name}").main
         part(**{"quick": True} if quick and "quick" in inspect.signature(part).parameters else {})
-        print(f"   ({time.perf_counter() - began:.0f} s)\n", flush=True)
+        taken, after = time.perf_counter() - began, os.getloadavg()[0]
+        print(f"   ({taken:.0f} s; load {load:.1f} before, {after:.1f} after)\n", flush=True)
     return 0
 
 

@@ -3,11 +3,13 @@ plot, against the exponents of the formulas.
 
 Every initializer makes the factors of a stack of square linear layers, 16 tokens a sample, by the
 way that a run takes, in one thread; what is timed is the processor's time of this thread, so that
-others on the machine change it little. `sweeps/pictures/growth.png` shows the points.
+others on the machine change it little. `sweeps/pictures/growth.png` shows the points and the
+formulas' slopes, `growth.csv` beside it holds them.
 """
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import tempfile
@@ -16,7 +18,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib
 import numpy as np
@@ -50,8 +52,8 @@ INITIALIZERS = ("lora_one", "lora_ga", "lora_da", "cg_lora", "lora_sb", "eva", "
 # Of a slope, where another formula would be a whole one off: a decomposition that leaves the cache
 # on the way grows as 3.4.
 TOLERANCE = 0.5
-PATIENCE = 3.0  # seconds of a point after which no larger one is tried
-REPEATS = 2
+PATIENCE = 30.0  # seconds of a point after which no larger one is tried
+REPEATS, ONCE = 2, 1.5  # the best of so many; of a point of more than so many seconds, the first
 
 
 class Stack(nn.Module):
@@ -116,7 +118,7 @@ def point(name: str, samples: int, rank: int, width: int, layers: int) -> float:
         for layer in read:
             made(layer, rank=rank, scaling=2.0, generator=layer_generator(0, layer.name))
         best = min(best, time.thread_time() - began)
-        if best > PATIENCE / REPEATS:
+        if best > ONCE:
             break
     return best
 
@@ -147,22 +149,45 @@ def exponent(name: str, axis: str) -> float:
     return 3.0 if axis == "width" and name in CUBIC else FORMULA[axis]
 
 
-def draw(lines: Mapping[tuple[str, str], Sequence[tuple[int, float]]], path: Path) -> None:
+Lines = Mapping[tuple[str, str], Sequence[tuple[int, float]]]
+
+
+def draw(lines: Lines, path: Path) -> None:
+    """The points of every initializer along every axis, and the slopes of the formulas, dashed."""
+    names = list(dict.fromkeys(name for name, _ in lines))
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
-        figure = Figure(figsize=(11, 3.4), dpi=130)
+        figure = Figure(figsize=(12, 4.2), dpi=130)
         for axes, axis in zip(figure.subplots(1, len(AXES)), AXES, strict=True):
-            for name in dict.fromkeys(name for name, _ in lines):
+            for name in names:
                 points = lines[name, axis]
-                axes.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+                label = f"{name} {steepest(points):.2f}"
+                axes.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+            first = min(lines[name, axis][0][1] for name in names)
+            ends = np.array([AXES[axis][0], AXES[axis][-1]])
+            for power in sorted({exponent(name, axis) for name in names}):
+                axes.loglog(
+                    *(ends, 0.7 * first * (ends / ends[0]) ** power),
+                    **{"color": "#888888", "linestyle": "--", "linewidth": 1},
+                    label=f"formula {power:g}",
+                )
             axes.set_xlabel(axis)
             ticks = AXES[axis]
             axes.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7, minor=False)
             axes.minorticks_off()
             axes.grid(color="#DDDDDD", linewidth=0.6)
-        figure.axes[0].set_ylabel("seconds, one thread")
-        figure.axes[0].legend(fontsize=6.5)
+            axes.legend(fontsize=6, title="exponent", title_fontsize=6.5, loc="upper left")
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high * (high / low) ** 0.55)  # room for the legend
+        figure.axes[0].set_ylabel("seconds of the processor, one thread")
         figure.tight_layout()
         figure.savefig(path)
+
+
+def write(lines: Lines, stream: IO[str]) -> None:
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(["initializer", "axis", "value", "seconds"])
+    for (name, axis), points in lines.items():
+        table.writerows([name, axis, value, f"{spent:.4g}"] for value, spent in points)
 
 
 def main(quick: bool = False) -> dict[str, float]:
@@ -185,13 +210,17 @@ def main(quick: bool = False) -> dict[str, float]:
         for axis in AXES:
             points = lines[name, axis] = line(name, axis, most)
             figures[f"{name}/{axis}"] = steepest(points)
-            said.append(f"{figures[f'{name}/{axis}']:5.2f} of ≤ {exponent(name, axis):g}")
+            few = "" if len(points) == len(AXES[axis][:most]) else f" to {points[-1][0]}"
+            found = figures[f"{name}/{axis}"]
+            said.append(f"{found:5.2f} of ≤ {exponent(name, axis):g}{few}")
         print(f"{name:12}" + "".join(f"{word:>22}" for word in said), flush=True)
     if quick:
         with tempfile.TemporaryDirectory() as place:
             draw(lines, Path(place) / PICTURE.name)
     else:
         draw(lines, PICTURE)
+        with PICTURE.with_suffix(".csv").open("w") as stream:
+            write(lines, stream)
     torch.set_num_threads(threads)
     over = {
         f"{name}/{axis}": figures[f"{name}/{axis}"] - exponent(name, axis)

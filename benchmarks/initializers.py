@@ -7,8 +7,9 @@ machine that slows down slows both. An initializer's time runs from the batches 
 its adapters attached; PEFT's from `preprocess_loraga` to the end of `get_peft_model`. "bare" is
 what PyTorch alone takes for the passes that a method reads, without a hook or a statistic: the
 limit that an initializer can come near to. "by length": over the batches of a run, which sweeps the
-same rows the longest first; everything else, the sweep too, over batches in the order of the file.
-Memory: a process of its own for each model and
+same rows the longest first, and against bare passes over those; everything else, the sweep too,
+over batches in the order of the file. What has a target takes part in every round, the rest in one
+or in THRICE. The clock's seconds stand beside. Memory: a process of its own for each model and
 initializer, see `memory`.
 """
 
@@ -19,7 +20,6 @@ import functools
 import gc
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -75,18 +75,18 @@ SUBJECTS = {
         "MiniLM, 6 layers, 384 wide",
         ("model=minilm",),
         32,
-        2,
-        ("cg_lora", "lora_one", "lora_ga"),
+        7,
+        ("cg_lora", "lora_one"),
         2,
     ),
     "wide": Subject(
         "RoBERTa with random weights, 12 layers, 768 wide",
         ("model=tiny-roberta", *(f"model.config.{key}={value}" for key, value in WIDE.items())),
-        # fewer than the targets are meant for, so that it ends in time: decompositions weigh four
+        # fewer than the targets are meant for, so that it ends in time: decompositions weigh eight
         # times as much
-        8,
-        2,
-        ("cg_lora",),
+        4,
+        1,
+        (),
         1,
     ),
 }
@@ -95,6 +95,7 @@ DAMPED = ("init.damping_mode=relative", "init.damping=0.001")
 # the ones with a target, timed in every round; the others once
 KEY = ("lora_one", "lora_ga", "lora_da", "cg_lora")
 FRUGAL = ("cg_lora", "lora_one", "lora_ga")
+THRICE, OWN = 3, ", by length"
 SWEEPS = {"lora_one": 2.1, "lora_ga": 2.1, "lora_da": 2.2, "cg_lora": 3.1, "cg_lora pooled": 4.4}
 GRADIENTS, PROBE = "bare: gradients", "bare: and a probe"
 BARE = dict.fromkeys(("lora_one", "lora_ga", "lora_da"), GRADIENTS) | {"cg_lora": PROBE}
@@ -183,14 +184,14 @@ class Bench:
             setattr(self.model.get_submodule(parent), child, layer.base)
         self.model.requires_grad_(True)
 
-    def passes(self, probe: bool) -> None:
+    def passes(self, probe: bool, own: bool = False) -> None:
         """One forward and backward pass over every batch that gives the target weights, and nothing
         else, a gradient: what every method that reads gradients takes at least. With `probe` a
         second backward pass of the same forward, down to the first target: what CG-LoRA takes."""
         first = self.targets()[self.names[0]].weight
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.removesuffix(".weight") in self.names)
-        for batch in self.batches:
+        for batch in self.own_batches if own else self.batches:
             loss = self.task.loss_sum(self.model, batch)[0]
             loss.backward(retain_graph=probe)
             if probe:
@@ -229,20 +230,27 @@ class Bench:
 # time
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """The time until the model is ready; undoing it is not counted."""
+def now() -> np.ndarray:
+    return np.array([time.process_time(), time.perf_counter()])
+
+
+def seconds(work: Callable[[], Any]) -> np.ndarray:
+    """The time until the model is ready, of the processor and of the clock; undoing it is not
+    counted."""
     gc.collect()
-    began = time.process_time()
+    began = now()
     if not hasattr(entered := work(), "__enter__"):
-        return time.process_time() - began
+        return now() - began
     with entered:
-        return time.process_time() - began
+        return now() - began
 
 
-def costs(bench: Bench, work: Mapping[str, tuple[Callable[[], Any], int]]) -> dict[str, float]:
-    """The median cost of each piece of work in sweeps; `work` says how many of the rounds a piece
-    takes part in."""
-    found: dict[str, list[float]] = {name: [] for name in work}
+def costs(
+    bench: Bench, work: Mapping[str, tuple[Callable[[], Any], int]]
+) -> dict[str, tuple[float, float, float, int]]:
+    """The median cost of each piece of work in sweeps, its median seconds of the processor and of
+    the clock, and in how many rounds; `work` says in how many of them a piece takes part."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in work}
     bench.sweep()
     # PEFT's on its hooks, and remarks on statistics, in every round again
     warnings.simplefilter("ignore")
@@ -252,9 +260,10 @@ def costs(bench: Bench, work: Mapping[str, tuple[Callable[[], Any], int]]) -> di
             if round_ < rounds:
                 spent = seconds(piece)
                 after = seconds(bench.sweep)
-                found[name].append(spent / ((before + after) / 2))
+                sweeps = 2 * spent[0] / (before[0] + after[0])
+                found[name].append(np.array([sweeps, *spent]))
                 before = after
-    return {name: statistics.median(values) for name, values in found.items()}
+    return {name: (*np.median(values, 0).tolist(), len(values)) for name, values in found.items()}
 
 
 def time_of(subject: str, quick: bool = False) -> dict[str, float]:
@@ -265,24 +274,24 @@ def time_of(subject: str, quick: bool = False) -> dict[str, float]:
     bench = Bench(subject, about.batches)
     budget = settings_of(subject, "cg_lora").calibration.budget()
     tokens = sum(tokens_of(bench))
-    work: dict[str, tuple[Callable[[], Any], int]] = {
-        "peft": (bench.peft_lora_ga, about.rounds),
-        GRADIENTS: (partial(bench.passes, False), about.rounds),
-        PROBE: (partial(bench.passes, True), about.rounds),
-    }
+    few = min(THRICE, about.rounds)
+    work: dict[str, tuple[Callable[[], Any], int]] = {"peft": (bench.peft_lora_ga, few)}
+    for name, probe in ((GRADIENTS, False), (PROBE, True)):
+        work[name] = partial(bench.passes, probe), few
+        work[name + OWN] = partial(bench.passes, probe, own=True), about.rounds
     # full has no factors to make
     others = [name for name in config.names("init") if name not in KEY and name != "full"]
     for name in [*KEY, *(() if quick else others)]:
         settings_of(subject, name)  # composed before the clock starts
-        work[name] = partial(bench.initialized, name, budget), about.rounds if name in KEY else 1
+        work[name] = partial(bench.initialized, name, budget), few if name in KEY else 1
     for name in KEY:
-        work[f"{name}, by length"] = partial(bench.initialized, name, budget, True), about.rounds
+        work[name + OWN] = partial(bench.initialized, name, budget, own=True), about.rounds
     # The frugal way that keeps pooled h and δ of every sample, and the most frugal one that keeps
     # sketches alone.
     pooled = int(
         1.1 * 4 * len(tokens_of(bench)) * sum(sum(m.weight.shape) for m in bench.targets().values())
     )  # type: ignore[union-attr, misc, arg-type]
-    work["cg_lora pooled"] = partial(bench.initialized, "cg_lora", pooled), about.rounds
+    work["cg_lora pooled"] = partial(bench.initialized, "cg_lora", pooled), 1
     for name in about.frugal:
         work[f"{name} budget 0"] = partial(bench.initialized, name, 0), 1
     found = costs(bench, work)
@@ -292,17 +301,19 @@ def time_of(subject: str, quick: bool = False) -> dict[str, float]:
         f" ({cells(bench.batches)} with padding, {cells(bench.own_batches)} by length);"
         f" {len(bench.names)} layers, rank {bench.rank}"
     )
-    heads = f"{'initializer':22} {'sweeps':>8} {'target':>8} {'of bare':>8}"
-    print(f"{heads} {'of PEFT LoRA-GA':>16} {'target':>8}")
+    heads = f"{'initializer':26} {'sweeps':>8} {'target':>8} {'of bare':>8} {'s':>7} {'clock':>7}"
+    print(f"{heads} {'rounds':>7} {'of PEFT LoRA-GA':>16} {'target':>8}")
     figures: dict[str, float] = {}
-    for name, cost in found.items():
-        ratio = cost / found["peft"]
-        bare = f"{cost / found[BARE[name]]:.2f}" if name in BARE else ""
+    for name, (cost, spent, clock, rounds) in found.items():
+        key, ratio = name.removesuffix(OWN), cost / found["peft"][0]
+        own = name[len(key) :]
+        bare = f"{cost / found[BARE[key] + own][0]:.2f}" if key in BARE else ""
         line = (
-            f"{'PEFT LoRA-GA' if name == 'peft' else name:22} {cost:8.2f}"
-            f" {within(cost, SWEEPS.get(name)):>8} {bare:>8} {ratio:16.2f}"
+            f"{'PEFT LoRA-GA' if name == 'peft' else name:26} {cost:8.2f}"
+            f" {within(cost, SWEEPS.get(key)):>8} {bare:>8} {spent:7.2f} {clock:7.2f} {rounds:7}"
+            f" {ratio:16.2f}"
         )
-        print(f"{line} {within(ratio, TIMES_PEFT.get(name)):>8}", flush=True)
+        print(f"{line} {within(ratio, TIMES_PEFT.get(key)):>8}", flush=True)
         figures |= {f"{subject}/{name}/sweeps": cost, f"{subject}/{name}/peft": ratio}
     return figures
 
@@ -438,7 +449,7 @@ def main(quick: bool = False) -> dict[str, float]:
     for subject in subjects:
         figures |= time_of(subject, quick)
     for subject in subjects:
-        figures |= memory_of(subject, FRUGAL[: 1 if quick else None])
+        figures |= memory_of(subject, FRUGAL[: 1 if quick or subject == "wide" else None])
     return figures
 
 

@@ -4,7 +4,8 @@ the same parameters.
 Each contestant has its own copy of the factors of n adapted layers (768 × 768, rank 8) and steps on
 the same gradients, which are written anew before every step: PEFT's changes them in place. Steps
 alternate with AdamW's, in its fused or foreach form, whichever is faster here; a figure is the
-median over the rounds of `time / AdamW's time in that round`, by the processor, in one thread.
+median over the rounds of `time / AdamW's time in that round`, by the processor, in one thread; the
+clock's median stands beside it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks import verdict
 from loraexp import config
 from loraexp.adapter.adapted import AdaptedLinear, Adapters
 from loraexp.adapter.layer import Factors
@@ -29,10 +33,16 @@ THREADS = 1
 LAYERS = (24, 72, 224)
 WIDTH, RANK, SCALING = 768, 8, 2.0
 ROUNDS = 40
-SLOW_ROUNDS = 3  # of rules whose step takes longer than SLOW seconds
+SLOW_ROUNDS = 7  # of rules whose step takes longer than SLOW seconds
 SLOW = 0.2
 LR = 1e-5  # small, so that many steps on the same gradients change nothing that matters for time
 TARGETS = {"adamw": 1.0, "lora_plus": 1.05, "p_lora": 1.5}
+# forms of a rule that are measured beside it, and how many times as fast as it they are to be
+FORMS = {
+    "lora_pro moments=bfloat16": ("lora_pro", {"moments": "bfloat16"}),
+    "lora_pro moments=factored": ("lora_pro", {"moments": "factored"}),
+}
+FASTER = {"lora_pro moments=factored": ("lora_pro", 5.0)}
 # what two runs of the same thing differ by: the allowance on a target that is an equality
 NOISE = 0.05
 
@@ -45,18 +55,22 @@ class Contestant:
     parameters: Sequence[nn.Parameter]
     gradients: Sequence[Tensor]
 
-    def step(self) -> float:
-        """The seconds of one step on fresh gradients."""
+    def step(self) -> np.ndarray:
+        """The seconds of one step on fresh gradients, of the processor and of the clock."""
         torch._foreach_copy_(
             [p.grad for p in self.parameters if p.grad is not None], list(self.gradients)
         )
-        began = time.process_time()
+        began = now()
         self.optimizer.step()
-        return time.process_time() - began
+        return now() - began
 
     def state_bytes(self) -> int:
         states = self.optimizer.state.values()
         return sum(x.nbytes for state in states for x in state.values() if isinstance(x, Tensor))
+
+
+def now() -> np.ndarray:
+    return np.array([time.process_time(), time.perf_counter()])
 
 
 def contestant(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> Contestant:
@@ -83,9 +97,10 @@ def adapted(layers: int, train: frozenset[str]) -> Adapters:
     return Adapters(nn.ModuleList(made.values()), made, {})
 
 
-def ours(name: str, layers: int) -> Contestant:
-    """The rule of `conf/optimizer/<name>.yaml` with its values there, on what it trains."""
-    rule = make(config.read_yaml("optimizer", name))
+def ours(name: str, layers: int, changed: dict[str, Any]) -> Contestant:
+    """The rule of `conf/optimizer/<name>.yaml` with its values there but for those changed, on what
+    it trains."""
+    rule = make(config.read_yaml("optimizer", name) | changed)
     frozen = rule.func.needs_frozen  # type: ignore[attr-defined]
     adapters = adapted(layers, frozenset({"A", "B"}) - frozen)
     return contestant(rule(adapters, lr=LR, weight_decay=0.0), adapters.trainable())
@@ -125,18 +140,19 @@ def peft_riemannian(layers: int, form: str) -> Contestant:
     return contestant(optimizer, [p for p in model.parameters() if p.requires_grad])
 
 
-def paired(one: Contestant, reference: Contestant, rounds: int) -> tuple[float, float]:
-    """The median seconds of a step, and the median of its ratios to the reference's steps right
-    before and after it."""
+def paired(one: Contestant, reference: Contestant, rounds: int) -> tuple[float, float, float]:
+    """The median seconds of a step, of the processor and of the clock, and the median of its ratios
+    to the reference's steps right before and after it."""
     times, ratios = [], []
-    before = reference.step()
+    before, _ = reference.step()
     for _ in range(rounds):
         spent = one.step()
-        after = reference.step()
+        after, _ = reference.step()
         times.append(spent)
-        ratios.append(2 * spent / (before + after))
+        ratios.append(2 * spent[0] / (before + after))
         before = after
-    return statistics.median(times), statistics.median(ratios)
+    processor, clock = np.median(times, 0).tolist()
+    return processor, clock, statistics.median(ratios)
 
 
 def faster_form(layers: int) -> str:
@@ -145,16 +161,17 @@ def faster_form(layers: int) -> str:
         torch_adamw(layers, frozenset({"A", "B"}), form) for form in ("fused", "foreach")
     )
     fused.step(), foreach.step()
-    return "fused" if paired(fused, foreach, ROUNDS)[1] < 1 else "foreach"
+    return "fused" if paired(fused, foreach, ROUNDS)[2] < 1 else "foreach"
 
 
 def measure(
     build: Callable[[], Contestant], reference: Contestant, rounds: int
-) -> tuple[float, float, int]:
-    """Seconds of a step, its ratio to the reference's and the bytes of its state."""
+) -> tuple[float, float, float, int]:
+    """Seconds of a step by the processor and the clock, its ratio to the reference's and the bytes of
+    its state."""
     one = build()
     reference.step(), one.step()
-    slow = one.step() > SLOW
+    slow = one.step()[0] > SLOW
     found = (
         *paired(one, reference, min(rounds, SLOW_ROUNDS) if slow else rounds),
         one.state_bytes(),
@@ -170,29 +187,34 @@ def steps_of(layers: int, rounds: int = ROUNDS) -> dict[str, float]:
     both = torch_adamw(layers, frozenset({"A", "B"}), form)
     alone = torch_adamw(layers, frozenset({"B"}), form)
     print(f"\n{layers} adapted layers of {WIDTH} × {WIDTH}, rank {RANK}; AdamW is PyTorch's {form}")
-    print(f"{'optimizer':22} {'ms':>9} {'of AdamW':>9} {'target':>9} {'state MiB':>10}")
-    peft = measure(lambda: peft_riemannian(layers, form), both, rounds)
+    heads = f"{'optimizer':26} {'ms':>9} {'by clock':>9} {'of AdamW':>9} {'target':>9}"
+    print(f"{heads} {'state MiB':>10}")
+    forms = {name: (name, dict[str, Any]()) for name in config.names("optimizer")} | FORMS
     figures: dict[str, float] = {}
-    for name in ["peft_riemannian", *config.names("optimizer")]:
-        if name == "peft_riemannian":
-            found = peft
-        else:
-            rule: Any = make(config.read_yaml("optimizer", name)).func
-            found = measure(
-                lambda name=name: ours(name, layers),
-                alone if "A" in rule.needs_frozen else both,
-                rounds,
-            )  # type: ignore[misc]
-        taken, ratio, size = found
-        line = (
-            f"{'PEFT Riemannian' if name == 'peft_riemannian' else name:22} {taken * 1e3:9.2f}"
-            f" {ratio:9.2f} {within(name, ratio):>9}"
-        )
-        note = f"  {ratio / peft[1]:.2f} of PEFT's (target < 1)" if name == "p_lora" else ""
-        print(f"{line} {size / 2**20:10.2f}{note}", flush=True)
-        figures |= {f"{name}/{layers}": ratio, f"{name}/{layers}/bytes": float(size)}
+    seconds: dict[str, float] = {}
+    for name in ["PEFT Riemannian", *sorted(forms)]:
+        build, reference = partial(peft_riemannian, layers, form), both
+        if name in forms:
+            rule: Any = make(config.read_yaml("optimizer", forms[name][0])).func
+            build = partial(ours, forms[name][0], layers, forms[name][1])
+            reference = alone if "A" in rule.needs_frozen else both
+        taken, clock, ratio, size = measure(build, reference, rounds)
+        key = name.lower().replace(" ", "_")
+        figures |= {f"{key}/{layers}": ratio, f"{key}/{layers}/bytes": float(size)}
+        seconds[name] = taken
+        note = ""
         if name == "p_lora":
-            figures[f"{name}/{layers}/peft"] = ratio / peft[1]
+            of_peft = figures[f"{key}/{layers}/peft"] = ratio / figures[f"peft_riemannian/{layers}"]
+            note = f"  {of_peft:.2f} of PEFT's (target < 1)"
+        if name in FASTER:
+            slower, least = FASTER[name]
+            times = figures[f"{key}/{layers}/times"] = seconds[slower] / taken
+            note = f"  {times:.1f} times as fast as {slower}: {verdict(times, least=least)}"
+        print(
+            f"{name:26} {taken * 1e3:9.2f} {clock * 1e3:9.2f} {ratio:9.2f}"
+            f" {within(name, ratio):>9} {size / 2**20:10.2f}{note}",
+            flush=True,
+        )
     return figures
 
 

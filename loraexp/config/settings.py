@@ -117,8 +117,8 @@ class TrainSettings:
     batch_size: int = number(above=0)
     eval_batch_size: int = number(above=0)
     gradient_accumulation: int = number(above=0)
-    # length-sorted parts a batch is cut into, at most; the gradient is the batch's; auto: as many
-    # as save time
+    # length-sorted parts a batch is cut into, at most; the gradient is the batch's; auto: the
+    # fastest passes
     micro_batches: int | Literal["auto"] = number(above=0)
     length_buckets: bool  # examples of similar length share a batch
     # rows go through the layers one after another, without padding

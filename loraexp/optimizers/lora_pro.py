@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loraexp.adapter.adapted import Adapters
 from loraexp.optimizers.elementwise import AdamW, State, base_rule
+from loraexp.optimizers.factored import correction, square_means, way_back
 from loraexp.optimizers.grams import SingularSystem, require_damping
 from loraexp.optimizers.pairs import PairOptimizer, pairs
 from loraexp.optimizers.rule import rule
@@ -18,6 +19,7 @@ from loraexp.optimizers.stepping import AdapterOptimizer, Block, factor_blocks, 
 from loraexp.optimizers.sylvester import System, system
 
 FirstStep = Literal["plain", "limit"]
+Moments = Literal["float32", "bfloat16", "factored"]
 # Entries of a d_out × d_in temporary that are worked on at once: on a CPU what stays in its cache
 # with both moments (half a MiB each in float32), elsewhere what keeps the device busy.
 CHUNK, ELSEWHERE = 2**17, 2**24
@@ -93,12 +95,13 @@ class LoRAPro(AdapterOptimizer):
     def new_states(self, blocks: list[Block]) -> list[State]:
         states = super().new_states([block for block in blocks if block.factor is None])
         for _, A, B in pairs(blocks):
-            shape = len(A.names), B.values.shape[1], A.values.shape[2]
-            moments = self.base.state(
-                A.values.new_zeros(shape, dtype=self.moments or A.values.dtype)
-            )
-            states += [moments, {}]
+            states += self.moments_of(A.values, B.values)
         return states
+
+    def moments_of(self, A: Tensor, B: Tensor) -> tuple[State, State]:
+        """The state of a pair before the first step, kept with A and with B."""
+        shape = len(A), B.shape[1], A.shape[2]
+        return self.base.state(A.new_zeros(shape, dtype=self.moments or A.dtype)), {}
 
     def apply(self, group: dict[str, Any], blocks: list[Block], directions: list[Tensor]) -> None:
         if blocks[0].factor is None:
@@ -130,23 +133,27 @@ class LoRAPro(AdapterOptimizer):
         way back is `first_step`'s.
         """
         scaling = A.layers[0].scaling
-        new_A, new_B = closest(s, A.values, B.values, grad_A, grad_B, scaling)
-        # η(B g_A + g_B A) as one product of stacked factors
-        left = torch.cat([scaling * B.values, scaling * new_B], -1)
-        right = torch.cat([new_A, A.values], -2)
-        plain_A, plain_B = self._direction(self.state[A.key], left, right, A.values, B.values)
+        new = closest(s, A.values, B.values, grad_A, grad_B, scaling)
+        states = self.state[A.key], self.state[B.key]
+        plain_A, plain_B = self._direction(states, new, A.values, B.values, scaling)
         plain = plain_A.mul_(scaling), plain_B.mul_(scaling)
         return at_zero(s, plain, closest(s, A.values, B.values, *plain, scaling), self.first_step)
 
     def _direction(
-        self, state: State, left: Tensor, right: Tensor, A: Tensor, B: Tensor
+        self,
+        states: tuple[State, State],
+        new: tuple[Tensor, Tensor],
+        A: Tensor,
+        B: Tensor,
+        scaling: float,
     ) -> tuple[Tensor, Tensor]:
-        """`BᵀĜ` and `Ĝ Aᵀ` of the direction Ĝ that AdamW takes from `G̃ = left · right`.
+        """`BᵀĜ` and `Ĝ Aᵀ` of the direction Ĝ that AdamW takes from G̃.
 
         One pass over d_out × d_in, in pieces that stay in the cache from the product to the way
         back, each in the memory of the one before; narrower moments are moved in the precision of A
         and B and rounded once.
         """
+        (state, _), (left, right) = states, product(*new, A, B, scaling)
         plain_A = torch.zeros_like(A)
         plain_B = torch.empty_like(B.mT, memory_format=torch.contiguous_format)
         before, count = state["step"].clone(), state["step"].clone()
@@ -173,6 +180,52 @@ class LoRAPro(AdapterOptimizer):
         return plain_A, plain_B.mT.neg()
 
 
+class FactoredLoRAPro(LoRAPro):
+    """The same with a state in the shapes of the factors and their sides: the first moment is that
+    of g_A and g_B, the second is known by the means of the rows and columns of G̃²."""
+
+    def moments_of(self, A: Tensor, B: Tensor) -> tuple[State, State]:
+        state = {
+            "step": torch.zeros((), dtype=torch.float32, device=A.device),
+            "exp_avg": torch.zeros_like(A),
+            "row_squares": A.new_zeros(len(A), B.shape[1]),
+            "column_squares": A.new_zeros(len(A), A.shape[2]),
+        }
+        return state, {"exp_avg": torch.zeros_like(B)}
+
+    def _direction(
+        self,
+        states: tuple[State, State],
+        new: tuple[Tensor, Tensor],
+        A: Tensor,
+        B: Tensor,
+        scaling: float,
+    ) -> tuple[Tensor, Tensor]:
+        """With `m = η(B m_A + m_B A)` in place of the first moment of G̃: equal at the first step,
+        and apart by what B and A moved since."""
+        base, state = self.base, states[0]
+        means = square_means(*product(*new, A, B, scaling))
+        state["step"] += 1
+        for held, mean in zip((state["row_squares"], state["column_squares"]), means, strict=True):
+            held.lerp_(mean, 1 - base.beta2)
+        for held, value in zip((s["exp_avg"] for s in states), new, strict=True):
+            held.lerp_(value, 1 - base.beta1)
+        rows, columns = (
+            state[key] / correction(base.beta2, state["step"]) + base.eps**2
+            for key in ("row_squares", "column_squares")
+        )
+        first = (s["exp_avg"] / correction(base.beta1, state["step"]) for s in states)
+        return way_back(*product(*first, A, B, scaling), rows, columns, A, B)
+
+
+def product(
+    new_A: Tensor, new_B: Tensor, A: Tensor, B: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """`η(B g_A + g_B A)` as one product of stacked factors."""
+    left = torch.cat([scaling * B, scaling * new_B], -1)
+    return left, torch.cat([new_A, A], -2)
+
+
 def parts(shape: Sequence[int], device: str) -> Iterator[tuple[slice, slice]]:
     """Pieces of (n, d_out, d_in): several layers, or rows of one."""
     layers, height, width = shape
@@ -191,7 +244,7 @@ def lora_pro(
     weight_decay: float,
     damping: float = 1e-6,
     first_step: FirstStep = "plain",
-    moments: Literal["float32", "bfloat16"] = "float32",
+    moments: Moments = "float32",
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
@@ -206,14 +259,17 @@ def lora_pro(
     of order lr². `first_step` says what the first step, from B = 0, goes back by; see
     `equivalent_gradients`. `moments=bfloat16` halves the state, as the released code's, whose
     moments have the dtype of its bf16 weights; steps of v below 2⁻⁹ of it are then rounded away, so
-    with β₂ = 0.999 v falls no more. Raises `FloatingPointError`, naming step and layer, where a
+    with β₂ = 0.999 v falls no more. `moments=factored`, of no paper's, keeps of v the means of its
+    rows and columns, `v_ij ≈ r_i c_j / mean(r)` (Shazeer & Stern 2018, Algorithm 2, ε² in the place
+    of their ε₁), and m as that of g_A and g_B: the same step where G̃² has rank one, a state and a
+    step of O((d_in + d_out) r²). Raises `FloatingPointError`, naming step and layer, where a
     gradient is not finite or a system is singular.
     """
     check_named(first_step, moments)
     require_damping(damping)
     sections = [(factor_blocks(adapters, ("A", "B")), lr), head_section(adapters, lr, head_lr)]
     narrow = torch.bfloat16 if moments == "bfloat16" else None
-    return LoRAPro(
+    return (FactoredLoRAPro if moments == "factored" else LoRAPro)(
         sections,
         weight_decay=weight_decay,
         base=AdamW(beta1, beta2, eps),
@@ -227,8 +283,8 @@ def check_named(first_step: str, moments: str = "float32") -> None:
     """Refuse a choice by a name that there is not."""
     if first_step not in ("plain", "limit"):
         raise ValueError(f"optimizer.first_step={first_step!r}: expected plain or limit")
-    if moments not in ("float32", "bfloat16"):
-        raise ValueError(f"optimizer.moments={moments!r}: expected float32 or bfloat16")
+    if moments not in ("float32", "bfloat16", "factored"):
+        raise ValueError(f"optimizer.moments={moments!r}: expected float32, bfloat16 or factored")
 
 
 @rule("A", "B", plain_pair=True)

@@ -4,12 +4,14 @@ shared."""
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from loraexp.machine.device import Batch, Runtime, is_accelerator, to_device
 from loraexp.machine.processes import Processes
@@ -45,7 +47,11 @@ def epoch_batches(
 
 
 def micro_batches(
-    rows: np.ndarray, lengths: np.ndarray, parts: int | Literal["auto"], world: int = 1
+    rows: np.ndarray,
+    lengths: np.ndarray,
+    parts: int | Literal["auto"],
+    world: int = 1,
+    price: int | None = None,
 ) -> list[np.ndarray]:
     """The rows of one step, sorted by length and cut into at most `parts` pieces, each of which is
     padded only to its own longest.
@@ -54,14 +60,14 @@ def micro_batches(
     than the largest of equal ones, that with the fewest in all, a piece counted as PASS more. So
     many short rows go together, a few long ones apart, in no more memory than equal pieces need,
     which rows of equal length pay for with time. `auto` spends nothing on memory: as many pieces as
-    are cheaper than the batch whole, often one. Several processes, which share the rows of a piece,
-    take equal pieces, with `auto` the batch whole.
+    are cheaper than the batch whole, often one, a pass counted as `price` tokens. Several
+    processes, which share the rows of a piece, take equal pieces, with `auto` the batch whole.
     """
     if parts == 1 or (parts == "auto" and world > 1):
         return [rows]
     order = rows[np.argsort(lengths[rows], kind="stable")]
     if parts == "auto":
-        places = cuts(lengths[order], MOST_PIECES, bounded=False)
+        places = cuts(lengths[order], MOST_PIECES, bounded=False, price=price or PASS)
         return [rows] if len(places) == 2 else pieces(order, places)
     if world > 1:
         return [part for part in np.array_split(order, parts) if len(part)]
@@ -78,9 +84,31 @@ def pieces(rows: np.ndarray, places: list[int]) -> list[np.ndarray]:
 # it pays there.
 PASS = 48
 MOST_PIECES = 8  # beyond which even lengths far apart gain nothing at PASS
+# The same for any model: products of a token with the weights of a linear layer that take as long
+# as what one such layer costs a pass beside its tokens. On a CPU MiniLM's, of whose layers of 384 ×
+# 384 PASS is, with two threads; on an accelerator, where it is the launch of kernels, from above
+# and not measured: 150 µs a layer at 50 · 10¹² products a second.
+BESIDE = {"cpu": PASS * 384**2, "accelerator": 75 * 10**8}
 
 
-def cuts(lengths: np.ndarray, parts: int, *, bounded: bool = True) -> list[int]:
+def pass_price(model: nn.Module, device: torch.device) -> int:
+    """Tokens that take as long as what a pass of the model costs beside its tokens, rather too many
+    than too few: a batch that is cut by it is not slower than whole. Never below PASS.
+
+    Attention, whose share grows with the length of a row (L/6d of a layer's), is left out, which
+    cuts less.
+    """
+    weights = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)]
+    if not weights:
+        return PASS
+    host = not is_accelerator(device)
+    # what else runs on the host is not shared by threads, as products are
+    threads = max(1.0, torch.get_num_threads() / 2) if host else 1.0
+    beside = BESIDE["cpu" if host else "accelerator"] * threads
+    return max(PASS, math.ceil(beside / statistics.median(weights)))
+
+
+def cuts(lengths: np.ndarray, parts: int, *, bounded: bool = True, price: int = PASS) -> list[int]:
     """Where ascending lengths are cut, 0 and their number among it: the cheapest way, by dynamic
     programming; `bounded`: among those that need no more memory than equal pieces."""
     count = len(lengths)
@@ -88,7 +116,7 @@ def cuts(lengths: np.ndarray, parts: int, *, bounded: bool = True) -> list[int]:
     # of a piece start … stop: its padded tokens
     tokens = np.subtract.outer(-ends, -ends) * np.concatenate([[0], lengths])
     most = math.ceil(count / (parts if bounded else 1)) * lengths[-1]
-    cost = np.where((tokens > 0) & (tokens <= most), tokens + PASS, np.inf)
+    cost = np.where((tokens > 0) & (tokens <= most), tokens + price, np.inf)
     best = np.full(count + 1, np.inf)
     best[0] = 0.0
     starts: list[np.ndarray] = []
@@ -168,8 +196,14 @@ class Batches:
         settings: TrainSettings,
         seed: int,
         runtime: Runtime,
+        *,
+        whole: bool = False,
+        price: int = PASS,
     ) -> None:
+        """`whole`: nothing is padding, so that there is nothing to cut for; `price`: of a pass, in
+        tokens."""
         self.task, self.settings, self.seed = task, settings, seed
+        self.whole, self.price = whole, price
         self.device, self.processes = runtime.device, runtime.processes
         self.examples = task.splits["train"]
         self.total, self.per_epoch = total_steps(settings, len(self.examples))
@@ -216,8 +250,12 @@ class Batches:
         each, accumulated = settings.micro_batches, settings.gradient_accumulation
         if each != "auto":
             return micro_batches(rows, lengths, accumulated * each, world)
-        # a batch of its own each, and nothing to save where no token is padding
+        # a batch of its own each
         batches = [part for part in np.array_split(rows, accumulated) if len(part)]
-        if settings.unpadded:
+        if self.whole:
             return batches
-        return [part for batch in batches for part in micro_batches(batch, lengths, each, world)]
+        return [
+            part
+            for batch in batches
+            for part in micro_batches(batch, lengths, each, world, self.price)
+        ]

@@ -28,7 +28,6 @@ from loraexp.machine.processes import Processes, job_of_scheduler, misfit
 from loraexp.machine.progress import log, logged
 from loraexp.machine.signals import Interrupted, Stop, watched
 from loraexp.models import Base
-from loraexp.models.unpadded import Unpadded
 from loraexp.records import record as records
 from loraexp.records.content import content
 from loraexp.records.record import Record
@@ -38,7 +37,7 @@ from loraexp.run.adapter_files import described, write_adapter
 from loraexp.run.checkpoint import Checkpoint, seed_generators
 from loraexp.run.components import check_data, check_model, labels, make, optimizer_of, tokenise
 from loraexp.run.initialise import initialize
-from loraexp.run.loop import Ahead, Loop
+from loraexp.run.loop import Ahead, Loop, unpadded_of
 from loraexp.run.model_files import write_model
 from loraexp.run.observer import SILENT, Observer, Outcome
 from loraexp.run.phases import Phases
@@ -328,7 +327,7 @@ class Experiment:
             runtime=self.runtime,
             keep=lambda step: self.save(adapters, model, self.record.folder / "adapter", step=step),
             say=self.say,
-            unpadded=Unpadded(model) if settings.train.unpadded else None,
+            unpadded=unpadded_of(model, settings, self.runtime),
         )
 
     def save(

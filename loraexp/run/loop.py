@@ -14,9 +14,9 @@ from torch import nn
 
 from loraexp.adapter.adapted import Adapters
 from loraexp.config.settings import Settings
-from loraexp.machine.device import Runtime
+from loraexp.machine.device import Runtime, is_accelerator
 from loraexp.machine.measure import Stopwatch
-from loraexp.models.unpadded import Unpadded
+from loraexp.models.unpadded import ENCODERS, Unpadded, layers
 from loraexp.records.record import Record
 from loraexp.run.batches import Step
 from loraexp.run.checkpoint import Checkpoint, Progress
@@ -63,7 +63,7 @@ class Loop:
     runtime: Runtime
     keep: Callable[[int], None]  # saves the adapter as it is after a step
     say: Callable[[str], None]
-    unpadded: Unpadded | None = None  # with `train.unpadded`
+    unpadded: Unpadded | None = None  # where its rows lie one after another
 
     def metrics(self, splits: Iterable[str], folder: Path | None = None) -> dict[str, Any]:
         """The metrics of splits, of the model as it is."""
@@ -80,6 +80,23 @@ class Loop:
         return [
             split for split in dict.fromkeys((self.task.selection, *reported)) if split is not None
         ]
+
+
+def unpadded_of(model: nn.Module, settings: Settings, runtime: Runtime) -> Unpadded | None:
+    """The passes of a run without padding: with `train.unpadded`, and with
+    `train.micro_batches=auto` where they are known to be the fastest, an encoder's of one process
+    on a CPU."""
+    if settings.train.unpadded:
+        return Unpadded(model)
+    alone = runtime.processes.world == 1 and not is_accelerator(runtime.device)
+    if settings.train.micro_batches != "auto" or not alone:
+        return None
+    body: Any = getattr(model, "module", model)
+    try:
+        layers(body)
+    except ValueError:
+        return None
+    return Unpadded(model) if body.config.model_type in ENCODERS else None
 
 
 @dataclass(frozen=True)

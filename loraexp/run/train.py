@@ -18,7 +18,7 @@ from loraexp.machine.measure import Stopwatch, peak_bytes, reset_peak
 from loraexp.machine.progress import bar
 from loraexp.machine.signals import Agreement, Interrupted
 from loraexp.models.unpadded import Unpadded
-from loraexp.run.batches import Batches, Step, schedule
+from loraexp.run.batches import Batches, Step, pass_price, schedule
 from loraexp.run.checkpoint import Progress
 from loraexp.run.loop import Ahead, Loop, Pace
 from loraexp.run.position import begin, save
@@ -85,13 +85,20 @@ def train(run: Loop) -> Generator[Ahead, None, Progress]:
     measure(run, state, clock)
     if settings.select == "best" and state.best is not None:
         run.adapters.load_state(run.checkpoint.best(state.best["step"]))
-    run.record.update(best=state.best, cost=cost(state))
+    run.record.update(best=state.best, cost=cost(state, run.unpadded is not None))
     return state
 
 
 def batches_of(run: Loop) -> Batches:
     """The steps of a run; refused where there are some and nothing trains."""
-    batches = Batches(run.task, run.settings.train, run.settings.seed, run.runtime)
+    batches = Batches(
+        run.task,
+        run.settings.train,
+        run.settings.seed,
+        run.runtime,
+        whole=run.unpadded is not None,
+        price=pass_price(run.model, run.runtime.device),
+    )
     if batches.total and run.optimizer is None:
         raise ValueError(
             f"train.max_steps: {batches.total} steps, and nothing trains; set it to 0, or choose"
@@ -274,9 +281,9 @@ def measure(run: Loop, state: Progress, clock: Stopwatch) -> None:
     state.peak = max(state.peak, peak_bytes(run.runtime.device))
 
 
-def cost(state: Progress) -> dict[str, object]:
+def cost(state: Progress, unpadded: bool) -> dict[str, object]:
     """Seconds of the clock and of the processor, tokens and samples a second of the clock, and the
-    peak of memory, of all attempts."""
+    peak of memory, of all attempts; and whether the passes were without padding."""
     seconds = max(state.seconds, 1e-9)
     return {
         "train_seconds": state.seconds,
@@ -285,4 +292,5 @@ def cost(state: Progress) -> dict[str, object]:
         "samples_per_second": state.samples / seconds,
         "loop_seconds": state.parts,
         "train_peak_bytes": state.peak,
+        "train_unpadded": unpadded,
     }

@@ -139,6 +139,8 @@ def apart(plain: Mapping[str, Any]) -> str | None:
         return "model.gradient_checkpointing=true"
     if train.get("unpadded"):
         return "train.unpadded=true"
+    if train.get("micro_batches") == "auto" and model.get("kind") == "encoder":
+        return "train.micro_batches=auto"  # on a CPU without padding, too
     if train.get("gpus_per_run", 1) > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return "several processes share a run"
     if str(plain["device"]).partition(":")[0] not in DEVICES:

@@ -666,6 +666,7 @@ RULES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "p_lora_released": (p_lora, {"flavour": "released"}, "AB"),
     "lora_pro_bf16": (lora_pro, {"moments": "bfloat16", "first_step": "limit"}, "AB"),
     "lora_pro": (lora_pro, {}, "AB"),
+    "lora_pro_factored": (lora_pro, {"moments": "factored"}, "AB"),
     "lora_pro_low_memory": (lora_pro_low_memory, {}, "AB"),
     "lora_fa": (lora_fa, {"rule": "peft"}, "B"),
 }
@@ -1000,7 +1001,11 @@ def test_full_training_and_nothing_to_train_are_refused_where_they_do_not_fit() 
         (p_lora, {"base": "adam"}, "optimizer.base='adam': expected adamw or gd"),
         (p_lora, {"damping": -1.0}, "optimizer.damping=-1.0"),
         (lora_pro, {"damping": -1.0}, "optimizer.damping=-1.0"),
-        (lora_pro, {"moments": "fp8"}, "optimizer.moments='fp8': expected float32 or bfloat16"),
+        (
+            lora_pro,
+            {"moments": "fp8"},
+            "optimizer.moments='fp8': expected float32, bfloat16 or factored",
+        ),
         (
             lora_pro_low_memory,
             {"first_step": "none"},

@@ -13,4 +13,6 @@ def test_a_run_without_padding_trains_apart() -> None:
         )
 
     assert said("train.unpadded=true") == "train.unpadded=true"
+    assert said("train.micro_batches=auto") == "train.micro_batches=auto"
+    assert said("train.micro_batches=4") is None
     assert said() is None
