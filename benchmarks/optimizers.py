@@ -167,8 +167,8 @@ def faster_form(layers: int) -> str:
 def measure(
     build: Callable[[], Contestant], reference: Contestant, rounds: int
 ) -> tuple[float, float, float, int]:
-    """Seconds of a step by the processor and the clock, its ratio to the reference's and the bytes of
-    its state."""
+    """Seconds of a step by the processor and the clock, its ratio to the reference's, and the bytes
+    of its state."""
     one = build()
     reference.step(), one.step()
     slow = one.step()[0] > SLOW

@@ -214,8 +214,10 @@ class FactoredLoRAPro(LoRAPro):
             state[key] / correction(base.beta2, state["step"]) + base.eps**2
             for key in ("row_squares", "column_squares")
         )
-        first = (s["exp_avg"] / correction(base.beta1, state["step"]) for s in states)
-        return way_back(*product(*first, A, B, scaling), rows, columns, A, B)
+        first = correction(base.beta1, state["step"])
+        first_A, first_B = (s["exp_avg"] / first for s in states)
+        left, right = product(first_A, first_B, A, B, scaling)
+        return way_back(left, right, rows, columns, A, B)
 
 
 def product(
