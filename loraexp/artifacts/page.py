@@ -16,6 +16,7 @@ from loraexp.artifacts.figure import Picture
 from loraexp.artifacts.table import Table
 from loraexp.config import RECORD, ConfigError
 from loraexp.machine.progress import notice
+from loraexp.machine.words import MIB
 from loraexp.records.content import content
 from loraexp.records.reading import best_value, flatten, packed
 from loraexp.records.sections import RunRecord
@@ -115,7 +116,7 @@ def of_record(record: RunRecord) -> dict[str, object]:
 
 
 def mebibytes(count: object) -> float | None:
-    return count / 2**20 if isinstance(count, (int, float)) else None
+    return count / MIB if isinstance(count, (int, float)) else None
 
 
 def adapter(folder: Path, beside: Path) -> dict[str, str]:

@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from loraexp.machine.words import shorten, spoken
+from loraexp.machine.words import GIB, shorten, spoken
+from loraexp.records.reading import run_seconds
 from loraexp.sweep import computed, duration, sizes
-from loraexp.sweep.plan import GB, Costs
+from loraexp.sweep.plan import Costs
 from loraexp.sweep.schema import Sweep
 
 
@@ -21,7 +22,7 @@ def plan_of_computed(sweep: Sweep) -> None:
     state = f"finished, in {shorten(into)}" if done else "to do"
     print(f"  one experiment without runs: {state}")
     if done:
-        print(f"  time    {spoken(done[0]['cost']['seconds'])} (measured)")
+        print(f"  time    {spoken(run_seconds(done[0]))} (measured)")
     elif sweep.hours:
         hours = sweep.hours
         print(f"  time    {spoken(3600 * hours.hours)} on {hours.hardware} ({hours.how})")
@@ -40,7 +41,7 @@ def plan(sweep: Sweep, costs: Costs, budget: float | None) -> None:
             f"  packed  {costs.packed} finished runs trained together with others (sweep.pack):"
             " their times are shares, their peaks not counted"
         )
-    print(f"  disk    {costs.disk / GB:.2f} GiB for what is to do{unsized}")
+    print(f"  disk    {costs.disk / GIB:.2f} GiB for what is to do{unsized}")
     show_memory(sweep, costs, budget)
     for line in costs.unknown:
         print(f"  unknown {line}")
@@ -93,9 +94,9 @@ def show_memory(sweep: Sweep, costs: Costs, budget: float | None) -> None:
     alike: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for place in sorted(costs.memory, key=lambda place: -costs.memory[place].peak):
         memory = costs.memory[place]
-        cells = [f"{getattr(memory, name) / GB:.2f}" for name in names]
+        cells = [f"{getattr(memory, name) / GIB:.2f}" for name in names]
         if costs.recorded:
-            cells.append(f"{costs.recorded[place] / GB:.2f}" if place in costs.recorded else "—")
+            cells.append(f"{costs.recorded[place] / GIB:.2f}" if place in costs.recorded else "—")
         if budget is not None:
             cells.append("yes" if memory.peak <= budget * 1e9 else "NO")
         alike.setdefault(tuple(cells), []).append(place)

@@ -79,19 +79,18 @@ def when(line: Mapping[str, object]) -> str:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> Table:
-    """Folder, state, the selected metric, seconds of training and age."""
+    """Folder, state, the selected metric, seconds and age."""
     shown = Table(box=None, pad_edge=False, padding=(0, 2))
     for column in ("run", "state", "metric", "time", "age"):
         shown.add_column(
             column, no_wrap=True, justify="left" if column in ("run", "state") else "right"
         )
     for line in lines:
-        seconds = [line.get(f"cost/{part}_seconds") for part in ("init", "train", "eval")]
-        known = [value for value in seconds if isinstance(value, float) and not math.isnan(value)]
+        seconds = line.get("seconds") or math.nan
         reason = line.get("error") if line["status"] != "finished" else None
         state = f"{line['status']}: {reason[:60]}" if isinstance(reason, str) else line["status"]
         state += f" ({line['note']})" if isinstance(line.get("note"), str) else ""
-        cost = time_of(sum(known), int(line["packed"])) if known else "—"
+        cost = "—" if math.isnan(seconds) else time_of(seconds, int(line["packed"]))
         shown.add_row(shorten(Path(line["folder"])), state, metric(line), cost, age(line))
     if any(line.get("packed", 1) > 1 for line in lines):
         shown.caption, shown.caption_justify = PACKED, "left"

@@ -13,7 +13,7 @@ from rich.table import Table
 from loraexp.cli import outcomes
 from loraexp.config import RECORD
 from loraexp.machine.progress import first
-from loraexp.machine.words import shorten, spoken
+from loraexp.machine.words import MIB, shorten, spoken
 from loraexp.records.reading import packed
 from loraexp.records.sections import RunRecord
 from loraexp.run.observer import Observer, Outcome
@@ -74,7 +74,7 @@ def initialised(ledger: dict[str, Any], *, layers: bool = False) -> None:
     seen += ", from the cache" if statistics["cache_hit"] else ""
     console.print(
         f"init {ledger['initializer']}: {spoken(cost['init_seconds'])}, peak"
-        f" {cost['init_peak_bytes'] / 2**20:.0f} MiB;"
+        f" {cost['init_peak_bytes'] / MIB:.0f} MiB;"
         f" {seen if statistics['samples'] else 'from the weights alone'}; loss {loss['before']:.4f}"
         f" → {loss['after']:.4f}"
     )

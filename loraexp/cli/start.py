@@ -14,7 +14,7 @@ from loraexp.cli import outcomes
 from loraexp.config import ConfigError, boundary, search
 from loraexp.machine import progress
 from loraexp.machine.escapes import printable
-from loraexp.machine.words import first_line, shorten
+from loraexp.machine.words import reason_of, shorten
 from loraexp.records import record
 from loraexp.records.reading import best_value
 
@@ -169,7 +169,7 @@ def attempt(cfg: Any) -> int:
             if path.exists()
             else " (no record could be written)"
         )
-        print(f"loraexp: {type(error).__name__}: {first_line(error)}{where}", file=sys.stderr)
+        print(f"loraexp: {reason_of(error)}{where}", file=sys.stderr)
         return FAILED
     show.result(outcome)
     return DONE

@@ -5,6 +5,7 @@ from loraexp.config.component import Component, signature_of, target
 from loraexp.config.compose import (
     GROUPS,
     about,
+    base,
     compose,
     expand,
     file_of,
@@ -33,6 +34,7 @@ __all__ = [
     "ConfigError",
     "Plain",
     "about",
+    "base",
     "build",
     "check",
     "checked",

@@ -61,9 +61,18 @@ def about(group: str, name: str) -> str:
 
 def read_yaml(group: str, name: str) -> Plain:
     """One file of a configuration group as it is written."""
+    return _read(file_of(group, name))
+
+
+def base() -> Plain:
+    """`conf/config.yaml` as it is written: every key that no group has to itself."""
+    return _read(search.folder("conf") / "config.yaml")
+
+
+def _read(path: Path) -> Plain:
     from omegaconf import OmegaConf
 
-    content = OmegaConf.to_container(OmegaConf.load(file_of(group, name)))
+    content = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
@@ -234,17 +243,12 @@ def known_keys(near: str) -> list[str]:
             for key in flatten(child, f"{prefix}.{name}" if prefix else str(name))
         ]
 
-    from omegaconf import OmegaConf
-
-    root = OmegaConf.load(search.folder("conf") / "config.yaml")
     group = near.split(".")[0]
     extra: Plain = {}
     if group in GROUPS and group not in ("method", "experiment"):
         for name in names(group):
             extra |= read_yaml(group, name)
-    merged = OmegaConf.to_container(root)
-    assert isinstance(merged, dict)
-    merged = {k: v for k, v in merged.items() if k not in ("defaults", "hydra")}
+    merged = {k: v for k, v in base().items() if k not in ("defaults", "hydra")}
     if extra:
         merged[group] = (merged.get(group) or {}) | extra
     return [key for key in flatten(merged) if not key.endswith(("_target_", "_partial_"))] + list(

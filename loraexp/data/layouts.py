@@ -3,7 +3,6 @@ Parquet."""
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import json
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from loraexp.machine.files import Damaged
-from loraexp.machine.notation import encodable, parsed
+from loraexp.machine.notation import csv_lines, encodable, parsed
 from loraexp.machine.words import first_line
 
 Row = Mapping[str, Any]
@@ -47,7 +46,9 @@ def read(path: Path, form: Form, columns: Sequence[str]) -> Iterator[tuple[str, 
         if form == "json":
             yield from _json(path, stream)
         else:
-            yield from _delimited(path, _tsv(stream) if form == "tsv" else _csv(stream), columns)
+            yield from _delimited(
+                path, _tsv(stream) if form == "tsv" else csv_lines(stream), columns
+            )
 
 
 def _open(path: Path, newline: str = "") -> TextIO:
@@ -81,13 +82,6 @@ def _delimited(
             )
         else:
             yield place, dict(zip(header, fields, strict=True))
-
-
-def _csv(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(stream)
-    for fields in reader:
-        if fields:  # not an empty line
-            yield reader.line_num, fields
 
 
 def _tsv(stream: TextIO) -> Iterator[tuple[int, list[str]]]:

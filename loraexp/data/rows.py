@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from loraexp.data.layouts import BadRow, Blank, Form, Row, form_of, read
 from loraexp.data.sets import Split
 from loraexp.machine import hub
+from loraexp.machine.files import sha256
 
 REMEDY = "repair the row, or set task.skip_bad=true to skip and count such rows"
 
@@ -84,8 +85,7 @@ class Files:
     def identity(self) -> str:
         digest = hashlib.sha256()
         for path in self.paths:
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(sha256(path)))
         return digest.hexdigest()
 
     def __iter__(self) -> Iterator[tuple[str, Row | BadRow]]:

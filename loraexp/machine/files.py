@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from loraexp.machine.words import chain
+from loraexp.machine.words import MIB, chain
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -191,7 +191,7 @@ def says_full(error: BaseException) -> bool:
 
 def full_message(path: Path, key: str = "output_root") -> str:
     disk = mount_of(path)
-    free = shutil.disk_usage(disk).free / 2**20
+    free = shutil.disk_usage(disk).free / MIB
     remedy = f"make room, or set {key} to another disk; the same command then goes on"
     return f"{path}: no space left on the disk {disk} ({free:.0f} MiB free): {remedy}"
 
@@ -309,10 +309,10 @@ def check_seal(path: Path) -> None:
         raise Damaged("its content does not have the checksum that was written with it")
 
 
-def sha256(path: Path) -> str:
-    """The digest of a file's content in hexadecimals."""
+def sha256(path: Path, method: str = "sha256") -> str:
+    """The digest of a file's content in hexadecimals, by another method where one is given."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, method).hexdigest()
 
 
 @functools.cache

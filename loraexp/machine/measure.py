@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from loraexp.machine.device import is_accelerator
+from loraexp.machine.words import MIB
 
 # What torch, oneDNN, the C++ library and the system say where memory is refused; a MemoryError
 # needs no words.
@@ -142,7 +143,7 @@ def asked_for(error: BaseException) -> str | None:
         return None
     size = found[1] or found[2]
     number = re.fullmatch(r"(\d+)(?: bytes)?", size)
-    return f"{int(number[1]) / 2**20:.1f} MiB" if number else size
+    return f"{int(number[1]) / MIB:.1f} MiB" if number else size
 
 
 class Available(NamedTuple):

@@ -1,17 +1,19 @@
-"""JSON and YAML that somebody else may have written: what is read is whole, or one line says which
-file, which line, what is wrong there."""
+"""JSON, YAML and CSV that somebody else may have written: what is read is whole, or one line says
+which file, which line, what is wrong there."""
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import yaml
 
-from loraexp.machine.escapes import printable
 from loraexp.machine.files import Damaged
+from loraexp.machine.words import one_line
 
 Kind = TypeVar("Kind")
 WORDS = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
@@ -126,12 +128,11 @@ def read_yaml(path: Path, kind: type[Kind]) -> Kind:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-        said = " ".join(printable(str(problem)).split())
-        raise Damaged(f"{path}: {where}not YAML ({said[:200]})") from None
+        raise Damaged(f"{path}: {where}not YAML ({one_line(problem)})") from None
     except RecursionError:
         raise Damaged(f"{path}: nested too deeply") from None
     except (TypeError, ValueError) as error:
-        raise Damaged(f"{path}: {' '.join(str(error).split())[:200]}") from None
+        raise Damaged(f"{path}: {one_line(error)}") from None
 
 
 def yaml_value(text: str) -> object:
@@ -145,3 +146,10 @@ def of_kind(value: object, kind: type[Kind]) -> Kind:
         there = "nothing" if value is None else WORDS.get(type(value), type(value).__name__)
         raise Damaged(f"holds {there}, expected {WORDS.get(kind, kind.__name__)}")
     return value
+
+
+def csv_lines(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """`(number of its last line, the fields)` of each row of a CSV file, the heading too; empty
+    lines are none."""
+    reader = csv.reader(stream)
+    return ((reader.line_num, fields) for fields in reader if fields)

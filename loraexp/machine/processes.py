@@ -77,6 +77,11 @@ def distributed() -> bool:
     return group.is_available() and group.is_initialized() and group.get_world_size() > 1
 
 
+def rank() -> int:
+    """The place of this process in the group; 0 where there is none."""
+    return torch.distributed.get_rank() if distributed() else 0
+
+
 def gathered(thing: Value) -> list[Value]:
     """`thing` of every process of the group, in order of rank, on every process."""
     if not distributed():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from loraexp.machine.escapes import printable
 
+MIB, GIB = 2.0**20, 2.0**30  # bytes of what is measured; sizes of files are said in powers of ten
+
 
 def spoken(seconds: float | None) -> str:
     """A duration as one says it: 45.0 s, 12.3 min, 3.4 h; a dash for none."""
@@ -23,6 +25,16 @@ def first_line(said: object) -> str:
     return next(
         (line.strip() for line in printable(str(said)).splitlines() if line.strip()), "no message"
     )
+
+
+def message_of(error: BaseException) -> str:
+    """The first line of an error, or its type where it says nothing."""
+    return first_line(str(error) or type(error).__name__)
+
+
+def one_line(said: object, most: int = 200) -> str:
+    """A text of several lines that belong together, as a line that is not endless."""
+    return " ".join(printable(str(said)).split())[:most]
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -15,7 +15,7 @@ from loraexp.machine.files import Damaged, digest_now
 from loraexp.machine.hub import SourceError, resolve
 from loraexp.machine.notation import read_json
 from loraexp.machine.repository import Repository
-from loraexp.machine.words import first_line
+from loraexp.machine.words import message_of
 
 if TYPE_CHECKING:
     from loraexp.config.settings import ModelSettings
@@ -74,7 +74,7 @@ def unreachable(
             f"model={settings.name}: {wrong}; put the file right, or set model.path=DIR to a whole"
             " copy"
         )
-    reason = first_line(str(error) or type(error).__name__)
+    reason = message_of(error)
     remedy = (
         "set model.path=DIR to a complete copy"
         if isinstance(place, Path)

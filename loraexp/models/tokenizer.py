@@ -3,15 +3,16 @@ without a hub."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraexp.config import Plain
 from loraexp.machine.hub import SourceError, resolve
+from loraexp.machine.notation import csv_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -45,9 +46,10 @@ def trained(source: str, kind: str) -> PreTrainedTokenizerFast:
 def _texts() -> Iterator[str]:
     path = Path(resolve(TEXT, key="model.tokenizer"))
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        reader = csv.DictReader(file)
-        for _, row in zip(range(ROWS), reader, strict=False):
-            yield row["text"]
+        rows = csv_lines(file)
+        _, heading = next(rows)
+        column = heading.index("text")
+        yield from (fields[column] for _, fields in islice(rows, ROWS))
 
 
 @cache

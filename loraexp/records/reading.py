@@ -315,7 +315,7 @@ def row_anew(folder: Path) -> Plain:
             for split, n in evaluation["rows"].items()
         }
     row["best/value"] = best_value(record)
-    row["packed"] = packed(record)
+    row["packed"], row["seconds"] = packed(record), run_seconds(record)
     row["error"] = (record.get("error") or {}).get("message")
     row["note"] = f"record.json {CHANGED}" if found.changed else None
     return row

@@ -21,6 +21,7 @@ from weakref import WeakSet
 from loraexp.config import ConfigError, Plain
 from loraexp.machine.files import finite
 from loraexp.machine.progress import notice
+from loraexp.machine.words import one_line
 from loraexp.records.blocks import chunks
 from loraexp.records.sections import Evaluation, Line, RunRecord
 
@@ -95,7 +96,7 @@ class Copy:
             self.error = f"{type(error).__name__}: {error}"
             Open.failed = True
             self.close()
-            notice(f"loraexp: W&B stopped ({self.error[:200]}); the record on disk goes on")
+            notice(f"loraexp: W&B stopped ({one_line(self.error)}); the record on disk goes on")
 
     def log(self, line: Mapping[str, object]) -> None:
         """A line under its own step. A run that W&B goes on with has had later ones already, after
@@ -220,9 +221,9 @@ def project(source: str) -> Iterator[Copied]:
         at_once: Plain = {"lazy": False} if "lazy" in inspect.signature(api.runs).parameters else {}
         runs = list(api.runs(source, **at_once))
     except Exception as error:  # noqa: BLE001 - no key, no network, no such project: W&B has a class for each
-        said = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"--from wandb:{source}: W&B does not give it ({type(error).__name__}: {said})"
+            f"--from wandb:{source}: W&B does not give it"
+            f" ({type(error).__name__}: {one_line(error, 300)})"
         ) from error
     for run in runs:
         yield Copied(

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from loraexp import config
 from loraexp.config import ConfigError, Plain
 from loraexp.config.identity import NOT_IDENTITY
-from loraexp.machine.notation import read_yaml
 from loraexp.records.reading import flatten
 from loraexp.results.gather import Results
 from loraexp.results.places import Place
@@ -142,14 +141,9 @@ def file_of(group: str, name: str) -> Plain:
     """The keys of `conf/<group>/<name>.yaml` over those that the base configuration has for the
     group; of no file, nothing."""
     try:
-        return {**base().get(group, {}), **config.read_yaml(group, name)}
+        return {**config.base().get(group, {}), **config.read_yaml(group, name)}
     except (OSError, ConfigError):
         return {}
-
-
-@functools.cache
-def base() -> Plain:
-    return read_yaml(config.folder("conf") / "config.yaml", dict)
 
 
 def grouped(

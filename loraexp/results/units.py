@@ -3,14 +3,15 @@ prints."""
 
 from __future__ import annotations
 
+from loraexp.machine.words import GIB, MIB
 from loraexp.sweep.schema import Report
 
 SCALES = {
     "percent": 1 / 100,
     "minutes": 60.0,
     "hours": 3600.0,
-    "MiB": 2.0**20,
-    "GiB": 2.0**30,
+    "MiB": MIB,
+    "GiB": GIB,
     "million": 1e6,
 }
 SYMBOLS = {

@@ -21,7 +21,7 @@ from loraexp.adapter.layer import Factors
 from loraexp.machine.files import Damaged, check_seal, sealed, set_aside, sha256
 from loraexp.machine.progress import log
 from loraexp.machine.tensors import read_tensors, write_tensors
-from loraexp.machine.words import first_line
+from loraexp.machine.words import message_of
 from loraexp.records.record import Mark
 
 FORMAT = 3  # of what a checkpoint holds: a change of it takes the next number
@@ -241,7 +241,7 @@ class Checkpoint:
 
     def _put_aside(self, path: Path, instead: str, error: Exception) -> None:
         aside = set_aside(path)
-        why = first_line(str(error) or type(error).__name__)
+        why = message_of(error)
         self.damage.append(
             f"{path} is damaged; starting again from {instead} ({why}; kept as {aside.name})"
         )

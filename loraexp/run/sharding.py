@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from loraexp.adapter.adapted import shared_out, whole
+from loraexp.machine.processes import rank
 
 AWAKE = "gathered_root"
 
@@ -124,7 +125,7 @@ def sent(read: Callable[[], nn.Module]) -> nn.Module:
     """
     message: list[Any] = [None]
     model: nn.Module | None = None
-    if dist.get_rank() == 0:
+    if rank() == 0:
         try:
             model = read()
             file = io.BytesIO()
@@ -156,7 +157,7 @@ def place(module: nn.Module, device: torch.device) -> None:
     for places in owners.values():
         first, name = places[0]
         old: Any = first._parameters[name]
-        if dist.get_rank() == 0:
+        if rank() == 0:
             value = old.detach().to(device, copy=True).contiguous()
         else:
             value = torch.empty(old.shape, dtype=old.dtype, device=device)
@@ -175,9 +176,9 @@ def gathered_state(model: nn.Module) -> dict[str, Tensor]:
         if id(value) not in made:
             made[id(value)] = kept(whole(value.detach()))
         state[name] = made[id(value)]
-    return state if dist.get_rank() == 0 else {}
+    return state if rank() == 0 else {}
 
 
 def kept(value: Tensor) -> Tensor:
     """A tensor on the CPU of the first process; none of it elsewhere."""
-    return value.cpu() if dist.get_rank() == 0 else torch.empty(0)
+    return value.cpu() if rank() == 0 else torch.empty(0)

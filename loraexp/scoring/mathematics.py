@@ -88,7 +88,8 @@ _SYMBOLS = {
     "\\rbrace": "\\}",
 }
 _WRAPPED = re.compile(
-    r"\s*(?:\$\$?(?P<a>.*?)\$\$?|\\\((?P<b>.*)\\\)|\\\[(?P<c>.*)\\\]|\\boxed\{(?P<d>.*)\})\s*[.,;]?\s*",
+    r"\s*(?:\$\$?(?P<a>.*?)\$\$?|\\\((?P<b>.*)\\\)|\\\[(?P<c>.*)\\\]|\\boxed\{(?P<d>.*)\})"
+    r"\s*[.,;]?\s*",
     re.DOTALL,
 )
 _TEXT = r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{(?P<inside>[^{}]*)\}"

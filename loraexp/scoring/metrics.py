@@ -55,11 +55,10 @@ class MatthewsCorrelation(_Labels):
     class."""
 
     def _compute(self, predictions: Vector, references: Vector) -> dict[str, float]:
-        return {
-            "matthews_correlation": float(
-                sklearn_metrics.matthews_corrcoef(references, predictions)
-            )
-        }
+        if np.ptp(predictions) == 0 or np.ptp(references) == 0:  # of which scikit-learn would warn
+            return {"matthews_correlation": 0.0}
+        value = sklearn_metrics.matthews_corrcoef(references, predictions)
+        return {"matthews_correlation": float(value)}
 
 
 class F1(_Labels):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from loraexp.adapter.adapted import whole
 from loraexp.adapter.layer import Curvature
 from loraexp.adapter.linalg import SVD
-from loraexp.machine.files import DiskFull, Fresh, on_disk
+from loraexp.machine.files import DiskFull, Fresh, on_disk, sha256
 from loraexp.machine.notation import read_json
 from loraexp.statistics.calibration import Batch
 
@@ -92,11 +92,6 @@ def unflat(
     return statistics
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
-
-
 @dataclass(frozen=True)
 class Store:
     """Where statistics are kept: the folder, what they depend on that the calibration does not show
@@ -127,7 +122,7 @@ class Entry:
         try:
             self.manifest = read_json(self.folder / MANIFEST, dict)
             good = list(self.manifest) == list(names) and all(
-                _checksum(self.folder / layer["file"]) == layer["checksum"]
+                sha256(self.folder / layer["file"], "blake2b") == layer["checksum"]
                 for layer in self.manifest.values()
             )
         except (OSError, ValueError, KeyError, TypeError):
@@ -160,7 +155,7 @@ class Entry:
         self.manifest[name] = {
             "file": file,
             "rest": rest,
-            "checksum": _checksum(self.fresh.folder / file),
+            "checksum": sha256(self.fresh.folder / file, "blake2b"),
         }
         return None
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from loraexp.adapter.adapted import whole
 from loraexp.adapter.layer import CurvatureRequest, Layer
 from loraexp.machine.measure import peak_bytes, reset_peak
-from loraexp.machine.processes import distributed, gathered
+from loraexp.machine.processes import gathered, rank
 from loraexp.statistics import cache as disk
 from loraexp.statistics.calibration import Calibration
 from loraexp.statistics.checks import (
@@ -160,7 +160,7 @@ def recorded(
     found: Iterator[tuple[str, dict[str, Any]]], entry: disk.Entry, report: Report
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Pass the statistics on and write them to the cache; one process writes for all."""
-    writing = not distributed() or torch.distributed.get_rank() == 0
+    writing = rank() == 0
     entry.manifest = {}
     try:
         for name, values in found:

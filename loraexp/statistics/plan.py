@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from loraexp.adapter.layer import CurvatureRequest, LeadingRequest
+from loraexp.machine.words import MIB
 
 
 class Size(NamedTuple):
@@ -52,8 +53,8 @@ class Plan:
         within = "within" if self.bytes <= self.budget else "the least possible, above"
         return (
             f"{', '.join(ways)}; {self.sweeps:g} forward and backward passes;"
-            f" {self.bytes / 2**20:.1f} MiB of state, {within} the budget of"
-            f" {self.budget / 2**20:.1f} MiB"
+            f" {self.bytes / MIB:.1f} MiB of state, {within} the budget of"
+            f" {self.budget / MIB:.1f} MiB"
         )
 
 

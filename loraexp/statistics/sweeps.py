@@ -11,7 +11,7 @@ from torch import distributed as dist
 
 from loraexp.adapter.adapted import in_pieces
 from loraexp.machine.device import to_device
-from loraexp.machine.processes import distributed, gathered
+from loraexp.machine.processes import distributed, gathered, rank
 from loraexp.statistics.calibration import (
     Batch,
     Calibration,
@@ -71,9 +71,8 @@ class Sweeper:
         given = calibration.batches
         shares = gathered([sum(map(samples_in, given)), len(given), sum(map(tokens_in, given))])
         self.samples, _, self.tokens = (sum(column) for column in zip(*shares, strict=True))
-        rank = dist.get_rank() if distributed() else 0
         self.first_sample, self.first_batch = (
-            sum(share[k] for share in shares[:rank]) for k in (0, 1)
+            sum(share[k] for share in shares[: rank()]) for k in (0, 1)
         )
         if calibration.weighting not in ("samples", "tokens"):
             raise ValueError(

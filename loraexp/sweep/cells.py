@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraexp import config
-from loraexp.config import ConfigError, Plain
+from loraexp.config import ConfigError, Plain, search
 from loraexp.sweep import composition
 from loraexp.sweep.accepted import Accepted
 from loraexp.sweep.schema import Sweep, key_of
@@ -191,7 +191,7 @@ def resolve(
     common, own = partition(overrides, lambda word: key_of(word) not in axes or of_groups(word))
     if common not in shared:
         chosen, values = partition(common, of_groups)
-        shared[common] = put(copy.deepcopy(composed(chosen)), values)
+        shared[common] = put(copy.deepcopy(composed(chosen, tuple(search.roots()))), values)
     return config.check(put(shared[common], own))[1]
 
 
@@ -216,7 +216,8 @@ def put(cfg: DictConfig, words: tuple[str, ...]) -> DictConfig:
 
 
 @functools.lru_cache(maxsize=1024)
-def composed(chosen: tuple[str, ...]) -> DictConfig:
+def composed(chosen: tuple[str, ...], roots: tuple[Path, ...]) -> DictConfig:
+    """What Hydra composes of these choices while these are the folders of groups."""
     return config.compose(chosen)
 
 

@@ -16,8 +16,6 @@ from loraexp.sweep.cells import Cell
 from loraexp.sweep.schema import Sweep
 from loraexp.sweep.shapes import Memory
 
-GB = 2**30
-
 
 @dataclass
 class Costs:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-import yaml
 
 from loraexp import config, models
 from loraexp.adapter.layer import CurvatureRequest, Layer, as_initializer
@@ -84,8 +83,9 @@ def inference_macs(
 
 def architecture(name: str, given: Mapping[str, object]) -> ModelSettings:
     """The settings of a model that is its architecture alone."""
-    everything = yaml.safe_load((config.folder("conf") / "config.yaml").read_text())
-    return config.build(ModelSettings, everything["model"] | {"name": name} | dict(given), "model")
+    return config.build(
+        ModelSettings, config.base()["model"] | {"name": name} | dict(given), "model"
+    )
 
 
 def forward_macs(settings: ModelSettings, init: str, rank: int, tokens: int) -> int:

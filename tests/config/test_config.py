@@ -4,10 +4,13 @@ is loaded."""
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from loraexp import cli, config
+from loraexp.config import search
+from tests.support.helpers import REPOSITORY
 
 CHOICES = [(group, name) for group in config.GROUPS for name in config.names(group)]
 
@@ -283,6 +286,18 @@ def test_the_run_id_is_that_of_the_settings_not_of_where_they_are_written() -> N
         )
         == 5
     )
+
+
+def test_what_is_ones_own_alone_stands_over_the_defaults_and_under_the_line(
+    tmp_path: Path,
+) -> None:
+    """`local/default.yaml`, in whichever folder of configuration; ours is not in git."""
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "default.yaml").write_text("# @package _global_\nlr: 0.5\n")
+    search.use([str(tmp_path)])
+    assert config.compose([]).lr == 0.5
+    assert config.compose(["lr=0.25"]).lr == 0.25
+    assert "conf/local/" in (REPOSITORY / ".gitignore").read_text().splitlines()
 
 
 def test_the_default_screen_has_no_key_that_is_not_checked() -> None:

@@ -282,7 +282,7 @@ def test_a_thousand_old_folders_are_looked_through_once(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(text.replace("lr: 0.001", f"lr: 0.{i + 1:05d}"))
     config.run_folder(plain)
-    began = time.perf_counter()
+    began = time.process_time()
     for i in range(200):
         config.run_folder(plain | {"lr": 1 + i})
-    assert time.perf_counter() - began < 2.0
+    assert time.process_time() - began < 2.0

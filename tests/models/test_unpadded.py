@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from loraexp import config
 from loraexp.models.attention import DroppedAttention, Layout, attend
 from loraexp.models.dropout import dropped, kept_share, multiplier
+from loraexp.models.load import recompute
 from loraexp.models.unpadded import DECODERS, ENCODERS, Unpadded, layers
 
 LENGTHS, WIDTH = [5, 9, 2, 9], 11
@@ -88,7 +89,7 @@ def test_packed_rows_have_the_gradient_of_padded_ones(kind: str) -> None:
 def test_a_layer_that_is_computed_again_sees_the_same_rows() -> None:
     model = model_of("llama").train()
     _, gradients = loss_and_gradients(model)
-    model.gradient_checkpointing_enable()
+    recompute(model)
     with Unpadded(model).rows(LENGTHS, WIDTH, CPU):
         _, found = loss_and_gradients(model)
     for name, expected in gradients.items():

@@ -405,6 +405,7 @@ def test_the_installed_wheel_runs_from_another_directory(tmp_path: Path) -> None
         str(wheel),
     ]
     subprocess.run(install, check=True, capture_output=True, text=True)
+    assert (target / "loraexp" / "py.typed").is_file()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = os.environ | {"PYTHONPATH": str(target)}

@@ -79,9 +79,6 @@ def standing() -> dict[str, object]:
         "Hydra": hydra is not None and hydra.GlobalHydra.instance().is_initialized(),
         "Hydra's job": job is not None and job.HydraConfig.initialized(),
         "tqdm": vars(tqdm)["__init__"],
-        "progress": {
-            name: getattr(progress, name)
-            for name in ("enabled", "verbose", "every", "_log", "_display")
-        },
+        "progress": (progress.enabled, progress.verbose, progress.every),
         "the boundary": vars(boundary.STATE).copy(),
     }
