@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from loraexp.adapter.adapted import Adapters
+from loraexp.machine.device import is_accelerator
 from loraexp.optimizers.elementwise import AdamW, State, base_rule
 from loraexp.optimizers.factored import correction, square_means, way_back
 from loraexp.optimizers.grams import SingularSystem, require_damping
@@ -30,8 +31,9 @@ def closest(
 ) -> tuple[Tensor, Tensor]:
     """The closed form of `equivalent_gradients`; where B is zero, its limit `g_A = 0`, `g_B =
     (1/η²) g_B (A Aᵀ)⁻¹`."""
-    inverse_A, inverse_B = s.inverse_A, s.inverse_B
-    scaled_A, scaled_B = inverse_B @ grad_A / scaling**2, grad_B @ inverse_A / scaling**2
+    inverse_B = s.inverse_B
+    scaled_A = (inverse_B / scaling**2) @ grad_A
+    scaled_B = grad_B @ (s.inverse_A / scaling**2)
     X = s.solve(-(scaled_A @ A.mT))
     return scaled_A + X @ A, scaled_B - B @ (inverse_B @ (B.mT @ scaled_B) + X)
 
@@ -41,7 +43,7 @@ def at_zero(
 ) -> tuple[Tensor, Tensor]:
     """`ours`, with the plain gradients in its place for the layers where B is zero, unless `first`
     keeps the limit."""
-    if first == "limit":
+    if first == "limit" or not (is_accelerator(s.no_B.device) or bool(s.no_B.any())):
         return ours
     return torch.where(s.no_B, plain[0], ours[0]), torch.where(s.no_B, plain[1], ours[1])
 
@@ -106,25 +108,35 @@ class LoRAPro(AdapterOptimizer):
     def apply(self, group: dict[str, Any], blocks: list[Block], directions: list[Tensor]) -> None:
         if blocks[0].factor is None:
             return super().apply(group, blocks, directions)
-        paired = list(pairs(blocks))
         # all of them before any state moves
-        systems = [self._system(place, A, B) for place, A, B in paired]
-        for (place, A, B), s in zip(paired, systems, strict=True):
-            gradients = directions[place : place + 2]
-            step_A, step_B = self._project(s, A, B, *gradients)
+        systems = [
+            (place, layers, A, B, self._system(place, layers, A, B))
+            for place, A, B in pairs(blocks)
+            for layers in self.runs(A.values, B.values)
+        ]
+        for place, layers, A, B, s in systems:
+            gradients = [x[layers] for x in directions[place : place + 2]]
+            step_A, step_B = self._project(s, layers, A, B, *gradients)
             self.watch([step_A, step_B], gradients)
-            for values, step in ((A.values, step_A), (B.values, step_B)):
+            for values, step in ((A.values[layers], step_A), (B.values[layers], step_B)):
                 values.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
+        for _, A, _ in pairs(blocks):
+            self.state[A.key]["step"] += 1
 
-    def _system(self, place: int, A: Block, B: Block) -> System:
+    def runs(self, A: Tensor, B: Tensor) -> list[slice]:
+        """The layers that are worked on together: all, whose moments are gone over in pieces."""
+        return [slice(0, len(A))]
+
+    def _system(self, place: int, layers: slice, A: Block, B: Block) -> System:
         try:
-            return system(A.values, B.values, self.damping)
+            return system(A.values[layers], B.values[layers], self.damping)
         except SingularSystem as problem:
+            problem.index = layers.start + problem.index % len(A.values[layers])
             problem.block = place
             raise
 
     def _project(
-        self, s: System, A: Block, B: Block, grad_A: Tensor, grad_B: Tensor
+        self, s: System, layers: slice, A: Block, B: Block, grad_A: Tensor, grad_B: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Update the moments of G̃ in place and bring the AdamW direction `Ĝ = m̂ / (√v̂ + ε)` back
         to A and B.
@@ -132,12 +144,15 @@ class LoRAPro(AdapterOptimizer):
         At B = 0 the moments take the limit `G̃ = G Aᵀ(A Aᵀ)⁻¹A`, so that they stay in one unit; the
         way back is `first_step`'s.
         """
-        scaling = A.layers[0].scaling
-        new = closest(s, A.values, B.values, grad_A, grad_B, scaling)
-        states = self.state[A.key], self.state[B.key]
-        plain_A, plain_B = self._direction(states, new, A.values, B.values, scaling)
+        scaling, values = A.layers[0].scaling, (A.values[layers], B.values[layers])
+        new = closest(s, *values, grad_A, grad_B, scaling)
+        own, others = (
+            {key: x[layers] if x.dim() else x for key, x in self.state[block.key].items()}
+            for block in (A, B)
+        )
+        plain_A, plain_B = self._direction((own, others), new, *values, scaling)
         plain = plain_A.mul_(scaling), plain_B.mul_(scaling)
-        return at_zero(s, plain, closest(s, A.values, B.values, *plain, scaling), self.first_step)
+        return at_zero(s, plain, closest(s, *values, *plain, scaling), self.first_step)
 
     def _direction(
         self,
@@ -153,10 +168,11 @@ class LoRAPro(AdapterOptimizer):
         back, each in the memory of the one before; narrower moments are moved in the precision of A
         and B and rounded once.
         """
-        (state, _), (left, right) = states, product(*new, A, B, scaling)
+        (state, _), (left, right) = states, product(*new, A, B)
+        left *= scaling
         plain_A = torch.zeros_like(A)
         plain_B = torch.empty_like(B.mT, memory_format=torch.contiguous_format)
-        before, count = state["step"].clone(), state["step"].clone()
+        count = state["step"].clone()
         moments = state["exp_avg"], state["exp_avg_sq"]
         pieces = list(parts(moments[0].shape, A.device.type))
         room = A.new_empty(2, max(moments[0][part].numel() for part in pieces))
@@ -168,7 +184,7 @@ class LoRAPro(AdapterOptimizer):
             wide = [x.to(gradient.dtype) for x in own]  # themselves, where they are not narrower
             # AdamW on a weight of zeros, which it leaves at −Ĝ
             moved.zero_()
-            held = {"step": count.copy_(before), "exp_avg": wide[0], "exp_avg_sq": wide[1]}
+            held = {"step": count.copy_(state["step"]), "exp_avg": wide[0], "exp_avg_sq": wide[1]}
             self.base.update([moved], [gradient], [held], lr=1.0, weight_decay=0.0)
             for narrow, value in zip(own, wide, strict=True):
                 if narrow.dtype != value.dtype:
@@ -176,7 +192,6 @@ class LoRAPro(AdapterOptimizer):
             plain_A[layers].baddbmm_(B[part].mT, moved, alpha=-1)
             # A Ĝᵀ, which takes a CPU three fifths of the time of Ĝ Aᵀ
             plain_B[layers, :, rows] = torch.bmm(A[layers], moved.mT)
-        state["step"] += 1
         return plain_A, plain_B.mT.neg()
 
 
@@ -204,28 +219,28 @@ class FactoredLoRAPro(LoRAPro):
         """With `m = η(B m_A + m_B A)` in place of the first moment of G̃: equal at the first step,
         and apart by what B and A moved since."""
         base, state = self.base, states[0]
-        means = square_means(*product(*new, A, B, scaling))
-        state["step"] += 1
-        for held, mean in zip((state["row_squares"], state["column_squares"]), means, strict=True):
-            held.lerp_(mean, 1 - base.beta2)
-        for held, value in zip((s["exp_avg"] for s in states), new, strict=True):
+        step = state["step"] + 1
+        squares = state["row_squares"], state["column_squares"]
+        for held, mean in zip(squares, square_means(*product(*new, A, B)), strict=True):
+            held.lerp_(mean * scaling**2, 1 - base.beta2)
+        moments = states[0]["exp_avg"], states[1]["exp_avg"]
+        for held, value in zip(moments, new, strict=True):
             held.lerp_(value, 1 - base.beta1)
-        rows, columns = (
-            state[key] / correction(base.beta2, state["step"]) + base.eps**2
-            for key in ("row_squares", "column_squares")
-        )
-        first = correction(base.beta1, state["step"])
-        first_A, first_B = (s["exp_avg"] / first for s in states)
-        left, right = product(first_A, first_B, A, B, scaling)
-        return way_back(left, right, rows, columns, A, B)
+        rows, columns = (held / correction(base.beta2, step) + base.eps**2 for held in squares)
+        back_A, back_B = way_back(*product(*moments, A, B), rows, columns, A, B)
+        unit = scaling / correction(base.beta1, step)
+        return back_A.mul_(unit), back_B.mul_(unit)
+
+    def runs(self, A: Tensor, B: Tensor) -> list[slice]:
+        """On a CPU as many layers as stay in its cache with both sides of a product of factors."""
+        each = 2 * A.shape[1] * max(A.shape[2], B.shape[1])
+        size = max(1, (CHUNK if A.device.type == "cpu" else ELSEWHERE) // each)
+        return [slice(first, first + size) for first in range(0, len(A), size)]
 
 
-def product(
-    new_A: Tensor, new_B: Tensor, A: Tensor, B: Tensor, scaling: float
-) -> tuple[Tensor, Tensor]:
-    """`η(B g_A + g_B A)` as one product of stacked factors."""
-    left = torch.cat([scaling * B, scaling * new_B], -1)
-    return left, torch.cat([new_A, A], -2)
+def product(new_A: Tensor, new_B: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """`B g_A + g_B A` as one product of stacked factors."""
+    return torch.cat([B, new_B], -1), torch.cat([new_A, A], -2)
 
 
 def parts(shape: Sequence[int], device: str) -> Iterator[tuple[slice, slice]]:

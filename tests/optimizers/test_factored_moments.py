@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from loraexp.adapter.adapted import Adapters, attach
 from loraexp.initializers import Factors
+from loraexp.optimizers import lora_pro as module
 from loraexp.optimizers.factored import correction, square_means, way_back
 from loraexp.optimizers.lora_pro import equivalent_gradients, lora_pro
 
@@ -128,5 +129,35 @@ def test_no_gradient_is_no_step() -> None:
     for p in adapters.trainable():
         p.grad = torch.zeros_like(p)
     optimizer.step()
+    for name, value in adapters.state().items():
+        assert torch.equal(value, before[name])
+
+
+def test_layers_one_by_one_step_as_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = []
+    for chunk in (module.CHUNK, 1):
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        adapters = adapted(rank=3, zero_B=True)
+        optimizer = lora_pro(adapters, lr=LR, weight_decay=0.1, moments="factored")
+        for step in range(1, 4):
+            gradients(adapters, step)
+            optimizer.step()
+        assert {float(s["step"]) for s in optimizer.state.values() if "step" in s} == {3.0}
+        moved.append(adapters.state())
+    for name, value in moved[0].items():
+        torch.testing.assert_close(moved[1][name], value, rtol=1e-12, atol=1e-14)
+
+
+def test_a_singular_layer_is_named_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no other has moved."""
+    monkeypatch.setattr(module, "CHUNK", 1)
+    adapters = adapted(rank=3)
+    with torch.no_grad():
+        list(adapters)[1].lora_A[1].zero_()
+    optimizer = lora_pro(adapters, lr=LR, weight_decay=0.0, moments="factored", damping=0.0)
+    before = {name: value.clone() for name, value in adapters.state().items()}
+    gradients(adapters, 1)
+    with pytest.raises(FloatingPointError, match=r"step 1, layer 1: A Aᵀ is singular"):
+        optimizer.step()
     for name, value in adapters.state().items():
         assert torch.equal(value, before[name])
