@@ -159,17 +159,22 @@ def attempt(cfg: Any) -> int:
         print(f"loraexp: {printable(str(error))}", file=sys.stderr)
         return WRONG
     except Exception as error:  # noqa: BLE001 - any failure of one run: its record holds type, message, place and trace
-        path = config.run_folder(plain) / config.RECORD
-        content = record.read(path.parent) or {}
-        saved = content.get("phase") == "evaluation" and "adapter" in content
-        more = "; the adapter is saved, and the same command only evaluates" if saved else ""
         trace()
-        where = (
-            f" (record: {shorten(path)}{more})"
-            if path.exists()
-            else " (no record could be written)"
-        )
-        print(f"loraexp: {reason_of(error)}{where}", file=sys.stderr)
+        print(f"loraexp: {reason_of(error)} ({left_by(plain)})", file=sys.stderr)
         return FAILED
     show.result(outcome)
     return DONE
+
+
+def left_by(plain: config.Plain) -> str:
+    """Where the record of a run that failed is, as far as its disk answers, and what is saved."""
+    try:
+        path = config.run_folder(plain) / config.RECORD
+        content = record.read(path.parent) or {}
+        if not path.exists():
+            return "no record could be written"
+    except OSError:
+        return "no record can be read"
+    saved = content.get("phase") == "evaluation" and "adapter" in content
+    more = "; the adapter is saved, and the same command only evaluates" if saved else ""
+    return f"record: {shorten(path)}{more}"

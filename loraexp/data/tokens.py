@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraexp.data.tables import Problem, Rows
-from loraexp.machine.files import DiskFull, folder_once, sha256
+from loraexp.machine.files import DiskError, folder_once, sha256
 from loraexp.machine.notation import read_json
 from loraexp.machine.progress import Progress
 
@@ -202,7 +202,7 @@ def cached(folder: Path, build: Callable[[], Arrays]) -> Arrays:
             _save(fresh, built)
             if damaged and _load(folder) is None:
                 shutil.rmtree(folder, ignore_errors=True)
-    except DiskFull as error:
+    except DiskError as error:
         warnings.warn(f"not cached, read from memory: {error}", stacklevel=2)
         return built
     arrays = _load(folder)

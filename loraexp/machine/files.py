@@ -27,12 +27,19 @@ if TYPE_CHECKING:
 # what stands between a sealed file's content and the digest of it in hexadecimals
 SEAL = b"\nsha256 "
 SEALED = len(SEAL) + 64
+WELL = "the disk does not answer; when it does, the same command goes on"
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# of a disk that was there: its server went, broke off, or wants another ticket
+GONE = (errno.ESTALE, errno.EIO, errno.EROFS, errno.ENOTCONN, errno.EHOSTDOWN, errno.EKEYEXPIRED)
 CHUNK = 1 << 20
 
 
-class DiskFull(OSError):
-    """A file could not be written because its disk is full; the message names both."""
+class DiskError(OSError):
+    """A file could not be written because of its disk; the message names it, and what to do."""
+
+
+class DiskFull(DiskError):
+    """Its disk is full; the message names both."""
 
 
 class Damaged(ValueError):
@@ -59,7 +66,7 @@ def written(path: Path) -> Iterator[IO[bytes]]:
     """A file that stands at `path` at once and whole; a write that fails leaves the old one and no
     other trace.
 
-    Raises: DiskFull.
+    Raises: DiskError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -73,7 +80,8 @@ def written(path: Path) -> Iterator[IO[bytes]]:
                 set_aside(path)
             os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise
 
 
@@ -82,7 +90,7 @@ def folder_written(path: Path) -> Iterator[Path]:
     """A folder that stands at `path` whole, in place of the one before; a failure leaves the one
     before.
 
-    Raises: DiskFull.
+    Raises: DiskError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -116,7 +124,7 @@ class Fresh:
 
 @contextmanager
 def folder_once(path: Path) -> Iterator[Path]:
-    """A fresh folder to fill that is in its place afterwards. Raises: DiskFull."""
+    """A fresh folder to fill that is in its place afterwards. Raises: DiskError."""
     fresh = Fresh(path)
     try:
         with on_disk(path, "cache_root"):
@@ -158,35 +166,37 @@ def clear_temporaries(folder: Path) -> list[Path]:
 
 @contextmanager
 def on_disk(path: Path, key: str = "output_root") -> Iterator[None]:
-    """Within: a full disk is said as one line that names the file and the disk, whichever library
-    wrote; `key` says where its files go.
-
-    Raises: DiskFull.
-    """
+    """Within: a disk that is full, or is gone, is said as one line that names the file, whichever
+    library wrote, and what to do (DiskFull, DiskError); `key` says where its files go."""
     try:
         yield
-    except DiskFull:
+    except DiskError:
         raise
     except Exception as error:
-        if not is_full(error):
+        if is_full(error):
+            raise DiskFull(errno.ENOSPC, full_message(path, key)) from error
+        number = next((n for one in chain(error) for n in GONE if says(one, n)), None)
+        if number is None:
             raise
-        raise DiskFull(errno.ENOSPC, full_message(path, key)) from error
+        line = refused(path, "written", OSError(number, os.strerror(number)), key)
+        raise DiskError(number, line.strerror) from error
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk, or a user's share of it, is full; safetensors says it in
-    words alone."""
-    return any(says_full(one) for one in chain(error))
-
-
-def says_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in FULL:
-        return True
-    said = str(error)
-    # the last: numpy's, which drops the number of the error
-    return any(f"os error {n}" in said or os.strerror(n) in said for n in FULL) or bool(
-        isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", said)
+    """Whether an error says that a disk, or a user's share of it, is full."""
+    return any(
+        any(says(one, number) for number in FULL)
+        # numpy's, which drops the number of the error
+        or (isinstance(one, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(one)))
+        for one in chain(error)
     )
+
+
+def says(error: BaseException, number: int) -> bool:
+    """Whether an error is the system's of this number; safetensors says it in words alone."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == number
+    return f"os error {number})" in str(error) or os.strerror(number) in str(error)
 
 
 def full_message(path: Path, key: str = "output_root") -> str:
@@ -216,11 +226,14 @@ def refused(path: Path, what: str, error: OSError, key: str = "output_root") -> 
     to do."""
     remedy = {
         errno.EROFS: f"the disk takes no writes; set {key} to another",
+        errno.EKEYEXPIRED: "its server wants a new ticket (kinit); then the same command goes on",
         errno.ENOENT: "the folder is gone; the same command makes it anew",
         errno.ENOTDIR: f"a file stands where a folder is to be; set {key} to another place",
         errno.ESTALE: "its server no longer knows it; when the disk is mounted again, the same"
         " command goes on",
-    }.get(error.errno or 0, "")
+    }.get(error.errno or 0, WELL if error.errno in GONE else "")
+    if isinstance(error, DiskError) and isinstance(error.__cause__, OSError):
+        error = error.__cause__
     if error.errno in (errno.EACCES, errno.EPERM):
         remedy = f"it belongs to {owner(path)}; set {key} to a folder of your own, or ask for the"
         remedy += " right to write in this one"

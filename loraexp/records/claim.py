@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraexp.config import RECORD
+from loraexp.machine.files import on_disk
 from loraexp.machine.locks import Lock
 
 
@@ -30,11 +31,14 @@ class Claim:
             raise Busy(f"{folder}: another process is running this run; wait for it, or stop it")
 
     def check(self) -> None:
-        """Raises: Lost where the folder that this process began to write is not its own by now."""
+        """Raises: Lost where the folder that this process began to write is not its own by now;
+        DiskError where nobody can know."""
         if not self.written:
             self.written = True
             return
-        if not (self.folder / RECORD).exists():
+        with on_disk(self.folder / RECORD):
+            there = (self.folder / RECORD).exists()
+        if not there:
             raise Lost(
                 f"{self.folder}: the folder was removed while its run went on; the same command"
                 " begins it anew"

@@ -76,4 +76,5 @@ def clear(folder: Path, *, others: bool = False) -> None:
             if not others or json.loads(path.read_text()).get("launch") != launch():
                 path.unlink()
         except (OSError, ValueError, AttributeError):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()

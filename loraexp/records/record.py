@@ -8,7 +8,7 @@ import json
 import os
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, TypedDict, cast
@@ -156,25 +156,32 @@ class Record:
             return
         lost = error if isinstance(error, Lost) else None
         try:
-            if error is not None and lost is None:
+            with on_disk(self.folder / RECORD):
                 try:
-                    self._end_with(error)
+                    if error is not None and lost is None:
+                        self._end_with(error)
                 except Lost as elsewhere:  # why it failed, and nobody's to write down
                     lost = elsewhere
-            ranks.clear(self.folder)
-            if self.metrics is not None:
-                self.metrics.close()
+                ranks.clear(self.folder)
+                self._close()  # a server may refuse now what it had taken
             if isinstance(error, Exception):
                 self.copy.start()  # one that failed before its first step is told to W&B as well
             self.copy.finish(self.content)
             if self.copy.error is not None and "wandb_error" not in self.content and lost is None:
                 self.write()
         finally:
-            self._reserve.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._reserve.unlink()
+            with suppress(OSError):
+                self._close()
             if self.claim is not None:
                 self.claim.close()
         if lost is not None and lost is not error:
             raise lost from error
+
+    def _close(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
 
     def _end_with(self, error: BaseException) -> None:
         """Record why a run ended before its end: told to stop, or failed and where."""
@@ -190,7 +197,8 @@ class Record:
             self.content["error"] = own | {
                 "message": own["message"] or ("interrupted" if stopped else "")
             }
-        self._reserve.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._reserve.unlink()
         self.write()
         if not stopped:
             text = other["trace"] if other else "".join(traceback.format_exception(error))
@@ -336,9 +344,5 @@ def add_evaluation(folder: Path, entry: Evaluation, wandb: WandbSettings | None 
 
 
 def write_yaml(path: Path, value: object) -> None:
-    replace(
-        path,
-        yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode(
-            errors="backslashreplace"
-        ),
-    )
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    replace(path, text.encode(errors="backslashreplace"))

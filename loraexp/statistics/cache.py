@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from loraexp.adapter.adapted import whole
 from loraexp.adapter.layer import Curvature
 from loraexp.adapter.linalg import SVD
-from loraexp.machine.files import DiskFull, Fresh, on_disk, sha256
+from loraexp.machine.files import DiskError, Fresh, on_disk, sha256
 from loraexp.machine.notation import read_json
 from loraexp.statistics.calibration import Batch
 
@@ -140,7 +140,7 @@ class Entry:
 
     def add(self, name: str, statistics: Mapping[str, Any]) -> str | None:
         """Write a layer's statistics to the entry under construction; why not, where that would
-        pass the limit, or the disk is full."""
+        pass the limit, or the disk does not take it."""
         tensors, rest = flat(statistics)
         self.size += sum(x.nbytes for x in tensors.values())
         if self.size > self.limit:
@@ -150,7 +150,7 @@ class Entry:
             with on_disk(self.folder, "cache_root"):
                 self.fresh.folder.mkdir(parents=True, exist_ok=True)
                 save_file(tensors, self.fresh.folder / file)
-        except DiskFull as error:
+        except DiskError as error:
             return str(error)
         self.manifest[name] = {
             "file": file,
@@ -161,11 +161,11 @@ class Entry:
 
     def commit(self) -> str | None:
         """Make the entry visible at once, and remove the oldest others while the folder holds more
-        than the limit; why not, where the disk is full."""
+        than the limit; why not, where the disk does not take it."""
         try:
             with on_disk(self.folder, "cache_root"):
                 (self.fresh.folder / MANIFEST).write_text(json.dumps(self.manifest))
-        except DiskFull as error:
+        except DiskError as error:
             return str(error)
         self._make_room()
         self.fresh.place()

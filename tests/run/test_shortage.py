@@ -17,7 +17,7 @@ import torch
 
 from loraexp import cli
 from loraexp.machine import measure
-from loraexp.machine.files import DiskFull
+from loraexp.machine.files import DiskError, DiskFull, on_disk
 from loraexp.run.phases import OutOfMemory
 from loraexp.tasks.classification import Classification
 from tests.support.own import own_base
@@ -97,6 +97,97 @@ def test_a_disk_that_is_full_at_the_start_is_one_line_that_points_to_no_record(
     )
     filler.unlink()
     assert cli.main([*SMOKE, *LONG, f"output_root={small_disk}"]) == 0
+
+
+STALE = "its server no longer knows it; when the disk is mounted again, the same command goes on"
+
+
+def refuses(kind: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """From now on a disk answers as an NFS server does that forgot its files: `kind` of writes, or
+    whatever is asked."""
+
+    def stale(real: Any) -> Any:
+        def call(path: Any, *rest: Any, **more: Any) -> Any:
+            if str(folder) in str(path):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+            return real(path, *rest, **more)
+
+        return call
+
+    calls: dict[str, list[tuple[Any, str]]] = {
+        "replacing": [(os, "replace")],
+        "opening": [(Path, "open")],
+        "all": [(os, "replace"), (os, "stat"), (os, "unlink"), (os, "mkdir"), (Path, "open")],
+    }
+    for place, name in calls[kind]:
+        patch.setattr(place, name, stale(getattr(place, name)))
+    if kind == "all":
+        for name in ("stat", "unlink", "exists"):
+            patch.setattr(Path, name, stale(getattr(Path, name)))
+
+
+@pytest.mark.parametrize("kind", ["replacing", "opening", "log", "all"])
+def test_a_disk_that_goes_away_is_one_line_and_the_run_goes_on_bitwise(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the fifth step's line on: what was saved before is there when it is mounted again."""
+    from loraexp.records.record import Record
+
+    whole = run(*LONG, out=tmp_path / "whole")
+    out = tmp_path / "out"
+    folder, log = folder_of(*LONG, out=out), Record.log
+    with monkeypatch.context() as patch:
+
+        class Gone:
+            def write(self, text: bytes) -> int:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+            def close(self) -> None:
+                self.write(b"")
+
+        def leaving(self: Record, step: int, **values: Any) -> None:
+            if step == 6 and kind == "log":
+                self.metrics.close()  # type: ignore[union-attr]
+                self.metrics = Gone()  # type: ignore[assignment]
+            log(self, step, **values)
+            if step == 4 and kind != "log":
+                refuses(kind, folder, patch)
+
+        patch.setattr(Record, "log", leaving)
+        assert cli.main([*SMOKE, *LONG, f"output_root={out}"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("loraexp: DiskError: ") and f"Stale file handle; {STALE}" in last, last
+    assert last.count("cannot be") == 1 and f"{folder}/" in last
+    again = run(*LONG, out=out)
+    assert again.record["resumed"][0]["step"] in (3, 6)
+    assert metric_lines(again.folder) == metric_lines(whole.folder)
+    adapters = [f / "adapter" / "factors.safetensors" for f in (again.folder, whole.folder)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EROFS, "Read-only file system"), "the disk takes no writes; set output_r"),
+        (OSError(errno.EIO, "Input/output error"), "the disk does not answer; when it does, the"),
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), "the disk does not ans"),
+        (OSError(errno.EKEYEXPIRED, "Key has expired"), r"its server wants a new ticket \(kinit\)"),
+        (RuntimeError("I/O error: Stale file handle (os error 116)"), STALE),  # safetensors
+    ],
+)
+def test_what_a_disk_says_comes_with_what_to_do(error: Exception, said: str) -> None:
+    place = Path("/runs/weights")
+    line = f"/runs/weights: cannot be written: .*; {said}"
+    with pytest.raises(DiskError, match=line) as told, on_disk(Path("/runs")), on_disk(place):
+        raise error
+    assert told.value.__cause__ is error and "\n" not in str(told.value)
+
+
+def test_what_is_no_matter_of_the_disk_is_left_as_it_is() -> None:
+    for error in (FileNotFoundError(errno.ENOENT, "rows.csv"), ValueError("a row")):
+        with pytest.raises(type(error)) as told, on_disk(Path("/runs")):
+            raise error
+        assert told.value is error
 
 
 # --------------------------------------------------------------------------------------------------
