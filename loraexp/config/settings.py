@@ -61,7 +61,7 @@ class ModelSettings:
     targets: list[str]  # names, or ends of names, of the linear layers that get an adapter
     # of the frozen weights; null: float32, or bfloat16 with precision=bf16
     dtype: Literal["float32", "bfloat16", "float16"] | None
-    # of the frozen weights, with bitsandbytes on a CUDA device
+    # of the frozen weights, with bitsandbytes, on a CUDA device or a CPU
     quantise: Literal["8bit", "4bit"] | None
     attention: str | None  # attn_implementation of transformers; null: its choice
     gradient_checkpointing: bool

@@ -154,13 +154,16 @@ class FinishedRun:
         }
 
     def base(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """The original base in `dtype`, by default on the device and in the precision of the
-        run."""
-        settings = self.settings.model
+        """The original base as the run has it, on its device; with a `dtype`, its stored weights in
+        that, on the CPU and never quantised."""
+        device = self.device if dtype is None else None
         model = self.original.load(
-            dtype=dtype or self.dtype, head_seed=self.settings.seed, **self.labels()
+            dtype=dtype or self.dtype,
+            head_seed=self.settings.seed,
+            device=device,
+            **self.labels(),
         )
-        return model if settings.quantise or dtype is not None else model.to(self.device)
+        return model if self.settings.model.quantise or device is None else model.to(device)
 
     def adapted(self, dtype: torch.dtype | None = None) -> Adapters:
         """The base with the trained factors on it."""

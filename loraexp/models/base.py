@@ -120,11 +120,20 @@ class Base:
         return tokenizer
 
     def load(
-        self, *, dtype: torch.dtype, head_seed: int, full: bool = False, **labels: object
+        self,
+        *,
+        dtype: torch.dtype,
+        head_seed: int,
+        full: bool = False,
+        device: torch.device | None = None,
+        **labels: object,
     ) -> nn.Module:
         """The pretrained model, its new head drawn from `head_seed`, in `dtype`, on the CPU, in
-        evaluation mode; `full`: for training every weight."""
-        return load.load_model(self, dtype=dtype, head_seed=head_seed, full=full, **labels)
+        evaluation mode; `full`: for training every weight. With a `device` it is quantised where
+        `model.quantise` says so, and there."""
+        return load.load_model(
+            self, dtype=dtype, head_seed=head_seed, full=full, device=device, **labels
+        )
 
     @cached_property
     def generation(self) -> GenerationConfig:

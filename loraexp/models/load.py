@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,19 +77,26 @@ def built(base: Base, config: PretrainedConfig, dtype: torch.dtype | None) -> An
 
 
 def load_model(
-    base: Base, *, dtype: torch.dtype, head_seed: int, full: bool = False, **labels: object
+    base: Base,
+    *,
+    dtype: torch.dtype,
+    head_seed: int,
+    full: bool = False,
+    device: torch.device | None = None,
+    **labels: object,
 ) -> nn.Module:
     """The pretrained model, its new head drawn from `head_seed`, in `dtype`, on the CPU, in
     evaluation mode.
 
     The head depends on the seed alone: every initializer compared under one seed starts from the
-    same head. `full`: every weight trains, so that layers which share one go on doing so.
+    same head. `full`: every weight trains, so that layers which share one go on doing so. `device`:
+    where `model.quantise` puts the model; without one the weights are as they are stored.
     """
     settings, config = base.settings, base.configured(**labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.weights_seed)
         if settings.config is not None:
-            if settings.quantise:
+            if settings.quantise and device is not None:
                 raise SourceError(
                     f"model.quantise={settings.quantise}: model={settings.name} has random weights;"
                     " expected null"
@@ -95,8 +104,14 @@ def load_model(
             model = built(base, config, dtype)
             model.loaded = Loaded(drawn=list(base.head))
         else:
-            model = pretrained(base, config, dtype)
+            model = pretrained(base, config, dtype, device)
             check_finite(settings, model)
+            if settings.quantise and device is not None:
+                settle(model)
+                as_stored = (
+                    f"model.quantise={settings.quantise} leaves {unquantised(model)} as stored"
+                )
+                model.loaded.notes.append(as_stored)
         draw_head(model, head_seed)
     if settings.kind == "causal" and (vocabulary := model.get_output_embeddings()) is not None:
         vocabulary.register_forward_pre_hook(_side_by_side)
@@ -105,6 +120,31 @@ def load_model(
     if settings.gradient_checkpointing:
         recompute(model)
     return model.eval()
+
+
+def settle(model: nn.Module) -> None:
+    """4-bit layers as they are after their first product, which changes them: biases get the type
+    that is computed in (within inference mode, and nothing could train afterwards), and on a CPU a
+    pass without gradients would round the scales of the weights to bf16 for all that come after."""
+    for module in model.modules():
+        if hasattr(module, "compute_dtype") and hasattr(module, "quant_state"):
+            layer: Any = module
+            layer.support_avx512bf16_for_cpu = False
+            if layer.bias is not None:
+                layer.bias.data = layer.bias.data.to(layer.compute_dtype)
+
+
+def unquantised(model: nn.Module) -> str:
+    """Which linear layers of a quantised model are not: the head, and what the architecture keeps
+    (T5's `wo`)."""
+    names = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    last = Counter(name.rpartition(".")[2] for name in names)
+    shown = (
+        f"{last[end]} layers {end}" if last[end] > 1 else name
+        for name in names
+        for end in [name.rpartition(".")[2]]
+    )
+    return ", ".join(dict.fromkeys(shown)) or "nothing"
 
 
 def _side_by_side(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -176,13 +216,15 @@ def draw_head(model: Any, seed: int) -> None:
         part.apply(model._init_weights)
 
 
-def pretrained(base: Base, config: PretrainedConfig, dtype: torch.dtype) -> Any:
+def pretrained(
+    base: Base, config: PretrainedConfig, dtype: torch.dtype, device: torch.device | None = None
+) -> Any:
     """The weights at `model.path`, from safetensors alone unless the user trusts a pickle; what was
-    found is in `loaded`."""
+    found is in `loaded`. `device`: where they are quantised, if `model.quantise` says so."""
     settings, place = base.settings, base.place
     if isinstance(place, Path) and not str(settings.path).endswith(".gguf"):
         verify(place / "model.safetensors", settings.sha256, key="model.sha256")
-    options = attention(settings) | quantised(base)
+    options = attention(settings) | (quantised(base, device) if device is not None else {})
     folder = base.folder
     if base.repository is not None:
         folder = repository.checkpoint(base.repository, pickle=settings.allow_pickle)
@@ -234,20 +276,20 @@ def attention(settings: ModelSettings) -> Plain:
     return {"attn_implementation": settings.attention} if settings.attention else {}
 
 
-def quantised(base: Base) -> Plain:
-    """Options that load the frozen weights in 8 or 4 bits (bitsandbytes; 4: NF4 with products in
-    bf16, Dettmers et al. 2023).
+def quantised(base: Base, device: torch.device) -> Plain:
+    """Options that load the frozen weights in 8 or 4 bits onto `device` (bitsandbytes; 4: NF4 with
+    products in bf16, Dettmers et al. 2023).
 
-    Raises: SourceError without a CUDA device or without the package: no other precision is taken
-    silently.
+    Raises: SourceError on a device that the library has no kernels for, or without the package: no
+    other precision is taken silently.
     """
     settings = base.settings
     if settings.quantise is None:
         return {}
-    if not torch.cuda.is_available():
+    if device.type not in ("cuda", "cpu"):
         raise SourceError(
-            f"model.quantise={settings.quantise}: needs a CUDA device and there is none; set"
-            " model.quantise=null"
+            f"model.quantise={settings.quantise}: bitsandbytes has no products on {device.type};"
+            " set device=cuda or device=cpu, or model.quantise=null"
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise SourceError(
@@ -256,9 +298,11 @@ def quantised(base: Base) -> Plain:
         )
     from transformers import BitsAndBytesConfig
 
+    # it would say of every product in 8 bits that the input is cast
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # What is drawn anew trains in float32; of a text model the library leaves out the output layer
     # by itself.
-    drawn = [name.rpartition(".")[2] for name in (*base.head, *DRAWN)]
+    drawn = [*base.head, *(name for own in DRAWN for name in (own, rf".*\.{own}"))]
     skipped = {"llm_int8_skip_modules": drawn if settings.kind == "encoder" else None}
     if settings.quantise == "8bit":
         how = BitsAndBytesConfig(load_in_8bit=True, **skipped)
@@ -269,4 +313,5 @@ def quantised(base: Base) -> Plain:
             bnb_4bit_compute_dtype=torch.bfloat16,
             **skipped,
         )
-    return {"quantization_config": how, "device_map": {"": torch.cuda.current_device()}}
+    place = torch.cuda.current_device() if device.type == "cuda" else device.type
+    return {"quantization_config": how, "device_map": {"": place}}

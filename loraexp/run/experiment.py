@@ -268,7 +268,7 @@ class Experiment:
         kept.MODEL.clear()
         return spread(
             lambda: self.base.load(
-                dtype=dtype, head_seed=self.settings.seed, full=self.full, **labels
+                dtype=dtype, head_seed=self.settings.seed, full=self.full, device=None, **labels
             ),
             lambda model: [] if self.full else models.head(model),
             self.runtime.device,

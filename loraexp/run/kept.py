@@ -89,7 +89,7 @@ def model(
     """
 
     def load() -> nn.Module:
-        loaded = base.load(dtype=dtype, head_seed=settings.seed, full=full, **labels)
+        loaded = base.load(dtype=dtype, head_seed=settings.seed, full=full, device=device, **labels)
         # a quantised one was loaded onto its device
         return loaded if settings.model.quantise else loaded.to(device)
 

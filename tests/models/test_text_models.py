@@ -68,23 +68,6 @@ def test_attention_and_dtype_are_configured() -> None:
     )
 
 
-def test_quantised_loading_is_refused_without_a_device_for_it(tmp_path: Path) -> None:
-    settings = settings_of("tiny-llama")
-    models.open(settings).load(dtype=torch.float32, head_seed=0).save_pretrained(tmp_path)
-    local = settings_of("tiny-llama", path=str(tmp_path), config=None, quantise="4bit")
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device")
-    with pytest.raises(
-        SourceError,
-        match="model.quantise=4bit: needs a CUDA device and there is none; set model.quantise=null",
-    ):
-        models.open(local).load(dtype=torch.float32, head_seed=0)
-    with pytest.raises(SourceError, match="has random weights"):
-        models.open(settings_of("tiny-llama", quantise="8bit")).load(
-            dtype=torch.float32, head_seed=0
-        )
-
-
 def test_a_tokenizer_without_a_pad_token_and_one_too_large(tmp_path: Path) -> None:
     tokenizer = tokenizers.trained("trained:1024", "causal")
     tokenizer.pad_token = None

@@ -14,7 +14,8 @@ from tests.support.glue import write_glue
 
 
 def settings_of(name: str, **changes: object) -> ModelSettings:
-    task = {"seq2seq": "cola_t5", "causal": "gsm8k"}[config.read_yaml("model", name)["kind"]]
+    tasks = {"encoder": "cola", "seq2seq": "cola_t5", "causal": "gsm8k"}
+    task = tasks[config.read_yaml("model", name)["kind"]]
     settings, _ = config.check(config.compose([f"model={name}", f"task={task}"]))
     return ModelSettings(**{**vars(settings.model), **changes})  # type: ignore[arg-type]
 

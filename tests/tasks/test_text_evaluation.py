@@ -17,7 +17,6 @@ from loraexp import cli, config, models
 from loraexp.machine.device import Runtime
 from loraexp.machine.hub import SourceError
 from loraexp.machine.processes import Processes
-from loraexp.models.load import quantised
 from loraexp.run import components
 from loraexp.run.evaluate import evaluate
 from loraexp.scoring import protocols
@@ -294,31 +293,6 @@ def test_vllm_is_refused_with_the_configuration_where_it_is_not_installed(
         "evaluate.backend=vllm: vllm is not installed" in capsys.readouterr().err
         and not (tmp_path / "out").exists()
     )
-
-
-@pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_quantised_loading_names_what_is_missing(
-    bits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    local = settings_of("tiny-llama", path=str(tmp_path), config=None, quantise=bits)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(
-        SourceError,
-        match=(
-            f"model.quantise={bits}: needs a CUDA device and there is none; set model.quantise=null"
-        ),
-    ):
-        quantised(models.open(local))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        SourceError,
-        match=(
-            f'model.quantise={bits}: needs bitsandbytes: pip install "loraexp.quantised.", or set'
-            " it to null"
-        ),
-    ):
-        quantised(models.open(local))
 
 
 def test_another_gguf_file_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
