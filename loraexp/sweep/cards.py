@@ -45,7 +45,10 @@ def sliced(name: str) -> bool:
 
 def identities(names: Sequence[str]) -> dict[str, str]:
     """What cards are called wherever they are named, by the names that they have here: the driver's
-    UUID, also of one that is a number here and may be another elsewhere."""
+    UUID, also of one that is a number here and may be another elsewhere.
+
+    CUDA's own order is asked for; NVML counts along the bus, whatever CUDA_DEVICE_ORDER says.
+    """
     cards = dict(zip(names, names, strict=True))
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -54,9 +57,11 @@ def identities(names: Sequence[str]) -> dict[str, str]:
     number, own = ctypes.c_int(), (ctypes.c_ubyte * 16)()
     if any(sliced(name) for name in names) or driver.cuInit(0):
         return cards
+    # drivers before CUDA 11.4 have the first alone; the second differs for slices
+    uuid_of = getattr(driver, "cuDeviceGetUuid_v2", None) or driver.cuDeviceGetUuid
     for i, name in enumerate(names):
         asked = driver.cuDeviceGet(ctypes.byref(number), i)
-        if asked or driver.cuDeviceGetUuid_v2(ctypes.byref(own), number):
+        if asked or uuid_of(ctypes.byref(own), number):
             return dict(zip(names, names, strict=True))  # all or none: two must not be one
         cards[name] = f"GPU-{uuid.UUID(bytes=bytes(own))}"
     return cards

@@ -131,22 +131,35 @@ def test_cards_have_the_names_that_the_scheduler_gave(
     assert cards.of_node() == names
 
 
+# As cuda.h declares them: CUdevice is an int, CUuuid a struct of 16 chars, CUresult an enumeration.
+BYTES = ctypes.c_ubyte * 16
+INIT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint)
+GET = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.c_int)
+UUID = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(BYTES), ctypes.c_int)
+
+
 class Driver:
-    """Two cards, of which the system's order is not CUDA's, as ctypes calls the driver."""
+    """Two cards, of which the system's order is not CUDA's, behind functions of C with the types of
+    the driver's own."""
 
-    def __init__(self, first: int = 0, broken: str = "") -> None:
-        self.order, self.broken = ([7, 9] if first == 0 else [9, 7]), broken
+    def __init__(self, first: int = 0, broken: str = "", old: bool = False) -> None:
+        order = [7, 9] if first == 0 else [9, 7]
 
-    def cuInit(self, flags: int) -> int:
-        return int(self.broken == "cuInit")
+        def get(device: Any, ordinal: int) -> int:
+            if not 0 <= ordinal < 2:
+                return 101  # CUDA_ERROR_INVALID_DEVICE
+            device[0] = order[ordinal]
+            return 0
 
-    def cuDeviceGet(self, number: Any, i: int) -> int:
-        number._obj.value = self.order[i]
-        return 0
+        def uuid(own: Any, device: int) -> int:
+            own[0][:] = bytes([device]) * 16
+            return int(broken == "uuid" and device == 9)
 
-    def cuDeviceGetUuid_v2(self, own: Any, number: Any) -> int:
-        own._obj[:] = bytes([number.value]) * 16
-        return int(self.broken == "uuid" and number.value == 9)
+        self.cuInit = INIT(lambda flags: int(broken == "cuInit" or flags != 0))
+        self.cuDeviceGet = GET(get)
+        self.cuDeviceGetUuid = UUID(uuid)
+        if not old:
+            self.cuDeviceGetUuid_v2 = UUID(uuid)
 
 
 NINE = "GPU-09090909-0909-0909-0909-090909090909"
@@ -159,6 +172,8 @@ def test_a_card_is_the_same_by_its_number_and_by_its_name(
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver())
     by_number = cards.identities(["0", "1"])
     assert by_number["1"] == NINE and len(set(by_number.values())) == 2
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver(old=True))  # of before CUDA 11.4
+    assert cards.identities(["0", "1"]) == by_number
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver(first=1))  # CUDA_VISIBLE_DEVICES=GPU-09,…
     assert cards.identities(["GPU-09", "GPU-07"])["GPU-09"] == NINE
     assert cards.identities(["1"]) == {"1": NINE}  # CUDA_VISIBLE_DEVICES=1: its number there is 0
@@ -181,6 +196,7 @@ def test_cards_that_the_driver_does_not_name_keep_the_names_that_they_have(
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver(broken=broken))
     assert cards.identities(["0", "1"]) == {"0": "0", "1": "1"}
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver())
+    assert cards.identities(["0", "1", "2"]) == {"0": "0", "1": "1", "2": "2"}  # two are there
     assert cards.identities(["MIG-1a"]) == {"MIG-1a": "MIG-1a"}
 
     def absent(_: str) -> Any:
