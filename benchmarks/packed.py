@@ -5,6 +5,7 @@ The runs are whole ones, as a sweep makes them, stepped by hand: a lone run, two
 passes and six that do take turns, so that a drift of the machine meets all of them; forward,
 backward and rule, without loading, evaluation or checkpoints, on rows of equal length, in one
 thread. Memory: a process of its own for each number of runs, above what it held before they began.
+`python -m benchmarks.packed smollm2-135m` measures the whole of that model: thirty minutes.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import argparse
 import contextlib
 import csv
 import gc
+import importlib
 import io
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -24,6 +27,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,11 +37,12 @@ from loraexp.machine.measure import available_bytes, peak_bytes, reset_peak
 from loraexp.machine.signals import watched
 from loraexp.run import packed
 from loraexp.sweep.packs import fitting
+from tests.support.forks import IMPORTED
 from tests.support.helpers import REPOSITORY
 
 CPU = torch.device("cpu")
 RUNS = (2, 6)
-ROUNDS, WARM_UP, SECONDS = 7, 2, 1.0  # SECONDS: the least time of a lone run in a round
+ROUNDS, WARM_UP, SECONDS = 7, 2, 0.5  # SECONDS: the least time of a lone run in a round
 ROWS = 2048
 LEAST_AT_ONE_ROW, LEAST = 1.3, 1.0
 NOISE = 0.03  # what two measurements of the same thing differ by
@@ -69,7 +74,8 @@ class Base:
 
 MINILM = Base("MiniLM", ("model=minilm",), encoder=True)
 SMOLLM2 = Base("SmolLM2-135M", ("model=smollm2-135m",))
-# six of its layers, over a small vocabulary and with random weights: ready in a tenth of the time
+# six of its thirty layers, over a small vocabulary and with random weights: a pass in a tenth of
+# the time
 SIX_LAYERS = Base(
     "six layers of its sizes",
     (
@@ -87,7 +93,7 @@ SIX_LAYERS = Base(
     ),
 )
 MODELS = {"minilm": MINILM, "smollm2-135m": SMOLLM2, "six-layers": SIX_LAYERS}
-FULL, QUICK = ("minilm", "smollm2-135m"), ("minilm", "six-layers")
+MEASURED = ("minilm", "six-layers")
 
 
 def table(folder: Path) -> Path:
@@ -182,11 +188,14 @@ def ratios(
     return found
 
 
-def memory(model: str, shape: Shape, runs: int) -> int:
+def memory(model: str, shape: Shape, runs: int, into: Any) -> None:
     """Bytes at the peak of a few steps of so many runs, above what the process held before; runs in
     a process of its own."""
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as place, watched() as stop:
+    with (
+        tempfile.TemporaryDirectory() as place,
+        watched() as stop,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         common = words(model, shape, table(Path(place)))
         torch.nn.Linear(64, 64)(torch.zeros(64, 64)).sum().backward()
         gc.collect()
@@ -195,21 +204,38 @@ def memory(model: str, shape: Shape, runs: int) -> int:
         group = Together(f"{place}/runs", common, runs, stop)
         reset_peak(CPU)  # loading is not training
         group.seconds(WARM_UP)
-        peak = peak_bytes(CPU) - resting
+        into.put(peak_bytes(CPU) - resting)
         group.end()
-    return peak
 
 
-def in_own_process(model: str, shape: Shape, runs: int) -> int:
-    """`memory`, where the allocator gives every freed block back."""
+def memories(model: str, shapes: Sequence[Shape]) -> dict[str, int]:
+    """`memory` by `shape/runs`, each of a process that is forked from this one, which has imported
+    everything."""
+    torch.set_num_threads(1)
+    for name in (*IMPORTED, "transformers.models.llama.modeling_llama"):
+        importlib.import_module(name)
+    fork, found = multiprocessing.get_context("fork"), {}
+    for shape in shapes:
+        for runs in (1, *RUNS):
+            into = fork.SimpleQueue()
+            process = fork.Process(target=memory, args=(model, shape, runs, into))
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise RuntimeError(f"{runs} runs of {model}, {shape}: status {process.exitcode}")
+            found[f"{shape}/{runs}"] = into.get()
+    return found
+
+
+def in_own_process(model: str, shapes: Sequence[Shape]) -> dict[str, int]:
+    """`memories`, where the allocator gives every freed block back."""
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
         "MALLOC_ARENA_MAX": "1",
     }
-    place = [model, str(SHAPES.index(shape)), str(runs)]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.packed", "--memory", *place],
+        [sys.executable, "-m", "benchmarks.packed", model, f"--memory={len(shapes)}"],
         env=environment,
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
@@ -217,7 +243,8 @@ def in_own_process(model: str, shape: Shape, runs: int) -> int:
         text=True,
         check=True,
     )
-    return int(json.loads(done.stdout.splitlines()[-1]))
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def automatic(model: str, shape: Shape) -> int:
@@ -228,10 +255,9 @@ def automatic(model: str, shape: Shape) -> int:
         return fitting(settings, available_bytes(settings.device), sharing=1)
 
 
-def main(quick: bool = False) -> dict[str, float]:
-    """Print the ratios; returns them by `model/shape/runs`. `quick`: one shape, a step a round, and
-    a small model of SmolLM2's kind in its place."""
-    models, shapes = (QUICK, SHAPES[:1]) if quick else (FULL, SHAPES)
+def main(quick: bool = False, models: Sequence[str] = MEASURED) -> dict[str, float]:
+    """Print the ratios; returns them by `model/shape/runs`. `quick`: one shape, a step a round."""
+    shapes = SHAPES[:1] if quick else SHAPES
     rounds, least = (2, 0.0) if quick else (ROUNDS, SECONDS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -239,25 +265,24 @@ def main(quick: bool = False) -> dict[str, float]:
         f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, one thread, median of"
         f" {rounds} rounds; memory in units of as many processes"
     )
-    print(f"{'':32} {'runs':>4} {'processor':>21} {'clock':>6} {'memory':>7}")
+    print(f"{'':36} {'runs':>4} {'processor':>21} {'clock':>6} {'memory':>7}")
     figures: dict[str, float] = {}
     for model in models:
-        title = MODELS[model].title
+        held = in_own_process(model, shapes)
         for shape in shapes:
             most = automatic(model, shape)
             found = ratios(model, shape, RUNS, rounds, least)
-            lone = in_own_process(model, shape, 1)
             target = LEAST_AT_ONE_ROW if shape.rows == 1 else LEAST - NOISE
             for k in RUNS:
                 by_processor, by_clock = found[k]
                 ratio = statistics.median(by_processor)
-                share = in_own_process(model, shape, k) / (k * lone)
+                share = held[f"{shape}/{k}"] / (k * held[f"{shape}/1"])
                 spread = f"{ratio:.2f} ({min(by_processor):.2f} … {max(by_processor):.2f})"
                 said = verdict(ratio, least=target) if k <= most else f"auto packs {most}"
                 clock = statistics.median(by_clock)
                 print(
-                    f"{title + ', ' + str(shape):32} {k:4} {spread:>21} {clock:6.2f} {share:7.2f}"
-                    f"   {said}",
+                    f"{MODELS[model].title + ', ' + str(shape):36} {k:4} {spread:>21} {clock:6.2f}"
+                    f" {share:7.2f}   {said}",
                     flush=True,
                 )
                 figures |= {
@@ -271,12 +296,10 @@ def main(quick: bool = False) -> dict[str, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--memory", nargs=3, metavar=("MODEL", "SHAPE", "RUNS"))
+    parser.add_argument("models", nargs="*", choices=MODELS, default=MEASURED)
+    parser.add_argument("--memory", type=int, help="of one model alone, in the first shapes")
     told = parser.parse_args()
     if told.memory:
-        name, index, count = told.memory
-        with contextlib.redirect_stdout(io.StringIO()):
-            bytes_ = memory(name, SHAPES[int(index)], int(count))
-        print(json.dumps(bytes_))
+        print(json.dumps(memories(told.models[0], SHAPES[: told.memory])))
     else:
-        main()
+        main(models=told.models)
