@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -19,13 +18,13 @@ from loraexp.initializers.lora_da import lora_da
 from loraexp.machine import measure
 from loraexp.machine.device import Batch, Runtime, is_accelerator, to_device, unread_masks
 from loraexp.machine.processes import Processes
-from loraexp.optimizers import elementwise, rules, sylvester
+from loraexp.optimizers import rules, sylvester
 from loraexp.run import batches, components, evaluate, experiment, initialise, loop, train
 from loraexp.run.ledger import describe
 from loraexp.scoring import generate, protocols
 from loraexp.statistics.sweeps import Sweeper
 from loraexp.tasks import text
-from tests.support.pretend import DEVICE, Mode, Pretend, pretend_device
+from tests.support.pretend import DEVICE, Mode, Pretend, counted, training_device
 from tests.support.text_data import overrides, write_all
 
 STEPS = 6
@@ -49,29 +48,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def device() -> Iterator[Mode]:
-    """The pretended device, with the kernel of AdamW that CUDA has."""
-
-    kernel = elementwise.adamw
-
-    def fused(*given: Any, **how: Any) -> None:
-        kernel(*given, **how | {"fused": True, "foreach": False})
-
-    with pretend_device() as mode, mock.patch.object(elementwise, "adamw", fused):
+    with training_device() as mode:
         yield mode
-
-
-def counted(mode: Mode, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The waits within every call of a function, in order."""
-    original, found = getattr(owner, name), list[int]()
-
-    def watched(*arguments: Any, **keywords: Any) -> Any:
-        before = len(mode.waits)
-        result = original(*arguments, **keywords)
-        found.append(len(mode.waits) - before)
-        return result
-
-    monkeypatch.setattr(owner, name, watched)
-    return found
 
 
 def started(*words: str, out: Path) -> Any:

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from loraexp.config import placement
 from loraexp.machine import measure
+from loraexp.optimizers import elementwise
 from tests.support import autocast
 from tests.support.helpers import REPOSITORY
 from tests.support.leaves import leaves, mapped
@@ -248,6 +250,20 @@ def line_of_ours() -> str:
     return where + ("" if innermost is asked[-1] else inner)
 
 
+def counted(mode: Mode, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The waits within every call of a function, in order."""
+    original, found = getattr(owner, name), list[int]()
+
+    def watched(*arguments: Any, **keywords: Any) -> Any:
+        before = len(mode.waits)
+        result = original(*arguments, **keywords)
+        found.append(len(mode.waits) - before)
+        return result
+
+    monkeypatch.setattr(owner, name, watched)
+    return found
+
+
 @contextlib.contextmanager
 def pretend_device() -> Iterator[Mode]:
     """Within: the device is there; what is counted is in `.waits` and `.calls`."""
@@ -260,6 +276,18 @@ def pretend_device() -> Iterator[Mode]:
             yield mode
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
+
+
+@contextlib.contextmanager
+def training_device() -> Iterator[Mode]:
+    """Within: the device, with the kernel of AdamW that CUDA has."""
+    kernel = elementwise.adamw
+
+    def fused(*given: Any, **how: Any) -> None:
+        kernel(*given, **how | {"fused": True, "foreach": False})
+
+    with pretend_device() as mode, mock.patch.object(elementwise, "adamw", fused):
+        yield mode
 
 
 @contextlib.contextmanager
