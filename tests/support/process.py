@@ -25,15 +25,19 @@ SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.
 
 @contextmanager
 def put_back(folder: Path) -> Iterator[None]:
-    """Afterwards the environment, the folders of imports and the random generators are as before,
-    and nothing that was imported from below `folder` is imported any longer. Raises: AssertionError
-    for anything else of `standing` that is not as before."""
+    """Afterwards the environment, the folders of imports, the random generators and what libraries
+    set for good (W&B the hook of exceptions, Ray what SIGTERM does, others the level of logs) are
+    as before, and nothing that was imported from below `folder` is imported any longer. Raises:
+    AssertionError for anything of `standing` that is not as before."""
     environment, path, modules = dict(os.environ), list(sys.path), set(sys.modules)
+    hook, level, on_term = sys.excepthook, logging.root.level, signal.getsignal(signal.SIGTERM)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     before = standing()
     try:
         yield
     finally:
+        if getattr(signal.getsignal(signal.SIGTERM), "__module__", "").startswith("ray."):
+            signal.signal(signal.SIGTERM, on_term)
         after = standing()
         for name in [*os.environ, *environment]:
             if name.startswith("PYTEST_"):
@@ -42,7 +46,8 @@ def put_back(folder: Path) -> Iterator[None]:
                 os.environ[name] = environment[name]
             else:
                 del os.environ[name]
-        sys.path[:] = path
+        sys.path[:], sys.excepthook = path, hook
+        logging.root.setLevel(level)
         for name in set(sys.modules) - modules:
             if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(folder):
                 del sys.modules[name]
@@ -70,12 +75,6 @@ def standing() -> dict[str, object]:
         "cuDNN's benchmark": torch.backends.cudnn.benchmark,
         "a process group": torch.distributed.is_initialized(),
         "collection of garbage": gc.isenabled(),
-        "the root logger": (
-            logging.root.level,
-            logging.root.disabled,
-            logging.root.manager.disable,
-        ),
-        "the hook of exceptions": sys.excepthook,
         "Hydra": hydra is not None and hydra.GlobalHydra.instance().is_initialized(),
         "Hydra's job": job is not None and job.HydraConfig.initialized(),
         "tqdm": vars(tqdm)["__init__"],
