@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import html
 import re
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -254,7 +255,7 @@ def state(part: Part, overrides: Sequence[str]) -> Values:
         ],
         "hours": None if hours is None else hours.hours,
         "hardware": "" if hours is None else hours.hardware,
-        "command": " ".join([part.command, *overrides]),
+        "command": f"{part.command} {shlex.join(overrides)}".strip(),
         "paper": wanted.paper if wanted is not None else "",
         "tasks": " ".join(part.tasks),
         "methods": (

@@ -83,6 +83,7 @@ FILE_KEYS = {f.name for f in dataclasses.fields(Sweep)} - {
     "means",
     "path",
     "overrides",
+    "typed",
     "extend",
     "chosen",
 }
@@ -118,6 +119,7 @@ def read(content: Plain, path: Path, variant: str | None, overrides: list[str]) 
         kind=content["kind"],
         base=content.get("base") or [],
         overrides=own + overrides,
+        typed=overrides,
         grid=listed({key: values for key, values in grid.items() if key != "extend"}),
         extend=extension(grid),
         rows=each(Row, content, "rows"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -187,6 +188,7 @@ class Sweep:
     kind: Literal["table", "figure"]
     base: list[str]
     overrides: list[str]  # the variant's and the user's, after everything else
+    typed: list[str]  # of these the user's
     grid: Grid
     # key of the grid → how many values a place may get beyond its edges (`grid.extend`)
     extend: dict[str, int]
@@ -214,9 +216,10 @@ class Sweep:
     @property
     def words(self) -> str:
         """What it is called on the command line: `cg_lora_table1 --variant smoke`, or the path of a
-        file of the user's own."""
+        file of the user's own, and what was typed behind it."""
         name = self.name if self.path.parent in config.search.sweeps() else str(self.path)
-        return f"{name} --variant {self.variant}" if self.variant else name
+        variant = ["--variant", self.variant] if self.variant else []
+        return shlex.join([name, *variant, *self.typed])
 
     @property
     def place(self) -> str:

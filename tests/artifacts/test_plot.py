@@ -520,17 +520,12 @@ def test_a_figure_without_data_tells_the_command_that_makes_them(
 ) -> None:
     wanted = load(tmp_path, CONTENT + PLOTS)
     fill(wanted, numbers)  # records, but nothing was logged
-    assert (
-        cli.main(
-            ["plot", str(wanted.path), "--format", "svg", f"output_root={tmp_path / 'outputs'}"]
-        )
-        == 1
-    )
+    root = f"output_root={tmp_path / 'outputs'}"
+    assert cli.main(["plot", str(wanted.path), "--format", "svg", root]) == 1
     out, err = capsys.readouterr()
-    assert (
-        err.strip() == f"loraexp: mine-loss: no data; loraexp sweep {wanted.path} makes it"
-        and "mine-rate.svg" in out
-    )
+    command = f"loraexp sweep {wanted.path} {root}"
+    assert err.strip() == f"loraexp: mine-loss: no data; {command} makes it"
+    assert "mine-rate.svg" in out
 
 
 @pytest.mark.parametrize(
