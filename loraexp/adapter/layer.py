@@ -8,7 +8,7 @@ no model, no configuration and no file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 import torch
@@ -58,6 +58,11 @@ class Factors:
     def has_product(self) -> bool:
         """Whether neither A nor B is zero; the device is asked once."""
         return bool(self.A.any() & self.B.any())
+
+    def copied(self, device: torch.device) -> Factors:
+        """Copies on `device`."""
+        A, B = (x.to(device, copy=True) for x in (self.A, self.B))
+        return replace(self, A=A, B=B, R=None if self.R is None else self.R.to(device, copy=True))
 
     def product(self) -> Tensor:
         """`B R A` (d_out, d_in), without the scaling η; dense, for tests and ledgers."""

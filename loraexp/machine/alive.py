@@ -4,6 +4,8 @@ device) as of any other."""
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ class Alive(TorchDispatchMode):
         self.held: set[int] = set()
         self.now = self.peak = 0
         self.recent = 0  # the peak since `reset`
+        self.apart = False
 
     def note(self, value: Any, *, counted: bool = True) -> None:
         """Count what is alive already, such as weights; or know it, as of no size."""
@@ -42,11 +45,20 @@ class Alive(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
-            self.note(value)
+            self.note(value, counted=not self.apart)
         if self.now > self.recent:
             self.recent = self.now
             self.peak = max(self.peak, self.now)
         return result
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """Within: what is made is of another device's memory, and of no size here."""
+        before, self.apart = self.apart, True
+        try:
+            yield
+        finally:
+            self.apart = before
 
     def reset(self) -> None:
         """Begin a new peak beside that of all."""

@@ -80,6 +80,12 @@ def unread_masks(device: torch.device) -> Iterator[None]:
         masking_utils.find_packed_sequence_indices, masking_utils.is_tracing = found
 
 
+@contextmanager
+def on_host() -> Iterator[torch.device]:
+    """Within: what a device has no room for is made on the host."""
+    yield torch.device("cpu")
+
+
 def name_of(device: torch.device) -> str:
     """A device as its maker calls it; the CPU by its kind."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

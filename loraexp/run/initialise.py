@@ -26,6 +26,7 @@ from loraexp.machine.progress import bar
 from loraexp.run.batches import schedule, total_steps
 from loraexp.run.ledger import describe
 from loraexp.run.start_loss import StartLoss
+from loraexp.run.workplace import Workplace
 from loraexp.scoring.passes import in_batches
 from loraexp.statistics import (
     Calibration,
@@ -93,11 +94,10 @@ def objective(task: Task, autocast: Callable[[], AbstractContextManager[None]]) 
 
         return within
 
-    outputs = precisely(task.outputs)
     return Calibration(
         batches=(),
         loss_sum=precisely(task.loss_sum),
-        outputs=lambda model, batch: outputs(model, batch).float(),
+        outputs=precisely(task.outputs),
         population=len(task.splits["train"]),
         sample_losses=precisely(task.sample_losses) if task.several_labels else None,
     )
@@ -277,12 +277,23 @@ def every_layer(
 ) -> tuple[dict[str, Factors], dict[str, Any]]:
     """The factors of each layer, and its line in the ledger."""
     factors, lines = {}, {}
+    workplace: Workplace | None = None
     with bar("initialising", count) as advance:
         for layer in collected.layers:
+            # how sums were made is known by then
+            workplace = workplace or Workplace(
+                initializer, settings.rank, settings.precision, collected.report.host
+            )
             generator = layer_generator(settings.seed, layer.name)
-            made = initializer(layer, rank=settings.rank, scaling=scaling, generator=generator)
-            factors[layer.name] = checked(layer, made, settings)
-            lines[layer.name] = describe(layer, made, scaling, settings)
+            with workplace.of(layer) as (own, why):
+                made = initializer(own, rank=settings.rank, scaling=scaling, generator=generator)
+                made = checked(own, made, settings)
+                line = describe(own, made, scaling, settings)
+            if why is not None:
+                made = made.copied(layer.W.device)
+                line["notes"] = [*line.get("notes", []), why]
+            factors[layer.name], lines[layer.name] = made, line
+            del own
             advance()
     return factors, lines
 

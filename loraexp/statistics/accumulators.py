@@ -3,7 +3,9 @@ pass brings them."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from loraexp.adapter.linalg import double
+from loraexp.machine import device as devices
 from loraexp.statistics.probes import Pass
 
 COPIED = 2**22  # numbers of a narrower activation that are copied at once
@@ -42,12 +45,10 @@ class Side:
             self._tokens[dtype] = rows.to(dtype)
         return self._tokens[dtype]
 
-    def part(self, rows: slice, dtype: torch.dtype) -> Tensor:
-        """Some of the unpadded rows."""
+    def part(self, rows: slice) -> Tensor:
+        """Some of the unpadded rows, in their own dtype."""
         x = self.x.flatten(0, -2)
-        if self.mask is None:
-            return x[rows].to(dtype)
-        return x.index_select(0, self.mask.positions[rows]).to(dtype)
+        return x[rows] if self.mask is None else x.index_select(0, self.mask.positions[rows])
 
     def pooled(self, dtype: torch.dtype) -> Tensor:
         """The sums over each sample's unpadded tokens (samples, d)."""
@@ -60,9 +61,22 @@ class Side:
             )
         return self._pooled[dtype]
 
-    def of(self, x: Tensor, mask: Mask | None) -> bool:
-        """Whether these are the rows of `x`, and the same of them count."""
-        return self.mask is mask and place(self.x) == place(x)
+    def rest(self) -> None:
+        """Hold the rows no longer, and remember where they are: layers that read the same may
+        follow."""
+        self.storage = weakref.ref(self.x.untyped_storage())
+        self.place = place(self.x)
+        if self.mask is None:
+            self._tokens.clear()  # views of them
+        self.x = self.x.new_empty(0)
+
+    def goes_on(self, x: Tensor, mask: Mask | None) -> bool:
+        """Whether these were the rows of `x`, and the same of them count; they are held again."""
+        same = self.storage() is x.untyped_storage() and self.place == place(x)
+        if same and self.mask is mask:
+            self.x = x
+            return True
+        return False
 
 
 def parts(dtype: torch.dtype, *sides: Side) -> Iterator[tuple[Tensor, ...]]:
@@ -71,10 +85,16 @@ def parts(dtype: torch.dtype, *sides: Side) -> Iterator[tuple[Tensor, ...]]:
     if all(side.x.dtype == dtype for side in sides):
         yield tuple(side.tokens(dtype) for side in sides)
         return
-    first = sides[0]
-    count = first.x.shape[:-1].numel() if first.mask is None else len(first.mask.positions)
-    for rows in spans(count, max(side.x.shape[-1] for side in sides)):
-        yield tuple(side.part(rows, dtype) for side in sides)
+    made: list[Tensor] = []  # the copies, each in the place of the one before
+    for rows in spans(rows_of(sides[0]), max(side.x.shape[-1] for side in sides)):
+        narrow = [side.part(rows) for side in sides]
+        made = made or [torch.empty(x.shape, dtype=dtype, device=x.device) for x in narrow]
+        yield tuple(m[: len(x)].copy_(x) for m, x in zip(made, narrow, strict=True))
+
+
+def rows_of(side: Side) -> int:
+    """How many of its rows count."""
+    return side.x.shape[:-1].numel() if side.mask is None else len(side.mask.positions)
 
 
 def spans(rows: int, columns: int) -> Iterator[slice]:
@@ -84,8 +104,8 @@ def spans(rows: int, columns: int) -> Iterator[slice]:
 
 
 def place(x: Tensor) -> tuple[Any, ...]:
-    """Where a tensor's numbers are: equal of two that are one."""
-    return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride()
+    """Where in its storage a tensor's numbers are."""
+    return x.storage_offset(), x.shape, x.stride()
 
 
 @dataclass
@@ -120,24 +140,56 @@ class Accumulator:
         """Fold in what had to wait for every call of the layer."""
 
 
+class Whole:
+    """`Σ x yᵀ` over tokens, (d_x, d_y), on a device, or on its host, where some columns at a time
+    come from there."""
+
+    def __init__(self, rows: int, columns: int, like: Tensor, *, host: bool = False) -> None:
+        self.host = host
+        with devices.on_host() if host else nullcontext(like.device) as place:
+            self.sum = torch.zeros(rows, columns, dtype=like.dtype, device=place)
+
+    def add(self, x: Side, y: Side) -> None:
+        """The tokens of a call."""
+        dtype = self.sum.dtype
+        if not self.host:
+            for pair in parts(dtype, x, *([] if y is x else [y])):
+                self.sum.addmm_(pair[0].mT, pair[-1])
+            return
+        rows, columns = self.sum.shape
+        for some in spans(columns, rows):
+            part = self.sum[:, some]
+            block = torch.zeros(part.shape, dtype=dtype, device=x.x.device)
+            for pair in parts(dtype, x, *([] if y is x else [y])):
+                block.addmm_(pair[0].mT, pair[-1][:, some])
+            with devices.on_host() as place:
+                part += block.to(place)
+
+
 class Outer(Accumulator):
     """`Lᵀ (Σ μ hᵀ) R`: the gradient, or with blocks L (d_out, a), R (d_in, b) a sketch of it that
     never forms it."""
 
     def __init__(
-        self, on: Pass, like: Tensor, left: Tensor | None = None, right: Tensor | None = None
+        self,
+        on: Pass,
+        like: Tensor,
+        left: Tensor | None = None,
+        right: Tensor | None = None,
+        *,
+        host: bool = False,
     ) -> None:
         self.on, self.left, self.right = (on,), left, right
         rows = like.shape[0] if left is None else left.shape[1]
         columns = like.shape[1] if right is None else right.shape[1]
-        self.sum = torch.zeros(rows, columns, dtype=like.dtype, device=like.device)
+        self.whole = Whole(rows, columns, like, host=host)
+        self.sum = self.whole.sum
         self.sums = (self.sum,)
 
     def add(self, seen: Seen) -> None:
         dtype = self.sum.dtype
         if self.left is None and self.right is None:
-            for mu, h in parts(dtype, seen.mu, seen.h):
-                self.sum.addmm_(mu.mT, h)
+            self.whole.add(seen.mu, seen.h)
             return
         mu, h = (side.x.flatten(0, -2) for side in (seen.mu, seen.h))
         keep = None if seen.h.mask is None else seen.h.mask.flags.reshape(-1, 1)
@@ -177,16 +229,16 @@ class Diagonal(Accumulator):
 class InputMoment(Accumulator):
     """`Σ h hᵀ` (d_in, d_in) over unpadded tokens, and their number."""
 
-    def __init__(self, on: Pass | None, like: Tensor) -> None:
+    def __init__(self, on: Pass | None, like: Tensor, *, host: bool = False) -> None:
         self.on = () if on is None else (on,)
-        self.sum = torch.zeros(like.shape[1], like.shape[1], dtype=like.dtype, device=like.device)
+        self.whole = Whole(like.shape[1], like.shape[1], like, host=host)
+        self.sum = self.whole.sum
         self.count = double(torch.zeros((), device=like.device))
         self.sums = (self.sum, self.count)
 
     def add(self, seen: Seen) -> None:
-        for (h,) in parts(self.sum.dtype, seen.h):
-            self.sum.addmm_(h.mT, h)
-            self.count += len(h)
+        self.whole.add(seen.h, seen.h)
+        self.count += rows_of(seen.h)
 
 
 class Pooled(Accumulator):

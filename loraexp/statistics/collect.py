@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from loraexp.adapter.adapted import whole
 from loraexp.adapter.layer import CurvatureRequest, Layer
-from loraexp.machine.measure import peak_bytes, reset_peak
+from loraexp.machine import measure
 from loraexp.machine.processes import gathered, rank
 from loraexp.statistics import cache as disk
 from loraexp.statistics.calibration import Calibration
@@ -30,6 +30,8 @@ from loraexp.statistics.matrices import sketched_leading, whole_matrices
 from loraexp.statistics.plan import Size, plan
 from loraexp.statistics.room import free_beside_a_batch
 from loraexp.statistics.sweeps import Sweeper
+
+HOST = 2_000_000_000  # bytes for the sums that are held there at once, as on a run without a GPU
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Report:
     weighting: str = ""  # what the loss was a mean over, where a statistic is of a loss
     peak_bytes: int = 0
     state_bytes: int = 0
+    host: bool = False  # whole matrices were summed there
     cache_hit: bool = False
     cache_note: str = ""
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -192,21 +195,28 @@ def statistics(
     }
     if not isinstance(budget, int):
         budget = budget(free_beside_a_batch(sweeper, likes, needs, request))
-    chosen = plan(known, needs, request, sweeper.samples, budget)
-    report.way, report.state_bytes = str(chosen), chosen.bytes
+    host = None if measure.free_bytes(sweeper.device) is None else HOST
+    chosen = plan(known, needs, request, sweeper.samples, budget, host)
+    report.way, report.state_bytes, report.host = str(chosen), chosen.bytes, chosen.host
 
     small: dict[str, dict[str, Any]] = {name: {} for name in likes}
-    if chosen.curvature is not None:
+
+    def curvatures(names: Iterable[str]) -> None:
         asked = request["curvature"]
-        assert isinstance(asked, CurvatureRequest)
-        for name, curvature in collect_curvature(
-            sweeper, likes, unpooled, asked, chosen.curvature
-        ).items():
+        assert isinstance(asked, CurvatureRequest) and chosen.curvature is not None
+        own = {name: likes[name] for name in names}
+        made = collect_curvature(sweeper, own, unpooled, asked, chosen.curvature)
+        for name, curvature in made.items():
             small[name]["curvature"] = curvature
+
+    if chosen.curvature is not None and not chosen.apart:
+        curvatures(likes)
     if chosen.leading == "sketched":
         for name, factors in sketched_leading(sweeper, likes, request).items():
             small[name]["leading_gradient"] = factors
     for names in chosen.groups:
+        if chosen.apart:
+            curvatures(names)
         yield from whole_matrices(
             sweeper, {n: likes[n] for n in names}, needs, request, chosen, small
         )
@@ -239,7 +249,7 @@ def like(module: nn.Module, device: torch.device) -> Tensor:
 
 def measured(found: Iterator[Layer], report: Report, sweeper: Sweeper) -> Iterator[Layer]:
     """Keep the report up to date: time without the caller's, passes, peak memory."""
-    reset_peak(sweeper.device)
+    measure.reset_peak(sweeper.device)
     with contextlib.closing(found):  # type: ignore[type-var]
         while True:
             began = time.perf_counter()
@@ -247,7 +257,7 @@ def measured(found: Iterator[Layer], report: Report, sweeper: Sweeper) -> Iterat
             report.seconds += time.perf_counter() - began
             report.forward_sweeps = sweeper.forwards + sweeper.backwards
             report.backward_sweeps = sweeper.backwards
-            report.peak_bytes = max(report.peak_bytes, peak_bytes(sweeper.device))
+            report.peak_bytes = max(report.peak_bytes, measure.peak_bytes(sweeper.device))
             if layer is None:
                 return
             yield layer

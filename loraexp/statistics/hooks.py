@@ -157,13 +157,14 @@ class BatchHooks:
                 raise
             mask = None  # a gradient is a sum over whatever the layer read
         samples = samples_in(self.batch)
-        if self._input is None or not self._input.of(h, mask):
+        if self._input is None or not self._input.goes_on(h, mask):
             self._input = None  # before the next one is there
             self._input = Side(h, mask, samples)
         seen = Seen(self._input, Side(mu, mask, samples), self.first_sample, self.current)
         for accumulator in self.sums[name]:
             if self.current is None or self.current in accumulator.on:
                 accumulator.add(seen)
+        self._input.rest()
 
     def _mask(self, name: str, h: Tensor) -> Mask | None:
         """The layer's token mask; layers with equal ones share it."""

@@ -33,9 +33,11 @@ def whole_matrices(
     layer is asked for."""
     wanted = (needs & MATRICES) | ({"gradient"} if chosen.leading == "whole" else set())
     make: dict[str, Callable[[Tensor], Accumulator]] = {
-        "gradient": lambda x: Outer(LOSS, x),
-        "summed_gradient": lambda x: Outer(LOSS, x),
-        "input_moment": lambda x: InputMoment(None if wanted == {"input_moment"} else LOSS, x),
+        "gradient": lambda x: Outer(LOSS, x, host=chosen.host),
+        "summed_gradient": lambda x: Outer(LOSS, x, host=chosen.host),
+        "input_moment": lambda x: InputMoment(
+            None if wanted == {"input_moment"} else LOSS, x, host=chosen.host
+        ),
         "output_moment": lambda x: Diagonal(LOSS, x),
     }
     order = [statistic for statistic in make if statistic in wanted]
@@ -103,11 +105,14 @@ def sketched_leading(
     while not found:
         current = products
 
+        def sketch(name: str, product: Product) -> Accumulator:
+            left, right = (
+                product.block if product.side == side else None for side in ("left", "right")
+            )
+            return Outer(LOSS, likes[name], left, right)
+
         def make(current: Mapping[str, Product] = current) -> dict[str, list[Accumulator]]:
-            return {
-                name: [Outer(LOSS, likes[name], **{product.side: product.block})]
-                for name, product in current.items()
-            }
+            return {name: [sketch(name, product)] for name, product in current.items()}
 
         sums = sweeper.run(make)
         products = {}

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from loraexp.adapter.layer import CurvatureRequest, LeadingRequest
 from loraexp.machine.words import MIB
 
+BLOCK = 2**25  # bytes of a sum on the host that are there on the device, and of what is added
+
 
 class Size(NamedTuple):
     """What a layer's statistics take room for; `unpooled`: its pooled output gradients cancel
@@ -35,8 +37,9 @@ class Way(NamedTuple):
 @dataclass(frozen=True)
 class Plan:
     """`leading`: whole or sketched; `curvature`: whole, pooled or sketched; None where not needed.
-    `groups`: the layers that whole matrices are held for at a time, a sweep for each group (no
-    sweep where no whole matrix is needed)."""
+    `groups`: the layers that whole matrices, or with `apart` curvatures, are held for at a time,
+    with sweeps of their own (none where no whole matrix is needed). `host`: the matrices are summed
+    there, because the device has no room for those of one layer."""
 
     leading: str | None
     curvature: str | None
@@ -45,11 +48,14 @@ class Plan:
     visits: int
     bytes: int
     budget: int
+    host: bool = False
+    apart: bool = False
 
     def __str__(self) -> str:
         small = {"leading_gradient": self.leading, "curvature": self.curvature}
         ways = [f"{statistic} {way}" for statistic, way in small.items() if way]
         ways += [f"{len(self.groups)} group{'s' * (len(self.groups) != 1)} of layers"]
+        ways += ["summed on the host"] if self.host else []
         within = "within" if self.bytes <= self.budget else "the least possible, above"
         return (
             f"{', '.join(ways)}; {self.sweeps:g} forward and backward passes;"
@@ -72,14 +78,16 @@ def plan(
     request: Mapping[str, LeadingRequest | CurvatureRequest],
     samples: int,
     budget: int,
+    host: int | None = None,
 ) -> Plan:
     """Choose how to collect `needs` from `samples` samples with `budget` bytes of state.
 
-    Whole matrices are held for a group of layers at a time, at least one.
+    Whole matrices are held for a group of layers at a time, at least one. Where not even those of
+    one layer fit on a device whose `host` has so many bytes for them, they are summed there.
     """
     matrices = needs & {"gradient", "summed_gradient", "input_moment", "output_moment"}
 
-    def grouped(wanted: frozenset[str]) -> Way:
+    def grouped(wanted: frozenset[str], budget: int = budget) -> Way:
         backwards = int(not wanted <= {"input_moment"})
         groups = group(sizes, lambda size: matrix_bytes(size, wanted), budget)
         largest = max(
@@ -90,6 +98,9 @@ def plan(
 
     everything = (tuple(sizes),)
     rest = grouped(matrices) if matrices else Way("none", 0, 0, 0, everything)
+    away = host is not None and rest.bytes > budget
+    if away and host is not None:
+        rest = grouped(matrices, host)._replace(bytes=BLOCK)
     ways = [rest]
     if "leading_gradient" in needs:
         asked = request["leading_gradient"]
@@ -104,7 +115,10 @@ def plan(
     if "curvature" in needs:
         wanted = request["curvature"]
         assert isinstance(wanted, CurvatureRequest)
-        curvature = choose(curvature_ways(sizes, wanted, samples), budget)
+        alone = needs <= {"curvature", "population"}
+        curvature = choose_curvature(sizes, wanted, samples, budget, alone=alone)
+        if curvature.groups:
+            chosen = chosen._replace(groups=curvature.groups)
     return Plan(
         leading=chosen.name if "leading_gradient" in needs else None,
         curvature=curvature.name if "curvature" in needs else None,
@@ -113,6 +127,8 @@ def plan(
         visits=chosen.visits + curvature.visits,
         bytes=max(chosen.bytes, curvature.bytes),
         budget=budget,
+        apart=bool(curvature.groups),
+        host=away and (chosen is rest or chosen.name == "sketched"),
     )
 
 
@@ -149,9 +165,40 @@ def sketch_bytes(sizes: Mapping[str, Size], request: LeadingRequest) -> int:
     )
 
 
-def curvature_ways(sizes: Mapping[str, Size], request: CurvatureRequest, samples: int) -> list[Way]:
+def choose_curvature(
+    sizes: Mapping[str, Size],
+    request: CurvatureRequest,
+    samples: int,
+    budget: int,
+    *,
+    alone: bool,
+) -> Way:
+    """The curvature of all layers at once, or, where nothing else is collected and that does not
+    fit, a group of layers at a time."""
+    ways = curvature_ways(sizes, request, samples)
+    fewest = choose([way for way, _ in ways], budget)
+    if fewest.bytes <= budget or not alone:
+        return fewest
+    parts = []
+    for way, cost in ways:
+
+        def held(size: Size, cost: Callable[[Size], int] = cost) -> int:
+            m = min(request.m or samples, samples, size.d_in)
+            return cost(size) + size.itemsize * m * (size.d_out + size.d_in)
+
+        groups = group(sizes, held, budget)
+        largest = max(sum(held(sizes[name]) for name in names) for names in groups)
+        count = len(groups)
+        parts.append(Way(way.name, count * way.sweeps, count * way.visits, largest, groups))
+    best = choose(parts, budget)
+    return best if best.bytes <= budget else fewest
+
+
+def curvature_ways(
+    sizes: Mapping[str, Size], request: CurvatureRequest, samples: int
+) -> list[tuple[Way, Callable[[Size], int]]]:
     """Whole gradient and pooled rows in one sweep; pooled rows, then the gradient in their basis;
-    sketches alone."""
+    sketches alone. Each with the bytes of a layer."""
     probes = request.probes
     thetas = probes if request.loss == "cross_entropy" else 0
 
@@ -167,13 +214,20 @@ def curvature_ways(sizes: Mapping[str, Size], request: CurvatureRequest, samples
         m = request.m or 0
         return 8 * 2 * m * (size.d_in + size.d_out) + 8 * 4 * m**2
 
-    all_sizes = sizes.values()
-    whole = sum(rows(s, probes + thetas) + s.itemsize * s.d_out * s.d_in for s in all_sizes)
-    ways = [
-        Way("whole", 1 + probes + thetas + 1, 1, whole),
-        Way("pooled", (1 + probes) + (1 + thetas + 1), 2, sum(rows(s, probes) for s in all_sizes)),
+    def whole(size: Size) -> int:
+        return rows(size, probes + thetas) + size.itemsize * size.d_out * size.d_in
+
+    def pooled(size: Size) -> int:
+        return rows(size, probes)
+
+    def way(name: str, sweeps: int, visits: int, cost: Callable[[Size], int]) -> Way:
+        return Way(name, sweeps, visits, sum(map(cost, sizes.values())))
+
+    ways: list[tuple[Way, Callable[[Size], int]]] = [
+        (way("whole", 1 + probes + thetas + 1, 1, whole), whole),
+        (way("pooled", (1 + probes) + (1 + thetas + 1), 2, pooled), pooled),
     ]
     if request.bases == "sketched" and request.m is not None:
         sweeps = request.iterations * (1 + probes) + (1 + probes + thetas + 1)
-        ways.append(Way("sketched", sweeps, request.iterations + 1, sum(map(sketch, all_sizes))))
+        ways.append((way("sketched", sweeps, request.iterations + 1, sketch), sketch))
     return ways

@@ -182,7 +182,8 @@ class Sweeper:
                 scalars.append(scalar)
                 losses += counted
             del once
-            for which, scalar in zip(passes, scalars, strict=True):
+            for which in passes:
+                scalar = scalars.pop(0)
                 hooks.current = which
                 if not scalar.requires_grad:
                     raise ValueError(
@@ -191,6 +192,7 @@ class Sweeper:
                         " checkpointing: set use_reentrant=False)"
                     )
                 scalar.backward(retain_graph=which != passes[-1])
+                del scalar  # and what it alone keeps, such as the loss its logits
                 hooks.end_of_pass()
         reached |= hooks.reached
         return losses
@@ -239,6 +241,7 @@ class Sweeper:
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether every number is finite; one transfer from the device."""
-    flags = [tensor.isfinite().all() for tensor in tensors]
-    return bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all()) if flags else True
+    """Whether every number is finite, by the least and the largest, without a copy of any; one
+    transfer from the device."""
+    ends = [torch.stack(x.aminmax()).isfinite().all() for x in tensors if x.numel()]
+    return bool(torch.stack([flag.to(ends[0].device) for flag in ends]).all()) if ends else True

@@ -17,16 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from loraexp import config, models
+from loraexp.adapter import linalg
 from loraexp.adapter.adapted import Adapters, train_everything
 from loraexp.adapter.layer import Initializer, Layer, as_initializer
 from loraexp.config.settings import ModelSettings, default_budget
 from loraexp.run.components import make
+from loraexp.run.initialise import settled
 from loraexp.run.sharding import blocks
-from loraexp.statistics import Size
+from loraexp.statistics import HOST, Size
 from loraexp.statistics import plan as plan_statistics
-from loraexp.sweep.peaks import Kind, hollow_adapters, passes
+from loraexp.sweep.peaks import Asks, Kind, hollow_adapters, passes
 from loraexp.sweep.shapes import Memory, Shape
-from loraexp.sweep.work import work_of
+from loraexp.sweep.work import ANY, work_of
 
 
 @cache
@@ -60,12 +62,13 @@ def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
         "gathered": gathered,
     }
     swept = found.swept + once
-    room = sum(training.values()) - weights - gathered - swept if shape.fused else None
+    beside = sum(training.values()) - weights - gathered if shape.fused else None
+    statistics, work = (0, 0) if full else initialising(made, parts, sizes, dtype, beside, swept)
     return Memory(
         **training,
         init_activations=swept,
-        statistics=0 if full else statistics_bytes(made, parts, sizes, room),
-        work=0 if full else work_of(parts, sizes, dtype) + 4 * numbers["adapter"],
+        statistics=statistics,
+        work=0 if full else work + 4 * numbers["adapter"],
         evaluation=found.evaluated + once,
         written=shape.written[0] * shape.written[1] * cache_bytes(model, dtype),
     ), numbers
@@ -106,7 +109,7 @@ def kind_of(
 ) -> Kind:
     """What the passes of a run depend on; runs that agree in it are counted once."""
     names = tuple(map(str, range(parts["labels"]))) if parts["model"]["kind"] == "encoder" else ()
-    asks = bool(as_initializer(initializer.function).needs)
+    made = as_initializer(initializer.function)
     return Kind(
         settings=json.dumps(parts["model"], sort_keys=True),
         dtype=dtype,
@@ -123,7 +126,7 @@ def kind_of(
         evaluated=parts["evaluated"],
         fused=shape.fused,
         shards=parts["shards"],
-        init=json.dumps(parts["init"], sort_keys=True) if asks else "",
+        asks=Asks.of(made, parts["rank"], initializer.keywords),
     )
 
 
@@ -213,18 +216,28 @@ def has_offset(made: Initializer, node: Mapping[str, Any]) -> bool:
     """Whether training starts from pretrained weights with factors whose product is not zero: a
     second pair is kept beside them.
 
-    What the product is of an initializer that needs no statistics, it shows on a small layer.
+    Where the configuration does not say, the initializer shows on a small layer.
     """
     if node.get("start") not in ("pretrained", None):
         return False
-    if made.needs:
+    if made.needs and node.get("start") == "pretrained":
         return True
-    hyper = {k: v for k, v in node.items() if k not in ("_target_", "_partial_", "name")}
     generator = torch.Generator().manual_seed(0)
-    layer = Layer(name="small", W=torch.randn(8, 8, generator=generator))
-    factors = made(layer, rank=2, scaling=1.0, generator=generator, **hyper)
-    product = factors.B @ factors.A if factors.R is None else factors.B @ factors.R @ factors.A
-    return factors.start == "pretrained" and bool(product.abs().max() > 0)
+    W, G = (torch.randn(8, 8, generator=generator) for _ in range(2))
+    known = {
+        "gradient": G,
+        "summed_gradient": G,
+        "leading_gradient": linalg.svd(G),
+        "input_moment": W @ W.mT,
+        "output_moment": W.square().sum(1),
+        "population": ANY.rows,
+    }
+    if not made.needs <= known.keys():
+        return True
+    layer = Layer(name="small", W=W, **{name: known[name] for name in made.needs})
+    initializer = settled(make(dict(node)), ANY)
+    factors = initializer(layer, rank=2, scaling=1.0, generator=generator)
+    return factors.start == "pretrained" and factors.has_product()
 
 
 @cache
@@ -253,15 +266,26 @@ def optimizer_bytes(adapters: Adapters, node: dict[str, Any]) -> int:
     return int(rule(adapters, lr=1e-3, weight_decay=0.0).state_bytes())
 
 
-def statistics_bytes(
-    made: Initializer, parts: dict[str, Any], sizes: Mapping[str, Size], room: int | None
-) -> int:
-    """What the initializer's statistics hold at once, as the collection plans it within its budget:
-    on a card that has `room` beside the passes of a batch."""
-    if not made.needs:
-        return 0
-    samples, budget = parts["calibration"]
-    if budget == "auto":
-        budget = default_budget(room)
-    asked = made.request(parts["rank"], **config.Component.of(parts["init"], "init").keywords)
-    return plan_statistics(sizes, made.needs, asked, samples, budget).bytes
+def initialising(
+    made: Initializer,
+    parts: dict[str, Any],
+    sizes: Mapping[str, Size],
+    dtype: torch.dtype,
+    beside: int | None,
+    swept: int,
+) -> tuple[int, int]:
+    """What the initializer's statistics hold at once, as the collection plans it within its budget,
+    and what the layer needs that needs most: on a card with just so many bytes `beside` the weights
+    as training takes, of which the passes of a batch take `swept`."""
+    held, host = 0, False
+    if made.needs:
+        samples, budget = parts["calibration"]
+        if budget == "auto":
+            budget = default_budget(None if beside is None else beside - swept)
+        asked = made.request(parts["rank"], **config.Component.of(parts["init"], "init").keywords)
+        there = None if beside is None else HOST
+        plan = plan_statistics(sizes, made.needs, asked, samples, budget, there)
+        held, host = plan.bytes, plan.host
+    factors = 4 * parts["rank"] * sum(s.d_out + s.d_in for s in sizes.values())
+    room = None if beside is None else beside - factors - (0 if host else held)
+    return held, work_of(parts, sizes, dtype, room, host=host)

@@ -1,6 +1,5 @@
 """A model without numbers (on the meta device) as it would compute on a card: attention by a fused
-kernel, autocast by CUDA's lists, rows of a length without a text, and an answer to whoever reads a
-value."""
+kernel, autocast by CUDA's lists, and rows of a length without a text."""
 
 from __future__ import annotations
 
@@ -12,19 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from loraexp.config.settings import ModelSettings
 from loraexp.data.pairs import TextExamples
 from loraexp.data.tokens import Examples
+from loraexp.machine.answers import META
 from loraexp.machine.device import unread_masks
 from loraexp.models.load import recompute
 from loraexp.run.task import Task
 from loraexp.tasks.classification import Classification
 from loraexp.tasks.text import TextTask
-
-META = torch.device("meta")
-WHOLE = {torch.int64: 2**20}  # whatever is counted is plenty
 
 
 def flash(
@@ -106,49 +102,6 @@ class Autocast(TorchFunctionMode):
 
 def raised(x: Any) -> Any:
     return x.float() if isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x
-
-
-class Answers(TorchDispatchMode):
-    """Whatever is read of a value on the host is one, or true, or a whole number of `WHOLE`: what
-    is decided by it is what is decided where all is well."""
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
-    ) -> Any:
-        keywords = keywords or {}
-        name = function.overloadpacket.__name__
-        source: Any = arguments[1] if name == "copy_" else arguments[0] if arguments else None
-        from_meta = isinstance(source, Tensor) and source.device == META
-        if from_meta and name in ("_local_scalar_dense", "item", "is_nonzero", "equal"):
-            return WHOLE.get(source.dtype, torch.ones((), dtype=source.dtype).item())
-        elsewhere = torch.device(keywords.get("device") or META) != META
-        if from_meta and name in ("_to_copy", "to") and elsewhere:
-            return torch.ones(source.shape, dtype=keywords.get("dtype") or source.dtype)
-        if from_meta and name == "copy_" and arguments[0].device != META:
-            return arguments[0].fill_(1)
-        if from_meta and name == "eq" and source.dim() == 0:
-            return torch.tensor(False)  # whether it is zero
-        if from_meta and name == "linalg_cholesky_ex":
-            L, _ = function(*arguments, **keywords)
-            return L, torch.zeros(L.shape[:-2], dtype=torch.int32, device=META)
-        if from_meta and name in ("index", "nonzero"):
-            return self.chosen(function, arguments, keywords)
-        return function(*arguments, **keywords)
-
-    @staticmethod
-    def chosen(function: Any, arguments: Any, keywords: Any) -> Any:
-        """By a mask everything is chosen."""
-        if function.overloadpacket.__name__ == "nonzero":
-            (mask,) = arguments
-            return torch.empty(mask.numel(), mask.dim(), dtype=torch.int64, device=META)
-        x, indices = arguments
-        every = [
-            torch.empty(i.numel(), dtype=torch.int64, device=META)
-            if i is not None and i.dtype == torch.bool and i.dim() == 1
-            else i
-            for i in indices
-        ]
-        return function(x, every, **keywords)
 
 
 @contextlib.contextmanager

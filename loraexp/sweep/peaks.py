@@ -12,16 +12,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from loraexp import config, models
+from loraexp import models
 from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
-from loraexp.adapter.layer import Factors, as_initializer
+from loraexp.adapter.layer import CurvatureRequest, Factors, Initializer, Weighting
 from loraexp.config.settings import ModelSettings
 from loraexp.machine.alive import Alive
+from loraexp.machine.answers import META, Answers
 from loraexp.machine.device import to_device
 from loraexp.run.components import make
 from loraexp.run.initialise import objective as objective_of
@@ -29,7 +30,8 @@ from loraexp.run.task import Task
 from loraexp.statistics.collect import like
 from loraexp.statistics.room import widest_sweep
 from loraexp.statistics.sweeps import Sweeper
-from loraexp.sweep.hollow import META, Answers, Autocast, checkpointed, on_a_card, task_of
+from loraexp.sweep.hollow import Autocast, checkpointed, on_a_card, task_of
+from loraexp.tasks.text import TextTask
 
 ANSWER = 16  # tokens of the decoder of an encoder-decoder: its tasks answer with a class in words
 FEW = 2  # blocks, or periods of them, of the smaller of two models
@@ -43,6 +45,30 @@ class Passes:
     trained: int  # of a step: passes with their gradients, or the rule's own work
     evaluated: int  # of a batch of an evaluation
     swept: int  # of a batch of statistics; the loss alone where there are none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asks:
+    """What of an initializer the passes of a batch of statistics depend on."""
+
+    needs: frozenset[str]
+    weighting: Weighting
+    curvature: CurvatureRequest | None
+
+    @classmethod
+    def of(cls, made: Initializer, rank: int, keywords: Mapping[str, Any]) -> Asks | None:
+        asked = made.request(rank, **keywords).get("curvature")
+        if not made.needs:
+            return None
+        # every probe needs what one does, in a basis of any size
+        curvature = CurvatureRequest(m=1, loss=asked.loss) if is_curvature(asked) else None
+        forward = made.needs <= {"input_moment"}
+        needs = made.needs if forward else made.needs & {"curvature"} | {"gradient"}
+        return cls(needs=needs, weighting=made.weighting, curvature=curvature)
+
+
+def is_curvature(asked: object) -> TypeGuard[CurvatureRequest]:
+    return isinstance(asked, CurvatureRequest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +90,31 @@ class Kind:
     evaluated: int  # rows of a batch of an evaluation
     fused: bool
     shards: int  # processes that hold the weights in pieces
-    init: str  # json; of one that needs no statistics ""
+    asks: Asks | None  # None: there are no statistics
 
     @property
     def model(self) -> ModelSettings:
         return ModelSettings(**json.loads(self.settings))
 
 
+# what neither the weights nor the passes of statistics depend on
+ALIKE: dict[str, Any] = {
+    "asks": None,
+    "optimizer": "",
+    "trains": frozenset(),
+    "offset": False,
+    "parts": 1,
+    "rank": 1,
+}
+
+
 def passes(kind: Kind) -> Passes:
     """At the depth of the model, from two depths where all of its blocks are alike."""
     bare = models.open(kind.model).config
+    same = replace(kind, **ALIKE)
     depth = int(getattr(bare, "num_hidden_layers", 0) or 0)
     small = FEW * period(bare)
-    if not depth or 2 * small >= depth or not alike(kind, small, depth):
+    if not depth or 2 * small >= depth or not alike(same, small, depth):
         return at(kind, None)
     one, two = at(kind, small), at(kind, 2 * small)
     further = (depth - 2 * small) / small
@@ -120,30 +158,62 @@ def of_depth(kind: Kind, layers: int | None) -> nn.Module:
     return base.bare(kind.dtype, **labels, **fewer)
 
 
-@cache
 def at(kind: Kind, layers: int | None) -> Passes:
-    """What is counted at one depth."""
-    model = of_depth(kind, layers)
-    model.requires_grad_(kind.full)
-    if kind.model.gradient_checkpointing:
-        checkpointed(model, lower=kind.precision == "bf16", fused=kind.fused)
-    model.eval()
-    head = models.new_modules(model, kind.model.kind)
-    targets = models.target_layers(model, kind.model.targets, head)
-    rows = (kind.length,) * max(kind.batch, kind.evaluated)
-    answer = ANSWER if kind.model.kind == "seq2seq" else kind.length - 1
-    task = task_of(kind.model, rows, min(answer, kind.length - 1), kind.classes)
-    swept = of_statistics(kind, model, targets, task)
-    adapters = (
-        train_everything(model)
-        if kind.full
-        else hollow_adapters(model, targets, head, kind.rank, kind.trains, offset=kind.offset)
-    )
+    """What is counted at one depth: each part once for all kinds that agree in what it needs."""
+    alone = replace(kind, asks=None)
     return Passes(
-        swept=swept,
-        trained=of_training(kind, model, task, adapters),
-        evaluated=of_evaluation(kind, model, task),
+        swept=swept_at(replace(kind, **(ALIKE | {"asks": kind.asks})), layers),
+        trained=trained_at(alone, layers),
+        evaluated=evaluated_at(alone, layers),
     )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model without numbers, and rows for it."""
+
+    model: nn.Module
+    head: list[str]
+    targets: dict[str, Any]
+    task: Task
+
+    @classmethod
+    def of(cls, kind: Kind, layers: int | None) -> Subject:
+        model = of_depth(kind, layers)
+        model.requires_grad_(kind.full)
+        if kind.model.gradient_checkpointing:
+            checkpointed(model, lower=kind.precision == "bf16", fused=kind.fused)
+        model.eval()
+        head = models.new_modules(model, kind.model.kind)
+        rows = (kind.length,) * max(kind.batch, kind.evaluated)
+        answer = ANSWER if kind.model.kind == "seq2seq" else kind.length - 1
+        task = task_of(kind.model, rows, min(answer, kind.length - 1), kind.classes)
+        return cls(model, head, models.target_layers(model, kind.model.targets, head), task)
+
+    def adapted(self, kind: Kind) -> Adapters:
+        if kind.full:
+            return train_everything(self.model)
+        given = self.model, self.targets, self.head, kind.rank, kind.trains
+        return hollow_adapters(*given, offset=kind.offset)
+
+
+@cache
+def swept_at(kind: Kind, layers: int | None) -> int:
+    one = Subject.of(kind, layers)
+    return of_statistics(kind, one.model, one.targets, one.task)
+
+
+@cache
+def trained_at(kind: Kind, layers: int | None) -> int:
+    one = Subject.of(kind, layers)
+    return of_training(kind, one.model, one.task, one.adapted(kind))
+
+
+@cache
+def evaluated_at(kind: Kind, layers: int | None) -> int:
+    one = Subject.of(kind, layers)
+    one.adapted(kind)
+    return of_evaluation(kind, one.model, one.task)
 
 
 def precisely(kind: Kind) -> AbstractContextManager[Any]:
@@ -175,21 +245,20 @@ def of_statistics(
     alive = resident(model)
     before = alive.now
     objective = objective_of(task, partial(precisely, kind))
-    if not kind.init:
+    if kind.asks is None:
         with on_a_card(fused=kind.fused), torch.no_grad(), alive:
             objective.loss_sum(model, batch_of(task, kind.batch))
         return alive.recent - before
-    initializer = config.Component.of(json.loads(kind.init), "init")
-    made = as_initializer(initializer.function)
-    asked = made.request(kind.rank, **initializer.keywords)
+    asks = kind.asks
     calibration = replace(
         objective,
         batches=(task.collate(task.splits["train"], range(kind.batch)),),
-        weighting=made.weighting,
+        weighting=asks.weighting,
     )
     sweeper = Sweeper(model, targets, calibration, "squared")
     likes = {name: like(module, META) for name, module in targets.items()}
-    sweep = widest_sweep(sweeper, likes, made.needs, asked)
+    asked = {} if asks.curvature is None else {"curvature": asks.curvature}
+    sweep = widest_sweep(sweeper, likes, asks.needs, asked)
     with on_a_card(fused=kind.fused), alive:
         sweep()
     return alive.recent - before
@@ -245,7 +314,7 @@ def of_training(kind: Kind, model: nn.Module, task: Task, adapters: Adapters) ->
         for batch in batches:
             with precisely(kind):
                 loss, _ = task.loss_sum(model, batch)
-                loss.backward()
+            loss.backward()
             del loss
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
@@ -261,7 +330,7 @@ def of_evaluation(kind: Kind, model: nn.Module, task: Task) -> int:
     model.eval()
     alive = resident(model)
     before = alive.now
-    measure = task.scores if kind.model.kind == "encoder" else task.loss_sum
+    measure = task.scored if isinstance(task, TextTask) else task.scores
     batch = batch_of(task, kind.evaluated)
     with on_a_card(fused=kind.fused), torch.no_grad(), alive, precisely(kind):
         measure(model, batch)

@@ -12,7 +12,7 @@ from loraexp.adapter.linalg import at_least_float32
 from loraexp.machine.device import is_accelerator
 
 # bytes of the float32 copy of the tokens that are at work: a cache on a CPU, few launches elsewhere
-CHUNK = {"cpu": 2**22, "accelerator": 2**26}
+CHUNK = {"cpu": 2**22, "accelerator": 2**25}
 
 
 def cross_entropies(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:
@@ -63,4 +63,5 @@ class CrossEntropies(torch.autograd.Function):
             own = at_least_float32(logits[part]).log_softmax(-1).exp_().mul_(weights[part])
             own.scatter_add_(1, at[part], -weights[part])
             gradient[part] = own
+            del own  # before there is the next
         return gradient, None, None

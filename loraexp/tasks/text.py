@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from loraexp.adapter.linalg import at_least_float32
 from loraexp.data.pairs import Kind, TextExamples
 from loraexp.machine.device import Batch, Runtime
 from loraexp.run.evaluate import of_batches
@@ -23,6 +22,8 @@ from loraexp.tasks.losses import cross_entropies
 # the label of a token that is not in the loss: padding, and prompts unless they are learnt
 IGNORED = -100
 KINDS = frozenset({"causal", "seq2seq"})
+# bytes of the logits that are there at once where only likelihoods are wanted: soft caps copy them
+LOGITS = 2**30
 
 
 @dataclass(kw_only=True, eq=False)
@@ -145,6 +146,23 @@ class TextTask(Task):
         count = known(batch, "count")
         return losses.sum(), int((labels != IGNORED).sum()) if count is None else count
 
+    def scored(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+        """`loss_sum` where nothing is differentiated: of a batch whose logits would be too many,
+        some rows after others."""
+        labels = batch["labels"]
+        body: Any = getattr(model, "module", model)
+        width = body.dtype.itemsize * body.config.get_text_config().vocab_size
+        rows = max(1, LOGITS // (width * labels.shape[1]))
+        if rows >= len(labels):
+            return self.loss_sum(model, batch)
+        count, first = known(batch, "count"), known(batch, "first")
+        sums = []
+        for start in range(0, len(labels), rows):
+            own = {name: x[start : start + rows] for name, x in batch.items()}
+            sums.append(self.loss_sum(model, Batch(own, count=0, first=first))[0])
+        total = int((labels != IGNORED).sum()) if count is None else count
+        return torch.stack(sums).sum(), total
+
     def sample_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """`L_i` (n,): the mean over each row's label tokens, which is the loss of a batch of that
         row alone."""
@@ -152,8 +170,8 @@ class TextTask(Task):
         return losses.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp_min(1)
 
     def outputs(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """The logits at the label tokens (n, L, V), each row's from its first label on; exact zeros
-        behind its last.
+        """The logits at the label tokens (n, L, V), in their own dtype, each row's from its first
+        label on; exact zeros behind its last.
 
         A row's outputs do not depend on the batch it is in, so neither do the probes that belong to
         its place.
@@ -163,11 +181,9 @@ class TextTask(Task):
         counts = here.sum(dim=1)
         most = known(batch, "most") or int(counts.max())
         order = torch.argsort(here.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
-        gathered = at_least_float32(
-            logits[torch.arange(len(order), device=order.device).unsqueeze(1), order]
-        )
+        gathered = logits[torch.arange(len(order), device=order.device).unsqueeze(1), order]
         behind = torch.arange(order.shape[1], device=labels.device) >= counts.unsqueeze(1)
-        return gathered.masked_fill(behind.unsqueeze(-1), 0.0)
+        return gathered.masked_fill_(behind.unsqueeze(-1), 0.0)
 
     def likelihood(
         self, model: nn.Module, split: str, *, batch_size: int, runtime: Runtime
@@ -181,7 +197,7 @@ class TextTask(Task):
         """
 
         def summed(batch: Mapping[str, Tensor]) -> tuple[float, int]:
-            loss, labels = self.loss_sum(model, batch)
+            loss, labels = self.scored(model, batch)
             return float(loss), labels
 
         batches = of_batches(model, self, split, summed, batch_size=batch_size, runtime=runtime)

@@ -20,15 +20,17 @@ from loraexp import config, models
 from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_everything
 from loraexp.config.settings import Settings
 from loraexp.initializers import lora_da
+from loraexp.machine import device as devices
 from loraexp.machine import measure
 from loraexp.machine.alive import Alive
+from loraexp.machine.answers import META, Answers
 from loraexp.machine.device import Runtime
 from loraexp.machine.processes import Processes
 from loraexp.run import initialise, train
 from loraexp.run.batches import Batches
 from loraexp.run.experiment import make
 from loraexp.sweep import sizes
-from loraexp.sweep.hollow import META, Answers, Autocast, checkpointed, on_a_card, task_of
+from loraexp.sweep.hollow import Autocast, checkpointed, on_a_card, task_of
 from loraexp.sweep.peaks import DEPTHS
 from loraexp.tasks.text import TextTask
 
@@ -54,7 +56,13 @@ def card_of(size: int | None, alive: Alive) -> Iterator[None]:
     def free(device: torch.device) -> int | None:
         return None if size is None else size - alive.now
 
+    @contextlib.contextmanager
+    def host() -> Iterator[torch.device]:
+        with alive.elsewhere():
+            yield META
+
     with (
+        mock.patch.object(devices, "on_host", host),
         mock.patch.object(measure, "free_bytes", free),
         mock.patch.object(measure, "reset_peak", lambda device: alive.reset()),
         mock.patch.object(measure, "peak_bytes", lambda device: alive.recent),
