@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from loraexp.cli.options import Parser
-from loraexp.cli.outcomes import PACKED, time_of
+from loraexp.cli.outcomes import PACKED, put, time_of
 from loraexp.config import ConfigError
 from loraexp.machine.words import shorten
 
@@ -50,10 +49,7 @@ def runs(arguments: Sequence[str]) -> int:
     if not lines:
         print(f"no {'failed ' if options.failed else ''}runs under {shorten(options.root)}")
         return 0
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a pipe has no edge
-    console.print(table(lines))
+    put(table(lines))
     if options.clean:
         clean([Path(line["folder"]) for line in lines], really=options.yes)
     return 0

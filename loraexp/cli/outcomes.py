@@ -59,10 +59,15 @@ def lines_of(runs: Iterable[tuple[Mapping[str, object], Path]]) -> list[Line]:
 
 def show(lines: Sequence[Line]) -> None:
     """The table on standard output; of many runs the best, in the order of the grid."""
+    put(table(lines))
+
+
+def put(table: Table) -> None:
+    """A table on standard output."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200  # a pipe has no edge
-    console.print(table(lines))
+    console.print(table)
 
 
 def table(lines: Sequence[Line]) -> Table:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from loraexp import config
 from loraexp.cli.options import Parser, expected, one_of
 from loraexp.config import ConfigError, boundary
-from loraexp.config.paths import unquoted
 from loraexp.machine.escapes import printable
 from loraexp.machine.words import reason_of, shorten
 from loraexp.sweep import comparison, reading, schema
@@ -47,11 +46,8 @@ def of_hydra(word: str) -> bool:
 
 def require_root(overrides: Sequence[str]) -> Path | None:
     """The output_root that was typed, if one was; raises ConfigError where no such folder is."""
-    typed = [word.partition("=")[2] for word in overrides if schema.key_of(word) == "output_root"]
-    if not typed:
-        return None
-    root = Path(unquoted(typed[-1])).expanduser().absolute()
-    if not root.is_dir():
+    root = schema.root_of(overrides)
+    if root is not None and not root.is_dir():
         raise ConfigError(
             f"output_root={root}: there is no such folder, so there are no records; give that of"
             " your runs (loraexp sweep makes them)"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -243,9 +243,7 @@ class Sweep:
         """Where its results are: the user's `output_root=DIR`, or where its runs go by their
         experiment."""
         words = [*self.base, *self.overrides]
-        said = [word.partition("=")[2] for word in words if key_of(word) == "output_root"]
-        text = unquoted(said[-1]) if said else composition.usual(words, "output_root")
-        return Path(text).expanduser().absolute()
+        return root_of(words) or absolute(composition.usual(words, "output_root"))
 
     def label_of(self, row: str) -> str:
         """A row's label, with its group where another row has the same label."""
@@ -317,6 +315,16 @@ class Sweep:
 def listed(grid: Plain) -> Grid:
     """Every axis as a list: one value is a list of one."""
     return {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
+
+
+def absolute(folder: str) -> Path:
+    return Path(folder).expanduser().absolute()
+
+
+def root_of(overrides: Sequence[str]) -> Path | None:
+    """The output_root that overrides name, if they do: the last one counts."""
+    named = [word.partition("=")[2] for word in overrides if key_of(word) == "output_root"]
+    return absolute(unquoted(named[-1])) if named else None
 
 
 def key_of(word: str) -> str:
