@@ -152,8 +152,9 @@ def weight_bytes(
 ) -> int:
     """Of all parameters but factors, each once however many modules share it."""
     factors = factors_of(adapters)
+    few = quantised(model, settings)
     held = {
-        id(p): stored_bytes(p, module, settings)
+        id(p): stored_bytes(p, settings if id(module) in few else None)
         for module in model.modules()
         for p in module.parameters(recurse=False)
         if id(p) not in factors
@@ -252,11 +253,29 @@ def bare(settings: ModelSettings, dtype: torch.dtype, labels: int) -> nn.Module:
     return models.open(settings).bare(dtype, **classes)
 
 
-def stored_bytes(parameter: Tensor, module: nn.Module, settings: ModelSettings) -> int:
-    """Of a frozen parameter: quantised linear layers take 1 or 1/2 byte a number, and NF4 its
-    scales (1/64 float32) beside them."""
-    if settings.quantise and isinstance(module, nn.Linear) and parameter.dim() == 2:
-        return int(parameter.numel() * (1 if settings.quantise == "8bit" else 0.5 + 4 / 64))
+def quantised(model: Any, settings: ModelSettings) -> set[int]:
+    """The linear layers whose weights are stored in fewer bits, by identity. The library leaves the
+    vocabulary of a text model as it is, T5's `wo`, and the head and the pooler of an encoder."""
+    if not settings.quantise:
+        return set()
+    parts = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    if settings.kind == "encoder":
+        parts |= {*models.new_modules(model, settings.kind), "pooler"}
+    vocabulary = None if settings.kind == "encoder" else model.get_output_embeddings()
+    return {
+        id(module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not vocabulary
+        and not parts & {*name.split(".")}
+    }
+
+
+def stored_bytes(parameter: Tensor, few: ModelSettings | None) -> int:
+    """Of a frozen parameter: a quantised weight takes 1 or 1/2 byte a number, and NF4 its scales
+    (1/64 float32) beside it. `few`: the settings of a layer that is quantised."""
+    if few is not None and parameter.dim() == 2:
+        return int(parameter.numel() * (1 if few.quantise == "8bit" else 0.5 + 4 / 64))
     return parameter.numel() * parameter.element_size()
 
 

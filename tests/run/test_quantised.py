@@ -23,6 +23,7 @@ from loraexp.machine.signals import Interrupted
 from loraexp.models.load import quantised
 from loraexp.run import kept, train
 from loraexp.scoring import protocols
+from loraexp.sweep import estimate
 from tests.support.checkpoints import settings_of
 from tests.support.glue import write_glue
 from tests.support.runs import metric_lines, run
@@ -137,6 +138,25 @@ def test_a_run_on_quantised_weights(
     again_scored = json.loads((whole.folder / "record.json").read_text())["evaluations"][-1]
     both = again_scored["metrics"].keys() & record["metrics"].keys()
     assert both and all(again_scored["metrics"][key] == record["metrics"][key] for key in both)
+
+
+@bits_and_bytes
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plan_counts_the_weights_as_they_are_stored(kind: str, bits: str, place: Path) -> None:
+    own = {"path": str(place / MODELS[kind]), "config": None, "quantise": bits}
+    settings = settings_of(MODELS[kind], **own)
+    base, single = models.open(settings), torch.float32
+    model = base.load(dtype=single, head_seed=0, device=torch.device("cpu"))
+    held = 0
+    for parameter in model.parameters():
+        held += parameter.numel() * parameter.element_size()
+        # of 8 bits a scale a row, which at the width of a real model is nothing
+        if hasattr(parameter, "quant_state"):
+            held += parameter.quant_state.absmax.nbytes
+    assert any(not parameter.is_floating_point() for parameter in model.parameters())
+    planned = estimate.weight_bytes(base.bare(single), settings)
+    assert planned == pytest.approx(held, abs=1024)  # biases of 4-bit layers are bf16
 
 
 @bits_and_bytes
