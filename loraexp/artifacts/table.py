@@ -3,6 +3,8 @@ what a reader must know under it."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from loraexp.sweep.schema import Sweep
 
 FORMATS = ("md", "tex", "csv", "json")
 PLACE = tuple[str, str]
+MANY = 20  # numbers of one value that nobody reads one by one
 ASSUMED = "Settings that the paper does not state"
 
 
@@ -184,11 +187,19 @@ def computed_values(found: Results) -> Section:
     places = {f"{row}/{column}" for row, column in found.places}
     for name, value in found.computed.values.items() if found.computed is not None else ():
         if name not in places:
-            numbers = value if isinstance(value, list) else [value]
-            section.rows.append(
-                [name, ", ".join("—" if one is None else f"{one:.6g}" for one in numbers)]
-            )
+            section.rows.append([name, in_words(value if isinstance(value, list) else [value])])
     return section
+
+
+def in_words(numbers: Sequence[float | None]) -> str:
+    """Some numbers as they are, many by their range and median; csv and json have them all."""
+    known = [one for one in numbers if one is not None]
+    if len(numbers) <= MANY or not known:
+        return ", ".join("—" if one is None else f"{one:.6g}" for one in numbers)
+    least, middle, most = min(known), statistics.median(known), max(known)
+    words = f"{len(known):,} numbers from {least:.6g} to {most:.6g}, median {middle:.6g}"
+    absent = len(numbers) - len(known)
+    return f"{words}; {absent:,} of none" if absent else words
 
 
 def choices(table: Table) -> Section:

@@ -163,7 +163,7 @@ def trajectories(
     start = by_seed(distance_to_minimizers(at[0]), arms)
     values = compared(start, until) | ends(start, until, steps, trace.diverged_at)
     panel = "steps until a minimizer"
-    axes = {panel: {"x": f"steps until within {near:g} of the set", "y": "seeds"}}
+    axes = {panel: {"x": f"steps until within {near:g} of the set ({steps}: never)", "y": "seeds"}}
     axes |= dict.fromkeys(map(data_panel, range(shown)), {"x": "a along w/‖w‖", "y": "b"})
     curves = [
         Curve(panel=panel, label=label, x=[], y=until[:, j].tolist(), kind="histogram")

@@ -203,6 +203,11 @@ def test_computed_values_are_shown(tmp_path: Path) -> None:
     found.computed = Computed(values={"ratio": 0.25, "slopes": [1.0, 2.0]})
     whole = table.build(found)
     assert "| ratio | 0.25 |\n| slopes | 1, 2 |" in formats.markdown(whole)
+    many: list[float | None] = [float(number) for number in range(2000, -1, -1)]
+    found.computed.values["steps"] = [*many, None]
+    line = "| steps | 2,001 numbers from 0 to 2000, median 1000; 1 of none |"
+    assert line in formats.markdown(table.build(found))
+    del found.computed.values["steps"]
     assert formats.comma_separated(whole) == 'name,value\nratio,0.25\nslopes,"[1.0, 2.0]"\n'
 
 
