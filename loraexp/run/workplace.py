@@ -23,7 +23,7 @@ from loraexp.config.settings import Settings
 from loraexp.machine import device as devices
 from loraexp.machine import measure
 from loraexp.machine.alive import Alive
-from loraexp.machine.answers import META, Answers
+from loraexp.machine.meta import META, Answers
 from loraexp.machine.processes import gathered
 from loraexp.run.ledger import describe
 

@@ -86,21 +86,11 @@ def plan(
     one layer fit on a device whose `host` has so many bytes for them, they are summed there.
     """
     matrices = needs & {"gradient", "summed_gradient", "input_moment", "output_moment"}
-
-    def grouped(wanted: frozenset[str], budget: int = budget) -> Way:
-        backwards = int(not wanted <= {"input_moment"})
-        groups = group(sizes, lambda size: matrix_bytes(size, wanted), budget)
-        largest = max(
-            (sum(matrix_bytes(sizes[name], wanted) for name in names) for names in groups),
-            default=0,
-        )
-        return Way("whole", len(groups) * (1 + backwards), len(groups), largest, groups)
-
     everything = (tuple(sizes),)
-    rest = grouped(matrices) if matrices else Way("none", 0, 0, 0, everything)
+    rest = grouped(sizes, matrices, budget) if matrices else Way("none", 0, 0, 0, everything)
     away = host is not None and rest.bytes > budget
     if away and host is not None:
-        rest = grouped(matrices, host)._replace(bytes=BLOCK)
+        rest = grouped(sizes, matrices, host)._replace(bytes=BLOCK)
     ways = [rest]
     if "leading_gradient" in needs:
         asked = request["leading_gradient"]
@@ -109,7 +99,7 @@ def plan(
         sketched = Way(
             "sketched", rest.sweeps + 2 * products, rest.visits + products, state, rest.groups
         )
-        ways = [grouped(matrices | {"gradient"}), sketched]
+        ways = [grouped(sizes, matrices | {"gradient"}, budget), sketched]
     chosen = choose(ways, budget)
     curvature = Way("none", 0, 0, 0)
     if "curvature" in needs:
@@ -130,6 +120,17 @@ def plan(
         apart=bool(curvature.groups),
         host=away and (chosen is rest or chosen.name == "sketched"),
     )
+
+
+def grouped(sizes: Mapping[str, Size], wanted: frozenset[str], budget: int) -> Way:
+    """Whole matrices, of as many layers at a time as the budget holds."""
+    backwards = int(not wanted <= {"input_moment"})
+    groups = group(sizes, lambda size: matrix_bytes(size, wanted), budget)
+    largest = max(
+        (sum(matrix_bytes(sizes[name], wanted) for name in names) for names in groups),
+        default=0,
+    )
+    return Way("whole", len(groups) * (1 + backwards), len(groups), largest, groups)
 
 
 def matrix_bytes(size: Size, wanted: frozenset[str]) -> int:

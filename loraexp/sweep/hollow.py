@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from loraexp.config.settings import ModelSettings
 from loraexp.data.pairs import TextExamples
 from loraexp.data.tokens import Examples
-from loraexp.machine.answers import META
 from loraexp.machine.device import unread_masks
+from loraexp.machine.meta import META
 from loraexp.models.load import recompute
 from loraexp.run.task import Task
 from loraexp.tasks.classification import Classification

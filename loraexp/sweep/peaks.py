@@ -22,8 +22,8 @@ from loraexp.adapter.adapted import Adapters, attach, scaling_factor, train_ever
 from loraexp.adapter.layer import CurvatureRequest, Factors, Initializer, Weighting
 from loraexp.config.settings import ModelSettings
 from loraexp.machine.alive import Alive
-from loraexp.machine.answers import META, Answers
 from loraexp.machine.device import to_device
+from loraexp.machine.meta import META, Answers
 from loraexp.run.components import make
 from loraexp.run.initialise import objective as objective_of
 from loraexp.run.task import Task

@@ -19,7 +19,7 @@ from loraexp.adapter.layer import (
     as_initializer,
 )
 from loraexp.adapter.linalg import SVD
-from loraexp.machine.answers import META
+from loraexp.machine.meta import META
 from loraexp.run import workplace
 from loraexp.run.components import make
 from loraexp.run.initialise import settled

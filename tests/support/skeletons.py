@@ -23,8 +23,8 @@ from loraexp.initializers import lora_da
 from loraexp.machine import device as devices
 from loraexp.machine import measure
 from loraexp.machine.alive import Alive
-from loraexp.machine.answers import META, Answers
 from loraexp.machine.device import Runtime
+from loraexp.machine.meta import META, Answers
 from loraexp.machine.processes import Processes
 from loraexp.run import initialise, train
 from loraexp.run.batches import Batches
