@@ -37,6 +37,9 @@ from loraexp.statistics import Calibration, collect, layer_generator
 PICTURE = Path(__file__).resolve().parents[1] / "sweeps" / "pictures" / "growth.png"
 TOKENS, BATCH, CLASSES = 16, 16, 2
 USUAL = {"samples": 128, "rank": 8, "width": 384, "layers": 1}
+# Along an axis in the place of the usual: more tokens than the widest layer is wide. Of fewer a
+# second moment is singular, and LoRA-DA's eigenvectors take a whole decomposition.
+ALONG = {"width": {"samples": 320}}
 AXES: dict[str, Sequence[int]] = {
     "samples": (64, 256, 1024, 2048),
     "rank": (4, 16, 64, 128),
@@ -127,7 +130,7 @@ def line(name: str, axis: str, most: int) -> list[tuple[int, float]]:
     """The first `most` points of one initializer along one axis."""
     found: list[tuple[int, float]] = []
     for value in AXES[axis][:most]:
-        found.append((value, point(name, **(USUAL | {axis: value}))))
+        found.append((value, point(name, **(USUAL | ALONG.get(axis, {}) | {axis: value}))))
         if found[-1][1] > PATIENCE:
             break
     return found
@@ -201,7 +204,10 @@ def main(quick: bool = False) -> dict[str, float]:
     torch.set_num_threads(1)
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     usual = ", ".join(f"{axis} {value}" for axis, value in USUAL.items())
-    print(f"exponents, largest of the whole range and of its upper half; elsewhere {usual}")
+    print(
+        f"exponents, largest of the whole range and of its upper half; elsewhere {usual}; along"
+        f" width {ALONG['width']['samples']} samples of {TOKENS} tokens"
+    )
     print(f"{'initializer':12}" + "".join(f"{axis:>22}" for axis in AXES))
     lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
     figures: dict[str, float] = {}

@@ -9,7 +9,7 @@ what PyTorch alone takes for the passes that a method reads, without a hook or a
 limit that an initializer can come near to. "by length": over the batches of a run, which sweeps the
 same rows the longest first, and against bare passes over those; everything else, the sweep too,
 over batches in the order of the file. What has a target takes part in every round, the rest in one
-or in THRICE. The clock's seconds stand beside. Memory: a process of its own for each model and
+or in FEW. The clock's seconds stand beside. Memory: a process of its own for each model and
 initializer, see `memory`.
 """
 
@@ -76,7 +76,7 @@ SUBJECTS = {
         ("model=minilm",),
         32,
         7,
-        ("cg_lora", "lora_one"),
+        ("cg_lora",),
         2,
     ),
     "wide": Subject(
@@ -95,7 +95,7 @@ DAMPED = ("init.damping_mode=relative", "init.damping=0.001")
 # the ones with a target, timed in every round; the others once
 KEY = ("lora_one", "lora_ga", "lora_da", "cg_lora")
 FRUGAL = ("cg_lora", "lora_one", "lora_ga")
-THRICE, OWN = 3, ", by length"
+FEW, OWN = 2, ", by length"
 SWEEPS = {"lora_one": 2.1, "lora_ga": 2.1, "lora_da": 2.2, "cg_lora": 3.1, "cg_lora pooled": 4.4}
 GRADIENTS, PROBE = "bare: gradients", "bare: and a probe"
 BARE = dict.fromkeys(("lora_one", "lora_ga", "lora_da"), GRADIENTS) | {"cg_lora": PROBE}
@@ -274,14 +274,14 @@ def time_of(subject: str, quick: bool = False) -> dict[str, float]:
     bench = Bench(subject, about.batches)
     budget = settings_of(subject, "cg_lora").calibration.budget()
     tokens = sum(tokens_of(bench))
-    few = min(THRICE, about.rounds)
+    few = min(FEW, about.rounds)
     work: dict[str, tuple[Callable[[], Any], int]] = {"peft": (bench.peft_lora_ga, few)}
     for name, probe in ((GRADIENTS, False), (PROBE, True)):
         work[name] = partial(bench.passes, probe), few
         work[name + OWN] = partial(bench.passes, probe, own=True), about.rounds
     # full has no factors to make
     others = [name for name in config.names("init") if name not in KEY and name != "full"]
-    for name in [*KEY, *(() if quick else others)]:
+    for name in [*KEY, *(() if about.rounds == 1 else others)]:
         settings_of(subject, name)  # composed before the clock starts
         work[name] = partial(bench.initialized, name, budget), few if name in KEY else 1
     for name in KEY:
@@ -301,7 +301,7 @@ def time_of(subject: str, quick: bool = False) -> dict[str, float]:
         f" ({cells(bench.batches)} with padding, {cells(bench.own_batches)} by length);"
         f" {len(bench.names)} layers, rank {bench.rank}"
     )
-    heads = f"{'initializer':26} {'sweeps':>8} {'target':>8} {'of bare':>8} {'s':>7} {'clock':>7}"
+    heads = f"{'initializer':28} {'sweeps':>8} {'target':>8} {'of bare':>8} {'s':>7} {'clock':>7}"
     print(f"{heads} {'rounds':>7} {'of PEFT LoRA-GA':>16} {'target':>8}")
     figures: dict[str, float] = {}
     for name, (cost, spent, clock, rounds) in found.items():
@@ -309,7 +309,7 @@ def time_of(subject: str, quick: bool = False) -> dict[str, float]:
         own = name[len(key) :]
         bare = f"{cost / found[BARE[key] + own][0]:.2f}" if key in BARE else ""
         line = (
-            f"{'PEFT LoRA-GA' if name == 'peft' else name:26} {cost:8.2f}"
+            f"{'PEFT LoRA-GA' if name == 'peft' else name:28} {cost:8.2f}"
             f" {within(cost, SWEEPS.get(key)):>8} {bare:>8} {spent:7.2f} {clock:7.2f} {rounds:7}"
             f" {ratio:16.2f}"
         )
