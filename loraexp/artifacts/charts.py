@@ -149,14 +149,8 @@ def scatter(drawn: Drawn) -> list[Panel]:
         paths = (x, plot.y or sweep.columns[column].value or column)
         for path, report, said in zip(paths, reports, (plot.x_label, plot.y_label), strict=True):
             better = {"min": ", less is better", "max": ", more is better", "none": ""}[report.goal]
-            labels.append(
-                axis(
-                    path,
-                    report,
-                    said or (sweep.columns[path].label if path in sweep.columns else None),
-                )
-                + better
-            )
+            label = sweep.columns[path].label if path in sweep.columns else None
+            labels.append(axis(path, report, said, label) + better)
         ends = front(lines, reports[0].goal, reports[1].goal)
         panels.append(drawn.panel(title, labels[0], labels[1], [*ends, *lines]))
     return panels

@@ -191,9 +191,13 @@ def report_for(sweep: Sweep, path: str | None, column: str) -> Report:
     )
 
 
-def axis(path: str, report: Report | None = None, said: str | None = None) -> str:
-    """An axis label with its unit: `dev accuracy (%)`."""
-    name = said or NAMES.get(path) or path.replace("/", " ").replace("_", " ").replace(".", " ")
+def axis(
+    path: str, report: Report | None = None, said: str | None = None, label: str | None = None
+) -> str:
+    """An axis label with its unit: `dev accuracy (%)`; what a plot says itself (`x_label`) stays as
+    it is, a column's label gets its unit."""
+    words = path.replace("/", " ").replace("_", " ").replace(".", " ")
+    name = said or label or NAMES.get(path) or words
     shown = symbol(report) if report is not None and not said else ""
     return f"{name} ({shown})" if shown else name
 

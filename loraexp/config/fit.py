@@ -9,7 +9,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 if typing.TYPE_CHECKING:
@@ -105,11 +105,23 @@ def fit(key: str, value: Any, hint: object) -> object:
         if kind is float and number:
             return float(value)
         if kind in (str, list, dict) and isinstance(value, kind):
+            if str in get_args(option):
+                check_words(key, value)
             return value
         if kind in (tuple, Sequence) and isinstance(value, (list, tuple)):
             return value
     shown = json.dumps(value) if isinstance(value, (dict, list)) or value is None else value
     raise ConfigError(f"{key}={shown}: expected {describe(hint)}")
+
+
+def check_words(key: str, values: Iterable[object]) -> None:
+    """Each of a list of texts is one: YAML makes keys of an unquoted text with a colon in it."""
+    for i, value in enumerate(values):
+        if isinstance(value, (dict, list)) or value is None:
+            raise ConfigError(
+                f"{key}[{i}]={json.dumps(value, default=str)}: expected a text; one with a colon,"
+                " a comma or nothing in it needs quotes"
+            )
 
 
 def check_bounds(key: str, value: object, bounds: Mapping[Any, Any]) -> None:

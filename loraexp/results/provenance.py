@@ -146,13 +146,15 @@ def sizes(place: Place) -> str:
 
 
 def less(part: Plain) -> str:
-    """What a split's rows have lost by their length or form, in brackets."""
+    """What a split's rows have lost by their length or form, in brackets; the tokeniser counts it
+    over the whole file, before a part of it is taken."""
     words = {"cut": "cut", "left_out": "too long and left out", "skipped": "malformed and skipped"}
     told = [
         f"{part[key]:,} {word}"
         for key, word in words.items()
         if isinstance(part.get(key), int) and part[key]
     ]
+    told = [f"of the file's rows {', '.join(told)}"] if told else []
     asked = {"cut": "prompts shortened", "skipped": "prompts too long and not asked"}
     # of a benchmark: what each protocol had to leave out
     for split, counts in (part.get("protocols") or {}).items():

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import yaml
 
@@ -117,7 +117,7 @@ def read(content: Plain, path: Path, variant: str | None, overrides: list[str]) 
         paper=content["paper"],
         artifact=content["artifact"],
         kind=content["kind"],
-        base=content.get("base") or [],
+        base=texts(content, "base"),
         overrides=own + overrides,
         typed=overrides,
         grid=listed({key: values for key, values in grid.items() if key != "extend"}),
@@ -129,7 +129,7 @@ def read(content: Plain, path: Path, variant: str | None, overrides: list[str]) 
         report=config.build(Report, content.get("report") or {}, "report"),
         published=content.get("published") or {},
         settings=content.get("settings") or {},
-        deviations=content.get("deviations") or [],
+        deviations=texts(content, "deviations"),
         hours=config.build(Hours, content["hours"], "hours") if content.get("hours") else None,
         plots=several(Plot, content, "plots"),
         claims=several(Claim, content, "claims"),
@@ -138,6 +138,11 @@ def read(content: Plain, path: Path, variant: str | None, overrides: list[str]) 
     )
     check(sweep)
     return sweep
+
+
+def texts(content: Plain, key: str) -> list[str]:
+    """A list of the file; raises ConfigError where an item is not a text."""
+    return cast(list[str], config.fit(key, content.get(key) or [], list[str]))
 
 
 def selection(content: Plain, overrides: list[str]) -> Select:

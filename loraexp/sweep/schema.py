@@ -168,6 +168,7 @@ class Variant:
     report: Plain = field(default_factory=dict)
     select: Plain = field(default_factory=dict)
     claims: list[Plain] = field(default_factory=list)  # more of them
+    plots: list[Plain] = field(default_factory=list)  # more of them, or others of the same names
     hours: Plain | None = None
     deviations: list[str] = field(default_factory=list)
     # false: the paper's numbers are not comparable, and are not printed beside ours

@@ -49,11 +49,24 @@ def apply(variant: Variant, content: Plain) -> list[str]:
         ):
             content["claims"].remove(claim)
     content["claims"] = [*(content.get("claims") or []), *variant.claims]
-    for plot in content.get("plots") or []:
-        for key in ("rows", "columns"):
-            if plot.get(key):
-                plot[key] = [name for name in plot[key] if name in content[key]]
+    content["plots"] = drawn(content, gone, variant.plots)
     return variant.overrides
+
+
+def drawn(content: Plain, gone: dict[str, set[str]], own: list[Plain]) -> list[Plain]:
+    """The sweep's pictures of what the variant keeps, and the variant's own: one of a name that is
+    there takes its place."""
+    kept: dict[str, Plain] = {}
+    for plot in content.get("plots") or []:
+        narrow = plot | {
+            key: [name for name in plot[key] if name not in gone[key]]
+            for key in ("rows", "columns")
+            if plot.get(key)
+        }
+        left = all(narrow[key] for key in ("rows", "columns") if plot.get(key))
+        if left and not {plot.get("x"), plot.get("y")} & gone["columns"]:
+            kept[plot["name"]] = narrow
+    return list((kept | {plot["name"]: plot for plot in own}).values())
 
 
 def narrowed(content: Plain) -> list[Plain]:

@@ -233,6 +233,11 @@ def test_the_front_is_of_the_points_that_no_other_beats(tmp_path: Path) -> None:
     assert picture.panels[0].y_label == "dev accuracy (%), more is better" and line(
         picture, "LoRA"
     ).x == [3599.0]
+    named = plots.make(
+        measured(tmp_path), Plot(name="pareto", kind="scatter", x="first", y="first")
+    ).panels[0]
+    label = measured(tmp_path).sweep.columns["first"].label
+    assert (named.x_label, named.y_label) == (f"{label} (%), more is better",) * 2
 
 
 def test_a_histogram_counts_every_finished_run(tmp_path: Path) -> None:

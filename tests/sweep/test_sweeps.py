@@ -83,6 +83,29 @@ def test_a_smoke_variant_reads_what_pip_installs_or_says_what_it_reads(name: str
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_picture_of_a_variant_is_of_columns_that_it_has(name: str) -> None:
+    for variant in variants(name):
+        found = loaded(name, variant)
+        for plot in found.plots:
+            for value in {plot.x, plot.y} - {None} if plot.kind == "scatter" else ():
+                assert value in found.columns or "/" in str(value), (variant, plot.name)
+
+
+def test_a_variant_draws_what_it_keeps_and_what_it_adds() -> None:
+    whole, language = (
+        {plot.name: plot for plot in loaded("equal_conditions", variant).plots}
+        for variant in (None, "language")
+    )
+    assert whole["pareto"].x == "sst2_time" and language["pareto"].x == "gsm8k_init"
+    assert language["rates"].columns == ["gsm8k"] and len(language) == len(whole)
+    # of two panels one is left
+    assert {plot.name: plot.columns for plot in loaded("equal_conditions", "smoke").plots} == {
+        "pareto": None,
+        "rates": ["sst2"],
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_cell_of_every_variant_composes(name: str) -> None:
     for variant in variants(name):
         found = loaded(name, variant)
@@ -498,6 +521,11 @@ MISTAKES = {
     "plots[0].kind=pie: expected curve or against or bar or scatter or histogram or series"
     " or surface": {"plots": [{"name": "x", "kind": "pie"}]},
     "claims[0]: expected either above or below": {"claims": [{"text": "x", "value": "lora/dev"}]},
+    'deviations[0]={"GLUE": "dev reports"}: expected a text; one with a colon, a comma or nothing'
+    " in it needs quotes": {"deviations": [{"GLUE": "dev reports"}]},
+    'rows.lora.overrides[0]={"init": "lora"}: expected a text; one with a colon, a comma or nothing'
+    " in it needs quotes": {"rows": {"lora": {"label": "LoRA", "overrides": [{"init": "lora"}]}}},
+    "base=model=tiny-bert: expected a list": {"base": "model=tiny-bert"},
     "rows, columns: missing; a sweep without `compute` has both": {"rows": {}},
 }
 
