@@ -74,10 +74,10 @@ class Base:
 
 MINILM = Base("MiniLM", ("model=minilm",), encoder=True)
 SMOLLM2 = Base("SmolLM2-135M", ("model=smollm2-135m",))
-# six of its thirty layers, over a small vocabulary and with random weights: a pass in a tenth of
-# the time
+# six of SmolLM2's thirty layers, over a small vocabulary and with random weights: a pass in a tenth
+# of the time
 SIX_LAYERS = Base(
-    "six layers of its sizes",
+    "LLaMA, six layers",
     (
         "model=tiny-llama",
         *(

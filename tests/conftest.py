@@ -77,7 +77,6 @@ ACCELERATOR = {
     "run/test_sharding.py",
     "run/test_signals.py",
     "run/test_waits.py",
-    "scoring/test_text_processes.py",
     "scoring/test_waits.py",
     "statistics/test_checkpointing.py",
     "sweep/test_cards.py",
@@ -107,6 +106,7 @@ LONG = (
     "run/test_resuming.py",
     "house/test_outputs.py",
     "run/test_campaign.py",
+    "run/test_quantised.py",
     "sweep/test_cards.py",
     "sweep/test_packs.py",
 )
