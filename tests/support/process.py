@@ -20,6 +20,8 @@ from tqdm import tqdm
 from loraexp.config import boundary
 from loraexp.machine import progress
 
+# Variables of pytest, and of W&B's service, which is there or gone whatever a test began with.
+OTHERS = ("PYTEST_", "WANDB_SERVICE")
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE)
 
 
@@ -40,7 +42,7 @@ def put_back(folder: Path) -> Iterator[None]:
             signal.signal(signal.SIGTERM, on_term)
         after = standing()
         for name in [*os.environ, *environment]:
-            if name.startswith("PYTEST_"):
+            if name.startswith(OTHERS):
                 continue
             if name in environment:
                 os.environ[name] = environment[name]
@@ -49,7 +51,8 @@ def put_back(folder: Path) -> Iterator[None]:
         sys.path[:], sys.excepthook = path, hook
         logging.root.setLevel(level)
         for name in set(sys.modules) - modules:
-            if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(folder):
+            place = getattr(sys.modules[name], "__dict__", {}).get("__file__")  # lazy ones stay so
+            if isinstance(place, str) and Path(place).is_relative_to(folder):
                 del sys.modules[name]
         os.chdir(str(before["the working directory"]))
         random.setstate(states[0])
