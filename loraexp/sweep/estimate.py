@@ -57,8 +57,7 @@ def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
         "adapter": adapter,
         "gradients": gradients,
         "optimizer": optimizer,
-        # gradients of weights in pieces are let go of as they are counted
-        "activations": max(0, found.trained - gradients * (shards == 1 or not full)) + once,
+        "activations": max(0, found.trained - gradients) + once,
         "gathered": gathered,
     }
     swept = found.swept + once
@@ -171,8 +170,8 @@ def cut(model: nn.Module, adapters: Adapters, shards: int, *, full: bool) -> int
     of their first dimension rounded up; the bytes that stand beside them while a block computes.
 
     That is what is in no block, whole from the forward pass to the end of the backward, and two
-    blocks, of which one is on its way; where weights train, as much again for gradients that are
-    whole before they are summed over processes, and the copy of a block's that is sent.
+    blocks, of which one is on its way. Gradients that are whole before they are summed over
+    processes, and what is sent of them, are counted with the passes (`reduction`).
     """
     kept = factors_of(adapters) | ({id(p) for p in adapters.others.values()} - full_of(full, model))
     inside: dict[int, int] = {}
@@ -187,7 +186,7 @@ def cut(model: nn.Module, adapters: Adapters, shards: int, *, full: bool) -> int
     for p in model.parameters():
         if id(p) not in kept:
             p.data = p.new_empty(-(-p.shape[0] // shards), *p.shape[1:]) if p.dim() else p.data
-    return (2 if full else 1) * (outside + 2 * largest)
+    return outside + 2 * largest
 
 
 def full_of(full: bool, model: nn.Module) -> set[int]:

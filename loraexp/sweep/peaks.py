@@ -31,6 +31,7 @@ from loraexp.statistics.collect import like
 from loraexp.statistics.room import widest_sweep
 from loraexp.statistics.sweeps import Sweeper
 from loraexp.sweep.hollow import Autocast, checkpointed, on_a_card, task_of
+from loraexp.sweep.reduction import Reduction
 from loraexp.tasks.text import TextTask
 
 ANSWER = 16  # tokens of the decoder of an encoder-decoder: its tasks answer with a class in words
@@ -310,12 +311,16 @@ def of_training(kind: Kind, model: nn.Module, task: Task, adapters: Adapters) ->
         batch_of(task, kind.batch) for _ in range(min(kind.parts, 2))
     ]  # from the 2nd on alike
     model.train()
+    reduction = Reduction(model, kind.shards)
+    for parameter in trainable if kind.full and kind.shards > 1 else ():
+        parameter.register_post_accumulate_grad_hook(reduction)
     with on_a_card(fused=kind.fused), Answers(), alive:  # type: ignore[no-untyped-call]
         for batch in batches:
             with precisely(kind):
                 loss, _ = task.loss_sum(model, batch)
             loss.backward()
             del loss
+            reduction.end()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
