@@ -56,7 +56,9 @@ def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(task: str, tmp_path:
     rows = np.arange(21)
     lengths = made.splits["train"].lengths
     whole = gradient(model, made, adapters, [rows])
-    for parts in (micro_batches(rows, lengths, 4), [rows[:1], rows[1:3], rows[3:]]):
+    auto = micro_batches(rows, lengths, "auto", price=5)
+    assert len(auto) > 1
+    for parts in (auto, micro_batches(rows, lengths, 4), [rows[:1], rows[1:3], rows[3:]]):
         for name, g in gradient(model, made, adapters, parts).items():
             torch.testing.assert_close(g, whole[name], rtol=1e-9, atol=1e-12)
     assert max(float(g.abs().max()) for g in whole.values()) > 1e-4
