@@ -11,6 +11,7 @@ import torch
 from loraexp.adapter.adapted import AdaptedLinear, Adapters, attach
 from loraexp.adapter.layer import Factors
 from loraexp.machine.device import unread_masks
+from loraexp.sweep.hollow import on_a_card
 from tests.support.calls import Calls
 
 LAYERS = 32
@@ -51,6 +52,15 @@ def calls(model: Any, tokens: int = 16) -> Calls:
 def bare() -> int:
     with torch.no_grad():
         return calls(skeleton()).total
+
+
+def test_a_pass_with_fused_attention_launches_so_many() -> None:
+    """At most 1,302 of the model's own, and two an adapted layer beside them."""
+    model, adapters = adapted(offset=True)
+    with on_a_card(), torch.no_grad():
+        bare = calls(skeleton()).total
+        calls(model)
+        assert 0 < bare <= 1302 and calls(model).total == bare + 2 * len(adapters)
 
 
 @pytest.mark.parametrize("offset", [False, True])
