@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from loraexp import config
+from loraexp.adapter.layer import as_initializer
 from loraexp.sweep import estimate, sizes
 from loraexp.sweep.shapes import Memory
 
@@ -57,3 +58,22 @@ def test_checkpointing_works_in_statistics_too() -> None:
     held, computed = (memory_of("lora_one", again(value), rows=8) for value in (False, True))
     assert 50 * GIB < held.init <= held.train < 60 * GIB
     assert computed.init <= computed.train < 18 * GIB
+
+
+@pytest.mark.parametrize(
+    ("init", "pairs"),
+    [
+        ("lora", 1),
+        ("lora_one", 1),
+        ("lora_one init.flavour=slides", 2),
+        ("lora_da", 1),
+        ("lora_ga", 2),
+        ("pissa", 2),
+        ("pissa init.start=shifted", 1),
+    ],
+)
+def test_a_second_pair_is_counted_where_a_product_is_taken_off(init: str, pairs: int) -> None:
+    name, *more = init.split()
+    node = config.check(config.compose([f"init={name}", *more]))[0].init
+    made = as_initializer(config.Component.of(node, "init").function)
+    assert estimate.has_offset(made, node) == (pairs == 2)
