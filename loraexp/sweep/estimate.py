@@ -61,7 +61,7 @@ def counted(shape: Shape) -> tuple[Memory, dict[str, int]]:
         "gathered": gathered,
     }
     swept = found.swept + once
-    beside = sum(training.values()) - weights - gathered if shape.fused else None
+    beside = sum(training.values()) - weights - gathered if shape.card else None
     statistics, work = (0, 0) if full else initialising(made, parts, sizes, dtype, beside, swept)
     return Memory(
         **training,

@@ -50,5 +50,6 @@ class Shape:
 
     settings: str  # json of the parts of the configuration
     length: int
-    fused: bool
+    card: bool  # it runs on one: sums and decompositions that do not fit beside go to the host
+    fused: bool  # its attention
     written: tuple[int, int] = (0, 0)  # answers that are written at once, and tokens of each

@@ -67,11 +67,12 @@ def shape_of(settings: Settings, *, length: int | None = None) -> Shape:
         "evaluated": scored_rows(settings),
         "calibration": [calibration.samples, calibration.memory_budget],
     }
-    fused = settings.device != "cpu" and settings.model.attention != "eager"
+    card = settings.device != "cpu"
     return Shape(
         settings=json.dumps(parts, sort_keys=True),
         length=length or duration.longest(settings),
-        fused=fused,
+        card=card,
+        fused=card and settings.model.attention != "eager",
         written=(train.eval_batch_size, duration.written_tokens(settings)),
     )
 

@@ -14,8 +14,8 @@ import pytest
 
 from loraexp import cli, load_records
 from loraexp.finished import rescore
-from loraexp.records import tracking
 from loraexp.records.reading import value_at
+from tests.support.copies import copies
 from tests.support.own import own_base, own_data
 from tests.support.runs import SMOKE, run
 from tests.support.text_tasks import write_gsm8k
@@ -48,7 +48,7 @@ def test_a_rescore_stands_beside_the_metrics_with_what_made_it_differ(tmp_path: 
         row["evaluations/task.limit_eval=5/dev/accuracy"] == accuracy
         and row["evaluations/task.limit_eval=5/dev/rows"] == 5
     )
-    [copied] = tracking.read(str(tmp_path))
+    [copied] = copies(tmp_path).values()
     assert (
         copied.record is not None
         and copied.record["evaluations"][0]["metrics"]["dev"]["accuracy"] == accuracy

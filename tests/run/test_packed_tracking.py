@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,10 @@ import pytest
 from loraexp import config
 from loraexp.records import record, tracking
 from loraexp.run import packed
+from tests.support.copies import copies
 from tests.support.together import TWENTY, runs
 
 WORDS = ("model=tiny-bert", "task=tweets", *TWENTY, "wandb.mode=offline", "optimizer=gd")
-
-
-def copies(out: Path, broken: int = 0) -> dict[str, tracking.Copied]:
-    """What the offline folders of W&B hold, by the id of the run: W&B's own process may write the
-    end of one a moment after it was told; `broken` of them have none."""
-    until = time.monotonic() + 20
-    while True:
-        found = list(tracking.read(str(out)))
-        if sum(one.record is None for one in found) <= broken or time.monotonic() > until:
-            break
-        time.sleep(0.05)
-    assert len({one.run_id for one in found}) == len(found)
-    return {one.run_id: one for one in found}
 
 
 def same(one: tracking.Copied, folder: Path) -> None:
