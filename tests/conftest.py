@@ -80,7 +80,6 @@ ACCELERATOR = {
     "scoring/test_waits.py",
     "statistics/test_checkpointing.py",
     "sweep/test_cards.py",
-    "sweep/test_memory.py",
 }
 
 
