@@ -52,10 +52,9 @@ class Workplace:
         if free is None:
             yield layer, None
             return
-        held = sum(x.nbytes for x in tensors(layer.statistics))
-        need = self.bytes(layer) + held * self.host
+        need = self.bytes(layer) + (held(layer) if self.host else 0)
         room = min(gathered(free))  # in one place on all processes: to the same bits
-        if need + need // SPARE <= room:
+        if fits(need, room):
             yield mapped(layer, lambda x: x.to(device, copy=True)) if self.host else layer, None
             return
         warnings.warn(AWAY, stacklevel=2)
@@ -74,6 +73,16 @@ class Workplace:
             with devices.on_host():
                 self.needed[key] = work(layer, self.initializer, self.rank, self.precision)
         return self.needed[key]
+
+
+def fits(need: int, room: int) -> bool:
+    """Whether a device with so many free bytes takes a layer."""
+    return need + need // SPARE <= room
+
+
+def held(layer: Layer) -> int:
+    """Bytes of a layer's statistics."""
+    return sum(x.nbytes for x in tensors(layer.statistics))
 
 
 def work(layer: Layer, initializer: partial[Factors], rank: int, precision: str) -> int:

@@ -46,8 +46,8 @@ def work_of(
     for size in set(sizes.values()):
         layer = without_numbers(parts, size, dtype)
         need = work(parts, size, dtype)
-        need += sum(x.nbytes for x in workplace.tensors(layer.statistics)) if host else 0
-        if room is None or need + need // workplace.SPARE <= room:
+        need += workplace.held(layer) if host else 0
+        if room is None or workplace.fits(need, room):
             most = max(most, need)
     return most
 

@@ -9,21 +9,11 @@ from typing import Any
 import pytest
 
 from loraexp.run import loop, packed, train
-from tests.support.pretend import DEVICE, counted, training_device
+from tests.support.pretend import STEPS, TRAINING, counted, training_device
 from tests.support.text_data import overrides, write_all
 from tests.support.together import runs
 
-STEPS = 6
-SHORT = (
-    f"device={DEVICE.type}",
-    f"train.max_steps={STEPS}",
-    "train.log_every=3",
-    "train.eval_every=0",
-    "train.checkpoint_every=1h",
-    "train.micro_batches=2",
-    "train.batch_size=8",
-    "init.cache=false",
-)
+SHORT = (*TRAINING, "init.cache=false")
 EACH = [["init=lora"], ["init=pissa", "lr=1e-4"], ["init=lora_fa", "optimizer=sgd", "rank=4"]]
 
 

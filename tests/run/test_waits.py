@@ -24,21 +24,11 @@ from loraexp.run.ledger import describe
 from loraexp.scoring import generate, protocols
 from loraexp.statistics.sweeps import Sweeper
 from loraexp.tasks import text
-from tests.support.pretend import DEVICE, Mode, Pretend, counted, training_device
+from tests.support import pretend
+from tests.support.pretend import DEVICE, STEPS, Mode, Pretend, counted, training_device
 from tests.support.text_data import overrides, write_all
 
-STEPS = 6
-TRAINING = (
-    "experiment=smoke",
-    "wandb.mode=disabled",
-    f"device={DEVICE.type}",
-    f"train.max_steps={STEPS}",
-    "train.log_every=3",
-    "train.eval_every=0",
-    "train.checkpoint_every=1h",
-    "train.micro_batches=2",
-    "train.batch_size=8",
-)
+TRAINING = ("experiment=smoke", "wandb.mode=disabled", *pretend.TRAINING)
 
 
 @pytest.fixture(scope="module")

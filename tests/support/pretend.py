@@ -34,6 +34,17 @@ from tests.support.leaves import leaves, mapped
 
 # a name that torch knows and that nothing is built for; backward passes run on the host's thread
 DEVICE = torch.device("lazy", 0)
+STEPS = 6
+# a training of so many steps, with two lines in its log and nothing else that waits
+TRAINING = (
+    f"device={DEVICE.type}",
+    f"train.max_steps={STEPS}",
+    "train.log_every=3",
+    "train.eval_every=0",
+    "train.checkpoint_every=1h",
+    "train.micro_batches=2",
+    "train.batch_size=8",
+)
 # a word that a configuration takes, of which a real one knows nothing
 placement.WORD = re.compile(f"{placement.WORD.pattern}|{DEVICE.type}")
 HIDDEN = re.compile(r"tests.support|torch._dynamo|torch._compile|torch._ops")
