@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from loraexp import cli
 from loraexp.machine.files import SEALED
 from loraexp.run.checkpoint import Checkpoint
 from loraexp.tasks.classification import Classification
+from tests.support.forks import torchrun
 from tests.support.runs import SMOKE, folder_of, metric_lines, run
 
 LONG = ("train.max_steps=12", "train.checkpoint_every=3", "train.eval_every=6", "train.log_every=2")
@@ -301,34 +299,29 @@ def test_a_newer_record_is_refused_by_the_run_and_by_the_table_in_the_same_words
 # several processes
 
 
+def without_a_scorer(*words: str) -> int:
+    """The command, in a process whose task has no metrics."""
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the scorer broke")
+
+    Classification.compute_metrics = broken  # type: ignore[assignment,method-assign]
+    return cli.main(words)
+
+
 def test_a_checkpoint_of_two_processes_goes_on_with_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes under torchrun end at an evaluation; one process goes on, from their step, with
     their weights."""
     argv = [*SMOKE, *LONG, f"output_root={tmp_path}"]
-    code = (
-        "import sys; from loraexp import cli; from loraexp.tasks.classification import"
-        " Classification as C\ndef broken(*a): raise RuntimeError('the scorer"
-        " broke')\nC.compute_metrics = broken; sys.exit(cli.main(sys.argv[1:]))"
-    )
-    script = tmp_path / "broken.py"
-    script.write_text(code)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, str(script), *argv],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=200,
-    )
+    status, said = torchrun(without_a_scorer, *argv, world=2, log=tmp_path / "said.txt")
     folder = folder_of(*LONG, out=tmp_path)
     record = record_of(folder)
-    assert done.returncode != 0 and (record["status"], record["phase"]) == (
+    assert status != 0 and (record["status"], record["phase"]) == (
         "failed",
         "evaluation",
-    ), done.stderr[-2000:]
+    ), said[-2000:]
     both = tmp_path / "both"
     shutil.copytree(tmp_path / folder.parent.name, both)
     again = run(*LONG, out=tmp_path)

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.forks import Command
 from tests.support.runs import SMOKE, folder_of, metric_lines, run
 
 LONG = (
@@ -27,25 +28,47 @@ LONG = (
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
 
 
-def start(words: tuple[str, ...], folder: Path, *prefix: str) -> subprocess.Popen[str]:
-    """The command in a session of its own, once its log has passed step 20."""
-    command = [sys.executable, *(prefix or ("-m",)), "loraexp", *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
+class Typed:
+    """The command as a user starts it, where the others are forked (see support/forks.py)."""
+
+    def __init__(self, *words: str, log: Path, world: int = 1) -> None:
+        command = [sys.executable, *(TORCHRUN if world > 1 else ("-m",)), "loraexp", *words]
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.poll()
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def ended(self, seconds: float) -> str:
+        self.process.wait(seconds)
+        return self.said()
+
+
+def start(
+    words: tuple[str, ...], folder: Path, how: type[Command | Typed] = Command, world: int = 1
+) -> Command | Typed:
+    """The command, once its log has passed step 20."""
+    process = how(*words, log=folder.parents[1] / "said.txt", world=world)
     wait_for(lambda: logged(folder) >= 20, process)
     return process
 
 
-def wait_for(
-    condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120
-) -> None:
+def wait_for(condition: Callable[[], bool], process: Command | Typed, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, (
-            f"ended early: {process.stderr.read() if process.stderr else ''}"
-        )
+        assert process.returncode is None, f"ended early: {process.said()[-2000:]}"
         assert time.monotonic() < deadline, "took too long"
         time.sleep(0.005)
 
@@ -71,15 +94,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 143), ("SIGUSR1", 143)]
+    ("name", "status", "how"),
+    [
+        ("SIGTERM", 143, Typed),
+        ("SIGINT", 130, Command),
+        ("SIGHUP", 143, Command),
+        ("SIGUSR1", 143, Command),
+    ],
 )
 def test_a_signal_ends_with_a_checkpoint_and_the_same_command_goes_on(
-    name: str, status: int, tmp_path: Path, whole: Any
+    name: str, status: int, how: type[Command | Typed], tmp_path: Path, whole: Any
 ) -> None:
     folder = folder_of(*LONG, out=tmp_path)
-    process = start((*SMOKE, *LONG, f"output_root={tmp_path}"), folder)
-    process.send_signal(getattr(signal, name))
-    _, said = process.communicate(timeout=30)
+    process = start((*SMOKE, *LONG, f"output_root={tmp_path}"), folder, how)
+    os.kill(process.pid, getattr(signal, name))
+    said = process.ended(30)
     assert process.returncode == status
     record = record_of(folder)
     step = record_of(folder)["error"]["message"].split(" at step ")[1].split(" of ")[0]
@@ -117,8 +146,8 @@ def test_a_signal_while_evaluating_stops_at_once(tmp_path: Path) -> None:
     process = start((*SMOKE, *words, f"output_root={tmp_path}"), folder)
     wait_for(lambda: (folder / "adapter" / "factors.safetensors").exists(), process)
     began = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
+    os.kill(process.pid, signal.SIGTERM)
+    said = process.ended(30)
     assert process.returncode == 143 and time.monotonic() - began < 10
     assert (
         said.splitlines()[-1]
@@ -129,14 +158,16 @@ def test_a_signal_while_evaluating_stops_at_once(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("whom", ["the launcher", "one worker"])
-def test_under_torchrun_every_process_stops_at_the_same_step(whom: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("whom", "how"), [("the launcher", Typed), ("one worker", Command)])
+def test_under_torchrun_every_process_stops_at_the_same_step(
+    whom: str, how: type[Command | Typed], tmp_path: Path
+) -> None:
     folder = folder_of(*LONG, out=tmp_path)
-    process = start((*SMOKE, *LONG, f"output_root={tmp_path}"), folder, *TORCHRUN)
+    process = start((*SMOKE, *LONG, f"output_root={tmp_path}"), folder, how, world=2)
     workers = psutil.Process(process.pid).children()
     target = process.pid if whom == "the launcher" else workers[-1].pid
     os.kill(target, signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
+    said = process.ended(30)
     assert process.returncode != 0
     record = record_of(folder)
     assert record["status"] == "interrupted" and " at step " in record["error"]["message"], said[
@@ -168,32 +199,31 @@ settings: {rank: 8}
 """
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_a_sweep_that_is_told_to_stop_tells_its_workers(launcher: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("launcher", "how"), [("basic", Command), ("joblib", Typed)])
+def test_a_sweep_that_is_told_to_stop_tells_its_workers(
+    launcher: str, how: type[Command | Typed], tmp_path: Path
+) -> None:
     """Only the command gets the signal: its runs end with checkpoints, those that wait do not
     begin, and all go on later."""
     (tmp_path / "mine.yaml").write_text(SWEEP)
     out = tmp_path / "outputs"
     words = ["sweep", str(tmp_path / "mine.yaml"), f"output_root={out}"]
     words += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"] * (launcher == "joblib")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "loraexp", *words]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
+    process = how(*words, log=tmp_path / "said.txt")
     running = 2 if launcher == "joblib" else 1
     wait_for(
         lambda: sum(logged(path.parent) >= 20 for path in out.rglob("metrics.jsonl")) >= running,
         process,
     )
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
+    os.kill(process.pid, signal.SIGTERM)
+    said = process.ended(30)
     assert process.returncode == 143, said[-2000:]
     assert said.splitlines()[-1].startswith("loraexp: interrupted by SIGTERM ")
     statuses = [json.loads(path.read_text())["status"] for path in out.rglob("record.json")]
     assert statuses == ["interrupted"] * running
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    again = how(*words, log=tmp_path / "again.txt")
+    said = again.ended(240)
+    assert again.returncode == 0, said[-2000:]
     records = [json.loads(path.read_text()) for path in out.rglob("record.json")]
     assert sorted(r["config"]["seed"] for r in records) == [0, 1, 2] and {
         r["status"] for r in records

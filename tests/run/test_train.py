@@ -17,7 +17,9 @@ from loraexp.machine.processes import Processes
 from loraexp.models.unpadded import Unpadded
 from loraexp.run.batches import PASS, count_labels, epoch_batches, micro_batches, schedule
 from loraexp.run.train import accumulate_gradient
+from tests.support import two_processes
 from tests.support.adapters import adapted
+from tests.support.forks import torchrun
 from tests.support.runs import metric_lines, run
 
 
@@ -224,26 +226,10 @@ def test_schedules_against_transformers(kind: str) -> None:
 
 def test_two_processes_have_the_gradient_of_one_and_one_record(tmp_path: Path) -> None:
     """Under torchrun with gloo: gradients of the joined batch to 1e-6, one record, one W&B run."""
-    import os
-    import subprocess
-    import sys
-
-    script = Path(__file__).parents[1] / "support" / "two_processes.py"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(script),
-        str(tmp_path),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (
-        done.stdout.count("gradients agree") == 2 and done.stdout.count("sharded base agrees") == 2
-    )
+    log = tmp_path / "said.txt"
+    status, said = torchrun(two_processes.main, str(tmp_path), world=2, log=log)
+    assert status == 0, said[-3000:]
+    assert said.count("gradients agree") == 2 and said.count("sharded base agrees") == 2
     assert len(list(tmp_path.rglob("record.json"))) == 1
     assert len(list(tmp_path.rglob("run-*.wandb"))) == 1
-    assert done.stdout.count("record: ") == 1
+    assert said.count("record: ") == 1

@@ -109,6 +109,51 @@ def torchrun(
     return ended(agent, (function, arguments, world, given, log), log, seconds)
 
 
+def commanded(*words: str) -> int:
+    """`loraexp WORDS`, from the console script's own function."""
+    from loraexp.cli.main import entry
+
+    sys.argv = ["loraexp", *words]
+    entry()
+    return 0
+
+
+def session(target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """In a session of its own, as a shell gives it to what it begins in the background."""
+    os.setsid()
+    target(*arguments)
+
+
+class Command:
+    """`loraexp WORDS` that goes on beside its test, alone or under torchrun's agent."""
+
+    def __init__(self, *words: str, log: Path, world: int = 1) -> None:
+        given = os.environ | {"OMP_NUM_THREADS": "1"}
+        if world == 1:
+            target, arguments = said_by, (commanded, words, given, log)
+        else:
+            target, arguments = agent, (commanded, words, world, given, log)
+        self.log = log
+        self.process = context().Process(target=session, args=(target, arguments))
+        self.process.start()
+        self.pid = self.process.pid or 0
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def said(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def ended(self, seconds: float) -> str:
+        """What it said, once it is over."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"not over after {seconds} s: {self.said()[-2000:]}")
+        return self.said()
+
+
 def ended(
     target: Callable[..., None], arguments: tuple[Any, ...], log: Path, seconds: float
 ) -> tuple[int | None, str]:

@@ -3,7 +3,6 @@ whole run."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -104,7 +103,3 @@ def main(out: str) -> int:
     print("gradients agree", flush=True)
     sharded(processes)
     return cli.main(["experiment=smoke", f"output_root={out}", "wandb.mode=offline", "device=cpu"])
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

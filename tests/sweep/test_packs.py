@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from loraexp.records import record
 from loraexp.run import kept
 from loraexp.sweep import packs, reading, sizes
 from loraexp.sweep.cells import expand
+from tests.support.forks import Command
 from tests.support.runs import metric_lines
 from tests.support.small_sweep import TINY, cells_of, go, written
 from tests.support.together import farthest
@@ -221,16 +220,6 @@ def steps_of(out: Path) -> list[int]:
     return [path.read_bytes().count(b"\n") for path in sorted(out.glob("*/*/metrics.jsonl"))]
 
 
-def begin(path: Path, out: Path) -> subprocess.Popen[bytes]:
-    words = ["sweep", str(path), f"output_root={out}", "sweep.pack=3"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "loraexp", *words],
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_group_that_is_killed_goes_on_from_each_runs_own_checkpoint(
     number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -242,14 +231,15 @@ def test_a_group_that_is_killed_goes_on_from_each_runs_own_checkpoint(
     grid = {"lr": [1e-4, 1e-3, 3e-3], "seed": 0}
     rows = {"lora": {"label": "LoRA", "overrides": ["init=lora"]}}
     path, out = written(tmp_path, base=base, grid=grid, rows=rows), tmp_path / "out"
-    process = begin(path, out)
+    asked = ("sweep", str(path), f"output_root={out}", "sweep.pack=3")
+    process = Command(*asked, log=tmp_path / "said.txt")
     deadline = time.monotonic() + 200
     while len(steps_of(out)) < 3 or min(steps_of(out)) < 8:
-        assert time.monotonic() < deadline and process.poll() is None
+        assert time.monotonic() < deadline and process.returncode is None
         time.sleep(0.01)
-    process.send_signal(number)
-    status = process.wait(60)
-    assert status == (143 if number == signal.SIGTERM else -9)
+    os.kill(process.pid, number)
+    process.ended(60)
+    assert process.returncode == (143 if number == signal.SIGTERM else -9)
     cells = cells_of(path, out)
     before = [record.read(cell.folder) or {} for cell in cells]
     stopped = "interrupted" if number == signal.SIGTERM else "running"

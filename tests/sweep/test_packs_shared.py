@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 from loraexp.records import record
 from loraexp.run import kept
 from loraexp.sweep import watch, worker
+from tests.support.forks import Command
 from tests.support.runs import metric_lines
 from tests.support.small_sweep import TINY, cells_of, go, written
 
@@ -61,21 +59,10 @@ def test_workers_of_joblib_run_groups_of_which_some_are_finished_and_some_fail(
     }
 
 
-def command(path: Path, out: Path) -> psutil.Popen:
-    words = ["sweep", str(path), f"output_root={out}", "sweep.pack=3"]
-    return psutil.Popen(
-        [sys.executable, "-m", "loraexp", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def logs_of(process: psutil.Popen) -> frozenset[Path]:
+def logs_of(process: int) -> frozenset[Path]:
     """The folders of the runs whose log a process has open."""
     with suppress(psutil.Error):
-        files = (Path(file.path) for file in process.open_files())
+        files = (Path(file.path) for file in psutil.Process(process).open_files())
         return frozenset(path.parent for path in files if path.name == "run.log")
     return frozenset()
 
@@ -86,15 +73,16 @@ def test_two_commands_share_a_packed_sweep_and_train_nothing_twice(tmp_path: Pat
     base = [*TINY, "train.max_steps=24", "train.log_every=1", "train.eval_every=1000"]
     grid = {"lr": [1e-3, 1e-2, 3e-3], "seed": [0, 1, 2, 3, 4]}
     path, out = written(tmp_path, base=base, rows=LORA, grid=grid), tmp_path / "out"
-    both = [command(path, out) for _ in range(2)]
+    asked = ("sweep", str(path), f"output_root={out}", "sweep.pack=3")
+    both = [Command(*asked, log=tmp_path / f"said{i}.txt") for i in range(2)]
     claims: dict[int, set[Path]] = {process.pid: set() for process in both}
     end = time.monotonic() + 500
-    while any(process.poll() is None for process in both):
+    while any(process.returncode is None for process in both):
         assert time.monotonic() < end
         for process in both:
-            claims[process.pid] |= logs_of(process)
+            claims[process.pid] |= logs_of(process.pid)
         time.sleep(0.02)
-    said = [process.communicate()[1] for process in both]
+    said = [process.ended(60) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert all("15 of 15 runs finished, 0 failed" in one for one in said)
     cells = cells_of(path, out)
