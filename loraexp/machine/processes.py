@@ -27,12 +27,17 @@ ELSEWHERE = {
 }
 
 
+def started() -> int:
+    """How many processes the launcher started for this run, before they have met."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def misfit(
     *, shard: str, device: str, quantise: str | None, precision: str, gpus_per_run: int = 1
 ) -> str | None:
     """Why these settings cannot work on the processes that were started, in one line; None where
     they can."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = started()
     for variable, key in ELSEWHERE.items():
         if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
             return (
@@ -95,7 +100,7 @@ class Processes:
     """The group of processes of this run, seen from one of them."""
 
     def __init__(self, device: str = "auto") -> None:
-        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.world = started()
         self.rank = int(os.environ.get("RANK", "0")) if self.world > 1 else 0
         self.averaged: list[nn.Parameter] = []  # whose gradients this object averages
         if self.world > 1 and not torch.distributed.is_initialized():

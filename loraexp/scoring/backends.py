@@ -22,6 +22,7 @@ from torch import nn
 
 from loraexp.machine import progress
 from loraexp.machine.device import autocast
+from loraexp.machine.processes import started
 from loraexp.scoring import generate
 from loraexp.scoring.likelihood import continuations, score_rows
 from loraexp.scoring.merged import write_merged
@@ -39,7 +40,7 @@ VLLM_SHARE = 0.9  # of the device's free memory
 def require(backend: Backend, kind: str, processes: Sharing | None = None) -> None:
     """Raises: ValueError where vLLM is asked for and is not installed, or does not run the kind of
     model, or many processes."""
-    world = processes.world if processes is not None else int(os.environ.get("WORLD_SIZE", "1"))
+    world = processes.world if processes is not None else started()
     if backend == "vllm" and world > 1:
         raise ValueError(
             f"evaluate.backend=vllm: this run has {world} processes, and vLLM takes a device as a"

@@ -8,7 +8,6 @@ others: its seconds and its peak would not be those of one run.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from loraexp import config
 from loraexp.config.settings import Settings
 from loraexp.machine.measure import Available, available_bytes
+from loraexp.machine.processes import started
 from loraexp.machine.progress import notice
 from loraexp.records.reading import measured
 from loraexp.sweep import composition, duration, sizes
@@ -141,7 +141,7 @@ def apart(plain: Mapping[str, Any]) -> str | None:
         return "train.unpadded=true"
     if train.get("micro_batches") == "auto" and model.get("kind") == "encoder":
         return "train.micro_batches=auto"  # on a CPU without padding, too
-    if train.get("gpus_per_run", 1) > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if train.get("gpus_per_run", 1) > 1 or started() > 1:
         return "several processes share a run"
     if str(plain["device"]).partition(":")[0] not in DEVICES:
         return f"device={plain['device']}"
