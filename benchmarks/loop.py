@@ -1,12 +1,12 @@
 """Samples per second of the training loop, beside the Trainer with PEFT and beside a bare loop,
 over the same rows: by the processor, which others on the machine change little, and by the clock.
 
-Ours is measured as it is by default, with `train.unpadded`, which pads nothing between a model's
-first and last layer, with `train.micro_batches=auto`, which for an encoder on a CPU does the same,
-and cut into at most eight passes, as `auto` does for a model that cannot. Every contender trains
-MiniLM with LoRA (rank 8 on query and value, B = 0) and a new head by AdamW, batches of 32, a linear
-schedule and clipping, in one thread. They take turns, A B C … A B C …, so that a drift of the
-machine meets all of them. A round of one is a whole epoch over the same rows; only the loop is
+Ours is measured as it is by default, with `train.unpadded=true`, which pads nothing between a
+model's first and last layer, with `train.micro_batches=auto`, which for an encoder on a CPU does
+the same, and cut into at most eight passes, as `auto` does for a model that cannot. Every contender
+trains MiniLM with LoRA (rank 8 on query and value, B = 0) and a new head by AdamW, batches of 32, a
+linear schedule and clipping, in one thread. They take turns, A B C … A B C …, so that a drift of
+the machine meets all of them. A round of one is a whole epoch over the same rows; only the loop is
 timed, without loading, evaluation or checkpoints.
 """
 
