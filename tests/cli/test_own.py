@@ -192,10 +192,11 @@ import loraexp
 done = loraexp.run("experiment=debug", "init=lora", "output_root={tmp_path}")
 assert done.record["status"] == "finished"
 assert list(loraexp.load_records("{tmp_path}")["init.name"]) == ["lora"]
-counts = loraexp.sweep("lora_one_slides_phase_portrait", "output_root={tmp_path}")
+small = {{"variant": "smoke"}}
+counts = loraexp.sweep("lora_one_slides_phase_portrait", "output_root={tmp_path}", **small)
 assert counts["finished"] == 1
-frame = loraexp.table("lora_one_slides_phase_portrait", "output_root={tmp_path}")
-figure = loraexp.plot("lora_one_slides_phase_portrait", "output_root={tmp_path}")
+frame = loraexp.table("lora_one_slides_phase_portrait", "output_root={tmp_path}", **small)
+figure = loraexp.plot("lora_one_slides_phase_portrait", "output_root={tmp_path}", **small)
 assert len(frame) and figure.get_size_inches().min() > 1
 """
     done = subprocess.run(
