@@ -77,7 +77,7 @@ def section(text: str, built: Table, words: str, seconds: float) -> str:
     picture gets none."""
     title = heading(built.sweep)
     found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^##? |\Z)", text, re.M | re.S)
-    said = found[1].strip().split("\n\n")[0] if found else f"{built.sweep.title}."
+    said = found[1].strip().split("\n\n")[0] if found else f"{built.sweep.heading}."
     parts = [f"## {title}", said, f"`loraexp sweep {words}` · {spoken(seconds)}"]
     if not found or "](pictures/" in found[1]:
         names = pictures(built.results)
@@ -112,12 +112,12 @@ def overview(text: str, built: Table, seconds: float) -> str:
     holding = sum(claim["verdict"].startswith("holds") for claim in built.claims)
     claims = f"{holding} of {len(built.claims)}" if built.claims else "none made"
     line = (
-        f"| [{title}](#{title.replace(' ', '-')}) | {built.sweep.title} | {spoken(seconds)} |"
+        f"| [{title}](#{title.replace(' ', '-')}) | {built.sweep.heading} | {spoken(seconds)} |"
         f" {claims} |\n"
     )
     found = re.search(rf"^\| \[{re.escape(title)}\]\([^|]*\| (?P<what>[^|]*) \|.*\n", text, re.M)
     if found:
-        line = line.replace(built.sweep.title, found["what"], 1)
+        line = line.replace(built.sweep.heading, found["what"], 1)
         return text[: found.start()] + line + text[found.end() :]
     behind = re.search(r"^\| \[cg_lora_table1\].*\n", text, re.M)
     assert behind is not None

@@ -176,7 +176,7 @@ def plan(arguments: Sequence[str]) -> int:
     )
     from loraexp.cli import budget as printed
 
-    print(f"{wanted.key}: {wanted.title}")
+    print(f"{wanted.key}: {wanted.heading}")
     if wanted.compute is not None:
         printed.plan_of_computed(wanted)
         return 0
