@@ -111,13 +111,10 @@ def overview(text: str, built: Table, seconds: float) -> str:
     title = heading(built.sweep)
     holding = sum(claim["verdict"].startswith("holds") for claim in built.claims)
     claims = f"{holding} of {len(built.claims)}" if built.claims else "none made"
-    line = (
-        f"| [{title}](#{title.replace(' ', '-')}) | {built.sweep.heading} | {spoken(seconds)} |"
-        f" {claims} |\n"
-    )
     found = re.search(rf"^\| \[{re.escape(title)}\]\([^|]*\| (?P<what>[^|]*) \|.*\n", text, re.M)
+    what = found["what"] if found else built.sweep.heading
+    line = f"| [{title}](#{title.replace(' ', '-')}) | {what} | {spoken(seconds)} | {claims} |\n"
     if found:
-        line = line.replace(built.sweep.heading, found["what"], 1)
         return text[: found.start()] + line + text[found.end() :]
     behind = re.search(r"^\| \[cg_lora_table1\].*\n", text, re.M)
     assert behind is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import pytest
 from loraexp import cli, load_records
 from loraexp.finished import rescore
 from loraexp.records.reading import value_at
-from tests.support import forks
 from tests.support.copies import copies
 from tests.support.own import own_base, own_data
 from tests.support.runs import SMOKE, run
@@ -63,15 +63,15 @@ def test_of_several_processes_that_score_one_writes_what_one_alone_finds(tmp_pat
     folder = run(*text, *short, "task.limit_eval=1", out=tmp_path).folder
     words = ["task.limit_eval=3", "train.eval_batch_size=2"]
     alone = rescore.rescore(str(folder), words)
-    both = forks.Command("eval", str(folder), *words, log=tmp_path / "said.txt", world=2)
-    said = both.ended(240)
-    assert both.returncode == 0, said[-3000:]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "-m", "loraexp", "eval", str(folder), *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
     first, second = record_of(folder)["evaluations"]
     assert first["metrics"] == second["metrics"] == alone and alone
     assert (first["rows"], first["limits"]) == (second["rows"], second["limits"])
-    # the first speaks for both
-    lines = [line.split("  ")[0] for line in said.splitlines()]
-    assert all(lines.count(split) == 1 for split in alone)
+    assert len(done.stdout.splitlines()) == len(alone)  # the first speaks for both
 
 
 def test_a_table_reads_another_protocol_from_a_rescore_of_all_rows_only() -> None:
@@ -91,6 +91,7 @@ def test_a_table_reads_another_protocol_from_a_rescore_of_all_rows_only() -> Non
 
 def touch(path: Path) -> None:
     """Another time of change, the same content."""
+    import os
 
     stat = path.stat()
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
@@ -180,6 +181,7 @@ def test_changed_code_of_an_own_initializer_is_seen(
     (tmp_path / "own_rules.py").write_text(code + "\n# another version\n")
     assert cli.main(argv) == 2
     assert "finished already, with other initializer code: " in capsys.readouterr().err
+    import sys
 
     (tmp_path / "own_rules.py").unlink()
     monkeypatch.delitem(sys.modules, "own_rules")

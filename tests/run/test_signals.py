@@ -31,8 +31,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
 class Typed:
     """The command as a user starts it, where the others are forked (see support/forks.py)."""
 
-    def __init__(self, *words: str, log: Path, world: int = 1) -> None:
-        command = [sys.executable, *(TORCHRUN if world > 1 else ("-m",)), "loraexp", *words]
+    def __init__(self, *words: str, log: Path, world: int = 0) -> None:
+        command = [sys.executable, *(TORCHRUN if world else ("-m",)), "loraexp", *words]
         self.log = log
         with log.open("w") as file:
             self.process = subprocess.Popen(
@@ -57,7 +57,7 @@ class Typed:
 
 
 def start(
-    words: tuple[str, ...], folder: Path, how: type[Command | Typed] = Command, world: int = 1
+    words: tuple[str, ...], folder: Path, how: type[Command | Typed] = Command, world: int = 0
 ) -> Command | Typed:
     """The command, once its log has passed step 20."""
     process = how(*words, log=folder.parents[1] / "said.txt", world=world)

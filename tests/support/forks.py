@@ -78,13 +78,6 @@ def agent(
     elastic_launch(how, rank)(function, arguments)
 
 
-def alone(
-    function: Callable[..., int], *arguments: Any, log: Path, seconds: float = 400
-) -> tuple[int | None, str]:
-    """(status, what it said) of a function in a process of its own."""
-    return ended(said_by, (function, arguments, dict(os.environ), log), log, seconds)
-
-
 def said_by(
     function: Callable[..., int],
     arguments: tuple[Any, ...],
@@ -95,46 +88,30 @@ def said_by(
     rank(function, arguments)
 
 
-def torchrun(
-    function: Callable[..., int],
-    *arguments: Any,
-    world: int,
-    log: Path,
-    seconds: float = 400,
-    **environment: str,
-) -> tuple[int | None, str]:
-    """(status, what they said) of a function in so many processes under torchrun's own agent, each
-    with the rank, the local rank and the meeting place that torchrun gives."""
-    given = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return ended(agent, (function, arguments, world, given, log), log, seconds)
-
-
-def commanded(*words: str) -> int:
-    """`loraexp WORDS`, from the console script's own function."""
-    from loraexp.cli.main import entry
-
-    sys.argv = ["loraexp", *words]
-    entry()
-    return 0
-
-
 def session(target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """In a session of its own, as a shell gives it to what it begins in the background."""
     os.setsid()
     target(*arguments)
 
 
-class Command:
-    """`loraexp WORDS` that goes on beside its test, alone or under torchrun's agent."""
+class Forked:
+    """A function that goes on beside its test: in one process, or in `world` of them under
+    torchrun's own agent, each with the rank, the local rank and the meeting place that torchrun
+    gives."""
 
-    def __init__(self, *words: str, log: Path, world: int = 1) -> None:
-        given = os.environ | {"OMP_NUM_THREADS": "1"}
-        if world == 1:
-            target, arguments = said_by, (commanded, words, given, log)
-        else:
-            target, arguments = agent, (commanded, words, world, given, log)
+    def __init__(
+        self,
+        function: Callable[..., int],
+        *arguments: Any,
+        log: Path,
+        world: int = 0,
+        **environment: str,
+    ) -> None:
+        given = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        target, told = (agent, (world,)) if world else (said_by, ())
+        whole = (target, (function, arguments, *told, given, log))
         self.log = log
-        self.process = context().Process(target=session, args=(target, arguments))
+        self.process = context().Process(target=session, args=whole)
         self.process.start()
         self.pid = self.process.pid or 0
 
@@ -154,13 +131,40 @@ class Command:
         return self.said()
 
 
-def ended(
-    target: Callable[..., None], arguments: tuple[Any, ...], log: Path, seconds: float
+def commanded(*words: str) -> int:
+    """`loraexp WORDS`, from the console script's own function."""
+    from loraexp.cli.main import entry
+
+    sys.argv = ["loraexp", *words]
+    entry()
+    return 0
+
+
+class Command(Forked):
+    """`loraexp WORDS`."""
+
+    def __init__(self, *words: str, log: Path, world: int = 0) -> None:
+        super().__init__(commanded, *words, log=log, world=world)
+
+
+def alone(
+    function: Callable[..., int], *arguments: Any, log: Path, seconds: float = 400
 ) -> tuple[int | None, str]:
-    process = context().Process(target=target, args=arguments)
-    process.start()
-    process.join(seconds)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    return process.exitcode, log.read_text() if log.exists() else ""
+    """(status, what it said) of a function in a process of its own."""
+    forked = Forked(function, *arguments, log=log)
+    said = forked.ended(seconds)
+    return forked.returncode, said
+
+
+def torchrun(
+    function: Callable[..., int],
+    *arguments: Any,
+    world: int,
+    log: Path,
+    seconds: float = 400,
+    **environment: str,
+) -> tuple[int | None, str]:
+    """(status, what they said) of a function in so many processes under torchrun's agent."""
+    forked = Forked(function, *arguments, log=log, world=world, **environment)
+    said = forked.ended(seconds)
+    return forked.returncode, said
