@@ -62,6 +62,7 @@ def process_of_a_test(
 ACCELERATOR = {
     "adapter/test_calls.py",
     "adapter/test_exact.py",
+    "finished/test_on_a_device.py",
     "machine/test_claims.py",
     "machine/test_locks.py",
     "machine/test_placement.py",

@@ -108,7 +108,10 @@ def load_raw(model: nn.Module, path: Path) -> Adapters:
         )
         adapters.layers |= attach(model, {name: factors}, scaling).layers
         own = adapters.layers[name].factors
-        own.offset_A, own.offset_B = parts["offset_A"], parts["offset_B"]
+        own.offset_A, own.offset_B = (
+            None if part is None else part.to(own.lora_A.device)
+            for part in (parts["offset_A"], parts["offset_B"])
+        )
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name in said["others"]:

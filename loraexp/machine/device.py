@@ -138,7 +138,7 @@ def to_device(batch: Mapping[str, object], device: torch.device) -> dict[str, An
 
 def on_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the host on `device`; the host goes on while it is copied to an accelerator."""
-    pinned = x.pin_memory() if device.type == "cuda" else x
+    pinned = x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x
     return pinned.to(device, non_blocking=is_accelerator(device))
 
 
@@ -172,6 +172,8 @@ def choose_device(name: str) -> torch.device:
             f"device={name}: not available here ({first_line(error)[:100]}); {instead(name)}"
         ) from error
     if device.type == "cuda":
+        if device.index is None:  # the one that tensors of "cuda" are on, by its number
+            device = torch.device("cuda", torch.cuda.current_device())
         # libraries that load onto "the" device, and the generator of a checkpoint, go by it
         torch.cuda.set_device(device)
     return device

@@ -70,10 +70,17 @@ PEFT_TASK = {"encoder": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM", "causal": "CAUSAL_
 
 
 def built(base: Base, config: PretrainedConfig, dtype: torch.dtype | None) -> Any:
-    """A model of this architecture with the weights that it draws itself."""
-    return model_class(base.settings.kind).from_config(
-        config, dtype=dtype, **attention(base.settings)
+    """A model of this architecture with the weights that it draws itself: those of float32, rounded
+    to the dtype, since the generator of a narrower one draws others."""
+    single = torch.float32 if dtype is None else torch.promote_types(dtype, torch.float32)
+    made = model_class(base.settings.kind).from_config(
+        config, dtype=single, **attention(base.settings)
     )
+    if dtype is not None and dtype != single:
+        for parameter in made.parameters():
+            parameter.data = parameter.data.to(dtype)
+        made.config.dtype = dtype
+    return made
 
 
 def load_model(
@@ -205,15 +212,20 @@ def dtype_of(settings: ModelSettings, precision: str, *, full: bool) -> torch.dt
 
 
 def draw_head(model: Any, seed: int) -> None:
-    """The weights of what is new, drawn from `seed` alone; the global generator goes on from
-    there."""
+    """The weights of what is new, drawn from `seed` alone: in float32 and rounded, since the
+    generator of another dtype draws others. The global generator goes on from there."""
     torch.manual_seed(seed)
     for name in model.loaded.drawn:
         part = model.get_submodule(name)
         # transformers leaves alone what it has marked as loaded
         for x in (*part.modules(), *part.parameters()):
             x.__dict__.pop("_is_hf_initialized", None)
+        stored = [(parameter, parameter.dtype) for parameter in part.parameters()]
+        for parameter, dtype in stored:
+            parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32))
         part.apply(model._init_weights)
+        for parameter, dtype in stored:
+            parameter.data = parameter.data.to(dtype)
 
 
 def pretrained(

@@ -135,11 +135,13 @@ class BatchHooks:
             if not output.requires_grad:
                 # differentiation begins here: nothing below the first target costs a backward
                 output = output + anchor
-            node = [Keep.apply(anchor, h).grad_fn]  # type: ignore[no-untyped-call]
+            # the tensor, not its node: before torch 2.13 a node that Python alone holds has lost
+            # what it saved
+            made = [Keep.apply(anchor, h)]  # type: ignore[no-untyped-call]
 
             def seen_backward(mu: Tensor) -> None:
-                kept = node.pop() if self.current == self.passes[-1] else node[0]
-                self._give(name, kept.saved_tensors[0], mu)
+                kept = made.pop() if self.current == self.passes[-1] else made[0]
+                self._give(name, kept.grad_fn.saved_tensors[0], mu)
 
             output.register_hook(seen_backward)
             return output

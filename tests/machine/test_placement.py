@@ -14,11 +14,13 @@ from loraexp.machine.device import choose_device
 
 @pytest.fixture
 def two_cards(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A machine with two faked cards; which of them became the current one."""
+    """A machine with two faked cards; which of them became the current one, by torch's own
+    `set_device`, which takes no card without a number."""
     current: list[Any] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1] if current else 0)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", current.append, raising=False)
     real = torch.zeros
 
     def zeros(*shape: Any, device: Any = None, **how: Any) -> torch.Tensor:
@@ -34,10 +36,10 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     ("name", "rank", "chosen"),
     [
         ("cuda:1", None, "cuda:1"),
-        ("cuda", None, "cuda"),
+        ("cuda", None, "cuda:0"),
         ("cuda", "1", "cuda:1"),
         ("auto", "1", "cuda:1"),
-        ("auto", None, "cuda"),
+        ("auto", None, "cuda:0"),
     ],
 )
 def test_the_device_named_or_that_of_the_process_is_the_current_one(
@@ -51,7 +53,7 @@ def test_the_device_named_or_that_of_the_process_is_the_current_one(
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert choose_device(name) == torch.device(chosen)
-    assert two_cards == [torch.device(chosen)]  # whose generator a checkpoint saves
+    assert two_cards == [torch.device(chosen).index]  # whose generator a checkpoint saves
 
 
 def test_a_card_that_is_not_there_is_one_line(two_cards: list[Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 from loraexp import config, models
 from loraexp.models.load import recompute
 from loraexp.run import kept
-from tests.support.checkpoints import t5_of_folder
+from tests.support.checkpoints import ENCODERS, saved, settings_of, t5_of_folder
 from tests.support.runs import run
 
 ONCE = ("locate", "load_config", "new_modules", "load_tokenizer", "pretrained")
@@ -60,3 +60,28 @@ def test_recomputed_layers_are_asked_for_by_the_older_name_too() -> None:
     asked: list[dict[str, bool]] = []
     recompute(SimpleNamespace(gradient_checkpointing_enable=asked.append))
     assert asked == [{"use_reentrant": False}]
+
+
+# sizes that are no multiple of what a generator fills at once
+ODD = {"hidden_size": 18, "intermediate_size": 30, "num_attention_heads": 2}
+
+
+def in_both(settings: Any, **labels: Any) -> list[dict[str, torch.Tensor]]:
+    return [
+        models.open(settings).load(dtype=dtype, head_seed=3, **labels).state_dict()
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+
+
+def test_what_is_drawn_for_bf16_is_what_is_drawn_for_fp32_rounded(tmp_path: Path) -> None:
+    """A model's random weights, and the head of a checkpoint: a seed means the same in every
+    precision."""
+    own = config.read_yaml("model", "tiny-bert")["config"]
+    folder = saved(tmp_path, ENCODERS["bert"] | ODD)
+    stored = settings_of("tiny-bert", path=str(folder), config=None)
+    for settings in (settings_of("tiny-bert", config=own | ODD), stored):
+        single, narrow = in_both(settings, num_labels=3)
+        assert single.keys() == narrow.keys() and single["classifier.weight"].shape == (3, 18)
+        for key, value in single.items():
+            assert narrow[key].dtype == torch.bfloat16 or not value.is_floating_point(), key
+            assert torch.equal(narrow[key], value.to(narrow[key].dtype)), key
