@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from loraexp import config
 
-SMOKE = ("experiment=smoke", "wandb.mode=disabled", "device=cpu")
+# where these runs compute: `LORAEXP_TEST_DEVICE=cuda pytest tests/run …` takes them to a card
+PLACE = os.environ.get("LORAEXP_TEST_DEVICE", "cpu")
+SMOKE = ("experiment=smoke", "wandb.mode=disabled", f"device={PLACE}")
 # Differ between two runs of the same thing: clocks, memory, and what the clock enters.
 TIMES = {"started", "ended", "cost", "environment", "seconds"}
 

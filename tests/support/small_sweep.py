@@ -11,11 +11,12 @@ import yaml
 from loraexp import cli
 from loraexp.sweep import reading
 from loraexp.sweep.cells import Cell, expand
+from tests.support.runs import PLACE
 
 TINY = [
     "experiment=smoke",
     "wandb.mode=disabled",
-    "device=cpu",
+    f"device={PLACE}",
     "task.limit_train=64",
     "task.limit_eval=32",
     "init.samples=16",
