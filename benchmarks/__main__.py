@@ -23,6 +23,7 @@ PARTS = (
     "optimizers",
     "packed",
     "decoding",
+    "gpu",
 )
 
 

@@ -38,6 +38,7 @@ from loraexp import config, models
 from loraexp.adapter.adapted import attach, scaling_factor
 from loraexp.adapter.layer import Factors, Layer
 from loraexp.config.settings import Settings
+from loraexp.machine.device import to_device
 from loraexp.machine.measure import peak_bytes, reset_peak
 from loraexp.run.components import labels, make
 from loraexp.run.initialise import longest_first, settled, training_of
@@ -117,13 +118,15 @@ class Bench:
     """A model, its target layers and its calibration batches: real text, the first rows of the
     training file."""
 
-    def __init__(self, subject: str, batches: int, equal_width: bool = False) -> None:
-        self.subject = subject
+    def __init__(
+        self, subject: str, batches: int, equal_width: bool = False, device: torch.device = CPU
+    ) -> None:
+        self.subject, self.device = subject, device
         settings = settings_of(subject, "lora")
         base = models.open(settings.model)
         words = base.tokenizer
         self.task: Any = make(settings.task)(tokenizer=words, cache_root=settings.cache_root)
-        self.model = base.load(dtype=torch.float32, head_seed=0, **labels(self.task))
+        self.model = base.load(dtype=torch.float32, head_seed=0, **labels(self.task)).to(device)
         self.head = models.head(self.model)
         self.names = list(models.target_layers(self.model, settings.model.targets, self.head))
         self.rank = settings.rank
@@ -132,11 +135,14 @@ class Bench:
         examples = self.task.splits["train"]
         width = int(np.diff(examples.offsets[: len(rows) + 1]).max()) if equal_width else None
         self.batches: list[dict[str, Tensor]] = [
-            self.task.collate(examples, part, pad_to=width) for part in in_batches(rows, BATCH)
+            to_device(self.task.collate(examples, part, pad_to=width), device)
+            for part in in_batches(rows, BATCH)
         ]
         # as a run sweeps the same rows
         ordered = longest_first(rows, np.asarray(examples.lengths))
-        self.own_batches = [self.task.collate(examples, x) for x in in_batches(ordered, BATCH)]
+        self.own_batches = [
+            to_device(self.task.collate(examples, x), device) for x in in_batches(ordered, BATCH)
+        ]
 
     def targets(self) -> dict[str, nn.Module]:
         return {name: self.model.get_submodule(name) for name in self.names}
@@ -154,7 +160,7 @@ class Bench:
         made: partial = settled(make(settings.init), training_of(settings, rows))
         function: Any = made.func
         layers: Iterator[Layer] = (
-            Layer(name=n, W=weight(m, CPU)) for n, m in self.targets().items()
+            Layer(name=n, W=weight(m, self.device)) for n, m in self.targets().items()
         )
         if function.needs:
             task, batches = self.task, self.own_batches if own else self.batches
@@ -231,6 +237,11 @@ class Bench:
 
 
 def now() -> np.ndarray:
+    """Seconds of the processor, where there is a card the clock's when it has done its work, and of
+    the clock."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        return np.full(2, time.perf_counter())
     return np.array([time.process_time(), time.perf_counter()])
 
 
@@ -266,12 +277,14 @@ def costs(
     return {name: (*np.median(values, 0).tolist(), len(values)) for name, values in found.items()}
 
 
-def time_of(subject: str, quick: bool = False) -> dict[str, float]:
+def time_of(
+    subject: str, quick: bool = False, device: torch.device = CPU, **changed: Any
+) -> dict[str, float]:
     """Print and return the costs on one model, in sweeps and in PEFT's LoRA-GA."""
-    about = SUBJECTS[subject]
+    about = replace(SUBJECTS[subject], **changed)
     if quick:
         about = replace(about, batches=2, rounds=1, frugal=())
-    bench = Bench(subject, about.batches)
+    bench = Bench(subject, about.batches, device=device)
     budget = settings_of(subject, "cg_lora").calibration.budget()
     tokens = sum(tokens_of(bench))
     few = min(FEW, about.rounds)

@@ -19,7 +19,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,13 +31,16 @@ import torch
 from benchmarks import verdict
 from loraexp import config, models
 from loraexp.config.settings import Settings
+from loraexp.machine.device import to_device
 from loraexp.run import components, experiment
 from loraexp.run.batches import epoch_batches, micro_batches
 from loraexp.tasks.classification import Classification
 
 GLUE = Path(__file__).resolve().parents[2] / "shared" / "data" / "glue"
 THREADS, ROUNDS, WARM_UP = 1, 7, 2
+CPU = torch.device("cpu")
 BATCH, STEPS, STEPS_PADDED_TO_128 = 32, 16, 2
+MINILM = ("model=minilm",)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Bench:
     """What the contenders share: the settings and rows of one configuration, and a folder for what
     they write."""
 
+    device: torch.device
     overrides: list[str]
     settings: Settings
     tokenizer: Any
@@ -67,28 +71,32 @@ class Bench:
         return self.task.splits["train"].lengths
 
 
-def now() -> np.ndarray:
-    """Seconds of the processor and of the clock."""
+def now(device: torch.device = CPU) -> np.ndarray:
+    """Seconds of the processor and of the clock, when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return np.array([time.process_time(), time.perf_counter()])
 
 
 Contender = Callable[[Bench, int, int], Measured]  # (bench, steps, seed)
 
 
-def prepare(folder: Path) -> Bench:
+def prepare(
+    folder: Path, device: torch.device = CPU, steps: int = STEPS, model: Sequence[str] = MINILM
+) -> Bench:
     data = ["task=cola", f"task.data_dir={GLUE}"] if (GLUE / "CoLA").is_dir() else ["task=tweets"]
-    rows = [f"task.limit_train={BATCH * STEPS}", "task.limit_eval=32", f"train.batch_size={BATCH}"]
+    rows = [f"task.limit_train={BATCH * steps}", "task.limit_eval=32", f"train.batch_size={BATCH}"]
     places = [
         f"output_root={folder}/outputs",
         f"cache_root={folder}/cache",
         "wandb.mode=disabled",
-        "device=cpu",
+        f"device={device.type}",
     ]
-    overrides = ["model=minilm", "init=lora", *data, *rows, *places]
+    overrides = [*model, "init=lora", *data, *rows, *places]
     settings, _ = config.check(config.compose(overrides))
     tokenizer = models.open(settings.model).tokenizer
     task = components.make(settings.task)(tokenizer=tokenizer, cache_root=Path(settings.cache_root))
-    return Bench(overrides, settings, tokenizer, task, folder)
+    return Bench(device, overrides, settings, tokenizer, task, folder)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -155,10 +163,10 @@ def trainer(
         began = ended = now()
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.began = now()
+            self.began = now(bench.device)
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
-            self.ended = now()
+            self.ended = now(bench.device)
 
     arguments = TrainingArguments(
         output_dir=str(bench.folder / "trainer"),
@@ -174,8 +182,9 @@ def trainer(
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
+        use_cpu=bench.device == CPU,
+        bf16=bench.settings.precision == "bf16",
+        dataloader_pin_memory=bench.device != CPU,
     )
     clock = Clock()
     Trainer(
@@ -208,8 +217,9 @@ def as_dataset(bench: Bench, copies: int) -> Any:
 
 
 def base_model(bench: Bench, seed: int) -> Any:
-    labels = components.labels(bench.task)
-    return models.open(bench.settings.model).load(dtype=torch.float32, head_seed=seed, **labels)
+    settings, labels = bench.settings, components.labels(bench.task)
+    dtype = models.dtype_of(settings.model, settings.precision, full=False)
+    return models.open(settings.model).load(dtype=dtype, head_seed=seed, **labels).to(bench.device)
 
 
 def peft_model(bench: Bench, seed: int) -> Any:
@@ -232,11 +242,13 @@ def bare(bench: Bench, steps: int, seed: int) -> Measured:
     settings, model = bench.settings, peft_model(bench, seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
     order = epoch_batches(bench.lengths, BATCH, seed=seed, epoch=0, length_buckets=True)[:steps]
-    batches = [bench.task.collate(bench.task.splits["train"], rows) for rows in order]
+    rows_of = bench.task.splits["train"]
+    batches = [to_device(bench.task.collate(rows_of, rows), bench.device) for rows in order]
+    lower = settings.precision == "bf16"
     cells = sum(batch["input_ids"].numel() for batch in batches)
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
 
-    began = now()
+    began = now(bench.device)
     model.train()
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.lr, weight_decay=settings.train.weight_decay, fused=True
@@ -244,13 +256,14 @@ def bare(bench: Bench, steps: int, seed: int) -> Measured:
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     for batch in batches:
         labels = batch.pop("labels")
-        loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
+        with torch.autocast(bench.device.type, dtype=torch.bfloat16, enabled=lower):
+            loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings.train.max_grad_norm or math.inf)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    rates = (steps * BATCH / seconds for seconds in (now() - began).tolist())
+    rates = (steps * BATCH / seconds for seconds in (now(bench.device) - began).tolist())
     return Measured(*rates, 1 - tokens / cells)
 
 

@@ -30,6 +30,7 @@ from loraexp.adapter.layer import Factors
 from loraexp.run.components import make
 
 THREADS = 1
+CPU = torch.device("cpu")
 LAYERS = (24, 72, 224)
 WIDTH, RANK, SCALING = 768, 8, 2.0
 ROUNDS = 40
@@ -60,29 +61,35 @@ class Contestant:
         torch._foreach_copy_(
             [p.grad for p in self.parameters if p.grad is not None], list(self.gradients)
         )
-        began = now()
+        device = self.parameters[0].device
+        began = now(device)
         self.optimizer.step()
-        return now() - began
+        return now(device) - began
 
     def state_bytes(self) -> int:
         states = self.optimizer.state.values()
         return sum(x.nbytes for state in states for x in state.values() if isinstance(x, Tensor))
 
 
-def now() -> np.ndarray:
+def now(device: torch.device) -> np.ndarray:
+    """Seconds of the processor, of a card the clock's when it has done its work, and of the
+    clock."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return np.full(2, time.perf_counter())
     return np.array([time.process_time(), time.perf_counter()])
 
 
 def contestant(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> Contestant:
     """Give each parameter a gradient, the same for the same shapes in the same order."""
     generator = torch.Generator().manual_seed(1)
-    gradients = [torch.randn(p.shape, generator=generator) for p in parameters]
+    gradients = [torch.randn(p.shape, generator=generator).to(p.device) for p in parameters]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient.clone()
     return Contestant(optimizer, parameters, gradients)
 
 
-def adapted(layers: int, train: frozenset[str]) -> Adapters:
+def adapted(layers: int, train: frozenset[str], device: torch.device) -> Adapters:
     """`layers` adapted layers over one shared weight."""
     generator = torch.Generator().manual_seed(0)
     base = nn.Linear(WIDTH, WIDTH, bias=False)
@@ -94,21 +101,23 @@ def adapted(layers: int, train: frozenset[str]) -> Adapters:
         )
         factors = Factors(A=A / WIDTH**0.5, B=B / WIDTH**0.5, start="shifted", train=train)
         made[f"layers.{index}"] = AdaptedLinear(base, factors, SCALING, f"layers.{index}")
-    return Adapters(nn.ModuleList(made.values()), made, {})
+    return Adapters(nn.ModuleList(made.values()).to(device), made, {})
 
 
-def ours(name: str, layers: int, changed: dict[str, Any]) -> Contestant:
+def ours(name: str, layers: int, changed: dict[str, Any], *, device: torch.device) -> Contestant:
     """The rule of `conf/optimizer/<name>.yaml` with its values there but for those changed, on what
     it trains."""
     rule = make(config.read_yaml("optimizer", name) | changed)
     frozen = rule.func.needs_frozen  # type: ignore[attr-defined]
-    adapters = adapted(layers, frozenset({"A", "B"}) - frozen)
+    adapters = adapted(layers, frozenset({"A", "B"}) - frozen, device)
     return contestant(rule(adapters, lr=LR, weight_decay=0.0), adapters.trainable())
 
 
-def torch_adamw(layers: int, train: frozenset[str], form: str) -> Contestant:
+def torch_adamw(
+    layers: int, train: frozenset[str], form: str, *, device: torch.device
+) -> Contestant:
     """PyTorch's AdamW on the same parameters."""
-    parameters = adapted(layers, train).trainable()
+    parameters = adapted(layers, train, device).trainable()
     return contestant(
         torch.optim.AdamW(
             parameters, lr=LR, weight_decay=0.0, fused=form == "fused", foreach=form == "foreach"
@@ -117,14 +126,14 @@ def torch_adamw(layers: int, train: frozenset[str], form: str) -> Contestant:
     )
 
 
-def peft_riemannian(layers: int, form: str) -> Contestant:
+def peft_riemannian(layers: int, form: str, *, device: torch.device) -> Contestant:
     """PEFT's preconditioned AdamW on a PEFT model of the same layers, over one shared weight
     too."""
     from peft import LoraConfig, get_peft_model
     from peft.optimizers import create_riemannian_optimizer
 
     plain = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False, device="meta") for _ in range(layers))
-    weight = nn.Parameter(torch.randn(WIDTH, WIDTH))
+    weight = nn.Parameter(torch.randn(WIDTH, WIDTH, device=device))
     for linear in plain:
         linear.weight = weight
     said = LoraConfig(
@@ -133,7 +142,7 @@ def peft_riemannian(layers: int, form: str) -> Contestant:
         target_modules=[str(i) for i in range(layers)],
         init_lora_weights=False,
     )
-    model: Any = get_peft_model(plain, said)  # type: ignore[arg-type]
+    model: Any = get_peft_model(plain, said).to(device)  # type: ignore[arg-type]
     optimizer = create_riemannian_optimizer(
         model, torch.optim.AdamW, lr=LR, weight_decay=0.0, **{form: True}
     )
@@ -155,10 +164,11 @@ def paired(one: Contestant, reference: Contestant, rounds: int) -> tuple[float, 
     return processor, clock, statistics.median(ratios)
 
 
-def faster_form(layers: int) -> str:
+def faster_form(layers: int, device: torch.device) -> str:
     """`fused` or `foreach`, whichever AdamW is faster here."""
     fused, foreach = (
-        torch_adamw(layers, frozenset({"A", "B"}), form) for form in ("fused", "foreach")
+        torch_adamw(layers, frozenset({"A", "B"}), form, device=device)
+        for form in ("fused", "foreach")
     )
     fused.step(), foreach.step()
     return "fused" if paired(fused, foreach, ROUNDS)[2] < 1 else "foreach"
@@ -181,11 +191,11 @@ def measure(
     return found
 
 
-def steps_of(layers: int, rounds: int = ROUNDS) -> dict[str, float]:
+def steps_of(layers: int, rounds: int = ROUNDS, device: torch.device = CPU) -> dict[str, float]:
     """Print and return the ratios of every rule at one number of layers."""
-    form = faster_form(layers)
-    both = torch_adamw(layers, frozenset({"A", "B"}), form)
-    alone = torch_adamw(layers, frozenset({"B"}), form)
+    form = faster_form(layers, device)
+    both = torch_adamw(layers, frozenset({"A", "B"}), form, device=device)
+    alone = torch_adamw(layers, frozenset({"B"}), form, device=device)
     print(f"\n{layers} adapted layers of {WIDTH} × {WIDTH}, rank {RANK}; AdamW is PyTorch's {form}")
     heads = f"{'optimizer':26} {'ms':>9} {'by clock':>9} {'of AdamW':>9} {'target':>9}"
     print(f"{heads} {'state MiB':>10}")
@@ -193,10 +203,10 @@ def steps_of(layers: int, rounds: int = ROUNDS) -> dict[str, float]:
     figures: dict[str, float] = {}
     seconds: dict[str, float] = {}
     for name in ["PEFT Riemannian", *sorted(forms)]:
-        build, reference = partial(peft_riemannian, layers, form), both
+        build, reference = partial(peft_riemannian, layers, form, device=device), both
         if name in forms:
             rule: Any = make(config.read_yaml("optimizer", forms[name][0])).func
-            build = partial(ours, forms[name][0], layers, forms[name][1])
+            build = partial(ours, forms[name][0], layers, forms[name][1], device=device)
             reference = alone if "A" in rule.needs_frozen else both
         taken, clock, ratio, size = measure(build, reference, rounds)
         key = name.lower().replace(" ", "_")

@@ -105,7 +105,7 @@ def table(folder: Path) -> Path:
     return folder
 
 
-def words(model: str, shape: Shape, folder: Path) -> list[str]:
+def words(model: str, shape: Shape, folder: Path, device: str = "cpu") -> list[str]:
     base = MODELS[model]
     if base.encoder:
         task = ["task.text=[a]"]
@@ -118,7 +118,7 @@ def words(model: str, shape: Shape, folder: Path) -> list[str]:
             f"task.max_length={shape.tokens}",
             "init=lora",
             "init.samples=2",
-            "device=cpu",
+            f"device={device}",
             "wandb.mode=disabled",
         ),
         *(f"train.batch_size={shape.passes * shape.rows}", f"train.micro_batches={shape.passes}"),
@@ -155,6 +155,8 @@ class Together:
         began, worked = time.perf_counter(), time.process_time()
         for _ in range(steps):
             self.step()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         return time.process_time() - worked, time.perf_counter() - began
 
     def end(self) -> None:
@@ -163,13 +165,18 @@ class Together:
 
 
 def ratios(
-    model: str, shape: Shape, numbers: Sequence[int], rounds: int, least: float
+    model: str,
+    shape: Shape,
+    numbers: Sequence[int],
+    rounds: int,
+    least: float,
+    device: str = "cpu",
 ) -> dict[int, list[list[float]]]:
     """Of every number of runs, by the processor and by the clock, in every round: the time of as
     many lone ones in units of theirs."""
     with tempfile.TemporaryDirectory() as place, watched() as stop:
         folder = table(Path(place))
-        common = words(model, shape, folder)
+        common = words(model, shape, folder, device)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             groups = {k: Together(f"{place}/{k}", common, k, stop) for k in (1, *numbers)}
             for group in groups.values():
@@ -247,10 +254,10 @@ def in_own_process(model: str, shapes: Sequence[Shape]) -> dict[str, int]:
     return found
 
 
-def automatic(model: str, shape: Shape) -> int:
+def automatic(model: str, shape: Shape, device: str = "cpu") -> int:
     """How many runs `sweep.pack=auto` lets share a pass of this shape."""
     with tempfile.TemporaryDirectory() as place:
-        common = words(model, shape, table(Path(place)))
+        common = words(model, shape, table(Path(place)), device)
         settings = config.check(config.compose([*common, "sweep.pack=auto"]))[0]
         return fitting(settings, available_bytes(settings.device), sharing=1)
 
