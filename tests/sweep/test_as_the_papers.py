@@ -99,24 +99,30 @@ def test_cg_loras_costs_are_those_of_the_24_layers() -> None:
     assert "model: minilm instead of roberta-base" in smaller
 
 
-def test_cg_loras_small_table_asks_whether_its_columns_are_learnt() -> None:
-    """CoLA by accuracy, Matthews' correlation and likelihood of the same runs, 3 seeds of which one
-    chooses the rate, and a control for both baselines that is above what always the more frequent
-    class has."""
-    found = loaded("cg_lora_table1", "learnt")
+@pytest.mark.parametrize(
+    ("variant", "task", "share", "columns"),
+    [
+        ("learnt", "cola", 721 / 1043, ("cola", "cola_mcc", "cola_ll")),
+        ("learnt_mrpc", "mrpc", 279 / 408, ("mrpc", "mrpc_ll")),
+    ],
+)
+def test_cg_loras_small_tables_ask_whether_their_columns_are_learnt(
+    variant: str, task: str, share: float, columns: tuple[str, ...]
+) -> None:
+    """The same runs by accuracy and likelihood, 3 seeds of which one chooses the rate, and for both
+    baselines a control that is above what always the more frequent class has."""
+    found = loaded("cg_lora_table1", variant)
     folders: dict[str, set[Any]] = {}
     for cell in expand(found):
         folders.setdefault(cell.column, set()).add((cell.row, cell.folder))
         assert lookup(cell.plain, "task.metric") == "log_likelihood"
-    majority = {"cola": 721 / 1043}
-    assert {task.removesuffix("_mcc").removesuffix("_ll") for task in folders} == set(majority)
+    assert tuple(folders) == columns
     assert found.grid["seed"] == [0, 1, 2] and found.select.judges == {"seed": [0]}
-    for task, share in majority.items():
-        assert folders[task] == folders[f"{task}_ll"] == folders[f"{task}_mcc"]
-        assert len(folders[task]) == 6 * 3
-        alone = share * math.log(share) + (1 - share) * math.log(1 - share)
-        for row in ("full", "rslora"):
-            (control,) = [c for c in found.claims if c.value == f"{row}/{task}_ll" and not c.minus]
-            assert control.above is not None and alone + 0.02 < control.above < 0
-    whole = [one.text for one in loaded("cg_lora_table1").claims if one.value.endswith("/cola")]
-    assert [claim.text for claim in found.claims[: len(whole)]] == whole and len(whole) == 3
+    assert all(folders[column] == folders[task] for column in columns)
+    assert len(folders[task]) == 6 * 3
+    alone = share * math.log(share) + (1 - share) * math.log(1 - share)
+    for row in ("full", "rslora"):
+        (control,) = [c for c in found.claims if c.value == f"{row}/{task}_ll" and not c.minus]
+        assert control.above is not None and alone + 0.02 < control.above < 0
+    own = [one.text for one in loaded("cg_lora_table1").claims if one.value.endswith(f"/{task}")]
+    assert own and [claim.text for claim in found.claims[: len(own)]] == own
