@@ -35,22 +35,9 @@ from loraexp.run.batches import epoch_batches
 from loraexp.sweep import estimate, sizes
 
 GIB = 2**30
-WIDE = (
-    "model=tiny-roberta",
-    *(f"model.config.{key}={value}" for key, value in initializers.WIDE.items()),
-)
+WIDE = initializers.SUBJECTS["wide"].overrides
 PEERS = ("unpadded", "buckets", "plain", "auto", "trainer_dynamic", "trainer_grouped", "bare")
-LLAMA_2_7B = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": False,
-}
+LLAMA_2_7B = config.read_yaml("model", "llama-2-7b")["facts"]["config"]
 ROWS, TOKENS = 4, 512
 RUNS = ("lora", "lora_one", "cg_lora", "lora_ga")
 

@@ -22,7 +22,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.clocks import CPU, now
 from loraexp import config, models
 from loraexp.adapter.adapted import attach, scaling_factor
 from loraexp.adapter.layer import Factors, Layer
@@ -49,7 +49,6 @@ from tests.support.helpers import REPOSITORY
 THREADS = 1
 BATCH = 16
 GLUE = REPOSITORY.parent / "shared" / "data" / "glue"
-CPU = torch.device("cpu")
 WIDE = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -236,24 +235,15 @@ class Bench:
 # time
 
 
-def now() -> np.ndarray:
-    """Seconds of the processor, where there is a card the clock's when it has done its work, and of
-    the clock."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-        return np.full(2, time.perf_counter())
-    return np.array([time.process_time(), time.perf_counter()])
-
-
-def seconds(work: Callable[[], Any]) -> np.ndarray:
+def seconds(work: Callable[[], Any], device: torch.device = CPU) -> np.ndarray:
     """The time until the model is ready, of the processor and of the clock; undoing it is not
     counted."""
     gc.collect()
-    began = now()
+    began = now(device)
     if not hasattr(entered := work(), "__enter__"):
-        return now() - began
+        return now(device) - began
     with entered:
-        return now() - began
+        return now(device) - began
 
 
 def costs(
@@ -266,11 +256,11 @@ def costs(
     # PEFT's on its hooks, and remarks on statistics, in every round again
     warnings.simplefilter("ignore")
     for round_ in range(max(rounds for _, rounds in work.values())):
-        before = seconds(bench.sweep)
+        before = seconds(bench.sweep, bench.device)
         for name, (piece, rounds) in work.items():
             if round_ < rounds:
-                spent = seconds(piece)
-                after = seconds(bench.sweep)
+                spent = seconds(piece, bench.device)
+                after = seconds(bench.sweep, bench.device)
                 sweeps = 2 * spent[0] / (before[0] + after[0])
                 found[name].append(np.array([sweeps, *spent]))
                 before = after

@@ -18,7 +18,6 @@ import math
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks import verdict
+from benchmarks.clocks import CPU, now
 from loraexp import config, models
 from loraexp.config.settings import Settings
 from loraexp.machine.device import to_device
@@ -38,7 +38,6 @@ from loraexp.tasks.classification import Classification
 
 GLUE = Path(__file__).resolve().parents[2] / "shared" / "data" / "glue"
 THREADS, ROUNDS, WARM_UP = 1, 7, 2
-CPU = torch.device("cpu")
 BATCH, STEPS, STEPS_PADDED_TO_128 = 32, 16, 2
 MINILM = ("model=minilm",)
 
@@ -69,13 +68,6 @@ class Bench:
     @property
     def lengths(self) -> np.ndarray:
         return self.task.splits["train"].lengths
-
-
-def now(device: torch.device = CPU) -> np.ndarray:
-    """Seconds of the processor and of the clock, when the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return np.array([time.process_time(), time.perf_counter()])
 
 
 Contender = Callable[[Bench, int, int], Measured]  # (bench, steps, seed)

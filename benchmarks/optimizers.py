@@ -13,7 +13,6 @@ from __future__ import annotations
 import gc
 import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import verdict
+from benchmarks.clocks import CPU, now
 from loraexp import config
 from loraexp.adapter.adapted import AdaptedLinear, Adapters
 from loraexp.adapter.layer import Factors
 from loraexp.run.components import make
 
 THREADS = 1
-CPU = torch.device("cpu")
 LAYERS = (24, 72, 224)
 WIDTH, RANK, SCALING = 768, 8, 2.0
 ROUNDS = 40
@@ -69,15 +68,6 @@ class Contestant:
     def state_bytes(self) -> int:
         states = self.optimizer.state.values()
         return sum(x.nbytes for state in states for x in state.values() if isinstance(x, Tensor))
-
-
-def now(device: torch.device) -> np.ndarray:
-    """Seconds of the processor, of a card the clock's when it has done its work, and of the
-    clock."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return np.full(2, time.perf_counter())
-    return np.array([time.process_time(), time.perf_counter()])
 
 
 def contestant(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> Contestant:

@@ -91,8 +91,6 @@ def test_a_table_reads_another_protocol_from_a_rescore_of_all_rows_only() -> Non
 
 def touch(path: Path) -> None:
     """Another time of change, the same content."""
-    import os
-
     stat = path.stat()
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
 
@@ -181,8 +179,6 @@ def test_changed_code_of_an_own_initializer_is_seen(
     (tmp_path / "own_rules.py").write_text(code + "\n# another version\n")
     assert cli.main(argv) == 2
     assert "finished already, with other initializer code: " in capsys.readouterr().err
-    import sys
-
     (tmp_path / "own_rules.py").unlink()
     monkeypatch.delitem(sys.modules, "own_rules")
     [path] = (tmp_path / "out").rglob("record.json")

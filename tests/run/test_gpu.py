@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from loraexp import cli, config
-from loraexp.config.settings import Settings
 from loraexp.machine.signals import Interrupted
-from loraexp.run import batches, evaluate, initialise, kept, loop, packed, train
-from loraexp.scoring import generate, protocols
+from loraexp.run import batches, evaluate, experiment, initialise, kept, loop, packed, train
+from loraexp.scoring import generate
 from loraexp.statistics.sweeps import Sweeper
 from loraexp.sweep import cards, estimate, sizes
 from loraexp.tasks import text
 from tests.support.cards import Watched, watched
 from tests.support.pretend import counted
 from tests.support.runs import metric_lines, run
+from tests.support.shortened import shortened
 from tests.support.text_data import overrides, write_all
 from tests.support.together import WITHOUT_DROPOUT, factors, farthest
 
@@ -257,10 +256,7 @@ def test_a_batch_of_an_evaluation_waits_once(
     """And a benchmark that is answered in text once every 16 tokens."""
     words = words_of(kind, data)
     if kind == "causal":
-        protocol = protocols.find("gsm8k", "lora_ga")
-        assert protocol.decoding is not None
-        fewer = replace(protocol, decoding=replace(protocol.decoding, max_new_tokens=32))
-        monkeypatch.setitem(protocols.PROTOCOLS, ("gsm8k", "lora_ga"), fewer)
+        shortened(monkeypatch, "gsm8k", "lora_ga", 32)
         words += ["task.protocol=lora_ga", "task.limit_eval=4"]
     of_batches = [
         counted(card, module, "of_batches", monkeypatch)  # type: ignore[arg-type]
@@ -291,17 +287,11 @@ def test_runs_that_share_their_passes_are_the_runs_alone(tmp_path: Path) -> None
         outcomes[how] = (
             list(packed.run(made))
             if how == "together"
-            else [loop_alone(settings, plain) for settings, plain in made]
+            else [experiment.run(settings, plain) for settings, plain in made]
         )
     for one, other in zip(outcomes["together"], outcomes["alone"], strict=True):
         assert one.record["packed"] == len(each)
         assert farthest(one.folder, other.folder) < 1e-5
-
-
-def loop_alone(settings: Settings, plain: Any) -> Any:
-    from loraexp.run import experiment
-
-    return experiment.run(settings, plain)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "causal"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from loraexp.run import kept
 from loraexp.scoring import protocols
 from tests.support.glue import write_glue
 from tests.support.runs import run
+from tests.support.shortened import shortened
 from tests.support.text_tasks import write_gsm8k
 
 TEXT = (
@@ -46,8 +46,7 @@ def test_the_weights_of_a_run_go_with_it(
     monkeypatch.setattr(kept, "model", noted)
     beams = protocols.find("gsm8k", "llm_adapters")
     assert beams.decoding is not None and beams.decoding.beams > 1
-    fewer = replace(beams, decoding=replace(beams.decoding, max_new_tokens=16))
-    monkeypatch.setitem(protocols.PROTOCOLS, ("gsm8k", "llm_adapters"), fewer)
+    shortened(monkeypatch, "gsm8k", "llm_adapters", 16)
     gsm8k = (*TEXT, f"task.data_dir={write_gsm8k(tmp_path)}")
     words = {
         "classification": (),

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ from loraexp.machine.hub import SourceError
 from loraexp.machine.signals import Interrupted
 from loraexp.models.load import quantised
 from loraexp.run import kept, train
-from loraexp.scoring import protocols
 from loraexp.sweep import estimate
 from tests.support.checkpoints import settings_of
 from tests.support.glue import write_glue
 from tests.support.runs import metric_lines, run
+from tests.support.shortened import shortened
 from tests.support.text_tasks import write_gsm8k
 
 KINDS = ("encoder", "LLaMA", "T5")
@@ -78,10 +77,7 @@ def test_a_run_on_quantised_weights(
 ) -> None:
     import bitsandbytes
 
-    protocol = protocols.find("gsm8k", "lora_ga")
-    assert protocol.decoding is not None
-    fewer = replace(protocol, decoding=replace(protocol.decoding, max_new_tokens=8))
-    monkeypatch.setitem(protocols.PROTOCOLS, ("gsm8k", "lora_ga"), fewer)
+    shortened(monkeypatch, "gsm8k", "lora_ga", 8)
     linear = getattr(bitsandbytes.nn, {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}[bits])
     models_of_runs: list[Any] = []
     make, step = kept.model, train.step

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from loraexp.machine.processes import Processes
 from loraexp.optimizers import rules, sylvester
 from loraexp.run import batches, components, evaluate, experiment, initialise, loop, train
 from loraexp.run.ledger import describe
-from loraexp.scoring import generate, protocols
+from loraexp.scoring import generate
 from loraexp.statistics.sweeps import Sweeper
 from loraexp.tasks import text
 from tests.support import pretend
 from tests.support.pretend import DEVICE, STEPS, Mode, Pretend, counted, training_device
+from tests.support.shortened import shortened
 from tests.support.text_data import overrides, write_all
 
 TRAINING = ("experiment=smoke", "wandb.mode=disabled", *pretend.TRAINING)
@@ -176,10 +176,7 @@ def test_a_batch_of_an_evaluation_waits_once(
     """And a benchmark that is answered in text once every 16 tokens."""
     words = overrides(data)[str(TASKS[kind])] if TASKS[kind] else []
     if kind == "causal":
-        protocol = protocols.find("gsm8k", "lora_ga")
-        assert protocol.decoding is not None
-        fewer = replace(protocol, decoding=replace(protocol.decoding, max_new_tokens=32))
-        monkeypatch.setitem(protocols.PROTOCOLS, ("gsm8k", "lora_ga"), fewer)
+        shortened(monkeypatch, "gsm8k", "lora_ga", 32)
         words += ["task.protocol=lora_ga", "task.limit_eval=4"]
     sizes: list[int] = []
     for module in (evaluate, text):

@@ -23,6 +23,7 @@ from loraexp.scoring.harness import run_task, score
 from loraexp.scoring.likelihood import score_choices
 from loraexp.scoring.samples import Question
 from tests.support.helpers import shared_data
+from tests.support.shortened import shortened
 from tests.support.written import byte_tokenizer, made
 
 PROMPTS = [
@@ -267,16 +268,8 @@ def test_alone_scores_one_token_of_the_letter(llama: nn.Module, tokenizer: Any) 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A protocol with few new tokens, under its own name, where lm-eval's task finds it."""
-
-    def shortened(benchmark: str, name: str) -> protocols.Protocol:
-        protocol = protocols.find(benchmark, name)
-        assert protocol.decoding is not None
-        fewer = replace(protocol, decoding=replace(protocol.decoding, max_new_tokens=12))
-        monkeypatch.setitem(protocols.PROTOCOLS, (benchmark, name), fewer)
-        return fewer
-
-    yield shortened
+    """A protocol with few new tokens."""
+    yield lambda benchmark, name: shortened(monkeypatch, benchmark, name, 12)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import torch
 from loraexp import models
 from loraexp.adapter.adapted import attach
 from loraexp.adapter.layer import Factors
-from loraexp.scoring import backends, protocols
+from loraexp.scoring import backends
 from loraexp.scoring.harness import score
 from loraexp.scoring.samples import Question
 from tests.support.checkpoints import settings_of
+from tests.support.shortened import shortened
 
 QUESTIONS = [
     f"Ann has {i} apples{' and then some more' * (i % 4)} and eats {i % 3}. How many are left?"
@@ -46,10 +46,7 @@ def test_vllm_answers_as_our_own_generation(
         if name.endswith("q_proj") and isinstance(layer, torch.nn.Linear)
     }
     attach(model, factors, 1.0, [])
-    protocol = protocols.find("gsm8k", "lora_ga")
-    assert protocol.decoding is not None
-    short = replace(protocol, decoding=replace(protocol.decoding, max_new_tokens=48))
-    monkeypatch.setitem(protocols.PROTOCOLS, ("gsm8k", "lora_ga"), short)
+    short = shortened(monkeypatch, "gsm8k", "lora_ga", 48)
     asked = [Question(short.ask(question=question), "1") for question in QUESTIONS]
     places: list[Path] = []
     kept = backends.write_merged

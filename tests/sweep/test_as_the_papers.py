@@ -100,14 +100,14 @@ def test_cg_loras_costs_are_those_of_the_24_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "task", "share", "columns", "seeds"),
+    ("variant", "task", "share", "columns", "seeds", "claims"),
     [
-        ("learnt", "cola", 721 / 1043, ("cola", "cola_mcc", "cola_ll"), 3),
-        ("learnt_mrpc", "mrpc", 279 / 408, ("mrpc", "mrpc_ll"), 5),
+        ("learnt", "cola", 721 / 1043, ("cola", "cola_mcc", "cola_ll"), 3, 3),
+        ("learnt_mrpc", "mrpc", 279 / 408, ("mrpc", "mrpc_ll"), 5, 2),
     ],
 )
 def test_cg_loras_small_tables_ask_whether_their_columns_are_learnt(
-    variant: str, task: str, share: float, columns: tuple[str, ...], seeds: int
+    variant: str, task: str, share: float, columns: tuple[str, ...], seeds: int, claims: int
 ) -> None:
     """The same runs by accuracy and likelihood, seeds of which one chooses the rate, and for both
     baselines a control that is above what always the more frequent class has."""
@@ -125,4 +125,4 @@ def test_cg_loras_small_tables_ask_whether_their_columns_are_learnt(
         (control,) = [c for c in found.claims if c.value == f"{row}/{task}_ll" and not c.minus]
         assert control.above is not None and alone + 0.02 < control.above < 0
     own = [one.text for one in loaded("cg_lora_table1").claims if one.value.endswith(f"/{task}")]
-    assert own and [claim.text for claim in found.claims[: len(own)]] == own
+    assert [claim.text for claim in found.claims[: len(own)]] == own and len(own) == claims
