@@ -185,7 +185,7 @@ def main(rows: int = ROWS, blocks: int = BLOCKS, most: int | None = None) -> dic
             said = (
                 ""
                 if name == "loraexp"
-                else f"ours {ratio:.2f} ×  {verdict(ratio, least=target, unit=' ×')}"
+                else f"ours {ratio:.2f} ×  {verdict(f'{case}, ours / {name}', ratio, least=target)}"
             )
             print(
                 f"{case:<8} {name:<13} {seconds[name]:7.1f} s  {tokens[name]:6d} tokens "

@@ -234,7 +234,7 @@ def main(quick: bool = False) -> dict[str, float]:
         for axis in AXES
     }
     worst = max(over, key=lambda key: over[key])
-    said = verdict(over[worst], most=TOLERANCE)
+    said = verdict(f"most beyond its formula: {worst}", over[worst], most=TOLERANCE)
     print(f"most beyond its formula: {worst} {over[worst]:+.2f}   {said}")
     if over[worst] > TOLERANCE and not quick:
         name, axis = worst.split("/")

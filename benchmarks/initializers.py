@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks import within
 from benchmarks.clocks import CPU, now
 from loraexp import config, models
 from loraexp.adapter.adapted import attach, scaling_factor
@@ -311,12 +312,14 @@ def time_of(
         key, ratio = name.removesuffix(OWN), cost / found["peft"][0]
         own = name[len(key) :]
         bare = f"{cost / found[BARE[key] + own][0]:.2f}" if key in BARE else ""
+        sweeps = within(f"{subject}: {name}, sweeps", cost, SWEEPS.get(key))
         line = (
             f"{'PEFT LoRA-GA' if name == 'peft' else name:28} {cost:8.2f}"
-            f" {within(cost, SWEEPS.get(key)):>8} {bare:>8} {spent:7.2f} {clock:7.2f} {rounds:7}"
+            f" {sweeps:>8} {bare:>8} {spent:7.2f} {clock:7.2f} {rounds:7}"
             f" {ratio:16.2f}"
         )
-        print(f"{line} {within(ratio, TIMES_PEFT.get(key)):>8}", flush=True)
+        of_peft = within(f"{subject}: {name}, of PEFT's", ratio, TIMES_PEFT.get(key))
+        print(f"{line} {of_peft:>8}", flush=True)
         figures |= {f"{subject}/{name}/sweeps": cost, f"{subject}/{name}/peft": ratio}
     return figures
 
@@ -329,11 +332,6 @@ def tokens_of(bench: Bench) -> list[int]:
 def cells(batches: Sequence[Mapping[str, Tensor]]) -> int:
     """Tokens with their padding."""
     return sum(batch["attention_mask"].numel() for batch in batches)
-
-
-def within(value: float, target: float | None) -> str:
-    """The target, marked where it is missed."""
-    return "" if target is None else f"≤ {target:g}{'' if value <= target else ' !'}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -433,7 +431,8 @@ def memory_of(subject: str, names: Sequence[str] = FRUGAL) -> dict[str, float]:
         both = f"{found['trained'] / 2**20:.1f} ({found['targets'] / 2**20:.1f})"
         shares = f"{extra:+.1%} ({strict:+.1%})"
         line = f"{name:22} {both:>16} {found['once'] / 2**20:9.1f} {shares:>16} {twice:18.1%}"
-        print(f"{line} {within(max(strict, twice), MEMORY):>8}", flush=True)
+        bound = within(f"{subject}: {name}, memory of a plain pass", max(strict, twice), MEMORY)
+        print(f"{line} {bound:>8}", flush=True)
         figures |= {
             f"{subject}/{name}/extra": extra,
             f"{subject}/{name}/extra_strict": strict,

@@ -361,10 +361,11 @@ def main(quick: bool = False) -> dict[str, float]:
         middle = figures[f"{mine}_over_{peer}"] = statistics.median(ratios)
         words = f"{CONTENDERS[mine][0]} / {CONTENDERS[peer][0]}"
         spread = f"({min(ratios):.2f} … {max(ratios):.2f})"
-        print(f"{words:<66} {middle:6.2f} {spread:<16} {verdict(middle, least=least)}".rstrip())
+        print(
+            f"{words:<66} {middle:6.2f} {spread:<16} {verdict(words, middle, least=least)}".rstrip()
+        )
     outside = figures["outside_share"] = statistics.median(m.outside for m in found["buckets"])
-    print(
-        f"{'loop outside forward, backward, optimizer':<66} {outside:6.2%} {'':<16}"
-        f" {verdict(100 * outside, most=3, unit=' %')}"
-    )
+    words = "loop outside forward, backward, optimizer"
+    said = verdict(words, 100 * outside, most=3, unit=" %")
+    print(f"{words:<66} {outside:6.2%} {'':<16} {said}")
     return figures

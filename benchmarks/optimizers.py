@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import verdict
+from benchmarks import verdict, within
 from benchmarks.clocks import CPU, now
 from loraexp import config
 from loraexp.adapter.adapted import AdaptedLinear, Adapters
@@ -202,6 +202,7 @@ def steps_of(layers: int, rounds: int = ROUNDS, device: torch.device = CPU) -> d
         key = name.lower().replace(" ", "_")
         figures |= {f"{key}/{layers}": ratio, f"{key}/{layers}/bytes": float(size)}
         seconds[name] = taken
+        bound = within(f"{name} / AdamW, {layers} layers", ratio, TARGETS.get(name), NOISE)
         note = ""
         if name == "p_lora":
             of_peft = figures[f"{key}/{layers}/peft"] = ratio / figures[f"peft_riemannian/{layers}"]
@@ -209,19 +210,14 @@ def steps_of(layers: int, rounds: int = ROUNDS, device: torch.device = CPU) -> d
         if name in FASTER:
             slower, least = FASTER[name]
             times = figures[f"{key}/{layers}/times"] = seconds[slower] / taken
-            note = f"  {times:.1f} times as fast as {slower}: {verdict(times, least=least)}"
+            said = verdict(f"{name}, times as fast, {layers} layers", times, least=least)
+            note = f"  {times:.1f} times as fast as {slower}: {said}"
         print(
             f"{name:26} {taken * 1e3:9.2f} {clock * 1e3:9.2f} {ratio:9.2f}"
-            f" {within(name, ratio):>9} {size / 2**20:10.2f}{note}",
+            f" {bound:>9} {size / 2**20:10.2f}{note}",
             flush=True,
         )
     return figures
-
-
-def within(name: str, ratio: float) -> str:
-    """The target, marked where it is missed by more than the noise."""
-    target = TARGETS.get(name)
-    return "" if target is None else f"≤ {target:g}{'' if ratio <= target + NOISE else ' !'}"
 
 
 def main(quick: bool = False) -> dict[str, float]:

@@ -286,13 +286,13 @@ def main(quick: bool = False, models: Sequence[str] = MEASURED) -> dict[str, flo
             if not numbers:
                 continue
             found = ratios(model, shape, numbers, rounds, least)
-            target = LEAST_AT_ONE_ROW if shape.rows == 1 else LEAST - NOISE
+            target, noise = (LEAST_AT_ONE_ROW, 0.0) if shape.rows == 1 else (LEAST, NOISE)
             for k in numbers:
                 by_processor, by_clock = found[k]
                 ratio = statistics.median(by_processor)
                 share = held[f"{shape}/{k}"] / (k * held[f"{shape}/1"])
                 spread = f"{ratio:.2f} ({min(by_processor):.2f} … {max(by_processor):.2f})"
-                said = verdict(ratio, least=target)
+                said = verdict(f"{name}, {k} runs", ratio, least=target, noise=noise)
                 clock = statistics.median(by_clock)
                 print(
                     f"{name:36} {k:4} {spread:>21} {clock:6.2f} {share:7.2f}   {said}",

@@ -86,7 +86,7 @@ def show(name: str, measured: list[Measured], most: float) -> float:
     clock, used = (statistics.median(values) for values in zip(*measured, strict=True))
     print(
         f"{name:<44} {used:5.2f} s ({clock:5.2f} by the clock)"
-        f"  {verdict(used, most=most, unit=' s')}",
+        f"  {verdict(name, used, most=most, unit=' s')}",
         flush=True,
     )
     return used
@@ -129,7 +129,7 @@ def main() -> dict[str, float]:
             "loraexp report of everything", [seconds(run) for _ in range(REPEATS)], 15.0
         )
         figures["cells"] = expansion()
-        cells_said = verdict(figures["cells"], least=1000, unit="/s")
+        cells_said = verdict("cells a second", figures["cells"], least=1000)
         print(f"{'cells a second':<46} {figures['cells']:5.0f}    {cells_said}", flush=True)
         records_of_many(many, record)
         first = seconds(lambda: load_records(many))

@@ -68,7 +68,7 @@ def show(name: str, seconds: list[float], most: float) -> float:
     middle = statistics.median(seconds)
     spread = f"({min(seconds):.2f} … {max(seconds):.2f})"
     print(
-        f"{name:<44} {middle:5.2f} s  {spread:<16} {verdict(middle, most=most, unit=' s')}",
+        f"{name:<44} {middle:5.2f} s  {spread:<16} {verdict(name, middle, most=most, unit=' s')}",
         flush=True,
     )
     return middle
