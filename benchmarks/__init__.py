@@ -25,11 +25,15 @@ class Figure:
         return self.value <= self.target + self.noise
 
     @property
+    def said(self) -> str:
+        return "met" if self.met else "MISSED"
+
+    @property
     def bound(self) -> str:
         return f"{'≥' if self.at_least else '≤'} {self.target:.4g}{self.unit}"
 
 
-ASKED: list[Figure] = []  # every figure with a target, in the order of this run
+ASKED: list[Figure] = []  # the figures with a target, of the part that is measured
 
 
 def asked(
@@ -61,7 +65,7 @@ def verdict(
 ) -> str:
     """The target beside a figure, and whether the figure reaches it."""
     figure = asked(name, value, least=least, most=most, unit=unit, noise=noise)
-    return f"target {figure.bound}: {'met' if figure.met else 'MISSED'}" if figure else ""
+    return f"target {figure.bound}: {figure.said}" if figure else ""
 
 
 def within(name: str, value: float, most: float | None, noise: float = 0.0) -> str:
@@ -75,7 +79,7 @@ def summary(figures: list[tuple[str, Figure]]) -> str:
     width = max((len(figure.name) for _, figure in figures), default=0)
     lines = [
         f"{part:13} {figure.name:{width}} {figure.value:9.4g}{figure.unit:4}"
-        f" {figure.bound:>12}  {'met' if figure.met else 'MISSED'}"
+        f" {figure.bound:>12}  {figure.said}"
         for part, figure in figures
     ]
     missed = sum(not figure.met for _, figure in figures)

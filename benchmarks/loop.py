@@ -361,9 +361,8 @@ def main(quick: bool = False) -> dict[str, float]:
         middle = figures[f"{mine}_over_{peer}"] = statistics.median(ratios)
         words = f"{CONTENDERS[mine][0]} / {CONTENDERS[peer][0]}"
         spread = f"({min(ratios):.2f} … {max(ratios):.2f})"
-        print(
-            f"{words:<66} {middle:6.2f} {spread:<16} {verdict(words, middle, least=least)}".rstrip()
-        )
+        said = verdict(words, middle, least=least)
+        print(f"{words:<66} {middle:6.2f} {spread:<16} {said}".rstrip())
     outside = figures["outside_share"] = statistics.median(m.outside for m in found["buckets"])
     words = "loop outside forward, backward, optimizer"
     said = verdict(words, 100 * outside, most=3, unit=" %")

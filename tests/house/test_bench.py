@@ -10,16 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-import benchmarks
-from benchmarks import Figure, summary, verdict, within
+from benchmarks import ASKED, Figure, summary, verdict, within
 from benchmarks.__main__ import PARTS, main
 from tests.support.helpers import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
-def nothing_asked_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarks, "ASKED", [])
-    monkeypatch.setattr("benchmarks.__main__.ASKED", benchmarks.ASKED)
+def nothing_asked_before() -> None:
+    ASKED.clear()
 
 
 @pytest.mark.parametrize(
@@ -39,7 +37,7 @@ def test_a_figure_is_said_with_its_target(
     value: float, least: float | None, most: float | None, noise: float, said: str
 ) -> None:
     assert verdict("a / b", value, least=least, most=most, noise=noise) == said
-    assert len(benchmarks.ASKED) == bool(said)  # what has no target is not among the targets
+    assert len(ASKED) == bool(said)  # what has no target is not among the targets
     if most is not None:
         mark = "" if "met" in said else " !"
         assert within("a / b", value, most, noise) == f"≤ {most:g}{mark}"
